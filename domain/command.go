@@ -1,0 +1,93 @@
+package domain
+
+import (
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Command is something a caller asks of one account.
+type Command interface {
+	// decide returns the events c causes in a, none if it changes nothing.
+	decide(a Account) ([]Event, error)
+	command()
+}
+
+// Decide returns the events cmd causes: none if it changes nothing, an *Error
+// if the account's rules refuse it.
+func Decide(a Account, cmd Command) ([]Event, error) {
+	_, creating := cmd.(CreateAccount)
+	switch {
+	case creating && a.Exists():
+		return nil, refuse(CodeAccountExists, "There is an account with this sub already.")
+	case creating:
+		return cmd.decide(a)
+	case !a.Exists():
+		return nil, refuse(CodeAccountNotFound, "There is no account with this sub.")
+	case a.Erased():
+		return nil, refuse(CodeAccountErased, "The account was erased.")
+	}
+	_, status := cmd.(SetStatus) // the status machine has its own say on ended accounts
+	switch {
+	case a.Status == StatusCombined && !status:
+		return nil, refuse(CodeAccountCombined, "The account was combined into another one.")
+	case a.Status == StatusDeleted && !status:
+		return nil, refuse(CodeAccountDeleted, "The account is scheduled for deletion.")
+	}
+	return cmd.decide(a)
+}
+
+// CreateAccount opens an account.
+type CreateAccount struct {
+	Origin       Origin
+	Status       Status // empty: VERIFIED, or PENDING for a registration
+	Identities   []NewIdentity
+	CustomFields map[string]jsontext.Value
+	Registration Situation // of OriginRegistered
+}
+
+func (CreateAccount) command() {}
+
+func (c CreateAccount) decide(Account) ([]Event, error) {
+	var f faults
+	status := c.Status
+	switch {
+	case status == "" && c.Origin == OriginRegistered:
+		status = StatusPending
+	case status == "":
+		status = StatusVerified
+	case !slices.Contains(Statuses, status):
+		f.add("/userStatus", "must be PENDING, VERIFIED or DECLINED")
+	case status.systemManaged():
+		return nil, refuse(CodeStatusSystemManaged, "An account cannot be created as %s.", status)
+	}
+	if !slices.Contains([]Origin{OriginRegistered, OriginCreated, OriginImported}, c.Origin) {
+		f.add("/origin", "must be registered, created or imported")
+	}
+	if len(c.Identities) == 0 || len(c.Identities) > maxIdentities {
+		f.add("/identities", "an account has 1 to %d identities", maxIdentities)
+		return nil, f.err()
+	}
+	f.text("/registration/client", c.Registration.Client, 255)
+	f.text("/registration/device", c.Registration.Device, 255)
+	f.text("/registration/location", c.Registration.Location, 255)
+	fields := f.customFields("/customFields", c.CustomFields)
+	for key, value := range fields {
+		if value.Kind() == 'n' {
+			delete(fields, key) // null unsets, and here nothing is set yet
+		}
+	}
+	identities := f.identities(c.Identities)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	first := identities[0]
+	events := []Event{AccountCreated{
+		Origin: c.Origin, Status: status, Registration: c.Registration, CustomFields: fields,
+		IdentityID: first.IdentityID, Provider: first.Provider, ProviderUserID: first.ProviderUserID, Profile: first.Profile,
+	}}
+	for _, n := range identities[1:] {
+		events = append(events, IdentityLinked(n))
+	}
+	return events, nil
+}

@@ -1,0 +1,172 @@
+package domain
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+
+	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
+)
+
+// Actor is who caused an event: the authenticated caller.
+type Actor struct {
+	Kind   string `json:"kind"` // api-key, bearer, system, import
+	ID     string `json:"id"`
+	Client string `json:"client,omitzero"` // the application that acted for the caller
+}
+
+func (a Actor) String() string { return a.Kind + ":" + a.ID }
+
+// Metadata says who caused an event, by which command, and when in the world.
+// None of it is personal.
+type Metadata struct {
+	Actor         Actor     `json:"actor"`
+	CommandID     string    `json:"commandId,omitzero"`     // of the request that may be repeated
+	CorrelationID string    `json:"correlationId,omitzero"` // of everything one request caused
+	CausationID   string    `json:"causationId,omitzero"`   // the event that caused this one
+	EffectiveTime time.Time `json:"effectiveTime,omitzero"` // when it became true, if not when recorded
+	ReasonCode    string    `json:"reasonCode,omitzero"`
+
+	// requestHash tells a repeated request from another one under the same
+	// command id. A hash of a request tests guesses at what was in it, so it
+	// is personal and travels with the sealed part.
+	requestHash string
+}
+
+// WithRequest returns m for a command that may be repeated under id as long
+// as the request, of which hash is a digest, is the same.
+func (m Metadata) WithRequest(id, hash string) Metadata {
+	m.CommandID, m.requestHash = id, hash
+	return m
+}
+
+// Entry is one event of the log, opened and decoded.
+type Entry struct {
+	ID       uuid.UUID
+	Type     string // as recorded, before upcasting
+	Stream   string
+	Revision eventstore.Revision
+	Position eventstore.Position
+	Time     time.Time // when it was recorded
+	Meta     Metadata
+	Event    Event
+	Erased   bool // its personal fields are gone
+
+	keyID eventstore.KeyID
+}
+
+// OccurredTime is when x became true in the world: its effective time, or
+// else the time of its recording.
+func (x Entry) OccurredTime() time.Time {
+	if !x.Meta.EffectiveTime.IsZero() {
+		return x.Meta.EffectiveTime
+	}
+	return x.Time
+}
+
+// Sub is the account x belongs to, or "" for a change of configuration.
+func (x Entry) Sub() string {
+	sub, ok := strings.CutPrefix(x.Stream, accountPrefix)
+	if !ok {
+		return ""
+	}
+	return sub
+}
+
+// Data is x's event as one JSON object, clear and personal members together.
+func (x Entry) Data() (jsontext.Value, error) {
+	data, err := json.Marshal(x.Event, json.Deterministic(true))
+	return data, err
+}
+
+// Codec turns events into what the log holds and back. It is where personal
+// data is sealed and opened, once for every backend.
+type Codec struct{ Keys *seal.Keys }
+
+// The two JSON documents of an event.
+type (
+	clearDocument struct {
+		Meta Metadata       `json:"meta"`
+		Data jsontext.Value `json:"data"`
+	}
+	personalDocument struct {
+		Data    jsontext.Value `json:"data,omitzero"`
+		Request string         `json:"request,omitzero"`
+	}
+)
+
+// encode seals x's event under key for its place in its stream. Without a
+// personal part there is no sealed part either, and key is not used.
+func (c Codec) encode(x Entry, key eventstore.KeyID) (eventstore.Event, error) {
+	clear, _, err := members(x.Event, clearPart)
+	if err != nil {
+		return eventstore.Event{}, fmt.Errorf("domain: encode %s: %w", x.Type, err)
+	}
+	envelope, err := json.Marshal(clearDocument{x.Meta, clear})
+	if err != nil {
+		return eventstore.Event{}, fmt.Errorf("domain: encode %s: %w", x.Type, err)
+	}
+	e := eventstore.Event{ID: x.ID, Type: x.Type, Actor: x.Meta.Actor.String(), Clear: envelope}
+	data, personal, err := members(x.Event, personalPart)
+	if err != nil {
+		return eventstore.Event{}, fmt.Errorf("domain: encode %s: %w", x.Type, err)
+	}
+	if !personal && x.Meta.requestHash == "" || key == (eventstore.KeyID{}) {
+		return e, nil
+	}
+	plaintext, err := json.Marshal(personalDocument{data, x.Meta.requestHash})
+	if err != nil {
+		return eventstore.Event{}, fmt.Errorf("domain: encode %s: %w", x.Type, err)
+	}
+	e.KeyID = key
+	e.Sealed, err = c.Keys.Seal(key, seal.Context{EventID: x.ID, Stream: x.Stream, Revision: x.Revision, Type: x.Type}, plaintext)
+	return e, err
+}
+
+func members(e Event, p part) (jsontext.Value, bool, error) {
+	var b bytes.Buffer
+	any, err := appendPart(jsontext.NewEncoder(&b), e, p)
+	return bytes.TrimRight(b.Bytes(), "\n"), any, err
+}
+
+// Decode opens and decodes what the log holds. Of an event whose personal
+// part was erased, or whose key was destroyed, it gives the clear fields.
+func (c Codec) Decode(rec eventstore.Recorded) (Entry, error) {
+	x := Entry{
+		ID: rec.ID, Type: rec.Type, Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position,
+		Time: rec.Time, Erased: rec.Erased(), keyID: rec.KeyID,
+	}
+	var clear clearDocument
+	if err := json.Unmarshal(rec.Clear, &clear); err != nil {
+		return x, fmt.Errorf("domain: decode %s at position %d: %T", rec.Type, rec.Position, err)
+	}
+	x.Meta = clear.Meta
+	var personal personalDocument
+	if rec.Sealed != nil {
+		plaintext, err := c.Keys.Open(rec.KeyID, seal.Context{EventID: rec.ID, Stream: rec.Stream, Revision: rec.Revision, Type: rec.Type}, rec.Sealed)
+		switch {
+		case errors.Is(err, seal.ErrErased):
+			x.Erased = true
+		case err != nil:
+			return x, fmt.Errorf("domain: open %s at position %d: %w", rec.Type, rec.Position, err)
+		default:
+			if err := json.Unmarshal(plaintext, &personal); err != nil {
+				return x, fmt.Errorf("domain: decode %s at position %d: %T", rec.Type, rec.Position, err)
+			}
+		}
+	}
+	x.Meta.requestHash = personal.Request
+	event, err := DecodeEvent(rec.Type, clear.Data, personal.Data)
+	if err != nil {
+		return x, fmt.Errorf("%w (position %d)", err, rec.Position)
+	}
+	x.Event = event
+	return x, nil
+}

@@ -1,0 +1,92 @@
+// Package domain decides: it holds the account, the commands that may be asked
+// of it, the events that record what was decided, and the Ledger that loads,
+// decides and appends.
+//
+// Decide and Evolve are pure. Time, ids and who is asking arrive from outside.
+package domain
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Code names a reason for refusal. It is part of the API and never changes.
+type Code string
+
+// The reasons the ledger refuses for. What HTTP makes of each is httpapi's.
+const (
+	CodeAccountNotFound         Code = "account-not-found"
+	CodeAccountErased           Code = "account-erased"
+	CodeAccountExists           Code = "account-exists"
+	CodeAccountDeleted          Code = "account-deleted"
+	CodeAccountCombined         Code = "account-combined"
+	CodeInvalidRequest          Code = "invalid-request"
+	CodeIdentifierTaken         Code = "identifier-taken"
+	CodeIdentifierRequired      Code = "identifier-required"
+	CodeIdentityConflict        Code = "identity-conflict"
+	CodeIdentityNotFound        Code = "identity-not-found"
+	CodeStatusSystemManaged     Code = "status-system-managed"
+	CodeInvalidStatusTransition Code = "invalid-status-transition"
+	CodeStaleRevision           Code = "stale-revision"
+	CodeConcurrentChange        Code = "concurrent-change"
+	CodeIdempotencyKeyReused    Code = "idempotency-key-reused"
+	CodeWebhookNotFound         Code = "webhook-not-found"
+)
+
+// Codes lists every code a *Error may carry, for tables that must be complete.
+var Codes = []Code{
+	CodeAccountNotFound, CodeAccountErased, CodeAccountExists, CodeAccountDeleted, CodeAccountCombined,
+	CodeInvalidRequest, CodeIdentifierTaken, CodeIdentifierRequired, CodeIdentityConflict, CodeIdentityNotFound,
+	CodeStatusSystemManaged, CodeInvalidStatusTransition, CodeStaleRevision, CodeConcurrentChange,
+	CodeIdempotencyKeyReused, CodeWebhookNotFound,
+}
+
+// Error is a refusal by rule: the caller's to mend. Anything else that fails
+// is ours. It never carries personal data.
+type Error struct {
+	Code   Code
+	Detail string  // a sentence
+	Faults []Fault // of CodeInvalidRequest: everything that is wrong, not only the first
+}
+
+// Fault is one thing wrong with a request.
+type Fault struct {
+	Pointer string `json:"pointer"` // RFC 6901, into the request's body
+	Detail  string `json:"detail"`  // the rule that was broken; never the value
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s", e.Code, e.Detail)
+	for _, f := range e.Faults {
+		fmt.Fprintf(&b, " [%s: %s]", f.Pointer, f.Detail)
+	}
+	return b.String()
+}
+
+// CodeOf returns the code of the *Error in err's tree, or "" if there is none.
+func CodeOf(err error) Code {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	return ""
+}
+
+func refuse(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Detail: fmt.Sprintf(format, args...)}
+}
+
+// faults collects what is wrong with a request.
+type faults []Fault
+
+func (f *faults) add(pointer, format string, args ...any) {
+	*f = append(*f, Fault{pointer, fmt.Sprintf(format, args...)})
+}
+
+func (f faults) err() error {
+	if len(f) == 0 {
+		return nil
+	}
+	return &Error{Code: CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: f}
+}

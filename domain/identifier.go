@@ -1,0 +1,203 @@
+package domain
+
+import (
+	"errors"
+	"net/mail"
+	"strings"
+
+	"github.com/nyaruka/phonenumbers"
+	"golang.org/x/net/idna"
+	"golang.org/x/text/cases"
+	"golang.org/x/text/secure/precis"
+
+	"accountledger/eventstore"
+)
+
+// Kind is a kind of identifier: the type of a UserID, and the name under
+// which a caller learns that one is taken.
+type Kind string
+
+// The kinds of identifiers.
+const (
+	KindEmail          Kind = "email"
+	KindMobileNumber   Kind = "mobile_number"
+	KindUsername       Kind = "username"
+	KindProviderUserID Kind = "providerUserId"
+)
+
+// UserID is an identifier that leads to its account.
+type UserID struct {
+	Type       Kind   `json:"type"`
+	Value      string `json:"value"` // as shown
+	Verified   bool   `json:"verified"`
+	IdentityID string `json:"identityId,omitzero"`
+	Provider   string `json:"provider,omitzero"` // of a providerUserId
+	FieldKey   string `json:"fieldKey,omitzero"` // of a custom field
+}
+
+// Key is the value as it is compared: two identifiers of one kind are the
+// same if and only if their keys are.
+func (u UserID) Key() string { return compareKey(u.Type, u.Provider, u.Value) }
+
+func compareKey(kind Kind, provider, value string) string {
+	switch kind {
+	case KindEmail:
+		return cases.Fold().String(value) // the domain is lower-case ASCII already
+	case KindUsername:
+		if key, err := precis.UsernameCaseMapped.CompareKey(value); err == nil {
+			return key
+		}
+		return value
+	case KindProviderUserID:
+		return provider + "\x00" + value
+	}
+	return value
+}
+
+// userIDs lists every identifier that leads to a.
+func userIDs(a Account) []UserID {
+	ids := make([]UserID, 0, 4*len(a.Identities))
+	for _, i := range a.Identities {
+		for _, u := range []UserID{
+			{Type: KindEmail, Value: i.Email, Verified: i.EmailVerified},
+			{Type: KindMobileNumber, Value: i.MobileNumber, Verified: i.MobileNumberVerified},
+			{Type: KindUsername, Value: i.Username},
+			{Type: KindProviderUserID, Value: i.ProviderUserID, Provider: i.Provider, Verified: true},
+		} {
+			if u.Value != "" {
+				u.IdentityID = i.IdentityID
+				ids = append(ids, u)
+			}
+		}
+	}
+	return ids
+}
+
+// claims says which claims move when an account goes from before to after:
+// those it holds after and did not hold before are taken, and the reverse
+// given up. No command has to know.
+func claims(before, after Account, claim func(kind, value, owner string) eventstore.Claim) (take, release []eventstore.Claim) {
+	type identifier struct {
+		kind Kind
+		key  string
+	}
+	set := func(a Account) map[identifier]bool {
+		m := make(map[identifier]bool, len(a.UserIDs))
+		for _, u := range a.UserIDs {
+			m[identifier{u.Type, u.Key()}] = true
+		}
+		return m
+	}
+	held, needed := set(before), set(after)
+	owner := AccountStream(after.Sub)
+	for id := range needed {
+		if !held[id] {
+			take = append(take, claim(string(id.kind), id.key, owner))
+		}
+	}
+	for id := range held {
+		if !needed[id] {
+			release = append(release, claim(string(id.kind), id.key, owner))
+		}
+	}
+	return take, release
+}
+
+// Normalize checks an identifier and brings it into the form in which it is
+// stored and shown. The error names the rule and not the value.
+func Normalize(kind Kind, value string) (string, error) {
+	switch kind {
+	case KindEmail:
+		return normalizeEmail(value)
+	case KindMobileNumber:
+		return normalizeMobileNumber(value)
+	case KindUsername:
+		return normalizeUsername(value)
+	}
+	if value == "" || len(value) > 255 {
+		return "", errors.New("1 to 255 bytes")
+	}
+	return value, nil
+}
+
+// normalizeEmail takes an addr-spec (RFC 5322, without comments and quoted
+// local parts, RFC 6532 for its characters). The domain becomes lower-case
+// ASCII (IDNA 2008, lookup); the local part stays as typed.
+func normalizeEmail(value string) (string, error) {
+	bad := errors.New("must be an e-mail address")
+	a, err := mail.ParseAddress(value)
+	if err != nil || a.Address != value || a.Name != "" {
+		return "", bad
+	}
+	at := strings.LastIndexByte(value, '@')
+	local, domain := value[:at], value[at+1:]
+	domain, err = idna.Lookup.ToASCII(domain)
+	if err != nil || len(local) > 64 || len(domain) > 253 || !strings.Contains(domain, ".") || strings.HasSuffix(domain, ".") {
+		return "", bad
+	}
+	return local + "@" + strings.ToLower(domain), nil
+}
+
+// normalizeMobileNumber takes an international number however it is grouped
+// and gives E.164. The number must be one that its country's plan knows.
+func normalizeMobileNumber(value string) (string, error) {
+	bad := errors.New("must be a valid telephone number with its country code, like +4915112345678")
+	if len(value) > 40 {
+		return "", bad
+	}
+	n, err := phonenumbers.Parse(value, phonenumbers.UNKNOWN_REGION)
+	if err != nil || !phonenumbers.IsValidNumber(n) || n.GetExtension() != "" {
+		return "", bad
+	}
+	return phonenumbers.Format(n, phonenumbers.E164), nil
+}
+
+// normalizeUsername checks for the profile UsernameCaseMapped of PRECIS (RFC
+// 8265, section 3.3) and keeps the case as typed.
+func normalizeUsername(value string) (string, error) {
+	shown, err := precis.UsernameCasePreserved.String(value)
+	if err == nil {
+		_, err = precis.UsernameCaseMapped.CompareKey(value)
+	}
+	if err != nil || len(shown) > 255 {
+		return "", errors.New("must be a username (RFC 8265) of at most 255 bytes: letters, digits and punctuation, no spaces")
+	}
+	return shown, nil
+}
+
+// identifier normalises *value in place; an empty one is none.
+func (f *faults) identifier(pointer string, kind Kind, value *string) {
+	if *value == "" {
+		return
+	}
+	normal, err := Normalize(kind, *value)
+	if err != nil {
+		f.add(pointer, "%s", err)
+		return
+	}
+	*value = normal
+}
+
+// Candidate is an identifier someone looks up: a kind and its comparable key.
+type Candidate struct {
+	Kind Kind
+	Key  string
+}
+
+// Candidates are what a typed identifier may mean, most likely first. With an
+// empty kind it is tried as e-mail, mobile number and username; a
+// providerUserId needs its kind and provider. An identifier that cannot exist
+// has no candidates.
+func Candidates(kind Kind, provider, value string) []Candidate {
+	kinds := []Kind{kind}
+	if kind == "" {
+		kinds = []Kind{KindEmail, KindMobileNumber, KindUsername}
+	}
+	var found []Candidate
+	for _, k := range kinds {
+		if normal, err := Normalize(k, strings.TrimSpace(value)); err == nil {
+			found = append(found, Candidate{k, compareKey(k, provider, normal)})
+		}
+	}
+	return found
+}

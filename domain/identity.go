@@ -1,0 +1,371 @@
+package domain
+
+import (
+	"errors"
+	"net/url"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"golang.org/x/text/language"
+)
+
+// ProviderSelf is the identity provider of identities that the ledger's own
+// installation signs in; an account has at most one.
+const ProviderSelf = "self"
+
+var providerKey = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
+
+// Identity is one way to sign in to an account.
+type Identity struct {
+	IdentityID     string `json:"identityId"`
+	Provider       string `json:"provider"` // never changes
+	ProviderUserID string `json:"providerUserId,omitzero"`
+	Profile
+	CreatedTime time.Time `json:"createdTime"`
+	UpdatedTime time.Time `json:"updatedTime"`
+}
+
+// Profile is what an identity says about its person: the claims of OpenID
+// Connect Core 1.0, section 5.1, under their names. All of it is personal.
+type Profile struct {
+	GivenName            string   `json:"given_name,omitzero"`
+	FamilyName           string   `json:"family_name,omitzero"`
+	MiddleName           string   `json:"middle_name,omitzero"`
+	Nickname             string   `json:"nickname,omitzero"`
+	Email                string   `json:"email,omitzero"`
+	EmailVerified        bool     `json:"email_verified"`
+	MobileNumber         string   `json:"mobile_number,omitzero"` // E.164
+	MobileNumberVerified bool     `json:"mobile_number_verified"`
+	Username             string   `json:"username,omitzero"`
+	Locale               string   `json:"locale,omitzero"`    // BCP 47
+	Zoneinfo             string   `json:"zoneinfo,omitzero"`  // IANA time zone
+	Birthdate            string   `json:"birthdate,omitzero"` // YYYY-MM-DD
+	Gender               string   `json:"gender,omitzero"`
+	Picture              string   `json:"picture,omitzero"` // URL
+	Website              string   `json:"website,omitzero"` // URL
+	Address              *Address `json:"address,omitzero"`
+}
+
+// Address is the postal address of OpenID Connect Core 1.0, section 5.1.1.
+type Address struct {
+	Formatted     string `json:"formatted,omitzero"`
+	StreetAddress string `json:"street_address,omitzero"`
+	Locality      string `json:"locality,omitzero"`
+	Region        string `json:"region,omitzero"`
+	PostalCode    string `json:"postal_code,omitzero"`
+	Country       string `json:"country,omitzero"`
+}
+
+func newIdentity(id, provider, providerUserID string, p Profile, x Entry) Identity {
+	return Identity{id, provider, providerUserID, p, x.OccurredTime(), x.OccurredTime()}
+}
+
+// IdentityLinked adds a way to sign in to the account.
+type IdentityLinked struct {
+	IdentityID     string  `json:"identityId" pii:"clear"`
+	Provider       string  `json:"provider" pii:"clear"`
+	ProviderUserID string  `json:"providerUserId" pii:"seal"`
+	Profile        Profile `json:"profile" pii:"seal"`
+}
+
+func (IdentityLinked) eventType() string { return "account.identity-linked.v1" }
+
+// IdentityUnlinked removes a way to sign in from the account.
+type IdentityUnlinked struct {
+	IdentityID string `json:"identityId" pii:"clear"`
+	Provider   string `json:"provider" pii:"clear"`
+}
+
+func (IdentityUnlinked) eventType() string { return "account.identity-unlinked.v1" }
+
+// ProfileUpdated changes what an identity says about its person.
+type ProfileUpdated struct {
+	IdentityID string         `json:"identityId" pii:"clear"`
+	Fields     []string       `json:"fields" pii:"clear"` // names of the members of Changes
+	Changes    jsontext.Value `json:"changes" pii:"seal"` // object: the changed members with their new values, null where removed
+}
+
+func (ProfileUpdated) eventType() string { return "account.profile-updated.v1" }
+
+// NewIdentity is an identity to be: of a new account, or to be linked.
+type NewIdentity struct {
+	IdentityID     string // a fresh id, see NewID
+	Provider       string
+	ProviderUserID string // required unless Provider is self
+	Profile        Profile
+}
+
+// LinkIdentity adds an identity to the account. Linking what is linked
+// already changes nothing.
+type LinkIdentity struct{ Identity NewIdentity }
+
+func (LinkIdentity) command() {}
+
+func (c LinkIdentity) decide(a Account) ([]Event, error) {
+	var f faults
+	n := f.identity("", c.Identity)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	for _, i := range a.Identities {
+		switch {
+		case i.Provider != n.Provider:
+		case i.ProviderUserID == n.ProviderUserID && (n.Provider != ProviderSelf || i.Profile.equal(n.Profile)):
+			return nil, nil
+		case n.Provider == ProviderSelf:
+			return nil, refuse(CodeIdentityConflict, "An account has at most one identity of provider self.")
+		}
+	}
+	return []Event{IdentityLinked(n)}, nil
+}
+
+// UnlinkIdentity removes an identity, unless no identifier would be left.
+type UnlinkIdentity struct{ IdentityID string }
+
+func (UnlinkIdentity) command() {}
+
+func (c UnlinkIdentity) decide(a Account) ([]Event, error) {
+	i, ok := a.identity(c.IdentityID)
+	if !ok {
+		return nil, refuse(CodeIdentityNotFound, "The account has no such identity.")
+	}
+	left := Account{CustomFields: a.CustomFields}
+	for _, other := range a.Identities {
+		if other.IdentityID != i.IdentityID {
+			left.Identities = append(left.Identities, other)
+		}
+	}
+	if !reachable(left.Identities) {
+		return nil, refuse(CodeIdentifierRequired, "Without this identity the account would have no e-mail, mobile number or username.")
+	}
+	return []Event{IdentityUnlinked{IdentityID: i.IdentityID, Provider: i.Provider}}, nil
+}
+
+// UpdateProfile changes members of one identity's profile.
+type UpdateProfile struct {
+	IdentityID string         // may be empty where the account has one identity
+	Patch      jsontext.Value // RFC 7396 merge patch of a Profile
+}
+
+func (UpdateProfile) command() {}
+
+func (c UpdateProfile) decide(a Account) ([]Event, error) {
+	id := c.IdentityID
+	if id == "" && len(a.Identities) == 1 {
+		id = a.Identities[0].IdentityID
+	}
+	old, ok := a.identity(id)
+	if !ok && c.IdentityID == "" {
+		return nil, faults{{"/identity/identityId", "required where the account has more than one identity"}}.err()
+	}
+	if !ok {
+		return nil, refuse(CodeIdentityNotFound, "The account has no such identity.")
+	}
+	p, stated, err := old.Profile.patched(c.Patch)
+	if err != nil {
+		return nil, err
+	}
+	var f faults
+	p = f.profile("/identity", p)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	// A verification is of a value: a new value has to be stated verified.
+	if p.Email != old.Email && !stated["email_verified"] {
+		p.EmailVerified = false
+	}
+	if p.MobileNumber != old.MobileNumber && !stated["mobile_number_verified"] {
+		p.MobileNumberVerified = false
+	}
+	fields, changes := old.Profile.changes(p)
+	if len(fields) == 0 {
+		return nil, nil
+	}
+	after := append([]Identity{}, a.Identities...)
+	for i := range after {
+		if after[i].IdentityID == id {
+			after[i].Profile = p
+		}
+	}
+	if !reachable(after) {
+		return nil, refuse(CodeIdentifierRequired, "The account would have no e-mail, mobile number or username left.")
+	}
+	return []Event{ProfileUpdated{IdentityID: id, Fields: fields, Changes: changes}}, nil
+}
+
+// reachable reports whether an account with these identities has one of the
+// identifiers every account must have.
+func reachable(identities []Identity) bool {
+	for _, i := range identities {
+		if i.Email != "" || i.MobileNumber != "" || i.Username != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// patched applies an RFC 7396 merge patch and says which members it stated.
+// What json makes of an object and a struct of plain values is exactly that
+// merge, null included.
+func (p Profile) patched(patch jsontext.Value) (patched Profile, stated map[string]bool, err error) {
+	var members map[string]jsontext.Value
+	if err := json.Unmarshal(patch, &members); err != nil || members == nil {
+		return p, nil, faults{{"/identity", "must be an object"}}.err()
+	}
+	stated = make(map[string]bool, len(members))
+	for name := range members {
+		stated[name] = true
+	}
+	if p.Address != nil {
+		address := *p.Address // a merge reaches into it, and p shares it with the account
+		p.Address = &address
+	}
+	if err := json.Unmarshal(patch, &p, json.RejectUnknownMembers(true)); err != nil {
+		at := "/identity"
+		if e, ok := errors.AsType[*json.SemanticError](err); ok {
+			at += string(e.JSONPointer)
+		}
+		return p, nil, faults{{at, "unknown member, or a value of the wrong type"}}.err()
+	}
+	return p, stated, nil
+}
+
+// with applies what a ProfileUpdated recorded; without changes, because they
+// were erased, it changes nothing.
+func (p Profile) with(e ProfileUpdated) Profile {
+	if len(e.Changes) == 0 {
+		return p
+	}
+	if slices.Contains(e.Fields, "address") {
+		p.Address = nil // it is recorded whole, not merged
+	}
+	if err := json.Unmarshal(e.Changes, &p); err != nil {
+		panic("domain: recorded profile changes do not fit a profile")
+	}
+	return p
+}
+
+func (p Profile) equal(q Profile) bool { return reflect.DeepEqual(p, q) }
+
+// changes lists the members in which p and q differ, and gives q's values.
+func (p Profile) changes(q Profile) (fields []string, object jsontext.Value) {
+	pv, qv := reflect.ValueOf(p), reflect.ValueOf(q)
+	values := map[string]any{}
+	for i := range pv.NumField() {
+		if reflect.DeepEqual(pv.Field(i).Interface(), qv.Field(i).Interface()) {
+			continue
+		}
+		name, _, _ := strings.Cut(pv.Type().Field(i).Tag.Get("json"), ",")
+		fields = append(fields, name)
+		values[name] = nil
+		if f := qv.Field(i); !f.IsZero() || f.Kind() == reflect.Bool {
+			values[name] = f.Interface()
+		}
+	}
+	object, err := json.Marshal(values, json.Deterministic(true))
+	if err != nil {
+		panic("domain: a profile does not marshal: " + err.Error())
+	}
+	return fields, object
+}
+
+// identity checks and normalises one new identity.
+func (f *faults) identity(pointer string, n NewIdentity) NewIdentity {
+	if !providerKey.MatchString(n.Provider) {
+		f.add(pointer+"/provider", "a lower-case letter and up to 63 lower-case letters, digits, '_' or '-'")
+	}
+	if n.Provider != ProviderSelf && n.ProviderUserID == "" {
+		f.add(pointer+"/providerUserId", "required unless the provider is self")
+	}
+	f.text(pointer+"/providerUserId", n.ProviderUserID, 255)
+	n.Profile = f.profile(pointer, n.Profile)
+	return n
+}
+
+// profile checks and normalises a profile. It reports all that is wrong.
+func (f *faults) profile(pointer string, p Profile) Profile {
+	for name, value := range map[string]string{"given_name": p.GivenName, "family_name": p.FamilyName,
+		"middle_name": p.MiddleName, "nickname": p.Nickname, "gender": p.Gender} {
+		f.text(pointer+"/"+name, value, 255)
+	}
+	f.identifier(pointer+"/email", KindEmail, &p.Email)
+	f.identifier(pointer+"/mobile_number", KindMobileNumber, &p.MobileNumber)
+	f.identifier(pointer+"/username", KindUsername, &p.Username)
+	if p.EmailVerified && p.Email == "" {
+		p.EmailVerified = false
+	}
+	if p.MobileNumberVerified && p.MobileNumber == "" {
+		p.MobileNumberVerified = false
+	}
+	if _, err := time.Parse(time.DateOnly, p.Birthdate); p.Birthdate != "" && err != nil {
+		f.add(pointer+"/birthdate", "must be a date, YYYY-MM-DD")
+	}
+	if _, err := language.Parse(p.Locale); p.Locale != "" && err != nil {
+		f.add(pointer+"/locale", "must be a language tag (BCP 47)")
+	}
+	if _, err := time.LoadLocation(p.Zoneinfo); p.Zoneinfo == "Local" || err != nil {
+		f.add(pointer+"/zoneinfo", "must be a time zone of the IANA database")
+	}
+	f.url(pointer+"/picture", p.Picture)
+	f.url(pointer+"/website", p.Website)
+	if a := p.Address; a != nil {
+		for name, value := range map[string]string{"formatted": a.Formatted, "street_address": a.StreetAddress,
+			"locality": a.Locality, "region": a.Region, "postal_code": a.PostalCode, "country": a.Country} {
+			f.text(pointer+"/address/"+name, value, 512)
+		}
+		if *a == (Address{}) {
+			p.Address = nil
+		}
+	}
+	return p
+}
+
+func (f *faults) text(pointer, value string, most int) {
+	switch {
+	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
+		f.add(pointer, "must be text in UTF-8 without NUL")
+	case utf8.RuneCountInString(value) > most:
+		f.add(pointer, "at most %d characters", most)
+	}
+}
+
+func (f *faults) url(pointer, value string) {
+	if value == "" {
+		return
+	}
+	u, err := url.Parse(value)
+	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") || len(value) > 2048 {
+		f.add(pointer, "must be an http or https URL of at most 2048 bytes")
+	}
+}
+
+// maxIdentities keeps an account a small document.
+const maxIdentities = 50
+
+// identities checks and normalises the identities of a new account.
+func (f *faults) identities(given []NewIdentity) []NewIdentity {
+	var all []NewIdentity
+	var ways []Identity
+	selfs := 0
+	for i, n := range given {
+		n = f.identity("/identities/"+strconv.Itoa(i), n)
+		if n.Provider == ProviderSelf {
+			selfs++
+		}
+		all, ways = append(all, n), append(ways, Identity{Profile: n.Profile})
+	}
+	if selfs > 1 {
+		f.add("/identities", "an account has at most one identity of provider self")
+	}
+	if !reachable(ways) {
+		f.add("/identities", "at least one of email, mobile_number and username is required")
+	}
+	return all
+}

@@ -1,0 +1,189 @@
+package domain
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+
+	"accountledger/eventstore"
+)
+
+// PublicEvent is what external systems are told: the form in which an event
+// of the log goes out through webhooks and the feed.
+type PublicEvent struct {
+	ID       string              `json:"id"`   // the same at every delivery
+	Type     string              `json:"type"` // of the public catalogue: USER_CREATED
+	Sub      string              `json:"sub,omitzero"`
+	Sequence eventstore.Revision `json:"sequence"` // the account's revision: ignore what is not above the last one applied
+	Time     time.Time           `json:"time"`
+	Data     jsontext.Value      `json:"data"`
+}
+
+// publicNames says for each type of event in the log what it is called in
+// public. The first name is sent under the event's own id.
+var publicNames = map[string]func(x Entry) []publicEvent{
+	"account.created.v1": func(x Entry) []publicEvent {
+		e := x.Event.(AccountCreated)
+		created := userCreated{
+			Sub: x.Sub(), Email: e.Profile.Email, GivenName: e.Profile.GivenName, FamilyName: e.Profile.FamilyName,
+			EmailVerified: e.Profile.EmailVerified, Status: e.Status, Provider: e.Provider,
+			CreatedTime: x.OccurredTime(), CustomFields: e.CustomFields,
+		}
+		if e.Origin != OriginRegistered {
+			return []publicEvent{{"USER_CREATED", created}}
+		}
+		return []publicEvent{{"USER_CREATED", created}, {"USER_REGISTERED", userRegistered{created, e.Registration}}}
+	},
+	"account.profile-updated.v1": func(x Entry) []publicEvent {
+		e := x.Event.(ProfileUpdated)
+		return []publicEvent{{"USER_UPDATED", userUpdated{x.Sub(), e.IdentityID, x.OccurredTime(), e.Fields, e.Changes}}}
+	},
+	"account.custom-fields-updated.v1": func(x Entry) []publicEvent {
+		e := x.Event.(CustomFieldsUpdated)
+		return []publicEvent{{"USER_UPDATED", userUpdated{x.Sub(), "", x.OccurredTime(), prefixed("customFields.", e.Fields), map[string]any{"customFields": e.Values}}}}
+	},
+	"account.status-changed.v1": func(x Entry) []publicEvent {
+		e := x.Event.(StatusChanged)
+		return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, e.To, x.Meta.ReasonCode}}}
+	},
+	"account.identity-linked.v1": func(x Entry) []publicEvent {
+		e := x.Event.(IdentityLinked)
+		return []publicEvent{{"IDENTITY_LINKED", identityChanged{x.Sub(), e.IdentityID, e.Provider}}}
+	},
+	"account.identity-unlinked.v1": func(x Entry) []publicEvent {
+		e := x.Event.(IdentityUnlinked)
+		return []publicEvent{{"IDENTITY_UNLINKED", identityChanged{x.Sub(), e.IdentityID, e.Provider}}}
+	},
+	"account.erased.v1": func(x Entry) []publicEvent {
+		return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
+	},
+	"webhook.created.v1":       webhookEvent("WEBHOOK_CREATED"),
+	"webhook.state-changed.v1": webhookEvent("WEBHOOK_UPDATED"),
+	"webhook.deleted.v1":       webhookEvent("WEBHOOK_DELETED"),
+}
+
+// PublicNames is the public catalogue, sorted.
+var PublicNames = []string{
+	"IDENTITY_LINKED", "IDENTITY_UNLINKED",
+	"USER_CREATED", "USER_DELETED", "USER_REGISTERED", "USER_STATUS_CHANGED", "USER_UPDATED",
+	"WEBHOOK_CREATED", "WEBHOOK_DELETED", "WEBHOOK_UPDATED",
+}
+
+type publicEvent struct {
+	name string
+	data any
+}
+
+// What public events carry besides their envelope, SPEC section 12.
+type (
+	subOnly struct {
+		Sub string `json:"sub"`
+	}
+	userCreated struct {
+		Sub           string                    `json:"sub"`
+		Email         string                    `json:"email,omitzero"`
+		EmailVerified bool                      `json:"email_verified"`
+		GivenName     string                    `json:"given_name,omitzero"`
+		FamilyName    string                    `json:"family_name,omitzero"`
+		Status        Status                    `json:"userStatus"`
+		Provider      string                    `json:"provider"`
+		CreatedTime   time.Time                 `json:"createdTime"`
+		CustomFields  map[string]jsontext.Value `json:"customFields"`
+	}
+	userRegistered struct {
+		userCreated
+		Situation
+	}
+	userUpdated struct {
+		Sub        string    `json:"sub"`
+		IdentityID string    `json:"identityId,omitzero"`
+		Timestamp  time.Time `json:"timestamp"`
+		Fields     []string  `json:"fields"`
+		Changes    any       `json:"changes,omitzero"`
+	}
+	statusChanged struct {
+		Sub        string `json:"sub"`
+		From       Status `json:"from"`
+		To         Status `json:"to"`
+		ReasonCode string `json:"reasonCode,omitzero"`
+	}
+	identityChanged struct {
+		Sub        string `json:"sub"`
+		IdentityID string `json:"identityId"`
+		Provider   string `json:"provider"`
+	}
+	webhookChanged struct {
+		WebhookID string       `json:"webhookId"`
+		Fields    []string     `json:"fields"`
+		State     WebhookState `json:"state,omitzero"`
+	}
+)
+
+func webhookEvent(name string) func(Entry) []publicEvent {
+	return func(x Entry) []publicEvent {
+		data := webhookChanged{WebhookID: x.WebhookID(), Fields: []string{}}
+		switch e := x.Event.(type) {
+		case WebhookCreated:
+			data.Fields, data.State = []string{"url", "events", "format", "payload"}, WebhookEnabled
+		case WebhookStateChanged:
+			data.Fields, data.State = []string{"state"}, e.To
+		}
+		return []publicEvent{{name, data}}
+	}
+}
+
+func prefixed(prefix string, names []string) []string {
+	out := make([]string, len(names))
+	for i, name := range names {
+		out[i] = prefix + name
+	}
+	return out
+}
+
+// Public returns what x is in public: one event or several, each with an id
+// of its own that is the same whenever it is asked for.
+func Public(x Entry) ([]PublicEvent, error) {
+	name, ok := publicNames[typeOf(x.Event)]
+	if !ok {
+		return nil, nil
+	}
+	var events []PublicEvent
+	for i, p := range name(x) {
+		data, err := json.Marshal(p.data, json.Deterministic(true))
+		if err != nil {
+			return nil, err
+		}
+		id := x.ID
+		if i > 0 {
+			id = uuid.NewSHA1(x.ID, []byte(p.name))
+		}
+		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), x.Revision, x.OccurredTime(), data})
+	}
+	return events, nil
+}
+
+func typeOf(e Event) string {
+	if e == nil {
+		return ""
+	}
+	return e.eventType()
+}
+
+// selectable reports whether pattern names a public event, or is a prefix of
+// one's name followed by a star.
+func selectable(pattern string) bool {
+	return slices.ContainsFunc(PublicNames, func(name string) bool { return Selects(pattern, name) })
+}
+
+// Selects reports whether pattern, a public name or a prefix followed by a
+// star, selects name.
+func Selects(pattern, name string) bool {
+	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
+		return strings.HasPrefix(name, prefix)
+	}
+	return pattern == name
+}

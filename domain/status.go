@@ -1,0 +1,68 @@
+package domain
+
+import "slices"
+
+// Status is where an account stands.
+type Status string
+
+// The states of an account.
+const (
+	StatusPending  Status = "PENDING"
+	StatusVerified Status = "VERIFIED" // the only one that may log in
+	StatusDeclined Status = "DECLINED"
+	StatusCombined Status = "COMBINED" // merged into another account
+	StatusDeleted  Status = "DELETED"  // deletion scheduled or done
+)
+
+// Statuses lists every state.
+var Statuses = []Status{StatusPending, StatusVerified, StatusDeclined, StatusCombined, StatusDeleted}
+
+// statusByAPI is the status machine as far as the status API may drive it:
+// from each state, the states a caller may set. COMBINED and DELETED are
+// entered by merge and deletion only.
+var statusByAPI = map[Status][]Status{
+	StatusPending:  {StatusVerified, StatusDeclined},
+	StatusVerified: {StatusPending, StatusDeclined},
+	StatusDeclined: {StatusPending, StatusVerified},
+	StatusCombined: nil,
+	StatusDeleted:  {StatusVerified}, // restore
+}
+
+func (s Status) systemManaged() bool { return s == StatusCombined || s == StatusDeleted }
+
+// StatusChanged moves the account to another state.
+type StatusChanged struct {
+	From   Status `json:"from" pii:"clear"`
+	To     Status `json:"to" pii:"clear"`
+	Reason string `json:"reason" pii:"seal"` // free text
+}
+
+func (StatusChanged) eventType() string { return "account.status-changed.v1" }
+
+// SetStatus asks for a state. Asking for the present one changes nothing.
+type SetStatus struct {
+	Status Status
+	Reason string // free text, personal; at most 1024 characters
+}
+
+func (SetStatus) command() {}
+
+func (c SetStatus) decide(a Account) ([]Event, error) {
+	var f faults
+	if !slices.Contains(Statuses, c.Status) {
+		f.add("/userStatus", "must be PENDING, VERIFIED or DECLINED")
+	}
+	f.text("/reason", c.Reason, 1024)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	switch {
+	case c.Status.systemManaged():
+		return nil, refuse(CodeStatusSystemManaged, "The status %s is set by merging or deleting, not by the status API.", c.Status)
+	case c.Status == a.Status:
+		return nil, nil
+	case !slices.Contains(statusByAPI[a.Status], c.Status):
+		return nil, refuse(CodeInvalidStatusTransition, "There is no transition from %s to %s.", a.Status, c.Status)
+	}
+	return []Event{StatusChanged{From: a.Status, To: c.Status, Reason: c.Reason}}, nil
+}
