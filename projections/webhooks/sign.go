@@ -1,0 +1,174 @@
+package webhooks
+
+import (
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"hash"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// The headers of Standard Webhooks 1.0.0.
+const (
+	HeaderID        = "webhook-id"
+	HeaderTimestamp = "webhook-timestamp"
+	HeaderSignature = "webhook-signature"
+)
+
+// Prefixes of secrets as Standard Webhooks writes them.
+const (
+	secretPrefix  = "whsec_" // a symmetric key, for v1
+	privatePrefix = "whsk_"  // an Ed25519 private key, for v1a
+	publicPrefix  = "whpk_"  // its public half, which receivers get
+)
+
+// Tolerance is how far a delivery's timestamp may be from the receiver's
+// clock, either way, before Verify takes it for a replay.
+const Tolerance = 5 * time.Minute
+
+// Sign returns the v1 signature of Standard Webhooks: "v1," and the base64 of
+// HMAC-SHA256 over "id.seconds.body". It takes a key of any length; how long
+// an endpoint's secret must be is a rule of the API.
+func Sign(key []byte, id string, t time.Time, body []byte) string {
+	return newHMACSigner(key).sign(id, strconv.FormatInt(t.Unix(), 10), body)
+}
+
+// ParseSecret returns the key of a secret in the form whsec_<base64>. Its
+// errors never quote the secret.
+func ParseSecret(secret string) ([]byte, error) {
+	text, ok := strings.CutPrefix(secret, secretPrefix)
+	if !ok {
+		return nil, fmt.Errorf("webhooks: a secret starts with %s", secretPrefix)
+	}
+	key, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return nil, errors.New("webhooks: a secret is base64 after its prefix")
+	}
+	return key, nil
+}
+
+// ErrSignature is in the chain of every error of Verify.
+var ErrSignature = errors.New("webhooks: not a valid delivery")
+
+// Verify reports with an error whether a delivery was not signed with one of
+// keys, or not within Tolerance of now: what a receiver does first.
+func Verify(keys [][]byte, header http.Header, body []byte, now time.Time) error {
+	id, stamp := header.Get(HeaderID), header.Get(HeaderTimestamp)
+	seconds, err := strconv.ParseInt(stamp, 10, 64)
+	if id == "" || err != nil {
+		return fmt.Errorf("%w: %s or %s is missing or malformed", ErrSignature, HeaderID, HeaderTimestamp)
+	}
+	if age := now.Sub(time.Unix(seconds, 0)); age.Abs() > Tolerance {
+		return fmt.Errorf("%w: its timestamp is %s away from now", ErrSignature, age.Round(time.Second))
+	}
+	for _, key := range keys {
+		want := newHMACSigner(key).sign(id, stamp, body)
+		for got := range strings.FieldsSeq(header.Get(HeaderSignature)) {
+			if hmac.Equal([]byte(got), []byte(want)) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("%w: no signature matches", ErrSignature)
+}
+
+// signer makes one entry of the signature header.
+type signer interface {
+	sign(id, seconds string, body []byte) string
+	// fingerprint names the key without giving it away.
+	fingerprint() string
+}
+
+// hmacSigner keeps keyed hashes for reuse: keying one costs as much as
+// signing a kilobyte.
+type hmacSigner struct {
+	key    []byte
+	hashes sync.Pool
+}
+
+func newHMACSigner(key []byte) *hmacSigner {
+	return &hmacSigner{key: key, hashes: sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
+}
+
+func (s *hmacSigner) sign(id, seconds string, body []byte) string {
+	h := s.hashes.Get().(hash.Hash)
+	defer s.hashes.Put(h)
+	h.Reset()
+	var room [256]byte
+	h.Write(append(append(append(append(room[:0], id...), '.'), seconds...), '.'))
+	h.Write(body)
+	return "v1," + base64.StdEncoding.EncodeToString(h.Sum(room[:0]))
+}
+
+func (s *hmacSigner) fingerprint() string { return fingerprint(s.key) }
+
+type ed25519Signer ed25519.PrivateKey
+
+func (s ed25519Signer) sign(id, seconds string, body []byte) string {
+	message := append([]byte(id+"."+seconds+"."), body...)
+	return "v1a," + base64.StdEncoding.EncodeToString(ed25519.Sign(ed25519.PrivateKey(s), message))
+}
+
+func (s ed25519Signer) fingerprint() string {
+	return publicPrefix + base64.StdEncoding.EncodeToString(ed25519.PrivateKey(s).Public().(ed25519.PublicKey))
+}
+
+// fingerprint is the first 64 bits of the key's SHA-256: enough to compare
+// what two sides hold, useless to guess a key of 192 bits.
+func fingerprint(key []byte) string {
+	sum := sha256.Sum256(key)
+	return fmt.Sprintf("sha256:%x", sum[:8])
+}
+
+// parseSigners reads what the key store holds for an endpoint: its secrets,
+// newest first, separated by spaces.
+func parseSigners(secrets string) ([]signer, error) {
+	var signers []signer
+	for secret := range strings.FieldsSeq(secrets) {
+		s, err := parseSigner(secret)
+		if err != nil {
+			return nil, err
+		}
+		signers = append(signers, s)
+	}
+	if len(signers) == 0 {
+		return nil, errors.New("webhooks: no secret to sign with")
+	}
+	return signers, nil
+}
+
+func parseSigner(secret string) (signer, error) {
+	text, private := strings.CutPrefix(secret, privatePrefix)
+	if !private {
+		key, err := ParseSecret(secret)
+		if err != nil {
+			return nil, err
+		}
+		return newHMACSigner(key), nil
+	}
+	key, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(key) != ed25519.PrivateKeySize {
+		return nil, fmt.Errorf("webhooks: a private key is %d bytes in base64 after %s", ed25519.PrivateKeySize, privatePrefix)
+	}
+	return ed25519Signer(key), nil
+}
+
+// signatures is the header's value: one entry per secret, newest first, so
+// that a receiver verifies before, during and after a rotation.
+func signatures(signers []signer, id, seconds string, body []byte) string {
+	if len(signers) == 1 {
+		return signers[0].sign(id, seconds, body)
+	}
+	entries := make([]string, len(signers))
+	for i, s := range signers {
+		entries[i] = s.sign(id, seconds, body)
+	}
+	return strings.Join(entries, " ")
+}
