@@ -1,0 +1,69 @@
+package main
+
+import (
+	"encoding/json"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// mayImport is the table of ARCHITECTURE.md: which packages of ours a package
+// may import. Tests may import more.
+var mayImport = map[string][]string{
+	"eventstore":                 {},
+	"eventstore/tlog":            {"eventstore"},
+	"eventstore/seal":            {"eventstore"},
+	"eventstore/eventstoretest":  {"eventstore"},
+	"eventstore/sqlite":          {"eventstore", "eventstore/tlog"},
+	"domain":                     {"eventstore", "eventstore/seal"},
+	"projections":                {"domain", "eventstore"},
+	"projections/webhooks":       {"domain", "eventstore", "eventstore/seal"},
+	"httpapi":                    {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks"},
+	"cmd/accountledger":          nil, // everything
+	"cmd/accountledger/internal": nil,
+	"testdata":                   {},
+}
+
+func TestImports(t *testing.T) {
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	const module = "accountledger/"
+	for dec := json.NewDecoder(strings.NewReader(string(out))); dec.More(); {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(p.ImportPath, module)
+		allowed, listed := mayImport[name]
+		for prefix, list := range mayImport {
+			if strings.HasPrefix(name, prefix+"/") && !listed {
+				allowed, listed = list, true
+				break
+			}
+		}
+		if !listed {
+			t.Errorf("%s is in no line of the table", name)
+			continue
+		}
+		for _, path := range p.Imports {
+			imported, ours := strings.CutPrefix(path, module)
+			if ours && allowed != nil && !slices.Contains(allowed, imported) {
+				t.Errorf("%s imports %s", name, imported)
+			}
+			if name == "eventstore" && strings.Contains(path, ".") {
+				t.Errorf("%s imports %s, but the port needs the standard library only", name, path)
+			}
+			if strings.Contains(path, "labstack/echo") && name != "httpapi" {
+				t.Errorf("%s imports %s, which is httpapi's alone", name, path)
+			}
+		}
+	}
+}
