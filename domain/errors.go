@@ -8,6 +8,7 @@ package domain
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -88,5 +89,6 @@ func (f faults) err() error {
 	if len(f) == 0 {
 		return nil
 	}
+	slices.SortStableFunc(f, func(a, b Fault) int { return strings.Compare(a.Pointer, b.Pointer) })
 	return &Error{Code: CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: f}
 }

@@ -159,7 +159,7 @@ func normalizeUsername(value string) (string, error) {
 	if err == nil {
 		_, err = precis.UsernameCaseMapped.CompareKey(value)
 	}
-	if err != nil || len(shown) > 255 {
+	if err != nil || shown == "" || len(shown) > 255 {
 		return "", errors.New("must be a username (RFC 8265) of at most 255 bytes: letters, digits and punctuation, no spaces")
 	}
 	return shown, nil

@@ -1,0 +1,258 @@
+package domain
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
+)
+
+// fold is the account that events add up to, one a second from noon on.
+func fold(events ...Event) Account {
+	a := NewAccount("0190a1b2-0000-7000-8000-000000000001")
+	for i, e := range events {
+		a = Evolve(a, Entry{
+			Type: e.eventType(), Stream: AccountStream(a.Sub), Revision: a.Revision + 1, Position: a.Position + 1,
+			Time: time.Date(2026, 11, 22, 12, 0, i, 0, time.UTC), Event: e,
+		})
+	}
+	return a
+}
+
+func value(s string) jsontext.Value { return jsontext.Value(s) }
+
+var (
+	adaProfile = Profile{GivenName: "Ada", FamilyName: "Lovelace", Email: "ada@example.com", EmailVerified: true}
+	adaCreated = AccountCreated{Origin: OriginCreated, Status: StatusVerified, IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile}
+	adaGoogle  = NewIdentity{IdentityID: "i2", Provider: "google", ProviderUserID: "1095", Profile: Profile{Email: "ada@gmail.com", EmailVerified: true}}
+	adaLinked  = IdentityLinked(adaGoogle)
+)
+
+func TestDecide(t *testing.T) {
+	ada := NewIdentity{IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile}
+	with := func(change func(*NewIdentity)) []NewIdentity {
+		n := ada
+		change(&n)
+		return []NewIdentity{n}
+	}
+	tests := []struct {
+		name   string
+		given  []Event
+		when   Command
+		then   []Event
+		code   Code
+		faults []string // pointers
+	}{
+		{name: "create", when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada}}, then: []Event{adaCreated}},
+		{name: "create registered is pending", when: CreateAccount{Origin: OriginRegistered, Identities: []NewIdentity{ada}},
+			then: []Event{AccountCreated{Origin: OriginRegistered, Status: StatusPending, IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile}}},
+		{name: "create with two identities", when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada, adaGoogle}}, then: []Event{adaCreated, adaLinked}},
+		{name: "create twice", given: []Event{adaCreated}, when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada}}, code: CodeAccountExists},
+		{name: "create normalises", when: CreateAccount{Origin: OriginCreated, Identities: with(func(n *NewIdentity) {
+			n.Profile = Profile{Email: "Ada@EXAMPLE.com", MobileNumber: "+49 1511 2345678", Username: "Ada"}
+		})}, then: []Event{AccountCreated{Origin: OriginCreated, Status: StatusVerified, IdentityID: "i1", Provider: ProviderSelf,
+			Profile: Profile{Email: "Ada@example.com", MobileNumber: "+4915112345678", Username: "Ada"}}}},
+		{name: "create reports every fault", when: CreateAccount{Origin: "magic", Status: "ODD", CustomFields: map[string]jsontext.Value{"1st": value("1")},
+			Identities: []NewIdentity{
+				{Provider: "Google", Profile: Profile{Email: "ada", Birthdate: "1815-13-10", Picture: "javascript:x", Zoneinfo: "Mars/Base", Locale: "??"}},
+				{Provider: "google", Profile: Profile{MobileNumber: "12"}}, {Provider: "self"}, {Provider: "self"}}},
+			code: CodeInvalidRequest, faults: []string{"/customFields", "/identities", "/identities/0/birthdate", "/identities/0/email", "/identities/0/locale",
+				"/identities/0/picture", "/identities/0/provider", "/identities/0/providerUserId", "/identities/0/zoneinfo",
+				"/identities/1/mobile_number", "/identities/1/providerUserId", "/origin", "/userStatus"}},
+		{name: "create without an identifier", when: CreateAccount{Origin: OriginCreated, Identities: with(func(n *NewIdentity) { n.Profile.Email = "" })},
+			code: CodeInvalidRequest, faults: []string{"/identities"}},
+		{name: "create without identities", when: CreateAccount{Origin: OriginCreated}, code: CodeInvalidRequest, faults: []string{"/identities"}},
+		{name: "create deleted", when: CreateAccount{Origin: OriginImported, Status: StatusDeleted, Identities: []NewIdentity{ada}}, code: CodeStatusSystemManaged},
+		{name: "change nobody", when: SetStatus{Status: StatusDeclined}, code: CodeAccountNotFound},
+
+		{name: "link", given: []Event{adaCreated}, when: LinkIdentity{adaGoogle}, then: []Event{adaLinked}},
+		{name: "link again", given: []Event{adaCreated, adaLinked}, when: LinkIdentity{adaGoogle}},
+		{name: "link a second self", given: []Event{adaCreated}, when: LinkIdentity{NewIdentity{IdentityID: "i3", Provider: ProviderSelf, Profile: Profile{Username: "countess"}}}, code: CodeIdentityConflict},
+		{name: "link without user id", given: []Event{adaCreated}, when: LinkIdentity{NewIdentity{IdentityID: "i3", Provider: "saml"}}, code: CodeInvalidRequest, faults: []string{"/providerUserId"}},
+		{name: "unlink", given: []Event{adaCreated, adaLinked}, when: UnlinkIdentity{"i2"}, then: []Event{IdentityUnlinked{"i2", "google"}}},
+		{name: "unlink the last identifier", given: []Event{adaCreated}, when: UnlinkIdentity{"i1"}, code: CodeIdentifierRequired},
+		{name: "unlink an unknown one", given: []Event{adaCreated}, when: UnlinkIdentity{"i9"}, code: CodeIdentityNotFound},
+
+		{name: "update a name", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"family_name":"King"}`)},
+			then: []Event{ProfileUpdated{"i1", []string{"family_name"}, value(`{"family_name":"King"}`)}}},
+		{name: "update to the same", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"family_name":"Lovelace","nickname":null}`)}},
+		{name: "update an e-mail loses its verification", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"email":"king@example.com"}`)},
+			then: []Event{ProfileUpdated{"i1", []string{"email", "email_verified"}, value(`{"email":"king@example.com","email_verified":false}`)}}},
+		{name: "update an e-mail stated verified", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"email":"king@example.com","email_verified":true}`)},
+			then: []Event{ProfileUpdated{"i1", []string{"email"}, value(`{"email":"king@example.com"}`)}}},
+		{name: "remove a name", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"given_name":null}`)},
+			then: []Event{ProfileUpdated{"i1", []string{"given_name"}, value(`{"given_name":null}`)}}},
+		{name: "merge an address", given: []Event{adaCreated, ProfileUpdated{"i1", []string{"address"}, value(`{"address":{"locality":"London","country":"GB"}}`)}},
+			when: UpdateProfile{Patch: value(`{"address":{"country":null,"region":"Greater London"}}`)},
+			then: []Event{ProfileUpdated{"i1", []string{"address"}, value(`{"address":{"locality":"London","region":"Greater London"}}`)}}},
+		{name: "remove the last identifier", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"email":null}`)}, code: CodeIdentifierRequired},
+		{name: "update an unknown member", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"shoe_size":7}`)}, code: CodeInvalidRequest, faults: []string{"/identity/shoe_size"}},
+		{name: "update with the wrong type", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"email":7}`)}, code: CodeInvalidRequest, faults: []string{"/identity/email"}},
+		{name: "update with an array", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`[]`)}, code: CodeInvalidRequest, faults: []string{"/identity"}},
+		{name: "update which identity", given: []Event{adaCreated, adaLinked}, when: UpdateProfile{Patch: value(`{}`)}, code: CodeInvalidRequest, faults: []string{"/identity/identityId"}},
+		{name: "update an unknown identity", given: []Event{adaCreated}, when: UpdateProfile{IdentityID: "i9", Patch: value(`{}`)}, code: CodeIdentityNotFound},
+
+		{name: "set fields", given: []Event{adaCreated}, when: SetCustomFields{map[string]jsontext.Value{"tier": value(`"gold"`), "gone": value("null"), "n": value("1.0")}},
+			then: []Event{CustomFieldsUpdated{[]string{"n", "tier"}, map[string]jsontext.Value{"tier": value(`"gold"`), "n": value("1")}}}},
+		{name: "set the same fields", given: []Event{adaCreated, CustomFieldsUpdated{[]string{"o"}, map[string]jsontext.Value{"o": value(`{"a":1,"b":2}`)}}},
+			when: SetCustomFields{map[string]jsontext.Value{"o": value(`{ "b": 2, "a": 1 }`)}}},
+		{name: "unset a field", given: []Event{adaCreated, CustomFieldsUpdated{[]string{"tier"}, map[string]jsontext.Value{"tier": value(`"gold"`)}}},
+			when: SetCustomFields{map[string]jsontext.Value{"tier": value("null")}},
+			then: []Event{CustomFieldsUpdated{[]string{"tier"}, map[string]jsontext.Value{"tier": value("null")}}}},
+		{name: "set a field with a bad key", given: []Event{adaCreated}, when: SetCustomFields{map[string]jsontext.Value{"a b": value("1")}}, code: CodeInvalidRequest, faults: []string{""}},
+
+		{name: "change an erased account", given: []Event{adaCreated, AccountErased{}}, when: SetStatus{Status: StatusVerified}, code: CodeAccountErased},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := Decide(fold(tt.given...), tt.when)
+			if code := CodeOf(err); code != tt.code || (err == nil) != (tt.code == "") {
+				t.Fatalf("error = %v, want code %q", err, tt.code)
+			}
+			if diff := cmp.Diff(tt.then, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("events (-want +got):\n%s", diff)
+			}
+			var pointers []string
+			if e, ok := err.(*Error); ok {
+				for _, f := range e.Faults {
+					pointers = append(pointers, f.Pointer)
+				}
+			}
+			if diff := cmp.Diff(tt.faults, slices.Compact(pointers), cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("faults (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestStatusMachine holds the table of SPEC section 4 against the code: what
+// the status API answers for each pair of states.
+func TestStatusMachine(t *testing.T) {
+	const (
+		same    = "same"
+		yes     = "yes"
+		no      = CodeInvalidStatusTransition
+		managed = CodeStatusSystemManaged
+	)
+	table := map[Status][5]Code{ //  PENDING VERIFIED DECLINED COMBINED DELETED
+		StatusPending:  {same, yes, yes, managed, managed},
+		StatusVerified: {yes, same, yes, managed, managed},
+		StatusDeclined: {yes, yes, same, managed, managed},
+		StatusCombined: {no, no, no, managed, managed},
+		StatusDeleted:  {no, yes, no, managed, managed},
+	}
+	for from, row := range table {
+		for i, want := range row {
+			to := Statuses[i]
+			a := fold(adaCreated, StatusChanged{To: from})
+			events, err := Decide(a, SetStatus{Status: to, Reason: "because"})
+			got := CodeOf(err)
+			switch {
+			case err == nil && len(events) == 0:
+				got = same
+			case err == nil:
+				got = yes
+				if want := (StatusChanged{From: from, To: to, Reason: "because"}); events[0] != want {
+					t.Errorf("%s to %s: event %+v, want %+v", from, to, events[0], want)
+				}
+			}
+			if got != want {
+				t.Errorf("%s to %s: %s, want %s", from, to, got, want)
+			}
+		}
+	}
+}
+
+// TestInvariants drives random commands and holds after each what must hold
+// of every account at all times.
+func TestInvariants(t *testing.T) {
+	emails := []string{"", "a@example.com", "B@example.com", "c@EXAMPLE.com"}
+	rapid.Check(t, func(t *rapid.T) {
+		a := NewAccount("s")
+		n := 0
+		step := func(cmd Command) {
+			events, err := Decide(a, cmd)
+			if err != nil && CodeOf(err) == "" {
+				t.Fatalf("Decide(%T) = %v, want an *Error", cmd, err)
+			}
+			before, _ := a.JSON()
+			held := a
+			for _, e := range events {
+				a = Evolve(a, Entry{Type: e.eventType(), Revision: a.Revision + 1, Event: e, Time: time.Unix(int64(n), 0).UTC()})
+			}
+			if after, _ := held.JSON(); string(after) != string(before) {
+				t.Fatalf("Evolve(%T) changed an older account:\n%s\n%s", cmd, before, after)
+			}
+			if again, err := Decide(a, cmd); err == nil && len(again) != 0 {
+				if _, create := cmd.(CreateAccount); !create {
+					t.Fatalf("%T twice causes %v the second time", cmd, again)
+				}
+			}
+			if !a.Exists() {
+				return
+			}
+			if !reachable(a.Identities) {
+				t.Fatalf("after %T nothing leads to the account", cmd)
+			}
+			selfs := 0
+			for _, i := range a.Identities {
+				if i.Provider == ProviderSelf {
+					selfs++
+				}
+			}
+			if selfs > 1 {
+				t.Fatalf("after %T there are %d identities of provider self", cmd, selfs)
+			}
+			data, err := a.JSON()
+			if err != nil {
+				t.Fatal(err)
+			}
+			parsed, err := ParseAccount(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if back, _ := parsed.JSON(); string(back) != string(data) {
+				t.Fatalf("ParseAccount is not the inverse of JSON:\n%s\n%s", data, back)
+			}
+		}
+		identity := func(t *rapid.T) NewIdentity {
+			n++
+			i := NewIdentity{IdentityID: fmt.Sprint("i", n), Provider: rapid.SampledFrom([]string{"self", "google"}).Draw(t, "provider"),
+				Profile: Profile{Email: rapid.SampledFrom(emails).Draw(t, "email"), EmailVerified: rapid.Bool().Draw(t, "verified")}}
+			if i.Provider != ProviderSelf {
+				i.ProviderUserID = rapid.SampledFrom([]string{"1", "2"}).Draw(t, "user")
+			}
+			return i
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"create": func(t *rapid.T) {
+				step(CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{identity(t), identity(t)}})
+			},
+			"link": func(t *rapid.T) { step(LinkIdentity{identity(t)}) },
+			"unlink": func(t *rapid.T) {
+				if len(a.Identities) > 0 {
+					step(UnlinkIdentity{rapid.SampledFrom(a.Identities).Draw(t, "identity").IdentityID})
+				}
+			},
+			"update": func(t *rapid.T) {
+				id := ""
+				if len(a.Identities) > 0 {
+					id = rapid.SampledFrom(a.Identities).Draw(t, "identity").IdentityID
+				}
+				patch := rapid.SampledFrom([]string{`{"email":null}`, `{"email":"d@example.com"}`, `{"username":"dd"}`, `{"username":null}`,
+					`{"address":{"country":"GB"}}`, `{"address":null}`, `{"email_verified":true}`}).Draw(t, "patch")
+				step(UpdateProfile{IdentityID: id, Patch: value(patch)})
+			},
+			"fields": func(t *rapid.T) {
+				step(SetCustomFields{map[string]jsontext.Value{rapid.SampledFrom([]string{"x", "y"}).Draw(t, "key"): value(rapid.SampledFrom([]string{"1", "null", `{"b":[1,2],"a":null}`}).Draw(t, "value"))}})
+			},
+			"status": func(t *rapid.T) { step(SetStatus{Status: rapid.SampledFrom(Statuses).Draw(t, "status")}) },
+		})
+	})
+}

@@ -1,0 +1,230 @@
+package domain
+
+import (
+	"flag"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write golden files that are missing; those that exist are history and stay")
+
+// goldenEvents has one of each event, every field of it set.
+var goldenEvents = []Event{
+	AccountCreated{OriginRegistered, StatusPending, "0190a1b2-0000-7000-8000-00000000000a", "self", "ada-1", fullProfile,
+		map[string]jsontext.Value{"employee_id": value(`"12345"`)}, Situation{"web", "phone", "London"}},
+	IdentityLinked{"0190a1b2-0000-7000-8000-00000000000b", "google", "1095", fullProfile},
+	IdentityUnlinked{"0190a1b2-0000-7000-8000-00000000000b", "google"},
+	ProfileUpdated{"0190a1b2-0000-7000-8000-00000000000a", []string{"family_name"}, value(`{"family_name":"King"}`)},
+	StatusChanged{StatusPending, StatusDeclined, "chargeback"},
+	CustomFieldsUpdated{[]string{"employee_id", "tier"}, map[string]jsontext.Value{"employee_id": value("null"), "tier": value(`"gold"`)}},
+	AccountErased{"00ff"},
+	WebhookCreated{"https://crm.example/hook", []string{"USER_*"}, FormatStandard, PayloadFull, 17},
+	WebhookStateChanged{WebhookEnabled, WebhookDisabled, "gone"},
+	WebhookDeleted{},
+}
+
+var fullProfile = Profile{
+	GivenName: "Ada", FamilyName: "King", MiddleName: "Augusta", Nickname: "Countess",
+	Email: "ada@example.com", EmailVerified: true, MobileNumber: "+4915112345678", MobileNumberVerified: true, Username: "ada",
+	Locale: "en-GB", Zoneinfo: "Europe/London", Birthdate: "1815-12-10", Gender: "female",
+	Picture: "https://example.com/ada.png", Website: "https://example.com/ada",
+	Address: &Address{"12 St James's Square", "12 St James's Square", "London", "Greater London", "SW1Y 4JH", "GB"},
+}
+
+type golden struct {
+	Type     string         `json:"type"`
+	Clear    jsontext.Value `json:"clear"`
+	Personal jsontext.Value `json:"personal"`
+}
+
+// TestGoldenEvents holds that every version of every event ever written can
+// still be read, and that today's are written as they always were.
+func TestGoldenEvents(t *testing.T) {
+	dir := filepath.Join("..", "testdata", "events")
+	for _, e := range goldenEvents {
+		clear, _, err := members(e, clearPart)
+		if err != nil {
+			t.Fatal(err)
+		}
+		personal, _, err := members(e, personalPart)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := json.Marshal(golden{e.eventType(), clear, personal}, jsontext.WithIndent("  "))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, e.eventType()+".json")
+		want, err := os.ReadFile(file)
+		if os.IsNotExist(err) && *update {
+			if err := os.WriteFile(file, append(data, '\n'), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), string(data)+"\n"); diff != "" {
+			t.Errorf("%s is not written as it was (-was +is):\n%s", e.eventType(), diff)
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := map[string]bool{}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var g golden
+		if err := json.Unmarshal(data, &g); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		e, err := DecodeEvent(g.Type, g.Clear, g.Personal)
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+			continue
+		}
+		if v := reflect.ValueOf(e); g.Type == e.eventType() {
+			for i := range v.NumField() {
+				if v.Field(i).IsZero() {
+					t.Errorf("%s does not show the field %s", file, v.Type().Field(i).Name)
+				}
+			}
+		}
+		if _, err := DecodeEvent(g.Type, g.Clear, nil); err != nil {
+			t.Errorf("%s, erased: %v", file, err)
+		}
+		read[g.Type] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(decoders)) {
+		if !read[name] {
+			t.Errorf("%s has no golden file", name)
+		}
+	}
+}
+
+// TestClassified holds that every field of every event is tagged clear or
+// personal, and that nothing that is somebody's is clear.
+func TestClassified(t *testing.T) {
+	clear := []string{
+		"AccountCreated.Origin", "AccountCreated.Status", "AccountCreated.IdentityID", "AccountCreated.Provider",
+		"IdentityLinked.IdentityID", "IdentityLinked.Provider", "IdentityUnlinked.IdentityID", "IdentityUnlinked.Provider",
+		"ProfileUpdated.IdentityID", "ProfileUpdated.Fields", "StatusChanged.From", "StatusChanged.To", "CustomFieldsUpdated.Fields",
+		"AccountErased.KeyID",
+		"WebhookCreated.URL", "WebhookCreated.Events", "WebhookCreated.Format", "WebhookCreated.Payload", "WebhookCreated.After",
+		"WebhookStateChanged.From", "WebhookStateChanged.To", "WebhookStateChanged.Reason",
+	}
+	seen := map[string]bool{}
+	for _, e := range goldenEvents {
+		seen[e.eventType()] = true
+		typ := reflect.TypeOf(e)
+		for i := range typ.NumField() {
+			name := typ.Name() + "." + typ.Field(i).Name
+			switch part(typ.Field(i).Tag.Get("pii")) {
+			case clearPart:
+				if !slices.Contains(clear, name) {
+					t.Errorf("%s is clear, so it can never be erased: if it is nobody's, list it here", name)
+				}
+			case personalPart:
+				if !strings.HasPrefix(e.eventType(), "account.") {
+					t.Errorf("%s is personal, but not an account's: there is no key to seal it with", name)
+				}
+			default:
+				t.Errorf("%s is neither clear nor personal", name)
+			}
+		}
+	}
+	for name := range decoders {
+		if !seen[name] {
+			t.Errorf("%s is not among the golden events", name)
+		}
+	}
+}
+
+func TestUnknownEvent(t *testing.T) {
+	if e, err := DecodeEvent("account.teleported.v1", value("{}"), nil); err == nil {
+		t.Errorf("DecodeEvent of an unknown type = %v, want an error", e)
+	}
+}
+
+// TestPublicNames holds the catalogue against what Public makes of every event.
+func TestPublicNames(t *testing.T) {
+	var got []string
+	for _, e := range goldenEvents {
+		stream := "account-s"
+		if strings.HasPrefix(e.eventType(), "webhook.") {
+			stream = "webhook-w"
+		}
+		x := Entry{ID: NewID(), Type: e.eventType(), Stream: stream, Time: time.Unix(0, 0).UTC(), Event: e}
+		public, err := Public(x)
+		if err != nil || len(public) == 0 {
+			t.Errorf("Public(%s) = %v, %v; want events", x.Type, public, err)
+		}
+		again, _ := Public(x)
+		if diff := cmp.Diff(public, again); diff != "" {
+			t.Errorf("Public(%s) differs the second time:\n%s", x.Type, diff)
+		}
+		ids := map[string]bool{}
+		for _, p := range public {
+			got = append(got, p.Type)
+			if ids[p.ID] {
+				t.Errorf("Public(%s) uses the id %s twice", x.Type, p.ID)
+			}
+			ids[p.ID] = true
+			if !selectable(p.Type) {
+				t.Errorf("%s cannot be selected", p.Type)
+			}
+		}
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff(PublicNames, slices.Compact(got)); diff != "" {
+		t.Errorf("catalogue (-listed +made):\n%s", diff)
+	}
+}
+
+// FuzzDecode holds that no input panics, and that what decodes encodes and
+// decodes to itself.
+func FuzzDecode(f *testing.F) {
+	for _, e := range goldenEvents {
+		clear, _, _ := members(e, clearPart)
+		personal, _, _ := members(e, personalPart)
+		f.Add(e.eventType(), []byte(clear), []byte(personal))
+	}
+	f.Fuzz(func(t *testing.T, name string, clear, personal []byte) {
+		e, err := DecodeEvent(name, clear, personal)
+		if err != nil {
+			return
+		}
+		c, _, err := members(e, clearPart)
+		if err != nil {
+			t.Skip() // a value of JSON inside may be one that encodes to nothing
+		}
+		p, _, err := members(e, personalPart)
+		if err != nil {
+			t.Skip()
+		}
+		again, err := DecodeEvent(e.eventType(), c, p)
+		if err != nil {
+			t.Fatalf("what was encoded does not decode: %v", err)
+		}
+		c2, _, _ := members(again, clearPart)
+		p2, _, _ := members(again, personalPart)
+		if string(c) != string(c2) || string(p) != string(p2) {
+			t.Errorf("encode and decode is not the identity:\n%s %s\n%s %s", c, p, c2, p2)
+		}
+	})
+}
