@@ -1,0 +1,319 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"accountledger/eventstore"
+)
+
+// Bounds of what a reader takes from the file at once: it reads a page, ends
+// the read, and then yields, so that no caller's pace holds back SQLite's
+// clean-up of the WAL.
+const (
+	pageEvents = 512
+	pageBytes  = 4 << 20
+)
+
+// readers is how many reads of the file can run at once.
+const readers = 4
+
+// pollInterval is how often a Reader looks for what another process appended.
+const pollInterval = 100 * time.Millisecond
+
+// Reader reads a log. It takes no lock and never holds up the process that
+// appends, if there is one.
+type Reader struct {
+	path  string
+	conns chan *readConn // as many as there may be; nil is one not opened yet
+
+	close   sync.Once
+	closing chan struct{} // closed by Close
+}
+
+// readConn is a connection that cannot write, with what is asked often.
+type readConn struct {
+	*conn
+	head, page, stream *stmt
+	row                [recordedColumns]driver.Value
+}
+
+// OpenReader opens the log in a data directory to be read only, for tools that
+// work beside a running ledger. Subscriptions look for new events every tenth
+// of a second.
+func OpenReader(ctx context.Context, dir string) (*Reader, error) {
+	path := filepath.Join(dir, fileName)
+	if err := identify(path); err != nil {
+		return nil, fmt.Errorf("sqlite: open %s: %w", path, err)
+	}
+	r := newReader(path)
+	if _, err := r.Head(ctx); err != nil {
+		return nil, fmt.Errorf("sqlite: open %s: %w", path, err)
+	}
+	return r, nil
+}
+
+func newReader(path string) *Reader {
+	r := &Reader{path: path, conns: make(chan *readConn, readers), closing: make(chan struct{})}
+	for range readers {
+		r.conns <- nil
+	}
+	return r
+}
+
+// identify returns an error unless the file is a log that this version reads.
+// It changes nothing, so that a foreign file stays as it is.
+func identify(path string) error {
+	if _, err := os.Stat(path); err != nil {
+		return err
+	}
+	c, err := dial(path, readOnly)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	app, err := c.scalar("PRAGMA application_id")
+	if err != nil {
+		return err
+	}
+	version, err := c.scalar("PRAGMA user_version")
+	if err != nil {
+		return err
+	}
+	switch {
+	case app != int64(applicationID):
+		return ErrForeign
+	case version.(int64) > schemaVersion:
+		return fmt.Errorf("%w: version %d, this program knows %d", ErrNewer, version, schemaVersion)
+	}
+	return nil
+}
+
+// use runs f with a connection, opening one if need be. It waits for one that
+// is free.
+func (r *Reader) use(ctx context.Context, f func(*readConn) error) error {
+	select {
+	case <-r.closing: // looked at first: a free connection does not hide it
+		return eventstore.ErrClosed
+	default:
+	}
+	var c *readConn
+	select {
+	case c = <-r.conns:
+	case <-r.closing:
+		return eventstore.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { r.conns <- c }()
+	if c == nil {
+		opened, err := r.dial()
+		if err != nil {
+			return err
+		}
+		c = opened
+	}
+	return f(c)
+}
+
+func (r *Reader) dial() (*readConn, error) {
+	raw, err := dial(r.path, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	c := &readConn{conn: raw}
+	err = raw.prepareAll(map[**stmt]string{
+		&c.head:   `SELECT position FROM events ORDER BY position DESC LIMIT 1`,
+		&c.page:   selectRecorded + ` WHERE e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ?`,
+		&c.stream: selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ?`,
+	})
+	if err != nil {
+		raw.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// The joins are outer ones so that a damaged file shows as a damaged event and
+// not as one that is not there.
+const (
+	selectRecorded = `SELECT e.position, s.name, e.revision, e.time, e.id, e.type, e.actor, e.clear, e.kid, p.bytes
+		FROM events e LEFT JOIN streams s ON s.num = e.stream LEFT JOIN sealed p ON p.position = e.position`
+	recordedColumns = 10
+)
+
+// recorded is the event in a row of selectRecorded.
+func recorded(row []driver.Value) (eventstore.Recorded, error) {
+	f := fields{row: row}
+	rec := eventstore.Recorded{
+		Position: eventstore.Position(f.int()), Stream: f.text(), Revision: eventstore.Revision(f.int()),
+		Time:  time.UnixMicro(f.int()).UTC(),
+		Event: eventstore.Event{ID: f.id(), Type: f.text(), Actor: f.text(), Clear: f.blob()},
+	}
+	if f.maybe() {
+		rec.KeyID = f.hash()
+	}
+	if f.maybe() {
+		rec.Sealed = f.blob()
+	}
+	if f.bad {
+		return rec, corrupt("event %d cannot be read", rec.Position)
+	}
+	return rec, nil
+}
+
+// events appends a page of the rows of s to page.
+func (c *readConn) events(page []eventstore.Recorded, s *stmt, args ...driver.Value) ([]eventstore.Recorded, error) {
+	rows, err := s.query(args...)
+	if err != nil {
+		return page, err
+	}
+	defer rows.Close()
+	for bytes := 0; bytes < pageBytes; {
+		if err := rows.Next(c.row[:]); err == io.EOF {
+			break
+		} else if err != nil {
+			return page, classify(err)
+		}
+		rec, err := recorded(c.row[:])
+		if err != nil {
+			return page, err
+		}
+		page, bytes = append(page, rec), bytes+size(&rec)
+	}
+	return page, nil
+}
+
+// page reads events after a position, up to head, which must be in the log.
+func (r *Reader) page(ctx context.Context, page []eventstore.Recorded, after, head eventstore.Position) ([]eventstore.Recorded, error) {
+	err := r.use(ctx, func(c *readConn) (err error) {
+		page, err = c.events(page, c.page, int64(after), int64(head), int64(pageEvents))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Whoever follows the log must not be led over a hole in it.
+	for i := range page {
+		if after++; page[i].Position != after {
+			return nil, corrupt("event %d is missing", after)
+		}
+	}
+	if len(page) == 0 {
+		return nil, corrupt("event %d is missing", after+1)
+	}
+	return page, nil
+}
+
+// Head returns the position of the last event.
+func (r *Reader) Head(ctx context.Context) (eventstore.Position, error) {
+	var head int64
+	err := r.use(ctx, func(c *readConn) error {
+		found, err := c.head.row(c.row[:1])
+		if found {
+			f := fields{row: c.row[:1]}
+			head = f.int()
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("sqlite: head: %w", err)
+	}
+	return eventstore.Position(head), nil
+}
+
+// ReadStream is eventstore.Store's.
+func (r *Reader) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return r.readStream(ctx, stream, from, r.Head)
+}
+
+func (r *Reader) readStream(ctx context.Context, stream string, from eventstore.Revision,
+	headOf func(context.Context) (eventstore.Position, error)) iter.Seq2[eventstore.Recorded, error] {
+	return func(yield func(eventstore.Recorded, error) bool) {
+		head, err := headOf(ctx)
+		if err != nil {
+			yield(eventstore.Recorded{}, err)
+			return
+		}
+		var page []eventstore.Recorded
+		for next := max(from, 0); ; next = page[len(page)-1].Revision + 1 {
+			if err = ctx.Err(); err == nil {
+				err = r.use(ctx, func(c *readConn) (err error) {
+					page, err = c.events(page[:0], c.stream, stream, int64(next), int64(pageEvents))
+					return err
+				})
+			}
+			if err != nil {
+				yield(eventstore.Recorded{}, fmt.Errorf("sqlite: read stream %s: %w", stream, err))
+				return
+			}
+			for i := range page {
+				if page[i].Position > head || !yield(page[i], nil) {
+					return
+				}
+			}
+			if len(page) == 0 {
+				return
+			}
+		}
+	}
+}
+
+// Subscribe is eventstore.Store's.
+func (r *Reader) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return func(yield func([]eventstore.Recorded, error) bool) {
+		poll := time.NewTicker(pollInterval)
+		defer poll.Stop()
+		page := make([]eventstore.Recorded, 0, pageEvents)
+		for after = max(after, 0); ; {
+			head, err := r.Head(ctx)
+			if err == nil && head > after {
+				page, err = r.page(ctx, page[:0], after, head)
+			}
+			switch {
+			case err != nil:
+				yield(nil, err)
+				return
+			case head > after:
+				after = page[len(page)-1].Position
+				if !yield(page, nil) {
+					return
+				}
+				continue
+			}
+			select {
+			case <-poll.C:
+			case <-ctx.Done():
+				yield(nil, ctx.Err())
+				return
+			case <-r.closing:
+				yield(nil, eventstore.ErrClosed)
+				return
+			}
+		}
+	}
+}
+
+// Close ends running subscriptions with eventstore.ErrClosed, waits for the
+// reads that are under way, and closes the file. The second call does nothing.
+func (r *Reader) Close() error {
+	var err error
+	r.close.Do(func() {
+		close(r.closing)
+		for range readers {
+			if c := <-r.conns; c != nil {
+				if e := c.close(); e != nil && err == nil {
+					err = fmt.Errorf("sqlite: close: %w", classify(e))
+				}
+			}
+		}
+	})
+	return err
+}

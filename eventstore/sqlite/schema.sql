@@ -1,0 +1,66 @@
+-- The log of an account ledger. Rows of events, streams and level-0 tiles are
+-- written once; what may be deleted is the sealed part of an event (erasure),
+-- a claim, and a checkpoint that a later one of the same minute replaces.
+-- Times are microseconds since 1970, UTC.
+
+CREATE TABLE meta (
+	origin TEXT NOT NULL -- of the checkpoints: the name of the key that signs them
+) STRICT;
+
+-- Streams are numbered in order of arrival, so that the index of events grows
+-- at its end and not all over the place.
+CREATE TABLE streams (
+	num  INTEGER PRIMARY KEY,
+	name TEXT NOT NULL UNIQUE
+) STRICT;
+
+CREATE TABLE events (
+	position    INTEGER PRIMARY KEY, -- 1, 2, 3, ... without holes; leaf number position-1
+	stream      INTEGER NOT NULL REFERENCES streams (num),
+	revision    INTEGER NOT NULL,    -- 0, 1, 2, ... without holes in each stream
+	time        INTEGER NOT NULL,
+	id          BLOB NOT NULL,
+	type        TEXT NOT NULL,
+	actor       TEXT NOT NULL,
+	clear       BLOB NOT NULL,
+	prev        BLOB,                -- leaf hash of the stream's previous event; NULL at revision 0
+	kid         BLOB,                -- NULL where the event has no sealed part
+	sealed_hash BLOB,                -- SHA-256 of the sealed part, which may be gone
+	leaf_hash   BLOB NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX events_stream ON events (stream, revision);
+
+CREATE TABLE sealed (
+	position INTEGER PRIMARY KEY REFERENCES events (position),
+	bytes    BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE claims (
+	kind   TEXT NOT NULL,
+	key    BLOB NOT NULL,
+	stream INTEGER NOT NULL REFERENCES streams (num), -- who holds it
+	PRIMARY KEY (kind, key)
+) STRICT, WITHOUT ROWID;
+
+-- Hash tiles as C2SP tlog-tiles has them. A tile of level 0 is inserted once,
+-- when its 256 hashes are there; a tile of a higher level grows in place.
+CREATE TABLE tiles (
+	level INTEGER NOT NULL,
+	n     INTEGER NOT NULL,
+	data  BLOB NOT NULL,
+	PRIMARY KEY (level, n)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE checkpoints (
+	size INTEGER PRIMARY KEY,
+	time INTEGER NOT NULL, -- of its last event
+	note BLOB NOT NULL     -- signed
+) STRICT;
+
+CREATE TRIGGER events_update BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
+CREATE TRIGGER events_delete BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
+CREATE TRIGGER streams_update BEFORE UPDATE ON streams BEGIN SELECT RAISE(ABORT, 'streams are never renamed'); END;
+CREATE TRIGGER streams_delete BEFORE DELETE ON streams BEGIN SELECT RAISE(ABORT, 'streams are never deleted'); END;
+CREATE TRIGGER sealed_update BEFORE UPDATE ON sealed BEGIN SELECT RAISE(ABORT, 'sealed parts are never changed'); END;
+CREATE TRIGGER tiles_update BEFORE UPDATE ON tiles WHEN OLD.level = 0 BEGIN SELECT RAISE(ABORT, 'full tiles are never changed'); END;
+CREATE TRIGGER tiles_delete BEFORE DELETE ON tiles BEGIN SELECT RAISE(ABORT, 'tiles are never deleted'); END;
