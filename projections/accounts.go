@@ -1,0 +1,482 @@
+package projections
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// AccountsView is the name of the account view: each account as it goes over
+// the wire, found by its sub and by every identifier that leads to it.
+const AccountsView = "accounts"
+
+// ErrNotFound is returned where no account matches.
+var ErrNotFound = errors.New("projections: no such account")
+
+// Accounts answers questions about accounts from the account view. Its
+// methods may be called at once by many goroutines.
+type Accounts struct {
+	views *Views
+	view  *view
+	reads atomic.Pointer[accountReads] // of the live generation; nil for a reader, which asks each time
+}
+
+// AccountRow is one account.
+type AccountRow struct {
+	Sub        string
+	JSON       []byte              // exactly domain.Account.JSON; without personal data once it is erased
+	Revision   eventstore.Revision // of the account
+	Position   eventstore.Position // of its last event
+	ErasedTime time.Time           // UTC; zero unless the account's personal data is gone
+}
+
+// An account's number follows the order of arrival, and its row stays where
+// it is for good: keys in random order cost four times as much to write. Rows
+// are never deleted, so the highest number is their count.
+const accountTables = `
+CREATE TABLE accounts_%[1]d (
+	id       INTEGER PRIMARY KEY,
+	sub      TEXT    NOT NULL UNIQUE,
+	revision INTEGER NOT NULL,
+	position INTEGER NOT NULL,
+	erased   INTEGER, -- Unix time in microseconds
+	json     BLOB    NOT NULL
+) STRICT;
+CREATE TABLE identifiers_%[1]d (
+	kind    TEXT    NOT NULL,
+	key     TEXT    NOT NULL, -- as compared
+	account INTEGER NOT NULL,
+	PRIMARY KEY (kind, key)
+) STRICT, WITHOUT ROWID;`
+
+func (a *Accounts) projection() projection {
+	return projection{
+		name:    AccountsView,
+		version: 1,
+		follows: func(stream string) bool { return strings.HasPrefix(stream, domain.AccountStream("")) },
+		tables:  accountTables,
+		clear: []string{
+			`DELETE FROM accounts_%[1]d WHERE id IN (SELECT id FROM accounts_%[1]d LIMIT 1000)`,
+			`DELETE FROM identifiers_%[1]d WHERE (kind, key) IN (SELECT kind, key FROM identifiers_%[1]d LIMIT 1000)`,
+		},
+		drop:   `DROP TABLE accounts_%[1]d; DROP TABLE identifiers_%[1]d`,
+		count:  `SELECT coalesce(max(id), 0) FROM accounts_%[1]d`,
+		writer: a.writer,
+		serve:  a.serve,
+	}
+}
+
+// accountWriter folds accounts and writes their rows.
+type accountWriter struct {
+	load, insert, update, release, take, offer *sql.Stmt
+
+	recent, older map[string]account // accounts as committed, see remember
+	touched       map[string]*touched
+	order         []*touched // in order of their first event in the batch
+}
+
+// account is a row and what it shows.
+type account struct {
+	id int64 // 0 before it has a row
+	domain.Account
+}
+
+// touched is an account that a batch changes.
+type touched struct {
+	account
+	before  []domain.UserID
+	first   domain.Entry
+	written bool // its row is as it is
+}
+
+func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error) {
+	w := &accountWriter{recent: map[string]account{}, touched: map[string]*touched{}}
+	for _, s := range []struct {
+		to  **sql.Stmt
+		sql string
+	}{
+		{&w.load, `SELECT id, json FROM accounts_%[1]d WHERE sub = ?`},
+		{&w.insert, `INSERT INTO accounts_%[1]d (json, revision, position, erased, sub) VALUES (?, ?, ?, ?, ?)`},
+		{&w.update, `UPDATE accounts_%[1]d SET json = ?, revision = ?, position = ?, erased = ? WHERE id = ?`},
+		{&w.release, `DELETE FROM identifiers_%[1]d WHERE kind = ? AND key = ? AND account = ?`},
+		{&w.take, `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET account = excluded.account`},
+		{&w.offer, `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`},
+	} {
+		var err error
+		if *s.to, err = a.views.write.PrepareContext(ctx, fmt.Sprintf(s.sql, generation)); err != nil {
+			return writer{}, errors.Join(err, w.close())
+		}
+	}
+	return writer{w.apply, w.flush, w.end, w.close}, nil
+}
+
+func (w *accountWriter) close() error {
+	var errs []error
+	for _, s := range []*sql.Stmt{w.load, w.insert, w.update, w.release, w.take, w.offer} {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (w *accountWriter) apply(ctx context.Context, b *batch, x domain.Entry) error {
+	sub := x.Sub()
+	t, known := w.touched[sub]
+	if !known {
+		a, err := w.find(ctx, b, sub, x.Revision)
+		if err != nil {
+			return err
+		}
+		t = &touched{account: a, before: a.UserIDs, first: x}
+	}
+	switch {
+	case x.Revision <= t.Revision:
+		return nil
+	case x.Revision != t.Revision+1:
+		return unfitError{fmt.Errorf("projections: revision %d follows %d", x.Revision, t.Revision)}
+	}
+	x.Meta.CommandID = "" // which commands were executed is the ledger's to remember
+	t.Account = domain.Evolve(t.Account, x)
+	if !known {
+		w.touched[sub] = t
+		w.order = append(w.order, t)
+	}
+	return nil
+}
+
+// find gives the account as committed: from memory, or its row.
+func (w *accountWriter) find(ctx context.Context, b *batch, sub string, next eventstore.Revision) (account, error) {
+	if next == 0 {
+		return account{Account: domain.NewAccount(sub)}, nil // it cannot have a row
+	}
+	if a, ok := w.recent[sub]; ok {
+		return a, nil
+	}
+	if a, ok := w.older[sub]; ok {
+		return a, nil
+	}
+	tx, err := b.open(ctx)
+	if err != nil {
+		return account{}, err
+	}
+	var a account
+	var document sql.RawBytes
+	rows, err := tx.StmtContext(ctx, w.load).QueryContext(context.WithoutCancel(ctx), sub)
+	if err != nil {
+		return account{}, err
+	}
+	defer rows.Close()
+	if !rows.Next() {
+		return account{Account: domain.NewAccount(sub)}, rows.Err()
+	}
+	if err := rows.Scan(&a.id, &document); err != nil {
+		return account{}, err
+	}
+	if a.Account, err = domain.ParseAccount(document); err != nil {
+		// A JSON error may quote what it stumbled over.
+		return account{}, unfitError{fmt.Errorf("projections: the account's own row does not parse: %T", err)}
+	}
+	return a, nil
+}
+
+// identifier is one row of the identifiers.
+type identifier struct {
+	kind    domain.Kind
+	key     string
+	account int64
+}
+
+func identifiers(ids []domain.UserID, account int64) map[identifier]bool {
+	m := make(map[identifier]bool, len(ids))
+	for _, u := range ids {
+		m[identifier{u.Type, u.Key(), account}] = true
+	}
+	return m
+}
+
+// flush writes each touched account's row once. Identifiers that the batch
+// frees are freed before any is taken, so that it does not matter in which
+// order one goes from account to account.
+//
+// A row of a parked stream is older than the others, so one of its
+// identifiers may meanwhile be another account's: it never takes one away.
+func (w *accountWriter) flush(ctx context.Context, b *batch) error {
+	if len(w.order) == 0 {
+		return nil
+	}
+	tx, err := b.open(ctx)
+	if err != nil {
+		return err
+	}
+	var release, take, offer []identifier
+	insert, update := tx.StmtContext(ctx, w.insert), tx.StmtContext(ctx, w.update)
+	for _, t := range w.order {
+		if err := t.write(ctx, insert, update, b); err != nil {
+			return err
+		}
+		if !t.written || !b.replay && slices.Equal(t.before, t.UserIDs) {
+			continue
+		}
+		before, after := identifiers(t.before, t.id), identifiers(t.UserIDs, t.id)
+		for i := range before {
+			if !after[i] {
+				release = append(release, i)
+			}
+		}
+		for i := range after {
+			switch {
+			case before[i] && !b.replay: // while it was parked, another may have taken and left it
+			case b.cut(t.first.Stream):
+				offer = append(offer, i)
+			default:
+				take = append(take, i)
+			}
+		}
+	}
+	for _, change := range []struct {
+		statement   *sql.Stmt
+		identifiers []identifier
+	}{{w.release, release}, {w.take, take}, {w.offer, offer}} {
+		if err := changeIdentifiers(ctx, tx, change.statement, change.identifiers); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write writes t's row, or parks its stream if it has no JSON.
+func (t *touched) write(ctx context.Context, insert, update *sql.Stmt, b *batch) error {
+	document, err := t.JSON()
+	if err != nil {
+		b.park(t.first, unfitError{fmt.Errorf("projections: the account has no JSON: %T", err)})
+		return nil
+	}
+	t.written = true
+	erased := sql.NullInt64{Int64: t.ErasedTime.UnixMicro(), Valid: t.Erased()}
+	if t.id != 0 {
+		_, err := update.ExecContext(ctx, document, t.Revision, t.Position, erased, t.id)
+		return err
+	}
+	result, err := insert.ExecContext(ctx, document, t.Revision, t.Position, erased, t.Sub)
+	if err == nil {
+		t.id, err = result.LastInsertId()
+	}
+	return err
+}
+
+// changeIdentifiers goes in the order of the keys, which is that of the pages.
+func changeIdentifiers(ctx context.Context, tx *sql.Tx, statement *sql.Stmt, all []identifier) error {
+	if len(all) == 0 {
+		return nil
+	}
+	slices.SortFunc(all, func(a, b identifier) int {
+		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.key, b.key))
+	})
+	s := tx.StmtContext(ctx, statement)
+	for _, i := range all {
+		if _, err := s.ExecContext(ctx, string(i.kind), i.key, i.account); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rememberAccounts bounds what is kept folded in memory.
+const rememberAccounts = 2048
+
+// end keeps what was committed and forgets what was not. Two maps make a
+// cache: when the recent one is full it becomes the older one, and what was
+// not touched since is forgotten.
+func (w *accountWriter) end(committed bool) {
+	for _, t := range w.order {
+		if !committed || !t.written {
+			continue // the row is as it was, and so is what we remember of it
+		}
+		if len(w.recent) >= rememberAccounts {
+			w.recent, w.older = make(map[string]account, rememberAccounts), w.recent
+		}
+		w.recent[t.Sub] = t.account
+	}
+	clear(w.touched)
+	clear(w.order)
+	w.order = w.order[:0]
+}
+
+// accountReads are the questions to one generation.
+type accountReads struct {
+	get, lookup *sql.Stmt
+
+	gate sync.RWMutex // readers hold it while they ask
+	gone bool         // the generation is about to be dropped: ask the live one
+}
+
+const (
+	accountColumns = `SELECT a.sub, a.json, a.revision, a.position, a.erased FROM accounts_%[1]d a`
+	getAccount     = accountColumns + ` WHERE a.sub = ?`
+	lookupAccount  = accountColumns + ` JOIN identifiers_%[1]d i ON i.account = a.id WHERE i.kind = ? AND i.key = ?`
+	allAccounts    = accountColumns + ` ORDER BY a.sub`
+)
+
+func (a *Accounts) serve(ctx context.Context, generation int64) (swap func(), err error) {
+	r := &accountReads{}
+	if r.get, err = a.views.read.PrepareContext(ctx, fmt.Sprintf(getAccount, generation)); err != nil {
+		return nil, err
+	}
+	if r.lookup, err = a.views.read.PrepareContext(ctx, fmt.Sprintf(lookupAccount, generation)); err != nil {
+		return nil, errors.Join(err, r.get.Close())
+	}
+	return func() {
+		old := a.reads.Swap(r)
+		if old == nil {
+			return
+		}
+		old.gate.Lock()
+		defer old.gate.Unlock()
+		old.gone = true
+		old.get.Close()
+		old.lookup.Close()
+	}, nil
+}
+
+// acquire returns the live generation's reads, with their gate held.
+func (a *Accounts) acquire() *accountReads {
+	for {
+		r := a.reads.Load()
+		r.gate.RLock()
+		if !r.gone {
+			return r
+		}
+		r.gate.RUnlock()
+	}
+}
+
+// Get returns the account sub, or ErrNotFound.
+func (a *Accounts) Get(ctx context.Context, sub string) (AccountRow, error) {
+	row, err := a.one(ctx, getAccount, func(r *accountReads) *sql.Stmt { return r.get }, sub)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return row, fmt.Errorf("projections: get account: %w", err)
+	}
+	return row, err
+}
+
+// Lookup returns the account that the first of the candidates leads to that
+// leads to any, or ErrNotFound.
+func (a *Accounts) Lookup(ctx context.Context, candidates []domain.Candidate) (AccountRow, error) {
+	for _, c := range candidates {
+		row, err := a.one(ctx, lookupAccount, func(r *accountReads) *sql.Stmt { return r.lookup }, string(c.Kind), c.Key)
+		switch {
+		case err == nil:
+			return row, nil
+		case !errors.Is(err, ErrNotFound):
+			return row, fmt.Errorf("projections: look up account: %w", err)
+		}
+	}
+	return AccountRow{}, ErrNotFound
+}
+
+// one asks for one row: with a prepared statement of the live generation or,
+// beside another process that may replace it at any time, in a transaction
+// that finds out first which one is live.
+func (a *Accounts) one(ctx context.Context, query string, prepared func(*accountReads) *sql.Stmt, args ...any) (AccountRow, error) {
+	if err := ctx.Err(); err != nil {
+		return AccountRow{}, err
+	}
+	// The read takes microseconds. A ctx that can be canceled would cost as
+	// much again, for the goroutine with which the driver watches over it.
+	ctx = context.WithoutCancel(ctx)
+	if a.views.write != nil {
+		r := a.acquire()
+		defer r.gate.RUnlock()
+		return scanAccount(prepared(r).QueryRowContext(ctx, args...))
+	}
+	tx, generation, _, err := a.snapshot(ctx)
+	if err != nil {
+		return AccountRow{}, err
+	}
+	defer tx.Rollback()
+	return scanAccount(tx.QueryRowContext(ctx, fmt.Sprintf(query, generation), args...))
+}
+
+// snapshot begins a transaction that reads the live generation as it is now.
+func (a *Accounts) snapshot(ctx context.Context) (tx *sql.Tx, generation int64, at eventstore.Position, err error) {
+	if tx, err = a.views.read.BeginTx(ctx, nil); err != nil {
+		return nil, 0, 0, err
+	}
+	err = tx.QueryRowContext(ctx, `SELECT generation, position FROM views WHERE name = ? AND state = 'live'`, AccountsView).Scan(&generation, &at)
+	if err != nil {
+		tx.Rollback()
+		return nil, 0, 0, err
+	}
+	return tx, generation, at, nil
+}
+
+func scanAccount(row interface{ Scan(...any) error }) (AccountRow, error) {
+	var r AccountRow
+	var erased sql.NullInt64
+	err := row.Scan(&r.Sub, &r.JSON, &r.Revision, &r.Position, &erased)
+	if errors.Is(err, sql.ErrNoRows) {
+		return r, ErrNotFound
+	}
+	if erased.Valid {
+		r.ErasedTime = time.UnixMicro(erased.Int64).UTC()
+	}
+	return r, err
+}
+
+// Position is the position of the last event the view has applied. It comes
+// from memory; for Views of OpenReader, which follow nothing, it is 0.
+func (a *Accounts) Position() eventstore.Position {
+	return eventstore.Position(a.view.position.Load())
+}
+
+// Lag is how many events of the log the view has not applied, as far as it
+// has heard of them. It comes from memory.
+func (a *Accounts) Lag() int64 { return max(0, a.view.head.Load()-a.view.position.Load()) }
+
+// All yields all accounts, erased ones too, in the order of their subs, as
+// they were when the view had applied the events up to at, and no other. The
+// caller ranges over rows, once, or cancels ctx: until then a connection is
+// taken and the write-ahead log grows.
+func (a *Accounts) All(ctx context.Context) (at eventstore.Position, total int64, rows iter.Seq2[AccountRow, error], err error) {
+	tx, generation, at, err := a.snapshot(ctx)
+	if err != nil {
+		return 0, 0, nil, fmt.Errorf("projections: all accounts: %w", err)
+	}
+	if err := tx.QueryRowContext(ctx, fmt.Sprintf(a.view.count, generation)).Scan(&total); err != nil {
+		tx.Rollback()
+		return 0, 0, nil, fmt.Errorf("projections: all accounts: %w", err)
+	}
+	return at, total, func(yield func(AccountRow, error) bool) {
+		defer tx.Rollback()
+		rows, err := tx.QueryContext(ctx, fmt.Sprintf(allAccounts, generation))
+		if err != nil {
+			yield(AccountRow{}, fmt.Errorf("projections: all accounts: %w", err))
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			row, err := scanAccount(rows)
+			if err != nil {
+				err = fmt.Errorf("projections: all accounts: %w", err)
+			}
+			if !yield(row, err) || err != nil {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield(AccountRow{}, fmt.Errorf("projections: all accounts: %w", err))
+		}
+	}, nil
+}

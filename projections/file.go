@@ -1,0 +1,137 @@
+package projections
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"runtime"
+
+	"github.com/mattn/go-sqlite3"
+)
+
+//go:embed schema.sql
+var schema string
+
+// What the header of views.db says: whose file it is and how it is laid out.
+// The application id is at a fixed place of a SQLite file, so that it can be
+// read when the rest is damaged.
+const (
+	applicationID       = 0x414c5657 // "ALVW"
+	applicationIDOffset = 68         // https://sqlite.org/fileformat2.html#application_id
+	schemaVersion       = 1
+)
+
+var (
+	errForeign  = errors.New("not a file of views; move it away") // why a file is left alone
+	errOutdated = errors.New("of an older layout, or condemned")  // why it is made new
+)
+
+// openWriter opens the file for its one writer. A file that is missing, of an
+// older layout, or ours and damaged is made new: the log has everything in it.
+// A file of someone else, or of a newer program, is refused.
+func openWriter(ctx context.Context, path string) (db *sql.DB, made bool, err error) {
+	if db, err = connect(path, "_journal_mode=WAL&_synchronous=NORMAL&_secure_delete=true&_txlock=immediate&_cache_size=-16384", 1); err != nil {
+		return nil, false, err
+	}
+	made, err = prepare(ctx, db)
+	if err == nil {
+		return db, made, nil
+	}
+	db.Close()
+	if !errors.Is(err, errOutdated) && !(damaged(err) && headerIsOurs(path)) {
+		return nil, false, err
+	}
+	if err := remove(path); err != nil {
+		return nil, false, err
+	}
+	db, _, err = openWriter(ctx, path)
+	return db, true, err
+}
+
+// openPool opens the file for reading. SQLite lets readers work while the
+// writer writes.
+func openPool(path string) (*sql.DB, error) {
+	return connect(path, "mode=ro&_query_only=true&_txlock=deferred", max(4, 2*runtime.GOMAXPROCS(0)))
+}
+
+func connect(path, options string, connections int) (*sql.DB, error) {
+	name := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: "_busy_timeout=10000&" + options}
+	db, err := sql.Open("sqlite3", name.String())
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(connections)
+	db.SetMaxIdleConns(connections)
+	return db, nil
+}
+
+// prepare makes the tables of a new file and looks whose an old one is.
+func prepare(ctx context.Context, db *sql.DB) (made bool, err error) {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return false, err
+	}
+	defer tx.Rollback()
+	var id, version, tables int64
+	err = tx.QueryRowContext(ctx, `SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
+		FROM pragma_application_id, pragma_user_version`).Scan(&id, &version, &tables)
+	switch {
+	case err != nil:
+		return false, err
+	case id == applicationID && version == schemaVersion:
+		return false, nil
+	case id == applicationID && version > schemaVersion:
+		return false, fmt.Errorf("layout %d is a newer program's, this one knows %d", version, schemaVersion)
+	case id == applicationID:
+		return false, errOutdated
+	case id != 0 || version != 0 || tables != 0:
+		return false, errForeign
+	}
+	_, err = tx.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; %s", applicationID, schemaVersion, schema))
+	if err != nil {
+		return false, err
+	}
+	if err := tx.Commit(); err != nil {
+		return false, err
+	}
+	// Out of the write-ahead log, into the place where headerIsOurs looks.
+	_, err = db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+	return true, err
+}
+
+// condemn marks a damaged file, so that the next openWriter makes it new.
+func condemn(db *sql.DB) error {
+	_, err := db.Exec("PRAGMA user_version = 0")
+	return err
+}
+
+// damaged reports whether SQLite found the file broken.
+func damaged(err error) bool {
+	e, ok := errors.AsType[sqlite3.Error](err)
+	return ok && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
+}
+
+func headerIsOurs(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var id [4]byte
+	_, err = f.ReadAt(id[:], applicationIDOffset)
+	return err == nil && binary.BigEndian.Uint32(id[:]) == applicationID
+}
+
+func remove(path string) error {
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package projections
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/mattn/go-sqlite3"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// projection folds events into tables that it alone writes. Each generation
+// of a view has tables of its own; %[1]d in SQL here is its number.
+type projection struct {
+	name    string
+	version int64                    // of its rows; those of another version are made again
+	follows func(stream string) bool // what it does not follow is not even opened
+	tables  string                   // SQL that makes the tables
+	clear   []string                 // SQL that deletes some rows of a table each, to be run until none is left
+	drop    string                   // SQL that drops the empty tables
+	count   string                   // SQL that counts what a new generation must not have less of
+
+	// writer makes the writing side of a generation.
+	writer func(ctx context.Context, generation int64) (writer, error)
+
+	// serve gets ready to answer from a generation; swap lets it answer, and
+	// returns when no reader is left on the one before.
+	serve func(ctx context.Context, generation int64) (swap func(), err error)
+}
+
+// writer is the writing side of one generation. Entries of one stream come in
+// order; those of different streams in any, for a rebuild reads stream by
+// stream. They are folded in memory, then the rows are written, each once.
+type writer struct {
+	apply func(ctx context.Context, b *batch, x domain.Entry) error // an unfitError parks the stream
+	flush func(ctx context.Context, b *batch) error                 // parks by itself what it cannot write
+	end   func(committed bool)                                      // of the batch
+	close func() error
+}
+
+// unfitError is of the entry and not of the machinery: its stream parks.
+type unfitError struct{ error }
+
+func (e unfitError) Unwrap() error { return e.error }
+
+// fromMachinery reports whether err says nothing about the entry at hand: a
+// database failed, this one or the keys', or somebody gave up. Nobody parks.
+func fromMachinery(err error) bool {
+	_, sqlite := errors.AsType[sqlite3.Error](err)
+	return sqlite || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, sql.ErrConnDone) || errors.Is(err, sql.ErrTxDone) || errors.Is(err, eventstore.ErrClosed)
+}
+
+// catch turns a panic into an unfitError: one malformed event must not stop
+// the others. Of what it panicked with, a plain string and the runtime's
+// errors are shown, for they are text of the code and not data.
+func catch(err *error) {
+	switch p := recover().(type) {
+	case nil:
+	case string:
+		*err = unfitError{errors.New("panic: " + p)}
+	case runtime.Error:
+		*err = unfitError{fmt.Errorf("panic: %w", p)}
+	default:
+		*err = unfitError{fmt.Errorf("panic: %T", p)}
+	}
+}
+
+// decoded is an entry, or why there is none; then it has its place only.
+type decoded struct {
+	domain.Entry
+	err error
+}
+
+// decode opens and decodes rec; a second time, if the first fails, in case it
+// was the key store's bad moment.
+func (v *Views) decode(rec eventstore.Recorded) (d decoded) {
+	defer catch(&d.err)
+	d.Entry = domain.Entry{Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position}
+	for range 2 {
+		x, err := v.codec.Decode(rec)
+		if err == nil {
+			return decoded{Entry: x}
+		}
+		if d.err = err; !fromMachinery(err) {
+			d.err = unfitError{err}
+		}
+	}
+	return d
+}
+
+// decodeAll decodes on all cores what is too much for one.
+func (v *Views) decodeAll(recs []eventstore.Recorded) []decoded {
+	const few = 32 // are not worth waking another core for
+	cores := runtime.GOMAXPROCS(0)
+	share := max(few, (len(recs)+cores-1)/cores)
+	all := make([]decoded, len(recs))
+	var working sync.WaitGroup
+	for from := 0; from < len(recs); from += share {
+		to := min(from+share, len(recs))
+		work := func() {
+			for i := from; i < to; i++ {
+				all[i] = v.decode(recs[i])
+			}
+		}
+		if to < len(recs) {
+			working.Go(work)
+		} else {
+			work()
+		}
+	}
+	working.Wait()
+	return all
+}

@@ -1,0 +1,401 @@
+package projections
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+
+	"accountledger/eventstore"
+)
+
+// create makes the tables of a new, empty generation.
+func (w *view) create(ctx context.Context, state string) (*generation, error) {
+	tx, err := w.views.write.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Rollback()
+	g := &generation{view: w, parked: map[string]Parked{}}
+	if err := tx.QueryRowContext(ctx, `SELECT coalesce(max(generation), 0) + 1 FROM views WHERE name = ?`, w.name).Scan(&g.number); err != nil {
+		return nil, err
+	}
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf(w.tables, g.number)); err != nil {
+		return nil, err
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO views (name, generation, version, state, position, event) VALUES (?, ?, ?, ?, 0, x'')`,
+		w.name, g.number, w.version, state); err != nil {
+		return nil, err
+	}
+	if err := tx.Commit(); err != nil {
+		return nil, err
+	}
+	g.writer, err = w.writer(ctx, g.number)
+	return g, err
+}
+
+// rebuild makes a new generation from the whole log while the live one goes
+// on, and then lets it take over.
+func (w *view) rebuild(ctx context.Context, progress func(done, total int64)) error {
+	if err := w.claimBuilder(ctx); err != nil {
+		return err
+	}
+	defer w.releaseBuilder()
+	g, err := w.create(ctx, StateRebuilding)
+	if err != nil {
+		return err
+	}
+	if err = g.build(ctx, progress); err == nil {
+		err = w.switchTo(ctx, g)
+	}
+	if err != nil {
+		g.writer.close()
+		_, mark := w.views.write.ExecContext(context.WithoutCancel(ctx),
+			`UPDATE views SET state = 'dropped' WHERE name = ? AND generation = ? AND state = 'rebuilding'`, w.name, g.number)
+		err = errors.Join(err, mark)
+	}
+	if drop := w.dropOld(ctx); drop != nil {
+		// They no longer matter and are dropped some other time.
+		w.views.logger.WarnContext(ctx, "old generation not dropped", "view", w.name, "err", drop)
+	}
+	return err
+}
+
+// build brings an empty generation near the head of the log.
+func (g *generation) build(ctx context.Context, progress func(done, total int64)) error {
+	head, err := g.view.views.log.Head(ctx)
+	if err != nil {
+		return err
+	}
+	if err := g.bulk(ctx, head, progress); err != nil {
+		return err
+	}
+	// What was appended meanwhile; each round has less to do.
+	for {
+		if head, err = g.view.views.log.Head(ctx); err != nil {
+			return err
+		}
+		if err := g.catchUp(ctx, head); err != nil {
+			return err
+		}
+		progress(int64(g.position), int64(head))
+		if head-g.position <= batchEvents {
+			return nil
+		}
+	}
+}
+
+// share is some streams of a bulk build, on its way from the scan that finds
+// them through a worker that reads them to the one who applies them.
+type share struct {
+	streams  []string
+	entries  chan []decoded      // of these streams; closed after the last
+	position eventstore.Position // how far the scan was, and the event there
+	event    [16]byte
+}
+
+// Sizes of a share, for bounded memory.
+const (
+	shareStreams = 32
+	shareEntries = 256  // in one piece; a long stream comes in several
+	bulkStreams  = 2048 // in one transaction; the live generation waits that long
+)
+
+// bulk fills an empty generation with the log up to head, stream by stream:
+// when the scan of the log meets the first event of a stream, the stream is
+// read to its end. Each row is so written once, however the accounts' events
+// are interleaved, and memory does not depend on their number. It pays because
+// reading a stream is cheaper than loading, parsing and writing a row again.
+func (g *generation) bulk(ctx context.Context, head eventstore.Position, progress func(done, total int64)) error {
+	if head == 0 {
+		return nil
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	workers := runtime.GOMAXPROCS(0)
+	work, order := make(chan *share, workers), make(chan *share, 2*workers)
+	group.Go(func() error {
+		defer close(work)
+		defer close(order)
+		return g.scan(ctx, head, func(s *share) error {
+			for _, to := range []chan *share{order, work} {
+				select {
+				case to <- s:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			return nil
+		})
+	})
+	for range workers {
+		group.Go(func() error {
+			for s := range work {
+				if err := g.read(ctx, s, head); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	group.Go(func() error { return g.collect(ctx, order, head, progress) })
+	return group.Wait()
+}
+
+// scan yields the streams of the log up to head in the order of their first
+// events.
+func (g *generation) scan(ctx context.Context, head eventstore.Position, yield func(*share) error) error {
+	s := &share{}
+	for page, err := range g.view.views.log.Subscribe(ctx, 0) {
+		if err != nil {
+			return err
+		}
+		for _, rec := range page {
+			if rec.Revision == 0 && g.view.follows(rec.Stream) {
+				s.streams = append(s.streams, rec.Stream)
+			}
+			if len(s.streams) < shareStreams && rec.Position < head {
+				continue
+			}
+			s.position, s.event, s.entries = rec.Position, rec.ID, make(chan []decoded, 1)
+			if err := yield(s); err != nil || rec.Position == head {
+				return err
+			}
+			s = &share{}
+		}
+	}
+	return ctx.Err()
+}
+
+// read reads and decodes the streams of s up to head.
+func (g *generation) read(ctx context.Context, s *share, head eventstore.Position) error {
+	defer close(s.entries)
+	piece := make([]decoded, 0, shareEntries)
+	send := func() error {
+		select {
+		case s.entries <- piece:
+			piece = make([]decoded, 0, shareEntries)
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	for _, stream := range s.streams {
+		for rec, err := range g.view.views.log.ReadStream(ctx, stream, 0) {
+			if err != nil {
+				return err
+			}
+			if rec.Position > head {
+				break
+			}
+			if piece = append(piece, g.view.views.decode(rec)); len(piece) == shareEntries {
+				if err := send(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return send()
+}
+
+// collect applies what the workers have read.
+func (g *generation) collect(ctx context.Context, order <-chan *share, head eventstore.Position, progress func(done, total int64)) error {
+	b, streams := g.begin(), 0
+	defer func() { b.rollback() }()
+	for s := range order {
+		for piece := range s.entries {
+			for _, d := range piece {
+				if err := b.add(ctx, d); err != nil {
+					return err
+				}
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err() // and not the end of the streams
+		}
+		if streams += len(s.streams); streams < bulkStreams && s.position < head {
+			continue
+		}
+		if err := b.commit(ctx, s.position, s.event); err != nil {
+			return err
+		}
+		b, streams = g.begin(), 0
+		progress(int64(s.position), int64(head))
+	}
+	return nil
+}
+
+// catchUp applies the log in order up to head.
+func (g *generation) catchUp(ctx context.Context, head eventstore.Position) error {
+	if g.position >= head {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err := g.view.gather(ctx, g.position, head, func(recs []eventstore.Recorded) error {
+		if err := g.apply(ctx, recs); err != nil {
+			return err
+		}
+		if g.position >= head {
+			cancel()
+		}
+		return nil
+	})
+	if g.position >= head {
+		return nil
+	}
+	return err
+}
+
+// switchTo lets g take over from the live generation. Nothing is written
+// while it does, so g can stand exactly where the live one stands, or later.
+func (w *view) switchTo(ctx context.Context, g *generation) error {
+	w.turn.Lock()
+	defer w.turn.Unlock()
+	if err := g.catchUp(ctx, w.live.position); err != nil {
+		return err
+	}
+	if err := w.compare(ctx, w.live, g); err != nil {
+		return err
+	}
+	return w.replace(ctx, g)
+}
+
+// replace makes g the live generation. The turn is held.
+func (w *view) replace(ctx context.Context, g *generation) error {
+	swap, err := w.serve(ctx, g.number)
+	if err != nil {
+		return err
+	}
+	tx, err := w.views.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	for _, change := range []struct {
+		state      string
+		generation int64
+	}{{"dropped", w.live.number}, {StateLive, g.number}} {
+		if _, err := tx.ExecContext(ctx, `UPDATE views SET state = ? WHERE name = ? AND generation = ?`,
+			change.state, w.name, change.generation); err != nil {
+			return err
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	old := w.live
+	w.live = g
+	swap() // before the turn ends: who awaits g's next position must not be answered by the old one
+	w.publish()
+	if w.interrupt != nil {
+		w.interrupt()
+	}
+	return old.writer.close()
+}
+
+// compare refuses a generation that would lose what the live one has: with
+// the same events behind them, no view has fewer rows than before, except for
+// streams that are parked, which can be seen.
+func (w *view) compare(ctx context.Context, old, g *generation) error {
+	count := func(g *generation) (n int64, err error) {
+		err = w.views.write.QueryRowContext(ctx, fmt.Sprintf(w.count, g.number)).Scan(&n)
+		return n, err
+	}
+	before, err := count(old)
+	if err != nil {
+		return err
+	}
+	after, err := count(g)
+	if err != nil {
+		return err
+	}
+	if after+int64(len(g.parked)) < before {
+		return fmt.Errorf("the new view has %d rows and %d parked streams at position %d, the live one %d rows at %d: not switched",
+			after, len(g.parked), g.position, before, old.position)
+	}
+	return nil
+}
+
+// startOver replaces a live generation that is of another log by an empty one.
+func (w *view) startOver(ctx context.Context) error {
+	if err := w.claimBuilder(ctx); err != nil {
+		return err
+	}
+	defer w.releaseBuilder()
+	g, err := w.create(ctx, StateRebuilding)
+	if err != nil {
+		return err
+	}
+	w.turn.Lock()
+	err = w.replace(ctx, g)
+	w.turn.Unlock()
+	if err != nil {
+		return err
+	}
+	return w.dropOld(ctx)
+}
+
+func (w *view) claimBuilder(ctx context.Context) error {
+	select {
+	case w.builder <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (w *view) releaseBuilder() { <-w.builder }
+
+// dropOld drops the generations that are no longer live and those that were
+// never finished. The caller is the builder. It deletes in small steps first,
+// each a transaction, because to overwrite all of a large table at once would
+// keep the live generation waiting.
+func (w *view) dropOld(ctx context.Context) error {
+	db := w.views.write
+	for {
+		var g int64
+		err := db.QueryRowContext(ctx, `SELECT generation FROM views WHERE name = ? AND state = 'dropped' LIMIT 1`, w.name).Scan(&g)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for _, deletion := range w.clear {
+			for more := true; more; {
+				result, err := db.ExecContext(ctx, fmt.Sprintf(deletion, g))
+				if err != nil {
+					return err
+				}
+				n, err := result.RowsAffected()
+				if err != nil {
+					return err
+				}
+				more = n > 0
+			}
+		}
+		if err := w.forget(ctx, g); err != nil {
+			return err
+		}
+	}
+}
+
+func (w *view) forget(ctx context.Context, generation int64) error {
+	tx, err := w.views.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf(w.drop, generation)); err != nil {
+		return err
+	}
+	for _, table := range []string{"DELETE FROM parked WHERE view = ? AND generation = ?", "DELETE FROM views WHERE name = ? AND generation = ?"} {
+		if _, err := tx.ExecContext(ctx, table, w.name, generation); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
+}
