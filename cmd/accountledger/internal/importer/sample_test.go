@@ -1,0 +1,257 @@
+package importer
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nyaruka/phonenumbers"
+
+	"accountledger/domain"
+)
+
+// sample reads a file of testdata/imports and its mapping.
+func sample(t testing.TB, data, mapping string) ([]byte, *Mapping) {
+	t.Helper()
+	const dir = "../../../../testdata/imports"
+	input, err := os.ReadFile(filepath.Join(dir, data))
+	check(t, err)
+	file, err := os.ReadFile(filepath.Join(dir, mapping))
+	check(t, err)
+	m, err := ParseMapping(file)
+	check(t, err)
+	return input, m
+}
+
+// person is what these tests expect of a record in particular.
+type person struct{ Email, Phone, BirthDate, FirstName string }
+
+// birthdate is the date of a person, rearranged without the importer's help.
+func (p person) birthdate() string {
+	var year, month, day int
+	fmt.Sscanf(p.BirthDate, "%d-%d-%d", &year, &month, &day)
+	return fmt.Sprintf("%04d-%02d-%02d", year, month, day)
+}
+
+// e164 is the number of a person, or "" if there can be no such number:
+// what the library says of the file, not the importer of itself.
+func (p person) e164() string {
+	n, err := phonenumbers.Parse(p.Phone, "ZZ")
+	if err != nil || !phonenumbers.IsValidNumber(n) {
+		return ""
+	}
+	return phonenumbers.Format(n, phonenumbers.E164)
+}
+
+func TestPeople(t *testing.T) {
+	t.Parallel()
+	input, mapping := sample(t, "people-208.json", "people-208.yaml")
+	var people []person
+	check(t, json.Unmarshal(input, &people))
+	invalid := int64(0)
+	for _, p := range people {
+		if p.e164() == "" {
+			invalid++
+		}
+	}
+	if len(people) != 208 || invalid == 0 || invalid == 208 {
+		t.Fatalf("%d of %d numbers are not valid: the sample tests nothing", invalid, len(people))
+	}
+
+	ledger := openLedger(t)
+	got, results := ledger.imports(t, mapping, "people.json", input)
+	want := Summary{Rows: 208, Created: 208, Events: 208, Missed: map[string]int64{}, Findings: []Count{{Finding{"/identities/0/mobile_number",
+		"must be a valid telephone number with its country code, like +4915112345678", "kept as customFields.phone_as_exported"}, invalid}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("summary (-want +got):\n%s", diff)
+	}
+	records := records(t, input)
+	for i, p := range people {
+		account := ledger.account(t, results[i].Sub)
+		self := account.Identities[0]
+		wantKept := ""
+		if p.e164() == "" {
+			wantKept = fmt.Sprintf("%q", p.Phone)
+		}
+		if kept := string(account.CustomFields["phone_as_exported"]); self.MobileNumber != p.e164() || kept != wantKept {
+			t.Errorf("row %d: mobile_number = %q, phone_as_exported = %s, want %q, %s", i+1, self.MobileNumber, kept, p.e164(), wantKept)
+		}
+		if self.Birthdate != p.birthdate() || self.Email != p.Email || self.GivenName != p.FirstName ||
+			self.Provider != domain.ProviderSelf || account.Status != domain.StatusVerified {
+			t.Errorf("row %d: the account is %+v", i+1, account)
+		}
+		nothingIsLost(t, records[i], account, []string{"/password", "/ip", "/userAgent"}, map[string]string{
+			"/phone": self.MobileNumber + strings.Trim(wantKept, `"`), "/birthDate": p.birthdate(),
+		})
+	}
+}
+
+func TestRunAgain(t *testing.T) {
+	t.Parallel()
+	input, mapping := sample(t, "people-208.json", "people-208.yaml")
+	var people []person
+	check(t, json.Unmarshal(input, &people))
+	changed := slices.IndexFunc(people, func(p person) bool { return p.e164() != "" })
+	ledger := openLedger(t)
+	_, first := ledger.imports(t, mapping, "people.json", input)
+	sub := first[changed].Sub
+
+	if again, _ := ledger.imports(t, mapping, "people.json", input); again.Unchanged != 208 || again.Events != 0 {
+		t.Errorf("the same input again: %+v, want 208 unchanged", again)
+	}
+
+	// A changed name, and a valid number that becomes one that is not.
+	input2 := bytes.Replace(input, []byte(`"lastName": "Johnson"`), []byte(`"lastName": "King"`), 1)
+	input2 = bytes.Replace(input2, []byte(people[changed].Phone), []byte("+4930"), 1)
+	got, results := ledger.imports(t, mapping, "people.json", input2)
+	if got.Updated != 2 || got.Unchanged != 206 || results[0].Outcome != Updated || results[changed].Outcome != Updated {
+		t.Errorf("two rows changed: %+v, want them updated", got)
+	}
+	if name := ledger.account(t, first[0].Sub).Identities[0].FamilyName; name != "King" {
+		t.Errorf("family_name = %q, want King", name)
+	}
+	a := ledger.account(t, sub)
+	if kept := string(a.CustomFields["phone_as_exported"]); kept != `"+4930"` || a.Identities[0].MobileNumber != "" {
+		t.Errorf("a number that is not valid any more: mobile_number = %q, phone_as_exported = %s", a.Identities[0].MobileNumber, kept)
+	}
+
+	// And back: what was kept of the value that was not valid goes.
+	if back, _ := ledger.imports(t, mapping, "people.json", input); back.Updated != 2 {
+		t.Errorf("two rows changed back: %+v", back)
+	}
+	a = ledger.account(t, sub)
+	if kept := string(a.CustomFields["phone_as_exported"]); kept != "" || a.Identities[0].MobileNumber != people[changed].e164() {
+		t.Errorf("a number that is valid again: mobile_number = %q, phone_as_exported = %s", a.Identities[0].MobileNumber, kept)
+	}
+}
+
+func TestKeycloak(t *testing.T) {
+	t.Parallel()
+	input, mapping := sample(t, "keycloak-quarkus-realm.json", "keycloak-realm.yaml")
+	var realm struct{ Users json.RawMessage }
+	check(t, json.Unmarshal(input, &realm))
+	ledger := openLedger(t)
+	got, results := ledger.imports(t, mapping, "realm.json", input)
+	want := Summary{Rows: 3, Created: 3, Events: 3, Findings: []Count{}, Missed: map[string]int64{}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("summary (-want +got):\n%s", diff)
+	}
+	for i, record := range records(t, realm.Users) {
+		account := ledger.account(t, record.(map[string]any)["id"].(string))
+		if account.Status != domain.StatusVerified || results[i].Sub != account.Sub || results[i].Key != "" {
+			t.Errorf("row %d: %+v for the account %+v", i+1, results[i], account)
+		}
+		nothingIsLost(t, record, account, []string{"/credentials", "/disableableCredentialTypes", "/totp", "/notBefore"},
+			map[string]string{"/enabled": "VERIFIED"})
+	}
+	if again, _ := ledger.imports(t, mapping, "realm.json", input); again.Unchanged != 3 {
+		t.Errorf("the same input again: %+v, want 3 unchanged", again)
+	}
+}
+
+// The sample realm has no user with federated identities, attributes, groups
+// or a time of creation; this one has what Keycloak's documentation says.
+func TestKeycloakUser(t *testing.T) {
+	t.Parallel()
+	_, mapping := sample(t, "keycloak-quarkus-realm.json", "keycloak-realm.yaml")
+	const sub = "5f0d0a3e-6a43-4d0c-8d6b-2f6f6c1f1a01"
+	const user = `{"id":"` + sub + `","createdTimestamp":1588888888123,"username":"ada","enabled":false,"totp":false,
+		"email":"Ada@Example.COM","emailVerified":true,"firstName":"Ada","lastName":"Lovelace",
+		"attributes":{"locale":["en"],"employee":["12345"]},
+		"federatedIdentities":[{"identityProvider":"Google","userId":"1095","userName":"ada@gmail.com"},{"identityProvider":"github","userId":"77","userName":"ada"}],
+		"credentials":[{"type":"password"}],"realmRoles":["user"],"clientRoles":{"shop":["buyer"]},"groups":["/staff/admins"],"notBefore":0}`
+	ledger := openLedger(t)
+	got, _ := ledger.imports(t, mapping, "realm.json", []byte(`{"realm":"x","users":[`+user+`],"groups":[]}`))
+	if got.Created != 1 || len(got.Findings) != 0 || len(got.Missed) != 0 {
+		t.Fatalf("summary = %+v, want 1 created and nothing else", got)
+	}
+	account := ledger.account(t, sub)
+	var record any
+	check(t, unmarshal([]byte(user), &record))
+	nothingIsLost(t, record, account, []string{"/credentials", "/totp", "/notBefore"}, map[string]string{
+		"/enabled": "DECLINED", "/createdTimestamp": "2020-05-07T22:01:28.123Z", "/email": "Ada@example.com",
+		"/federatedIdentities/0/identityProvider": "google",
+	})
+	var ways []string
+	for _, i := range account.Identities {
+		ways = append(ways, i.Provider+" "+i.ProviderUserID)
+	}
+	if diff := cmp.Diff([]string{"self ", "google 1095", "github 77"}, ways); diff != "" {
+		t.Errorf("identities (-want +got):\n%s", diff)
+	}
+
+	// Later another way to sign in comes, the person is enabled, and one
+	// identity is not said any more: it stays.
+	later := strings.Replace(user, `"enabled":false`, `"enabled":true`, 1)
+	later = strings.Replace(later, `{"identityProvider":"github","userId":"77","userName":"ada"}`, `{"identityProvider":"saml","userId":"x-1","userName":"al"}`, 1)
+	got, _ = ledger.imports(t, mapping, "realm.json", []byte(`{"users":[`+later+`]}`))
+	account = ledger.account(t, sub)
+	if got.Updated != 1 || got.Events != 2 || len(account.Identities) != 4 || account.Status != domain.StatusVerified {
+		t.Errorf("summary = %+v, account = %+v, want a fourth identity and VERIFIED by two events", got, account)
+	}
+}
+
+// nothingIsLost walks a record of the source: every value in it that is not
+// below one of the members left out on purpose must be in the account, as it is
+// or as normalised says for its place.
+func nothingIsLost(t *testing.T, record any, account domain.Account, leftOut []string, normalised map[string]string) {
+	t.Helper()
+	wire, err := account.JSON()
+	check(t, err)
+	var tree any
+	check(t, unmarshal(wire, &tree))
+	there := map[string]bool{}
+	leaves(tree, "", func(_, text string) { there[text] = true })
+	n := 0
+	leaves(record, "", func(at, text string) {
+		if slices.ContainsFunc(leftOut, func(out string) bool { return strings.HasPrefix(at+"/", out+"/") }) {
+			return
+		}
+		n++
+		if want, ok := normalised[at]; ok {
+			text = want
+		}
+		if !there[text] {
+			t.Errorf("the value at %s of the source is not in the account", at)
+		}
+	})
+	if n < 4 {
+		t.Errorf("only %d values were looked for", n)
+	}
+}
+
+// leaves calls leaf for every scalar in v with its place and text.
+func leaves(v any, at string, leaf func(at, text string)) {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, member := range v {
+			leaves(member, at+"/"+name, leaf)
+		}
+	case []any:
+		for i, element := range v {
+			leaves(element, fmt.Sprint(at, "/", i), leaf)
+		}
+	default:
+		leaf(at, fmt.Sprint(v))
+	}
+}
+
+// unmarshal keeps numbers as they are written.
+func unmarshal(data []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	return d.Decode(into)
+}
+
+func records(t *testing.T, list []byte) []any {
+	t.Helper()
+	var all []any
+	check(t, unmarshal(list, &all))
+	return all
+}

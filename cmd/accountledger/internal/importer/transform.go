@@ -1,0 +1,165 @@
+package importer
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/nyaruka/phonenumbers"
+	"go.yaml.in/yaml/v3"
+)
+
+// transform makes another value of a scalar's text. An error is the rule the
+// text breaks, and never the text.
+type transform func(text string) (any, error)
+
+// transforms reads a list of names, or of {name: argument}.
+func (p *mappingParser) transforms(n *yaml.Node, what string, f *field) {
+	list := []*yaml.Node{n}
+	if n.Kind == yaml.SequenceNode {
+		list = n.Content
+	}
+	for _, step := range list {
+		if step.Kind == yaml.ScalarNode {
+			p.transform(step, step.Value, nil, what, f)
+			continue
+		}
+		p.object(step, what, func(name string, key, value *yaml.Node) { p.transform(key, name, value, what, f) })
+	}
+}
+
+func (p *mappingParser) transform(at *yaml.Node, name string, argument *yaml.Node, what string, f *field) {
+	what += "." + name
+	if argument != nil && (name == "trim" || name == "lower" || name == "json") {
+		p.fault(at, "%s: takes no argument", what)
+	}
+	var t transform
+	switch name {
+	case "trim":
+		t = func(text string) (any, error) { return strings.TrimSpace(text), nil }
+	case "lower":
+		t = func(text string) (any, error) { return strings.ToLower(text), nil }
+	case "json":
+		t = parseJSON
+	case "date":
+		order := "ymd"
+		if argument != nil {
+			order = p.text(argument, what, "ymd", "dmy", "mdy")
+		}
+		t = func(text string) (any, error) { return parseDate(text, order) }
+	case "phone":
+		region := ""
+		if argument != nil {
+			region = p.text(argument, what)
+			if !phonenumbers.GetSupportedRegions()[region] {
+				p.fault(argument, "%s: must be a region (ISO 3166-1) like DE", what)
+			}
+		}
+		t = func(text string) (any, error) { return parsePhone(text, region) }
+	case "lookup":
+		table := map[string]string{}
+		if argument == nil {
+			p.fault(at, "%s: takes a table, {lookup: {from: to}}", what)
+			return
+		}
+		p.object(argument, what, func(from string, _, to *yaml.Node) { table[from] = p.text(to, what) })
+		t = func(text string) (any, error) {
+			if to, ok := table[text]; ok {
+				return to, nil
+			}
+			return nil, errors.New("must be a value of the lookup table")
+		}
+	default:
+		p.fault(at, "%s: unknown transform; there are date, json, lookup, lower, phone, trim", what)
+		return
+	}
+	f.transforms = append(f.transforms, t)
+}
+
+var (
+	dateParts   = regexp.MustCompile(`^(\d{1,4})[-/. ](\d{1,2})[-/. ](\d{1,4})$`)
+	compactDate = regexp.MustCompile(`^\d{8}$`)
+	midnight    = regexp.MustCompile(`[T ]00:00(:00(\.0+)?)?(Z|[+-]00:?00)?$`)
+)
+
+// parseDate brings a date whose parts have the given order into the form
+// YYYY-MM-DD. A four-digit part in front is always the year. A time of day is
+// taken only if it is midnight: anything else would be lost.
+func parseDate(text, order string) (string, error) {
+	bad := fmt.Errorf("must be a date whose parts are in the order %s, with a year of four digits", order)
+	text = midnight.ReplaceAllString(strings.TrimSpace(text), "")
+	if compactDate.MatchString(text) {
+		text = text[:4] + "-" + text[4:6] + "-" + text[6:]
+	}
+	parts := dateParts.FindStringSubmatch(text)
+	if parts == nil {
+		return "", bad
+	}
+	year, month, day := parts[1], parts[2], parts[3]
+	switch {
+	case len(year) == 4:
+	case order == "dmy":
+		day, month, year = parts[1], parts[2], parts[3]
+	case order == "mdy":
+		month, day, year = parts[1], parts[2], parts[3]
+	}
+	if len(year) != 4 || len(day) > 2 {
+		return "", bad
+	}
+	date, err := time.Parse("2006-1-2", year+"-"+month+"-"+day)
+	if err != nil {
+		return "", bad
+	}
+	return date.Format(time.DateOnly), nil
+}
+
+// parsePhone writes a number in E.164. Without a region it needs its country
+// code, behind + or 00. Whether there can be such a number is the ledger's to
+// say, see domain.Normalize.
+func parsePhone(text, region string) (string, error) {
+	text = strings.TrimSpace(text)
+	if region == "" {
+		region = phonenumbers.UNKNOWN_REGION
+		if national, ok := strings.CutPrefix(text, "00"); ok {
+			text = "+" + national
+		}
+	}
+	n, err := phonenumbers.Parse(text, region)
+	if err != nil || n.GetExtension() != "" {
+		return "", errors.New("must be a telephone number with its country code")
+	}
+	return phonenumbers.Format(n, phonenumbers.E164), nil
+}
+
+// parseJSON reads text that is a JSON value: how CSV writes numbers, booleans
+// and lists.
+func parseJSON(text string) (any, error) {
+	d := jsontext.NewDecoder(strings.NewReader(text))
+	v, err := decodeRecord(d)
+	if err != nil || strings.TrimSpace(text[d.InputOffset():]) != "" {
+		return nil, errors.New("must be a JSON value")
+	}
+	return v, nil
+}
+
+// parseTime takes RFC 3339, or seconds or milliseconds since 1970. Numbers
+// from 10^11 on are milliseconds: as seconds they would be after the year 5000,
+// and as milliseconds smaller ones before 1973.
+func parseTime(text string, now time.Time) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, text)
+	if n, notANumber := strconv.ParseInt(text, 10, 64); notANumber == nil {
+		err = nil
+		if t = time.Unix(n, 0); n >= 1e11 {
+			t = time.UnixMilli(n)
+		}
+	}
+	t = t.UTC().Truncate(time.Microsecond)
+	if err != nil || t.After(now) || t.Year() < 1 {
+		return t, errors.New("must be a time that has passed: RFC 3339, or seconds or milliseconds since 1970")
+	}
+	return t, nil
+}
