@@ -1,0 +1,96 @@
+package webhooks
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// What became of a delivery.
+const (
+	StatusDelivered = "delivered"
+	StatusRetrying  = "retrying" // the last attempt failed; there will be others
+	StatusDead      = "dead"     // given up
+	StatusPending   = "pending"  // read, and waiting for its first attempt
+)
+
+// Delivery is one public event on its way to one endpoint.
+type Delivery struct {
+	EventID  string              `json:"eventId"` // the webhook-id
+	Type     string              `json:"type"`
+	Sub      string              `json:"sub,omitzero"`
+	Sequence eventstore.Revision `json:"sequence"`
+	Position eventstore.Position `json:"position"`
+	Status   string              `json:"status"`
+	Attempts []Attempt           `json:"attempts"` // those remembered, oldest first
+}
+
+// Attempt is one request and what came of it.
+type Attempt struct {
+	Time       time.Time `json:"time"`
+	Status     int       `json:"status"` // HTTP's; 0 where there was no response
+	Error      string    `json:"error,omitzero"`
+	DurationMs float64   `json:"durationMs"`
+	Response   string    `json:"response,omitzero"` // the start of a refusal's body; never of a private address
+}
+
+// placed is a delivery with its place: a position, and among its public
+// events.
+type placed struct {
+	Delivery
+	part int
+}
+
+func (p placed) compare(q placed) int {
+	if p.Position != q.Position {
+		return int(p.Position - q.Position)
+	}
+	return p.part - q.part
+}
+
+// Deliveries lists an endpoint's deliveries, the newest event first, as far as
+// they are remembered. after is what the call before returned as next, or "";
+// next is "" where there are no more. limit is 1 to 1000.
+func (w *Webhooks) Deliveries(ctx context.Context, id string, after string, limit int) (all []Delivery, next string, err error) {
+	before := placed{Delivery: Delivery{Position: math.MaxInt64}}
+	if after != "" {
+		if _, err := fmt.Sscanf(after, "%d.%d", &before.Position, &before.part); err != nil {
+			return nil, "", &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The cursor is not one of this list."}
+		}
+	}
+	conf, err := w.c.Ledger.Webhook(ctx, id)
+	if err != nil {
+		return nil, "", err
+	}
+	if !conf.Exists() {
+		return nil, "", errNotFound()
+	}
+	limit = min(max(limit, 1), 1000)
+	var found []placed
+	if live := w.running(id); live != nil {
+		found = live.settled(ctx)
+	}
+	found = slices.DeleteFunc(found, func(p placed) bool { return p.compare(before) >= 0 })
+	stored, err := w.store.deliveries(ctx, id, before.Position, before.part, limit+1)
+	if err != nil {
+		return nil, "", fmt.Errorf("webhooks: deliveries: %w", err)
+	}
+	// What is stored comes first among equals: it knows the attempts.
+	found = append(stored, found...)
+	slices.SortStableFunc(found, func(p, q placed) int { return q.compare(p) })
+	found = slices.CompactFunc(found, func(p, q placed) bool { return p.compare(q) == 0 })
+	if len(found) > limit {
+		found = found[:limit]
+		next = fmt.Sprintf("%d.%d", found[limit-1].Position, found[limit-1].part)
+	}
+	all = make([]Delivery, len(found))
+	for i, p := range found {
+		all[i] = p.Delivery
+	}
+	return all, next, nil
+}

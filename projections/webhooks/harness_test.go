@@ -1,0 +1,334 @@
+package webhooks
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
+)
+
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+
+// world is a ledger with deliveries from it.
+type world struct {
+	t      testing.TB
+	log    *memoryLog
+	keys   *seal.Keys
+	ledger *domain.Ledger
+	config Config
+	hooks  *Webhooks
+	stop   func()
+
+	// transport, where set, takes the place of the network; under synctest
+	// time moves only while nobody waits for the outside.
+	transport http.RoundTripper
+}
+
+func newWorld(t testing.TB, config Config) *world {
+	t.Helper()
+	w := &world{t: t, log: newMemoryLog()}
+	dir := t.TempDir()
+	keys, err := seal.Open(t.Context(), seal.Config{Path: filepath.Join(dir, "keys.db"), Master: seal.NewMaster(), PoolSize: 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.keys = keys
+	t.Cleanup(func() { keys.Close() })
+	codec := domain.Codec{Keys: keys}
+	w.ledger = domain.NewLedger(domain.LedgerConfig{Log: w.log, Codec: codec})
+	config.Path, config.Log, config.Codec, config.Ledger, config.Keys = filepath.Join(dir, "delivery.db"), w.log, codec, w.ledger, keys
+	if config.Allow == nil {
+		config.Allow = loopback
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	w.config = config
+	w.open()
+	return w
+}
+
+// open opens the delivery file, after a stop once more.
+func (w *world) open() {
+	w.t.Helper()
+	hooks, err := Open(w.t.Context(), w.config)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	hooks.transport = func(g *guard, c Config) http.RoundTripper {
+		if w.transport != nil {
+			return w.transport
+		}
+		return newTransport(g, c.InFlight, c.Timeout)
+	}
+	w.hooks = hooks
+	ctx := context.Background()
+	w.stop = sync.OnceFunc(func() {
+		if err := hooks.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(func() { w.stop() })
+	_ = ctx
+}
+
+// run delivers until the returned func, or the end of the test, stops it and
+// has the file closed.
+func (w *world) run() {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	hooks, closeFile := w.hooks, w.stop
+	go func() { done <- hooks.Run(ctx) }()
+	w.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			w.t.Errorf("Run = %v, want nil at the end", err)
+		}
+		closeFile()
+	})
+}
+
+// restart stops everything in good order and starts it again.
+func (w *world) restart() {
+	w.t.Helper()
+	w.stop()
+	w.open()
+	w.run()
+}
+
+var asAdmin = domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "api-key", ID: "test"}}}
+
+// hook creates an endpoint for the events of accounts, from the log's start.
+func (w *world) hook(id, url string, events ...string) (Endpoint, string) {
+	w.t.Helper()
+	if len(events) == 0 {
+		events = []string{"USER_*"}
+	}
+	e, secret, _, err := w.hooks.Create(w.t.Context(), asAdmin, id, domain.CreateWebhook{URL: url, Events: events,
+		Format: domain.FormatStandard, Payload: domain.PayloadFull}, "")
+	if err != nil {
+		w.t.Fatalf("Create = %v", err)
+	}
+	return e, secret
+}
+
+// account creates an account with one event in the log.
+func (w *world) account(sub string) {
+	w.t.Helper()
+	w.execute(sub, domain.CreateAccount{Origin: domain.OriginCreated, Identities: []domain.NewIdentity{{
+		IdentityID: "00000000-0000-4000-8000-000000000001", Provider: domain.ProviderSelf,
+		Profile: domain.Profile{GivenName: "Ada", FamilyName: "Lovelace", Email: sub + "@example.com"}}}})
+}
+
+// touch appends n more events to an account.
+func (w *world) touch(sub string, n int) {
+	w.t.Helper()
+	for range n {
+		w.execute(sub, domain.SetCustomFields{Values: map[string]jsontext.Value{"tier": jsontext.Value(fmt.Sprintf("%q", time.Now().String()+domain.NewID().String()))}})
+	}
+}
+
+func (w *world) execute(sub string, cmd domain.Command) {
+	w.t.Helper()
+	if _, err := w.ledger.Execute(w.t.Context(), asAdmin, sub, cmd); err != nil {
+		w.t.Fatalf("Execute %T = %v", cmd, err)
+	}
+}
+
+func (w *world) head() eventstore.Position {
+	head, _ := w.log.Head(w.t.Context())
+	return head
+}
+
+// get returns an endpoint.
+func (w *world) get(id string) Endpoint {
+	w.t.Helper()
+	e, err := w.hooks.Get(w.t.Context(), id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return e
+}
+
+func (w *world) deliveries(id string) []Delivery {
+	w.t.Helper()
+	all, _, err := w.hooks.Deliveries(w.t.Context(), id, "", 1000)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return all
+}
+
+// settled waits until an endpoint has nothing left to do.
+func (w *world) settled(id string) {
+	w.t.Helper()
+	w.until(func() bool { e := w.get(id); return e.Backlog == 0 && e.Position == w.head() && e.Lanes == 0 })
+}
+
+// until polls for a condition. Under synctest the sleep is the fake clock's.
+func (w *world) until(ok func() bool) {
+	w.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.t.Fatal("waited in vain")
+		}
+	}
+}
+
+// got is a request as a receiver saw it.
+type got struct {
+	time   time.Time
+	header http.Header
+	body   []byte
+	envelope
+}
+
+// receiver records what it is sent and answers as told. It is an http.Handler
+// and, for tests without a network, an http.RoundTripper.
+type receiver struct {
+	mu     sync.Mutex
+	all    []got
+	flying map[string]int // by sub
+	answer func(g got, n int) (status int, header http.Header)
+	delay  func() time.Duration
+	fail   func() error // of the round trip
+	faults []string     // rules that were broken
+}
+
+// take records a request and returns the answer to it.
+func (r *receiver) take(header http.Header, body []byte) (int, http.Header) {
+	g := got{time: time.Now(), header: header, body: body}
+	err := json.Unmarshal(body, &g.envelope)
+	r.mu.Lock()
+	if err != nil {
+		r.faults = append(r.faults, "body: "+err.Error())
+	}
+	if r.flying == nil {
+		r.flying = map[string]int{}
+	}
+	if r.flying[g.Sub]++; r.flying[g.Sub] > 1 {
+		r.faults = append(r.faults, "two in flight for "+g.Sub)
+	}
+	r.all = append(r.all, g)
+	n := len(r.all)
+	answer, delay := r.answer, r.delay
+	r.mu.Unlock()
+	if delay != nil {
+		time.Sleep(delay())
+	}
+	status, more := http.StatusNoContent, http.Header(nil)
+	if answer != nil {
+		status, more = answer(g, n)
+	}
+	r.mu.Lock()
+	r.flying[g.Sub]--
+	r.mu.Unlock()
+	return status, more
+}
+
+func (r *receiver) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		panic(err)
+	}
+	header := req.Header.Clone()
+	header.Set("Test-Host", req.Host)
+	status, more := r.take(header, body)
+	for name, values := range more {
+		rw.Header()[name] = values
+	}
+	rw.WriteHeader(status)
+}
+
+func (r *receiver) RoundTrip(req *http.Request) (*http.Response, error) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	header := req.Header.Clone()
+	header.Set("Test-Host", req.URL.Host)
+	r.mu.Lock()
+	fail := r.fail
+	r.mu.Unlock()
+	if fail != nil {
+		if err := fail(); err != nil {
+			r.take(header, body)
+			return nil, err
+		}
+	}
+	status, more := r.take(header, body)
+	if err := req.Context().Err(); err != nil {
+		return nil, err
+	}
+	if more == nil {
+		more = http.Header{}
+	}
+	return &http.Response{StatusCode: status, Header: more, Body: io.NopCloser(bytes.NewReader(nil)), Request: req}, nil
+}
+
+func (r *receiver) set(f func(r *receiver)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(r)
+}
+
+func (r *receiver) got() []got {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]got(nil), r.all...)
+}
+
+func (r *receiver) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.all)
+}
+
+// inOrder fails the test where a rule was broken or where the first deliveries
+// of an account are not in the order of its events.
+func (r *receiver) inOrder(t testing.TB) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, fault := range r.faults {
+		t.Error(fault)
+	}
+	seen, last := map[string]bool{}, map[string]eventstore.Revision{}
+	for _, g := range r.all {
+		if seen[g.ID] {
+			continue
+		}
+		seen[g.ID] = true
+		if previous, ok := last[g.Sub]; ok && g.Sequence < previous {
+			t.Errorf("%s: sequence %d first came after %d", g.Sub, g.Sequence, previous)
+		}
+		last[g.Sub] = g.Sequence
+	}
+}
+
+// ids counts how often each event came.
+func (r *receiver) ids() map[string]int {
+	ids := map[string]int{}
+	for _, g := range r.got() {
+		ids[g.ID]++
+	}
+	return ids
+}
+
+var errNetwork = errors.New("connection reset by a test")

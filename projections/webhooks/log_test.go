@@ -1,0 +1,104 @@
+package webhooks
+
+import (
+	"context"
+	"iter"
+	"sync"
+	"time"
+
+	"accountledger/eventstore"
+)
+
+// memoryLog is a log in memory: nothing in it waits on the outside, so it
+// works inside a synctest bubble.
+type memoryLog struct {
+	mu      sync.Mutex
+	records []eventstore.Recorded
+	streams map[string][]int
+	more    chan struct{}
+	fail    error // returned by every read while set
+}
+
+func newMemoryLog() *memoryLog {
+	return &memoryLog{streams: map[string][]int{}, more: make(chan struct{})}
+}
+
+func (l *memoryLog) Append(ctx context.Context, c eventstore.Commit) (eventstore.Receipt, error) {
+	if err := c.Check(); err != nil {
+		return eventstore.Receipt{}, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range c.Writes {
+		if actual := eventstore.Revision(len(l.streams[w.Stream]) - 1); w.Expected != eventstore.Any && w.Expected != actual {
+			return eventstore.Receipt{}, &eventstore.ConflictError{Stream: w.Stream, Expected: w.Expected, Actual: actual}
+		}
+	}
+	r := eventstore.Receipt{First: eventstore.Position(len(l.records) + 1), Time: time.Now().UTC().Truncate(time.Microsecond)}
+	for _, w := range c.Writes {
+		for _, e := range w.Events {
+			l.streams[w.Stream] = append(l.streams[w.Stream], len(l.records))
+			l.records = append(l.records, eventstore.Recorded{Event: e, Stream: w.Stream, Time: r.Time,
+				Revision: eventstore.Revision(len(l.streams[w.Stream]) - 1), Position: eventstore.Position(len(l.records) + 1)})
+		}
+	}
+	r.Last = eventstore.Position(len(l.records))
+	close(l.more)
+	l.more = make(chan struct{})
+	return r, nil
+}
+
+func (l *memoryLog) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all, err := l.streams[stream], l.fail
+	records := l.records
+	return func(yield func(eventstore.Recorded, error) bool) {
+		if err != nil {
+			yield(eventstore.Recorded{}, err)
+			return
+		}
+		for _, i := range all[min(int(from), len(all)):] {
+			if !yield(records[i], nil) {
+				return
+			}
+		}
+	}
+}
+
+func (l *memoryLog) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return func(yield func([]eventstore.Recorded, error) bool) {
+		for {
+			l.mu.Lock()
+			page, more, err := l.records[min(int(after), len(l.records)):], l.more, l.fail
+			l.mu.Unlock()
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if len(page) > 0 {
+				page = append([]eventstore.Recorded(nil), page[:min(len(page), 700)]...)
+				after = page[len(page)-1].Position
+				if !yield(page, nil) {
+					return
+				}
+				clear(page) // it was the caller's until now only
+				continue
+			}
+			select {
+			case <-more:
+			case <-ctx.Done():
+				yield(nil, ctx.Err())
+				return
+			}
+		}
+	}
+}
+
+func (l *memoryLog) Head(context.Context) (eventstore.Position, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return eventstore.Position(len(l.records)), nil
+}
+
+func (l *memoryLog) Close() error { return nil }

@@ -1,0 +1,139 @@
+package webhooks
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// slot is one event of the log, opened once for all endpoints that are at the
+// same place.
+type slot struct {
+	rec  eventstore.Recorded
+	keys []string // the streams whose order it is part of
+
+	mu       sync.Mutex
+	opened   time.Time
+	messages []*message
+}
+
+// reopenAfter is for how long an opened event is believed. What waits for
+// longer is opened anew before it is sent, so that what was erased meanwhile
+// is not told.
+const reopenAfter = 10 * time.Second
+
+func newSlot(rec eventstore.Recorded) *slot {
+	return &slot{rec: rec, keys: []string{rec.Stream}}
+}
+
+func (s *slot) size() int { return len(s.rec.Clear) + len(s.rec.Sealed) }
+
+// open returns the public events of s, none for most changes of
+// configuration. An error is ours, never the endpoint's.
+func (s *slot) open(codec domain.Codec, now time.Time) ([]*message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.opened.IsZero() && now.Sub(s.opened) < reopenAfter {
+		return s.messages, nil
+	}
+	entry, err := codec.Decode(s.rec)
+	if err != nil {
+		return nil, err
+	}
+	public, err := domain.Public(entry)
+	if err != nil {
+		return nil, fmt.Errorf("webhooks: public events of position %d: %T", s.rec.Position, err)
+	}
+	messages := make([]*message, len(public))
+	for i, e := range public {
+		messages[i] = &message{event: e, part: i}
+	}
+	s.messages, s.opened = messages, now
+	return messages, nil
+}
+
+// message is a public event as it is sent: rendered once, byte for byte the
+// same for every endpoint and at every attempt.
+type message struct {
+	event domain.PublicEvent
+	part  int // which of its log event's
+
+	full, thin rendering
+}
+
+type rendering struct {
+	once sync.Once
+	body []byte
+	err  error
+}
+
+// body is the request's body for a payload form.
+func (m *message) body(payload string) ([]byte, error) {
+	r := &m.full
+	if payload == domain.PayloadThin {
+		r = &m.thin
+	}
+	r.once.Do(func() { r.body, r.err = m.render(payload, noGap) })
+	return r.body, r.err
+}
+
+// envelope is the body of a delivery: what Standard Webhooks wants (type,
+// timestamp, data) and beside it what the feed has in its envelope.
+type envelope struct {
+	Type             string               `json:"type"`
+	Timestamp        time.Time            `json:"timestamp"` // when it became true in the world
+	ID               string               `json:"id"`        // also the webhook-id
+	Sub              string               `json:"sub,omitzero"`
+	Sequence         eventstore.Revision  `json:"sequence"`
+	PreviousSequence *eventstore.Revision `json:"previous_sequence,omitzero"` // of the event before it that was given up
+	Data             jsontext.Value       `json:"data"`
+}
+
+// render makes the body. gap is the sequence of an event given up before it,
+// so that the receiver sees the hole, or noGap.
+func (m *message) render(payload string, gap eventstore.Revision) ([]byte, error) {
+	data := m.event.Data
+	if payload == domain.PayloadThin {
+		var err error
+		if data, err = ids(data); err != nil {
+			return nil, err
+		}
+	}
+	e := envelope{m.event.Type, m.event.Time.UTC(), m.event.ID, m.event.Sub, m.event.Sequence, nil, data}
+	if gap != noGap {
+		e.PreviousSequence = &gap
+	}
+	body, err := json.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("webhooks: render %s: %T", m.event.Type, err)
+	}
+	return body, nil
+}
+
+// thinMembers are the members of data that are ids of the ledger's own. An id
+// at a provider is not among them: that is personal.
+var thinMembers = []string{"sub", "identityId", "webhookId", "groupId", "consentId", "scheduleId"}
+
+// ids is data with its ids alone.
+func ids(data jsontext.Value) (jsontext.Value, error) {
+	var members map[string]jsontext.Value
+	if err := json.Unmarshal(data, &members); err != nil {
+		return nil, fmt.Errorf("webhooks: render ids: %T", err)
+	}
+	for name := range members {
+		if !slices.Contains(thinMembers, name) {
+			delete(members, name)
+		}
+	}
+	var b bytes.Buffer
+	err := json.MarshalWrite(&b, members, json.Deterministic(true))
+	return b.Bytes(), err
+}

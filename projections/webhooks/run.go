@@ -1,0 +1,306 @@
+package webhooks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// runner is one Run: it follows the log, and has one goroutine per endpoint
+// that is delivered to.
+type runner struct {
+	*Webhooks
+	ctx   context.Context
+	feed  *feed
+	saves chan checkpoint
+	all   sync.WaitGroup
+
+	mu      sync.Mutex
+	started bool // the log was followed up to where it ended when Run began
+	live    map[string]*live
+}
+
+// live is an endpoint that is delivered to, or about to be.
+type live struct {
+	conf   domain.Webhook
+	cancel context.CancelFunc
+	ended  chan struct{}
+
+	mu       sync.Mutex
+	endpoint *endpoint // nil while it is being set up
+}
+
+// Run delivers until ctx is done. Then it sends nothing new, waits for the
+// requests under way, at most as long as one may take, writes down where each
+// endpoint is, and returns nil: after that nothing is sent twice.
+func (w *Webhooks) Run(ctx context.Context) error {
+	head, err := w.c.Log.Head(ctx)
+	if err != nil {
+		return fmt.Errorf("webhooks: %w", err)
+	}
+	if n, err := w.store.clamp(ctx, head); err != nil {
+		return fmt.Errorf("webhooks: %w", err)
+	} else if n > 0 {
+		w.c.Logger.WarnContext(ctx, "the log is older than the progress of webhooks; they go on at its end", "position", head, "webhooks", n)
+	}
+	after, err := w.store.followed(ctx)
+	if err != nil {
+		return fmt.Errorf("webhooks: %w", err)
+	}
+	if err := w.store.expire(ctx, w.c.Now().Add(-attemptAge)); err != nil {
+		return fmt.Errorf("webhooks: %w", err)
+	}
+	r := &runner{Webhooks: w, ctx: ctx, feed: newFeed(w.c.Log, after), saves: make(chan checkpoint, 1024), live: map[string]*live{}}
+	if !w.runner.CompareAndSwap(nil, r) {
+		return errors.New("webhooks: running already")
+	}
+	defer w.runner.Store(nil)
+	var writer sync.WaitGroup
+	writer.Go(func() { w.store.writer(r.saves) })
+	r.follow(after, head)
+	r.all.Wait()
+	close(r.saves)
+	writer.Wait()
+	return nil
+}
+
+// follow brings the log to the endpoints, and to itself what it says about
+// them. Up to head it only learns: an endpoint may have been deleted since.
+func (r *runner) follow(after, head eventstore.Position) {
+	stored, fresh := after, after == 0
+	if after >= head {
+		r.start(fresh)
+	}
+	for r.ctx.Err() == nil {
+		for page, err := range r.c.Log.Subscribe(r.ctx, after) {
+			if err != nil {
+				if r.ctx.Err() == nil {
+					r.c.Logger.ErrorContext(r.ctx, "webhooks cannot follow the log, trying again", "err", err)
+					sleep(r.ctx, time.Second)
+				}
+				break
+			}
+			r.feed.push(page)
+			after = page[len(page)-1].Position
+			if r.learn(page) || after >= stored+windowSize {
+				r.again("follow", func() error { return r.store.follow(r.ctx, after) })
+				stored = after
+			}
+			if after >= head {
+				r.start(fresh)
+			}
+		}
+	}
+	if err := r.store.follow(context.WithoutCancel(r.ctx), after); err != nil {
+		r.c.Logger.ErrorContext(r.ctx, "webhooks cannot write how far they followed", "err", err)
+	}
+}
+
+// erasedType is the event after which nothing of an account may be left.
+const erasedType = "account.erased.v1"
+
+// learn takes from a page what concerns endpoints; it reports whether there
+// was anything.
+func (r *runner) learn(page []eventstore.Recorded) bool {
+	found := false
+	for _, rec := range page {
+		place := domain.Entry{Stream: rec.Stream}
+		if id := place.WebhookID(); id != "" {
+			found = true
+			r.again("endpoint", func() error { return r.refresh(r.ctx, id) })
+		}
+		if rec.Type == erasedType {
+			found = true
+			r.again("erasure", func() error { return r.store.forget(r.ctx, place.Sub()) })
+		}
+	}
+	return found
+}
+
+// again does something until it works or ctx is done.
+func (r *runner) again(what string, f func() error) {
+	for {
+		err := f()
+		if err == nil || r.ctx.Err() != nil {
+			return
+		}
+		r.c.Logger.ErrorContext(r.ctx, "webhooks cannot follow a change, trying again", "change", what, "err", err)
+		sleep(r.ctx, time.Second)
+	}
+}
+
+// start begins to deliver. fresh says that the file is new: what was delivered
+// before is not known.
+func (r *runner) start(fresh bool) {
+	r.mu.Lock()
+	begun := r.started
+	r.started = true
+	r.mu.Unlock()
+	if begun {
+		return
+	}
+	r.again("start", func() error {
+		all, err := r.store.endpoints(r.ctx)
+		if err != nil {
+			return err
+		}
+		if fresh && len(all) > 0 {
+			r.c.Logger.WarnContext(r.ctx, "the delivery file is new: webhooks start again where they were created to, and send again what they sent before", "webhooks", len(all))
+		}
+		for _, conf := range all {
+			r.apply(conf)
+		}
+		return nil
+	})
+}
+
+// apply starts, stops or restarts the delivery to an endpoint.
+func (r *runner) apply(conf domain.Webhook) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := r.live[conf.WebhookID]
+	wanted := conf.Exists() && conf.State == domain.WebhookEnabled && r.started && r.ctx.Err() == nil
+	if old != nil && wanted && old.conf.Revision == conf.Revision {
+		return
+	}
+	var before <-chan struct{}
+	if old != nil {
+		old.cancel()
+		before = old.ended
+		delete(r.live, conf.WebhookID)
+	}
+	if !wanted {
+		return
+	}
+	ctx, cancel := context.WithCancel(r.ctx)
+	l := &live{conf: conf, cancel: cancel, ended: make(chan struct{})}
+	r.live[conf.WebhookID] = l
+	r.all.Go(func() {
+		defer close(l.ended)
+		defer cancel()
+		if before != nil {
+			<-before // its last progress must be written before it is read
+		}
+		r.deliver(ctx, l)
+	})
+}
+
+// deliver runs an endpoint until ctx is done. What keeps it from being set up
+// is ours, so it is tried again.
+func (r *runner) deliver(ctx context.Context, l *live) {
+	for pause := time.Second; ctx.Err() == nil; pause = min(2*pause, time.Minute) {
+		e, err := r.endpoint(ctx, l.conf)
+		if err == nil {
+			l.set(e)
+			err = e.run(ctx)
+			l.set(nil)
+			e.close()
+		}
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return
+		case errors.Is(err, errFenced):
+			r.c.Logger.WarnContext(ctx, "webhook left to its new owner", "webhook", l.conf.WebhookID)
+			return
+		}
+		r.c.Logger.ErrorContext(ctx, "webhook cannot be delivered to, trying again", "webhook", l.conf.WebhookID, "err", err)
+		sleep(ctx, pause)
+	}
+}
+
+func (l *live) set(e *endpoint) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.endpoint = e
+}
+
+// running is the endpoint that delivers to id, or nil.
+func (w *Webhooks) running(id string) *endpoint {
+	r := w.runner.Load()
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	l := r.live[id]
+	r.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.endpoint
+}
+
+// endpoint sets up the delivery to an endpoint and takes it over from whoever
+// had it.
+func (r *runner) endpoint(ctx context.Context, conf domain.Webhook) (*endpoint, error) {
+	u, err := url.Parse(conf.URL)
+	if err != nil {
+		return nil, errors.New("webhooks: its URL cannot be parsed")
+	}
+	secrets, err := r.c.Keys.Secret(ctx, secretName(conf.WebhookID))
+	if err != nil {
+		return nil, err
+	}
+	signers, err := parseSigners(string(secrets))
+	if err != nil {
+		return nil, err
+	}
+	p, err := r.store.load(ctx, conf.WebhookID)
+	if err != nil {
+		return nil, err
+	}
+	if p.epoch, err = r.store.own(ctx, p.no); err != nil {
+		return nil, fmt.Errorf("webhooks: own endpoint: %w", err)
+	}
+	lanes, err := r.store.lanes(ctx, p.no)
+	if err != nil {
+		return nil, err
+	}
+	p.breaker.limit, p.breaker.width, p.breaker.schedule = r.c.InFlight, r.c.InFlight, r.c.Schedule
+	p.breaker.escalated = p.breaker.reason == codeFailing
+	g := newGuard(r.c.Allow, u.Scheme == "http")
+	e := &endpoint{
+		conf: conf, log: r.c.Log, codec: r.c.Codec, feed: r.feed, save: r.saves, now: r.c.Now, logger: r.c.Logger,
+		target: &target{url: u, userAgent: r.c.UserAgent, timeout: r.c.Timeout, signers: signers,
+			transport: r.transport(g, r.c), now: r.c.Now, private: g.private.Load},
+		giveUp:   func(code string) { r.all.Go(func() { r.disable(conf.WebhookID, code) }) },
+		results:  make(chan result, r.c.InFlight),
+		reads:    make(chan laneRead, r.c.InFlight),
+		written:  make(chan error, 1),
+		asks:     make(chan func()),
+		ended:    make(chan struct{}),
+		progress: p, turns: turns{}, dirty: map[string]bool{},
+	}
+	e.adopt(lanes)
+	return e, nil
+}
+
+// close closes the connections kept for the next request.
+func (e *endpoint) close() {
+	if t, ok := e.target.transport.(*http.Transport); ok {
+		t.CloseIdleConnections()
+	}
+}
+
+// disable has the ledger put an endpoint out of service, because the receiver
+// said so or has answered nothing but failures for days.
+func (r *runner) disable(id, code string) {
+	request := domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "webhooks"}}}
+	cmd := domain.SetWebhookState{State: domain.WebhookDisabled, Reason: strings.ReplaceAll(code, "_", "-")}
+	r.again("disable", func() error {
+		_, _, err := r.SetState(r.ctx, request, id, cmd)
+		if domain.CodeOf(err) == domain.CodeWebhookNotFound {
+			return nil
+		}
+		return err
+	})
+}

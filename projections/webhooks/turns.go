@@ -1,0 +1,50 @@
+package webhooks
+
+import "slices"
+
+// delivery is one event of the log on its way to one endpoint.
+type delivery struct {
+	*slot
+	part int // which of the public events the endpoint selects is next
+
+	lane *lane // whose it is; nil for one in the window
+	gap  bool  // lane.gap is told with it
+	era  int   // of the endpoint's breaker when it was sent, see endpoint.forget
+}
+
+// turns lets deliveries go one at a time per key, in the order they were
+// added. A key is a stream; an event that concerns several accounts has the
+// keys of all. Such a delivery waits until it is first at each of its keys
+// and holds them all until it is done. All keys are queued for at once and in
+// the order of the log, so two deliveries never wait for one another.
+type turns map[string][]*delivery
+
+// add queues d and reports whether it may go.
+func (t turns) add(d *delivery) bool {
+	ready := true
+	for _, key := range d.keys {
+		ready = ready && len(t[key]) == 0
+		t[key] = append(t[key], d)
+	}
+	return ready
+}
+
+// done ends the turn of d and returns those who may go now.
+func (t turns) done(d *delivery) (next []*delivery) {
+	for _, key := range d.keys {
+		queue := t[key][1:]
+		if len(queue) == 0 {
+			delete(t, key)
+			continue
+		}
+		t[key] = queue
+		if t.first(queue[0]) {
+			next = append(next, queue[0])
+		}
+	}
+	return next
+}
+
+func (t turns) first(d *delivery) bool {
+	return !slices.ContainsFunc(d.keys, func(key string) bool { return t[key][0] != d })
+}
