@@ -1,7 +1,6 @@
 package domain
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -90,50 +89,32 @@ func (x Entry) Data() (jsontext.Value, error) {
 // data is sealed and opened, once for every backend.
 type Codec struct{ Keys *seal.Keys }
 
-// The two JSON documents of an event.
-type (
-	clearDocument struct {
-		Meta Metadata       `json:"meta"`
-		Data jsontext.Value `json:"data"`
-	}
-	personalDocument struct {
-		Data    jsontext.Value `json:"data,omitzero"`
-		Request string         `json:"request,omitzero"`
-	}
-)
-
-// encode seals x's event under key for its place in its stream. Without a
-// personal part there is no sealed part either, and key is not used.
+// encode seals x's event under key for its place in its stream. An event with
+// nothing personal about it gets no sealed part; one without a key, because it
+// is a change of configuration, cannot have any.
 func (c Codec) encode(x Entry, key eventstore.KeyID) (eventstore.Event, error) {
-	clear, _, err := members(x.Event, clearPart)
-	if err != nil {
-		return eventstore.Event{}, fmt.Errorf("domain: encode %s: %w", x.Type, err)
+	e := eventstore.Event{ID: x.ID, Type: x.Type, Actor: x.Meta.Actor.String()}
+	var err error
+	if e.Clear, err = encodeClear(x.Event, x.Meta); err != nil {
+		return e, fmt.Errorf("domain: encode %s: %w", x.Type, err)
 	}
-	envelope, err := json.Marshal(clearDocument{x.Meta, clear})
-	if err != nil {
-		return eventstore.Event{}, fmt.Errorf("domain: encode %s: %w", x.Type, err)
-	}
-	e := eventstore.Event{ID: x.ID, Type: x.Type, Actor: x.Meta.Actor.String(), Clear: envelope}
-	data, personal, err := members(x.Event, personalPart)
-	if err != nil {
-		return eventstore.Event{}, fmt.Errorf("domain: encode %s: %w", x.Type, err)
-	}
-	if !personal && x.Meta.requestHash == "" || key == (eventstore.KeyID{}) {
+	if key == (eventstore.KeyID{}) {
 		return e, nil
 	}
-	plaintext, err := json.Marshal(personalDocument{data, x.Meta.requestHash})
+	personal, err := encodePersonal(x.Event, x.Meta)
 	if err != nil {
-		return eventstore.Event{}, fmt.Errorf("domain: encode %s: %w", x.Type, err)
+		return e, fmt.Errorf("domain: encode %s: %T", x.Type, err)
 	}
-	e.KeyID = key
-	e.Sealed, err = c.Keys.Seal(key, seal.Context{EventID: x.ID, Stream: x.Stream, Revision: x.Revision, Type: x.Type}, plaintext)
+	if personal != nil {
+		e.KeyID = key
+		e.Sealed, err = c.Keys.Seal(key, x.place(), personal)
+	}
 	return e, err
 }
 
-func members(e Event, p part) (jsontext.Value, bool, error) {
-	var b bytes.Buffer
-	any, err := appendPart(jsontext.NewEncoder(&b), e, p)
-	return bytes.TrimRight(b.Bytes(), "\n"), any, err
+// place is what the sealed part of x is bound to.
+func (x Entry) place() seal.Context {
+	return seal.Context{EventID: x.ID, Stream: x.Stream, Revision: x.Revision, Type: x.Type}
 }
 
 // Decode opens and decodes what the log holds. Of an event whose personal
@@ -143,30 +124,19 @@ func (c Codec) Decode(rec eventstore.Recorded) (Entry, error) {
 		ID: rec.ID, Type: rec.Type, Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position,
 		Time: rec.Time, Erased: rec.Erased(), keyID: rec.KeyID,
 	}
-	var clear clearDocument
-	if err := json.Unmarshal(rec.Clear, &clear); err != nil {
-		return x, fmt.Errorf("domain: decode %s at position %d: %T", rec.Type, rec.Position, err)
-	}
-	x.Meta = clear.Meta
-	var personal personalDocument
+	var personal []byte
+	var err error
 	if rec.Sealed != nil {
-		plaintext, err := c.Keys.Open(rec.KeyID, seal.Context{EventID: rec.ID, Stream: rec.Stream, Revision: rec.Revision, Type: rec.Type}, rec.Sealed)
-		switch {
-		case errors.Is(err, seal.ErrErased):
-			x.Erased = true
-		case err != nil:
+		personal, err = c.Keys.Open(rec.KeyID, x.place(), rec.Sealed)
+		if errors.Is(err, seal.ErrErased) {
+			x.Erased, err = true, nil
+		}
+		if err != nil {
 			return x, fmt.Errorf("domain: open %s at position %d: %w", rec.Type, rec.Position, err)
-		default:
-			if err := json.Unmarshal(plaintext, &personal); err != nil {
-				return x, fmt.Errorf("domain: decode %s at position %d: %T", rec.Type, rec.Position, err)
-			}
 		}
 	}
-	x.Meta.requestHash = personal.Request
-	event, err := DecodeEvent(rec.Type, clear.Data, personal.Data)
-	if err != nil {
+	if x.Event, x.Meta, err = DecodeEvent(rec.Type, rec.Clear, personal); err != nil {
 		return x, fmt.Errorf("%w (position %d)", err, rec.Position)
 	}
-	x.Event = event
 	return x, nil
 }

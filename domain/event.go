@@ -29,57 +29,96 @@ var decoders = map[string]decoder{
 	"webhook.deleted.v1":               decode[WebhookDeleted],
 }
 
-// decoder makes an event of its clear and its personal members. Without the
-// personal ones, because they were erased, those fields stay empty.
-type decoder func(clear, personal jsontext.Value) (Event, error)
-
-func decode[E Event](clear, personal jsontext.Value) (Event, error) {
-	var e E
-	if err := json.Unmarshal(clear, &e); err != nil {
-		return nil, err
-	}
-	if personal != nil {
-		if err := json.Unmarshal(personal, &e); err != nil {
-			return nil, err
-		}
-	}
-	return e, nil
-}
-
 // upcasters bring an event written in an older version to the next one, JSON
 // to JSON, one step at a time, so that nobody else ever sees the older one.
 // The rows of the log are never rewritten.
 var upcasters = map[string]upcaster{}
 
+// upcaster takes and returns the members of the two parts of an event;
+// personal is nil where they were erased.
 type upcaster struct {
 	to     string
 	upcast func(clear, personal jsontext.Value) (jsontext.Value, jsontext.Value, error)
 }
 
-// DecodeEvent makes an event of what the log holds of it. A type it does not
-// know is an error: it was written by a newer version of this program.
-func DecodeEvent(eventType string, clear, personal jsontext.Value) (Event, error) {
+// document is one part of an event as it is recorded: what of it is clear, and
+// what of it is sealed, are two documents with different members filled.
+type document[D any] struct {
+	Meta    *Metadata `json:"meta,omitzero"`
+	Data    D         `json:"data"`
+	Request string    `json:"request,omitzero"` // see Metadata.requestHash
+}
+
+// decoder makes an event of its two documents, and fills in its metadata.
+// Without the personal one, because it was erased, those fields stay empty.
+type decoder func(clear, personal []byte, m *Metadata) (Event, error)
+
+// What we wrote has no duplicate names; looking for some takes a third of the time.
+var trusted = jsontext.AllowDuplicateNames(true)
+
+func decode[E Event](clear, personal []byte, m *Metadata) (Event, error) {
+	var e E
+	d := document[*E]{Meta: m, Data: &e}
+	if err := json.Unmarshal(clear, &d, trusted); err != nil {
+		return nil, err
+	}
+	if personal != nil {
+		if err := json.Unmarshal(personal, &d, trusted); err != nil {
+			return nil, err
+		}
+		m.requestHash = d.Request
+	}
+	return e, nil
+}
+
+// DecodeEvent makes an event of what the log holds of it: the two documents,
+// the personal one nil where it was erased. A type it does not know is an
+// error: it was written by a newer version of this program.
+func DecodeEvent(eventType string, clear, personal []byte) (Event, Metadata, error) {
+	var m Metadata
 	for {
 		up, old := upcasters[eventType]
 		if !old {
 			break
 		}
 		var err error
-		if clear, personal, err = up.upcast(clear, personal); err != nil {
-			return nil, fmt.Errorf("domain: upcast %s to %s: %w", eventType, up.to, err)
+		if clear, personal, err = up.documents(clear, personal); err != nil {
+			return nil, m, fmt.Errorf("domain: upcast %s to %s: %T", eventType, up.to, err)
 		}
 		eventType = up.to
 	}
 	decode, ok := decoders[eventType]
 	if !ok {
-		return nil, fmt.Errorf("domain: unknown event type %q: written by a newer version?", eventType)
+		return nil, m, fmt.Errorf("domain: unknown event type %q: written by a newer version?", eventType)
 	}
-	e, err := decode(clear, personal)
+	e, err := decode(clear, personal, &m)
 	if err != nil {
-		// A decoding error may quote what it stumbled over.
-		return nil, fmt.Errorf("domain: decode %s: %T", eventType, err)
+		// The error's text may quote what it stumbled over.
+		return nil, m, fmt.Errorf("domain: decode %s: %T", eventType, err)
 	}
-	return e, nil
+	return e, m, nil
+}
+
+// documents upcasts the members of two documents and leaves the rest.
+func (u upcaster) documents(clear, personal []byte) ([]byte, []byte, error) {
+	var c, p document[jsontext.Value]
+	if err := json.Unmarshal(clear, &c); err != nil {
+		return nil, nil, err
+	}
+	if personal != nil {
+		if err := json.Unmarshal(personal, &p); err != nil {
+			return nil, nil, err
+		}
+	}
+	var err error
+	if c.Data, p.Data, err = u.upcast(c.Data, p.Data); err != nil {
+		return nil, nil, err
+	}
+	if clear, err = json.Marshal(c); err != nil || personal == nil {
+		return clear, nil, err
+	}
+	personal, err = json.Marshal(p)
+	return clear, personal, err
 }
 
 // part selects fields of an event by their tag.
@@ -90,26 +129,57 @@ const (
 	personalPart part = "seal"
 )
 
-// appendPart appends the JSON object of e's fields of one part; empty fields
-// are left out. It reports whether any was there.
-func appendPart(enc *jsontext.Encoder, e Event, p part) (any bool, err error) {
-	v := reflect.ValueOf(e)
+// encodeClear returns the clear document of an event.
+func encodeClear(e Event, m Metadata) ([]byte, error) {
+	d := document[members]{Meta: &m, Data: members{e, clearPart}}
+	return json.Marshal(d, trusted, json.Deterministic(true))
+}
+
+// encodePersonal returns the personal document of an event, nil if there is
+// nothing personal about it.
+func encodePersonal(e Event, m Metadata) ([]byte, error) {
+	d := document[members]{Data: members{e, personalPart}, Request: m.requestHash}
+	if d.Data.empty() && d.Request == "" {
+		return nil, nil
+	}
+	return json.Marshal(d, trusted, json.Deterministic(true))
+}
+
+// members is the JSON object of an event's fields of one part, without the
+// empty ones.
+type members struct {
+	event Event
+	part  part
+}
+
+func (m members) empty() bool {
+	v := reflect.ValueOf(m.event)
+	for i := range v.NumField() {
+		if part(v.Type().Field(i).Tag.Get("pii")) == m.part && !v.Field(i).IsZero() {
+			return false
+		}
+	}
+	return true
+}
+
+// MarshalJSONTo writes the object.
+func (m members) MarshalJSONTo(enc *jsontext.Encoder) error {
+	v := reflect.ValueOf(m.event)
 	if err := enc.WriteToken(jsontext.BeginObject); err != nil {
-		return false, err
+		return err
 	}
 	for i := range v.NumField() {
 		field, value := v.Type().Field(i), v.Field(i)
-		if part(field.Tag.Get("pii")) != p || value.IsZero() {
+		if part(field.Tag.Get("pii")) != m.part || value.IsZero() {
 			continue
 		}
-		any = true
 		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 		if err := enc.WriteToken(jsontext.String(name)); err != nil {
-			return false, err
+			return err
 		}
-		if err := json.MarshalEncode(enc, value.Interface(), json.Deterministic(true)); err != nil {
-			return false, err
+		if err := json.MarshalEncode(enc, value.Interface()); err != nil {
+			return err
 		}
 	}
-	return any, enc.WriteToken(jsontext.EndObject)
+	return enc.WriteToken(jsontext.EndObject)
 }

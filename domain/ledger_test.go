@@ -20,7 +20,7 @@ import (
 )
 
 // open opens a ledger over real files, closed at the test's end.
-func open(t *testing.T, dir string, master seal.Master) *Ledger {
+func open(t testing.TB, dir string, master seal.Master) *Ledger {
 	t.Helper()
 	skey := filepath.Join(dir, "log.key")
 	if _, err := os.Stat(skey); err != nil {
