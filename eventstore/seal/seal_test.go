@@ -866,7 +866,33 @@ func BenchmarkClaim(b *testing.B) {
 	}
 }
 
+// BenchmarkNewKey has its own yardstick: "limit" writes rows of the same size
+// in the same batches with the same durability, and does nothing else.
 func BenchmarkNewKey(b *testing.B) {
+	b.Run("limit", func(b *testing.B) {
+		k := newKeys(b)
+		wrapped := make([]byte, 60)
+		b.ResetTimer()
+		for done := 0; done < b.N; done += 1024 {
+			tx, err := k.write.Begin()
+			if err != nil {
+				b.Fatal(err)
+			}
+			insert, err := tx.Prepare(`INSERT INTO keys (slot, epoch, wrapped) VALUES (?, ?, ?)`)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for i := range min(1024, b.N-done) {
+				if _, err := insert.Exec(done+i+1, 1, wrapped); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := tx.Commit(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "keys/s")
+	})
 	for _, callers := range []int{1, 64} {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
 			k := newKeys(b)
