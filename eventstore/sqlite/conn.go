@@ -14,7 +14,10 @@ import (
 // through database/sql: whoever holds one holds it for long and prepares once,
 // and at tens of thousands of rows a second a pool's locks and conversions on
 // every call were a third of the writer's time. One goroutine at a time uses it.
-type conn struct{ db *sqlite3.SQLiteConn }
+type conn struct {
+	db   *sqlite3.SQLiteConn
+	kept []*stmt // closed with the connection
+}
 
 // Options of a connection, as the driver and SQLite read them from the DSN.
 const (
@@ -30,10 +33,16 @@ func dial(path, options string) (*conn, error) {
 	if err != nil {
 		return nil, classify(err)
 	}
-	return &conn{db.(*sqlite3.SQLiteConn)}, nil
+	return &conn{db: db.(*sqlite3.SQLiteConn)}, nil
 }
 
-func (c *conn) close() error { return c.db.Close() }
+// close closes the file. A statement left open would keep it open, too.
+func (c *conn) close() error {
+	for _, s := range c.kept {
+		s.close()
+	}
+	return classify(c.db.Close())
+}
 
 // exec runs statements without arguments or results.
 func (c *conn) exec(ctx context.Context, script string) error {
@@ -74,13 +83,15 @@ func (c *conn) prepare(query string) (*stmt, error) {
 	return st, nil
 }
 
-// prepareAll prepares each query into the statement beside it.
-func (c *conn) prepareAll(queries map[**stmt]string) error {
+// keep prepares each query into the statement beside it, for as long as the
+// connection lives.
+func (c *conn) keep(queries map[**stmt]string) error {
 	for s, query := range queries {
 		var err error
 		if *s, err = c.prepare(query); err != nil {
 			return err
 		}
+		c.kept = append(c.kept, *s)
 	}
 	return nil
 }

@@ -129,7 +129,7 @@ func (r *Reader) dial() (*readConn, error) {
 		return nil, err
 	}
 	c := &readConn{conn: raw}
-	err = raw.prepareAll(map[**stmt]string{
+	err = raw.keep(map[**stmt]string{
 		&c.head:   `SELECT position FROM events ORDER BY position DESC LIMIT 1`,
 		&c.page:   selectRecorded + ` WHERE e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ?`,
 		&c.stream: selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ?`,
@@ -310,7 +310,7 @@ func (r *Reader) Close() error {
 		for range readers {
 			if c := <-r.conns; c != nil {
 				if e := c.close(); e != nil && err == nil {
-					err = fmt.Errorf("sqlite: close: %w", classify(e))
+					err = fmt.Errorf("sqlite: close: %w", e)
 				}
 			}
 		}

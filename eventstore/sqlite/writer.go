@@ -105,7 +105,7 @@ func newWriter(db *conn, c Config) (*writer, error) {
 		queue: make(chan *request, queueLength), closing: make(chan struct{}), ended: make(chan struct{}),
 		signer: c.Signer, interval: c.CheckpointInterval, now: c.Now, db: db,
 	}
-	err := db.prepareAll(map[**stmt]string{
+	err := db.keep(map[**stmt]string{
 		&w.begin:    `BEGIN IMMEDIATE`,
 		&w.end:      `COMMIT`,
 		&w.rollback: `ROLLBACK`,
@@ -232,7 +232,7 @@ func (w *writer) close() error {
 	<-w.ended
 	err := w.failed
 	if e := w.db.close(); err == nil && e != nil {
-		err = fmt.Errorf("sqlite: close: %w", classify(e))
+		err = fmt.Errorf("sqlite: close: %w", e)
 	}
 	return err
 }

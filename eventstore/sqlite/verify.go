@@ -1,0 +1,458 @@
+package sqlite
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"accountledger/eventstore"
+	"accountledger/eventstore/tlog"
+)
+
+// Trust is what a verification starts from: what is known of the log from
+// somewhere else than its file.
+type Trust struct {
+	// Verifier holds the public key of the log's checkpoints. Required.
+	Verifier note.Verifier
+	// Anchors are checkpoints of the log that were kept outside. Without one a
+	// log that lost its end together with its last checkpoints looks complete.
+	Anchors [][]byte
+	// Erasure is the type of the event that explains why the sealed parts of
+	// the earlier events of its stream are gone.
+	Erasure string
+}
+
+// Verify checks the log up to its present head against t: each row against its
+// leaf hash, the tiles and the next event of its stream, positions and
+// revisions for holes, sealed parts against their hashes, the tree against
+// every checkpoint. It calls progress now and then. An error means that it
+// could not be carried out; what it found is in the report.
+//
+// The log only grows, so its part up to the head is the same at any time: it
+// is read in short pieces, beside a process that appends, and no long read
+// keeps that from cleaning up its WAL. Memory does not grow with the log.
+func (r *Reader) Verify(ctx context.Context, t Trust, progress func(done, total int64)) (Report, error) {
+	if t.Verifier == nil {
+		return Report{}, errors.New("sqlite: verify: no key to check signatures with")
+	}
+	v := &verification{trust: t, streams: make([]seen, 1<<16)}
+	for i, msg := range t.Anchors {
+		c, err := tlog.OpenCheckpoint(msg, t.Verifier)
+		if err != nil {
+			return Report{}, fmt.Errorf("sqlite: verify: anchor %d: %w", i+1, err)
+		}
+		if c.Size > 0 { // the empty log proves nothing
+			v.anchors = append(v.anchors, c)
+		}
+	}
+	slices.SortFunc(v.anchors, func(a, b tlog.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
+	err := r.use(ctx, func(*readConn) error { // whose place among the readers it takes
+		c, err := dial(r.path, readOnly)
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		if err := v.open(c); err != nil {
+			return err
+		}
+		return v.run(func(done int64) error {
+			if progress != nil {
+				progress(done, v.head)
+			}
+			select {
+			case <-r.closing:
+				return eventstore.ErrClosed
+			default:
+				return ctx.Err()
+			}
+		})
+	})
+	if err != nil {
+		return v.report, fmt.Errorf("sqlite: verify: %w", err)
+	}
+	return v.report, nil
+}
+
+// Verify is Reader.Verify of the open log.
+func (s *Store) Verify(ctx context.Context, t Trust, progress func(done, total int64)) (Report, error) {
+	return s.files.Verify(ctx, t, progress)
+}
+
+// verification is one run of Verify. It goes through the log in blocks of
+// events that share a level-0 tile.
+type verification struct {
+	trust  Trust
+	report Report
+	head   int64 // position of the last event there was at the start
+
+	block, next, predecessor, erasure, tile, checkpoint *stmt
+
+	row     [14]driver.Value
+	buf     []byte // to encode leaves in
+	streams []seen // by stream number modulo its length
+	time    int64  // of the last sound event
+
+	// tree is built of the hashes that have most on their side. lost is set
+	// once a hash is not to be had, and with it all that the tree would prove.
+	tree tlog.Tree
+	lost bool
+
+	anchors []tlog.Checkpoint // still ahead, by size
+	stored  *storedCheckpoint // the next one; nil after the last
+	passed  int64             // the size up to which stored checkpoints were met
+	limit   int64             // the size of the largest one there was at the start
+	forked  bool              // a checkpoint did not match
+}
+
+// seen is what is remembered of a stream. Which stream it is about must be
+// looked at: others share its place.
+type seen struct {
+	num, revision, position int64
+	leaf                    tlog.Hash // as stored
+	erasure                 int64     // position of the last erasure event; 0: none, -1: not looked for
+}
+
+type storedCheckpoint struct {
+	tlog.Checkpoint
+	time int64
+}
+
+func (v *verification) open(c *conn) error {
+	err := c.keep(map[**stmt]string{
+		&v.block: `SELECT e.position, e.stream, s.name, e.revision, e.time, e.id, e.type, e.actor, e.clear,
+				e.prev, e.kid, e.sealed_hash, e.leaf_hash, p.bytes
+			FROM events e LEFT JOIN streams s ON s.num = e.stream LEFT JOIN sealed p ON p.position = e.position
+			WHERE e.position BETWEEN ? AND ? ORDER BY e.position`,
+		&v.next:        `SELECT position FROM events WHERE position > ? ORDER BY position LIMIT 1`,
+		&v.predecessor: `SELECT position, leaf_hash FROM events WHERE stream = ? AND revision = ?`,
+		&v.erasure:     `SELECT ifnull(max(position), 0) FROM events WHERE stream = ? AND type = ?`,
+		&v.tile:        `SELECT data FROM tiles WHERE level = ? AND n = ?`,
+		&v.checkpoint:  `SELECT size, time, note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size LIMIT 1`,
+	})
+	if err != nil {
+		return err
+	}
+	// The checkpoints before the head: one that is signed in between would
+	// seem to be of a log that has lost its end.
+	last, err := c.scalar(`SELECT max(size) FROM checkpoints`)
+	if err != nil {
+		return err
+	}
+	head, err := c.scalar(fmt.Sprintf(`SELECT max(position) FROM events WHERE position <= %d`, maxPosition))
+	if err != nil {
+		return err
+	}
+	v.head, _ = head.(int64)
+	v.limit, _ = last.(int64)
+	v.report.Events, v.passed = v.head, math.MinInt64
+	return v.nextCheckpoint()
+}
+
+// maxPosition is beyond every log. A row that claims to be further on is
+// damaged, and must not make a verification count to it.
+const maxPosition = 1 << 48
+
+// unreadable makes a fault of an error about damage; any other stays one.
+func (v *verification) unreadable(at int64, err error) error {
+	if !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	v.report.fault(Unreadable, at, "%v", err)
+	return nil
+}
+
+func (v *verification) run(step func(done int64) error) error {
+	if err := v.misplaced(); err != nil {
+		return err
+	}
+	for first := int64(1); first <= v.head; {
+		if err := step(first - 1); err != nil {
+			return err
+		}
+		next, err := v.checkBlock(first)
+		if err != nil {
+			return err
+		}
+		first = next
+	}
+	if err := v.end(); err != nil {
+		return err
+	}
+	return step(v.head)
+}
+
+// misplaced reports events at positions that no log has.
+func (v *verification) misplaced() error {
+	for at := int64(math.MinInt64); len(v.report.Faults) < maxFaults; {
+		found, err := v.next.row(v.row[:1], at)
+		if !found || err != nil {
+			return v.unreadable(0, err)
+		}
+		if at, _ = v.row[0].(int64); 1 <= at && at <= maxPosition {
+			at = maxPosition
+			continue
+		}
+		v.report.fault(Altered, at, "no event has this position")
+	}
+	return nil
+}
+
+// checked is an event of a block, as its row has it.
+type checked struct {
+	there  bool
+	ours   tlog.Hash // the hash of the row as it is
+	stored tlog.Hash // its leaf hash as stored
+	time   int64
+	sound  bool // the two are equal
+}
+
+// checkBlock checks the events from first, which begins a tile, to the end of
+// the tile, and returns where the next block begins.
+func (v *verification) checkBlock(first int64) (int64, error) {
+	var events [tlog.TileWidth]checked
+	last := min(first+tlog.TileWidth-1, v.head)
+	count, readable, err := v.checkRows(first, last, &events)
+	if err != nil {
+		return 0, err
+	}
+	n := (first - 1) / tlog.TileWidth
+	var tile []byte
+	if full := last-first+1 == tlog.TileWidth; full {
+		if tile, err = v.readTile(0, n, tlog.TileWidth); err != nil {
+			return 0, err
+		}
+	}
+	if count == 0 && tile == nil && readable {
+		return v.skip(first)
+	}
+	if tile != nil {
+		if tile, err = v.judge(n, tile, &events); err != nil {
+			return 0, err
+		}
+	}
+	for i := range events[:last-first+1] {
+		e, at := &events[i], first+int64(i)
+		if !e.there && readable {
+			v.report.fault(Missing, at, "there is no event")
+		}
+		hash := e.stored
+		if tile != nil {
+			hash = tlog.Hash(tile[i*len(hash):][:len(hash)])
+		} else if !e.there {
+			v.lost = true
+		}
+		if err := v.push(at, hash, e); err != nil {
+			return 0, err
+		}
+	}
+	return last + 1, nil
+}
+
+// skip passes over a hole that begins at first and ends in a later block.
+func (v *verification) skip(first int64) (int64, error) {
+	v.lost = true
+	next := v.head + 1
+	found, err := v.next.row(v.row[:1], first+tlog.TileWidth-1)
+	if err != nil {
+		return 0, err
+	}
+	if at, _ := v.row[0].(int64); found && at < next {
+		next = at - (at-1)%tlog.TileWidth
+	}
+	v.report.missing(first, next-1)
+	return next, nil
+}
+
+// readTile returns a stored tile, at least width hashes of it, or nil and a
+// fault.
+func (v *verification) readTile(level int, n int64, width int) ([]byte, error) {
+	at := n<<(tlog.TileHeight*(level+1)) + 1
+	found, err := v.tile.row(v.row[:1], int64(level), n)
+	if err != nil {
+		return nil, v.unreadable(at, err)
+	}
+	f := fields{row: v.row[:1]}
+	if !found {
+		v.report.fault(TileAltered, at, "tile %d/%d is missing", level, n)
+		return nil, nil
+	}
+	tile := f.blob()
+	if f.bad || len(tile) < width*len(tlog.Hash{}) || len(tile) > tlog.TileWidth*len(tlog.Hash{}) || len(tile)%len(tlog.Hash{}) != 0 {
+		v.report.fault(TileAltered, at, "tile %d/%d has %d bytes", level, n, len(tile))
+		return nil, nil
+	}
+	return tile, nil
+}
+
+// judge compares the rows of a block with its tile. Where a row is sound in
+// itself and still not what the tile says, one of the two was rewritten, and
+// the level above knows which. It returns the tile, nil if it is the wrong one.
+func (v *verification) judge(n int64, tile []byte, events *[tlog.TileWidth]checked) ([]byte, error) {
+	rows := make([]byte, 0, len(tile))
+	var differ []int64
+	for i := range events {
+		e := &events[i]
+		in := tile[i*len(e.stored):][:len(e.stored)]
+		rows = append(rows, e.stored[:]...)
+		if e.sound && !bytes.Equal(e.stored[:], in) {
+			differ = append(differ, n*tlog.TileWidth+int64(i)+1)
+		}
+	}
+	if len(differ) == 0 {
+		return tile, nil
+	}
+	above, err := v.above(n)
+	if err != nil {
+		return nil, err
+	}
+	ofTile, err := tlog.Subtree(tile)
+	if err != nil {
+		return nil, err
+	}
+	ofRows, err := tlog.Subtree(rows)
+	if err != nil {
+		return nil, err
+	}
+	if above != ofTile {
+		v.report.fault(TileAltered, n*tlog.TileWidth+1, "tile 0/%d holds other hashes than the events and than the tile above", n)
+		if above == ofRows {
+			return nil, nil
+		}
+	}
+	for _, at := range differ {
+		v.report.fault(Altered, at, "the event and its leaf hash are not those in the tile")
+	}
+	return tile, nil
+}
+
+// above returns the hash that the level above holds for level-0 tile n; zero
+// if it holds none.
+func (v *verification) above(n int64) (h tlog.Hash, err error) {
+	found, err := v.tile.row(v.row[:1], int64(1), n/tlog.TileWidth)
+	if !found || err != nil {
+		return h, v.unreadable(n*tlog.TileWidth+1, err)
+	}
+	tile, _ := v.row[0].([]byte)
+	if from := int(n%tlog.TileWidth) * len(h); len(tile) >= from+len(h) {
+		copy(h[:], tile[from:])
+	}
+	return h, nil
+}
+
+// push adds the leaf of the event at a position to the tree and checks what is
+// signed or stored of the tree as it then is.
+func (v *verification) push(at int64, leaf tlog.Hash, e *checked) error {
+	for _, tile := range v.tree.Push(leaf) {
+		if tile.Level > 0 && len(tile.Data) == tlog.TileWidth*len(leaf) {
+			if err := v.compareTile(tile); err != nil {
+				return err
+			}
+		}
+	}
+	for len(v.anchors) > 0 && v.anchors[0].Size <= at {
+		v.compareRoot(v.anchors[0])
+		v.anchors = v.anchors[1:]
+	}
+	for v.stored != nil && v.stored.Size <= at {
+		v.compareRoot(v.stored.Checkpoint)
+		if v.stored.Size == at && e.sound && e.time != v.stored.time {
+			v.report.fault(CheckpointAltered, at, "its time is not that of its last event")
+		}
+		if err := v.nextCheckpoint(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// compareTile checks a stored tile above level 0, which may be wider by now.
+func (v *verification) compareTile(tile tlog.Tile) error {
+	if v.lost {
+		return nil
+	}
+	stored, err := v.readTile(tile.Level, tile.N, len(tile.Data)/len(tlog.Hash{}))
+	if stored == nil || err != nil {
+		return err
+	}
+	for i := range len(tile.Data) / len(tlog.Hash{}) {
+		from, to := i*len(tlog.Hash{}), (i+1)*len(tlog.Hash{})
+		if !bytes.Equal(stored[from:to], tile.Data[from:to]) {
+			at := (tile.N*tlog.TileWidth+int64(i))<<(tlog.TileHeight*tile.Level) + 1
+			v.report.fault(TileAltered, at, "tile %d/%d does not follow from the level below", tile.Level, tile.N)
+		}
+	}
+	return nil
+}
+
+// compareRoot checks a checkpoint of the tree's present size. Once one does not
+// match no later one can, so the first is the finding.
+func (v *verification) compareRoot(c tlog.Checkpoint) {
+	switch {
+	case v.lost || v.forked:
+	case c.Root == v.tree.Root():
+		v.report.Checkpoints++
+		v.report.Covered = max(v.report.Covered, c.Size)
+	default:
+		v.forked = true
+		v.report.fault(Root, c.Size, "the tree is not the one signed; it was still so at size %d", v.report.Covered)
+	}
+}
+
+// nextCheckpoint moves on to the next stored checkpoint with a good signature.
+func (v *verification) nextCheckpoint() error {
+	for v.stored = nil; ; {
+		found, err := v.checkpoint.row(v.row[:3], v.passed, max(v.limit, v.head))
+		if !found || err != nil {
+			return v.unreadable(v.passed+1, err)
+		}
+		f := fields{row: v.row[:3]}
+		v.passed = f.int()
+		time, msg := f.int(), f.blob()
+		c, err := tlog.OpenCheckpoint(msg, v.trust.Verifier)
+		switch {
+		case err != nil:
+			v.report.fault(CheckpointAltered, v.passed, "%v", err)
+		case f.bad || c.Size != v.passed || c.Size < 1:
+			v.report.fault(CheckpointAltered, v.passed, "it is a checkpoint of size %d", c.Size)
+		default:
+			v.stored = &storedCheckpoint{c, time}
+			return nil
+		}
+	}
+}
+
+// end checks what can only be told once all events have been seen.
+func (v *verification) end() error {
+	for _, tile := range v.tree.Edge() {
+		if tile.Level > 0 {
+			if err := v.compareTile(tile); err != nil {
+				return err
+			}
+		}
+	}
+	// Where the log ends in a hole, some are passed by without a push.
+	v.anchors = slices.DeleteFunc(v.anchors, func(c tlog.Checkpoint) bool { return c.Size <= v.head })
+	if len(v.anchors) > 0 {
+		longest := v.anchors[len(v.anchors)-1].Size
+		v.report.fault(Truncated, v.head, "an anchor says that it had %d events", longest)
+	}
+	var longest int64
+	for v.stored != nil {
+		longest = v.stored.Size
+		if err := v.nextCheckpoint(); err != nil {
+			return err
+		}
+	}
+	v.report.missing(v.head+1, longest)
+	if v.report.Covered < v.head {
+		v.report.warn(Uncovered, v.report.Covered+1, "no checkpoint covers the last %d events", v.head-v.report.Covered)
+	}
+	return nil
+}
