@@ -1,0 +1,135 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/projections"
+)
+
+type createAccountInput struct {
+	Command
+	JSON[newAccount]
+}
+
+// newAccount is the body of a creation.
+type newAccount struct {
+	Origin       domain.Origin             `json:"origin,omitzero" enum:"registered,created,imported" default:"created"`
+	UserStatus   domain.Status             `json:"userStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED"`
+	Identities   []newIdentity             `json:"identities" minItems:"1" maxItems:"50"`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero"`
+	Registration domain.Situation          `json:"registration,omitzero"`
+}
+
+func (s *server) createAccount(ctx context.Context, c *call, in *createAccountInput) (*answer, error) {
+	body := in.value
+	cmd := domain.CreateAccount{Origin: body.Origin, Status: body.UserStatus, CustomFields: body.CustomFields, Registration: body.Registration}
+	if cmd.Origin == "" {
+		cmd.Origin = domain.OriginCreated
+	}
+	if cmd.Status == "" && cmd.Origin == domain.OriginRegistered {
+		cmd.Status = s.RegisteredStatus
+	}
+	for _, i := range body.Identities {
+		cmd.Identities = append(cmd.Identities, i.named())
+	}
+	sub := in.newID(c)
+	a, err := s.execute(ctx, c, in.Command, sub, cmd)
+	if err == nil && !in.DryRun {
+		a.Location = "/v1/accounts/" + sub
+	}
+	return a, err
+}
+
+// Sub is the account a request is about.
+type Sub struct {
+	Sub string `path:"sub" doc:"The account's sub, a UUID." example:"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"`
+}
+
+type getAccountInput struct {
+	Sub
+	Query
+	Revision    int64  `query:"revision" minimum:"-1" default:"-1" doc:"The account as it was at this revision; -1, the default, is the present."`
+	IfNoneMatch string `header:"If-None-Match" doc:"Answer 304 if the account is still at the revision of this ETag." example:"\"3\""`
+}
+
+func (s *server) getAccount(ctx context.Context, _ *call, in *getAccountInput) (*answer, error) {
+	a, err := s.fresh(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	sub, err := canonical(in.Sub.Sub)
+	if err != nil {
+		return nil, err
+	}
+	if in.Revision >= 0 {
+		return s.accountAt(ctx, a, sub, eventstore.Revision(in.Revision))
+	}
+	row, err := s.Views.Accounts().Get(ctx, sub)
+	if err != nil {
+		return nil, missing(err)
+	}
+	a, err = a.account(row)
+	if err == nil && matches(in.IfNoneMatch, a.ETag) {
+		a.Status, a.Body = http.StatusNotModified, nil
+	}
+	return a, err
+}
+
+// accountAt answers with the account as its own events say it was. What was
+// erased since is not in it.
+func (s *server) accountAt(ctx context.Context, a *answer, sub string, r eventstore.Revision) (*answer, error) {
+	then, err := s.Ledger.AccountAt(ctx, sub, r)
+	switch {
+	case err != nil:
+		return nil, err
+	case !then.Exists():
+		return nil, missing(projections.ErrNotFound)
+	case then.Revision < r:
+		return nil, newProblem(codeRevisionNotFound, "The account is at revision %d.", then.Revision)
+	}
+	a.ETag = etag(then.Revision)
+	a.Body, err = then.JSON()
+	return a, err
+}
+
+// account gives a the account as its body, byte for byte as the view has it.
+func (a *answer) account(row projections.AccountRow) (*answer, error) {
+	if !row.ErasedTime.IsZero() {
+		p := newProblem(domain.CodeAccountErased, "The account was erased at %s.", row.ErasedTime.Format(time.RFC3339))
+		p.Erased = row.ErasedTime
+		return nil, p
+	}
+	a.ETag, a.Body = etag(row.Revision), row.JSON
+	return a, nil
+}
+
+// missing turns the view's ErrNotFound into the refusal it means.
+func missing(err error) error {
+	if errors.Is(err, projections.ErrNotFound) {
+		return &domain.Error{Code: domain.CodeAccountNotFound, Detail: "There is no such account."}
+	}
+	return err
+}
+
+// matches reports whether the header If-None-Match lists tag. The comparison
+// is weak, as RFC 9110, section 13.1.2, has it.
+func matches(header, tag string) bool {
+	if header == "" {
+		return false
+	}
+	for candidate := range strings.SplitSeq(header, ",") {
+		candidate = strings.TrimSpace(candidate)
+		if candidate == "*" || strings.TrimPrefix(candidate, "W/") == tag {
+			return true
+		}
+	}
+	return false
+}

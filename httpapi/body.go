@@ -1,0 +1,209 @@
+package httpapi
+
+import (
+	"bytes"
+	"errors"
+	"mime"
+	"reflect"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+)
+
+const (
+	maxBody   = 1 << 20 // bytes of a request
+	maxDepth  = 64      // nesting of JSON: enough for any document of ours, and for every reader downstream
+	maxFaults = 20      // reported at once
+)
+
+// JSON is the body of a request: an object of B's members and no others, as
+// strict as RFC 7493. huma reads it and leaves the decoding to us, because it
+// would accept duplicate members and quote values in its errors.
+type JSON[B any] struct {
+	RawBody []byte `contentType:"application/json"` // until the handler returns
+	value   B
+}
+
+// body is what every JSON[B] is to code that does not know B.
+type body interface {
+	raw() []byte
+	decode() error
+	bodyType() reflect.Type
+}
+
+func (j *JSON[B]) raw() []byte            { return j.RawBody }
+func (j *JSON[B]) decode() error          { return decode(j.RawBody, &j.value) }
+func (j *JSON[B]) bodyType() reflect.Type { return reflect.TypeFor[B]() }
+
+// mediaType refuses a body that is declared as something else than JSON. A
+// merge patch (RFC 7396) may be declared as one.
+func mediaType(contentType string) error {
+	if contentType == "" || contentType == "application/json" {
+		return nil
+	}
+	t, params, err := mime.ParseMediaType(contentType)
+	charset := params["charset"]
+	if err != nil || t != "application/json" && t != "application/merge-patch+json" || charset != "" && !strings.EqualFold(charset, "utf-8") {
+		return newProblem(codeUnsupportedMediaType, "The body must be application/json in UTF-8.").with("Accept", "application/json")
+	}
+	return nil
+}
+
+// decode reads an object into the zero *into, or reports all that is wrong
+// with its shape. Rules beyond the shape are the domain's.
+func decode[B any](data []byte, into *B) error {
+	if len(bytes.TrimSpace(data)) == 0 {
+		return newProblem(codeMalformedJSON, "The body is missing.")
+	}
+	if deeperThan(data, maxDepth) {
+		return newProblem(codeMalformedJSON, "The body is nested deeper than %d levels.", maxDepth)
+	}
+	var faults []domain.Fault
+	for {
+		var value B
+		err := json.Unmarshal(data, &value, json.RejectUnknownMembers(true))
+		if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+			return malformed(syntax)
+		}
+		wrong, ok := errors.AsType[*json.SemanticError](err)
+		switch {
+		case err != nil && !ok:
+			return newProblem(codeMalformedJSON, "The body is not JSON.")
+		case !ok && len(faults) == 0:
+			if bytes.TrimSpace(data)[0] != '{' {
+				return invalid([]domain.Fault{{Pointer: "", Detail: "must be an object"}})
+			}
+			*into = value
+			return nil
+		case !ok:
+			return invalid(faults)
+		}
+		unknown := errors.Is(err, json.ErrUnknownName)
+		faults = append(faults, domain.Fault{Pointer: string(wrong.JSONPointer), Detail: shapeFault(wrong, unknown)})
+		// The decoder stops at the first fault. To see the next one, take the
+		// member out, or a value of the wrong type back to null, and go on.
+		rest, err := without(data, wrong.JSONPointer, unknown)
+		if err != nil || len(faults) == maxFaults {
+			return invalid(faults)
+		}
+		data = rest
+	}
+}
+
+func invalid(faults []domain.Fault) error {
+	return &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: faults}
+}
+
+func malformed(e *jsontext.SyntacticError) error {
+	what := "The JSON is broken"
+	if errors.Is(e, jsontext.ErrDuplicateName) {
+		what = "A member is there twice"
+	}
+	p := newProblem(codeMalformedJSON, "%s at byte %d.", what, e.ByteOffset)
+	if pointer := string(e.JSONPointer); pointer != "" {
+		p.Errors = []fault{{Pointer: &pointer, Detail: "here, or right after"}}
+	}
+	return p
+}
+
+// shapeFault says what was expected, in JSON's words.
+func shapeFault(e *json.SemanticError, unknown bool) string {
+	if unknown {
+		return "unknown member"
+	}
+	if e.GoType == nil {
+		return "a value of the wrong type"
+	}
+	switch t := e.GoType; t.Kind() {
+	case reflect.String:
+		return "must be a string"
+	case reflect.Bool:
+		return "must be true or false"
+	case reflect.Int, reflect.Int64, reflect.Uint, reflect.Uint64:
+		return "must be an integer"
+	case reflect.Slice, reflect.Array:
+		return "must be an array"
+	}
+	return "must be an object"
+}
+
+// without returns data with what is at pointer removed, or set to null.
+func without(data []byte, at jsontext.Pointer, remove bool) ([]byte, error) {
+	var document any
+	if err := json.Unmarshal(data, &document); err != nil {
+		return nil, err
+	}
+	last := at.LastToken()
+	parent := document
+	for token := range at.Parent().Tokens() {
+		switch p := parent.(type) {
+		case map[string]any:
+			parent = p[token]
+		case []any:
+			i, err := index(token, len(p))
+			if err != nil {
+				return nil, err
+			}
+			parent = p[i]
+		}
+	}
+	switch p := parent.(type) {
+	case map[string]any:
+		if at == "" {
+			return nil, errNoPlace
+		}
+		if p[last] = nil; remove {
+			delete(p, last)
+		}
+	case []any:
+		i, err := index(last, len(p))
+		if err != nil {
+			return nil, err
+		}
+		p[i] = nil
+	default:
+		return nil, errNoPlace
+	}
+	return json.Marshal(document)
+}
+
+var errNoPlace = errors.New("httpapi: no such place in the document")
+
+func index(token string, length int) (int, error) {
+	i := 0
+	for _, digit := range token {
+		if digit < '0' || digit > '9' || i > length {
+			return 0, errNoPlace
+		}
+		i = 10*i + int(digit-'0')
+	}
+	if token == "" || i >= length {
+		return 0, errNoPlace
+	}
+	return i, nil
+}
+
+// deeperThan reports whether JSON is nested deeper than most levels, before
+// anything recursive looks at it.
+func deeperThan(data []byte, most int) bool {
+	depth, quoted := 0, false
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			if depth++; depth > most {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
+}

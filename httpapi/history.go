@@ -1,0 +1,108 @@
+package httpapi
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/projections"
+)
+
+type getHistoryInput struct {
+	Sub
+	Query
+	After string `query:"after" maxLength:"20" doc:"Continue after this cursor, the next of an earlier page. Default: from the first event."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Events on a page."`
+}
+
+// history is a page of an account's events, oldest first.
+type history struct {
+	Events []historyEvent `json:"events"`
+	Next   *string        `json:"next"` // null on the last page
+}
+
+// historyEvent is an event as the log has it, opened.
+type historyEvent struct {
+	Position      eventstore.Position `json:"position"`
+	Revision      eventstore.Revision `json:"revision"`
+	ID            string              `json:"id"`
+	Type          string              `json:"type"`
+	Time          time.Time           `json:"time"`
+	EffectiveTime time.Time           `json:"effectiveTime,omitzero"`
+	Actor         domain.Actor        `json:"actor"`
+	CommandID     string              `json:"commandId,omitzero"`
+	CorrelationID string              `json:"correlationId,omitzero"`
+	CausationID   string              `json:"causationId,omitzero"`
+	ReasonCode    string              `json:"reasonCode,omitzero"`
+	Erased        bool                `json:"erased,omitzero"`
+	Data          jsontext.Value      `json:"data"`
+}
+
+func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (*answer, error) {
+	a, err := s.fresh(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	sub, err := canonical(in.Sub.Sub)
+	if err != nil {
+		return nil, err
+	}
+	from, err := afterRevision(in.After)
+	if err != nil {
+		return nil, err
+	}
+	page, err := s.history(ctx, sub, from, in.Limit)
+	if err != nil {
+		return nil, err
+	}
+	if page.Next != nil {
+		a.next(c, *page.Next)
+	}
+	return a.rendered(page)
+}
+
+func (s *server) history(ctx context.Context, sub string, from eventstore.Revision, limit int) (history, error) {
+	var page history
+	for x, err := range s.Ledger.History(ctx, sub, from) {
+		if err != nil {
+			return page, err
+		}
+		if len(page.Events) == limit {
+			next := strconv.FormatInt(int64(page.Events[limit-1].Revision), 10)
+			page.Next = &next
+			break
+		}
+		data, err := x.Data()
+		if err != nil {
+			return page, err
+		}
+		m := x.Meta
+		page.Events = append(page.Events, historyEvent{x.Position, x.Revision, x.ID.String(), x.Type, x.Time, m.EffectiveTime,
+			m.Actor, m.CommandID, m.CorrelationID, m.CausationID, m.ReasonCode, x.Erased, data})
+	}
+	if len(page.Events) > 0 {
+		return page, nil
+	}
+	// Nothing after a cursor is fine, but not where there is no account.
+	account, err := s.Ledger.Account(ctx, sub)
+	if err == nil && !account.Exists() {
+		err = missing(projections.ErrNotFound)
+	}
+	return page, err
+}
+
+// afterRevision is the first revision a page after the cursor begins with.
+func afterRevision(cursor string) (eventstore.Revision, error) {
+	if cursor == "" {
+		return 0, nil
+	}
+	after, err := strconv.ParseInt(cursor, 10, 64)
+	if err != nil || after < 0 || after == 1<<63-1 {
+		return 0, newProblem(codeInvalidCursor, "The cursor is not one of this resource.")
+	}
+	return eventstore.Revision(after) + 1, nil
+}

@@ -1,0 +1,326 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"flag"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/gorillamux"
+	"github.com/go-json-experiment/json"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/mod/sumdb/note"
+
+	"accountledger/domain"
+	"accountledger/eventstore/seal"
+	"accountledger/eventstore/sqlite"
+	"accountledger/projections"
+	"accountledger/projections/webhooks"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// ledger is a whole ledger in a directory, served over loopback.
+type ledger struct {
+	Config
+	url   string
+	admin string // the admin key
+
+	client *http.Client // checks every exchange against the served document
+	close  func()
+}
+
+// files are what outlives a ledger: it can be opened again.
+type files struct {
+	dir    string
+	master seal.Master
+	signer note.Signer
+}
+
+func newFiles(t testing.TB) files {
+	t.Helper()
+	private, _, err := note.GenerateKey(rand.Reader, "ledger.test/log")
+	check(t, err)
+	signer, err := note.NewSigner(private)
+	check(t, err)
+	return files{t.TempDir(), seal.NewMaster(), signer}
+}
+
+// start opens a new ledger and closes it with the test.
+func start(t testing.TB, changes ...func(*Config)) *ledger {
+	t.Helper()
+	l := newFiles(t).open(t, changes...)
+	t.Cleanup(l.close)
+	return l
+}
+
+// open opens the ledger in f, with its followers running. The ledger ends with
+// its close, which may be called again.
+func (f files) open(t testing.TB, changes ...func(*Config)) *ledger {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	logger := slog.New(slog.DiscardHandler)
+	keys, err := seal.Open(ctx, seal.Config{Path: filepath.Join(f.dir, "keys.db"), Master: f.master})
+	check(t, err)
+	log, err := sqlite.Open(ctx, sqlite.Config{Dir: f.dir, Signer: f.signer})
+	check(t, err)
+	codec := domain.Codec{Keys: keys}
+	views, err := projections.Open(ctx, projections.Config{Path: filepath.Join(f.dir, "views.db"), Log: log, Codec: codec, Logger: logger})
+	check(t, err)
+	accounts := domain.NewLedger(domain.LedgerConfig{Log: log, Codec: codec})
+	hooks, err := webhooks.Open(ctx, webhooks.Config{Path: filepath.Join(f.dir, "delivery.db"), Log: log, Codec: codec, Ledger: accounts,
+		Keys: keys, Logger: logger, Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
+	check(t, err)
+	check(t, Bootstrap(ctx, keys, filepath.Join(f.dir, "admin.key")))
+	admin, err := os.ReadFile(filepath.Join(f.dir, "admin.key"))
+	check(t, err)
+
+	var running sync.WaitGroup
+	l := &ledger{admin: strings.TrimSpace(string(admin)), Config: Config{
+		Ledger: accounts, Views: views, Webhooks: hooks, Log: log, Codec: codec, Keys: keys, Logger: logger, Version: "test",
+		Background: func(work func(context.Context)) { running.Go(func() { work(ctx) }) },
+	}}
+	for _, change := range changes {
+		change(&l.Config)
+	}
+	running.Go(func() { views.Run(ctx) })
+	running.Go(func() { hooks.Run(ctx) })
+	server := httptest.NewServer(New(l.Config))
+	l.url = server.URL
+	l.client = &http.Client{Transport: newConformance(t, l.url)}
+	l.close = sync.OnceFunc(func() {
+		server.Close()
+		cancel()
+		running.Wait()
+		for _, c := range []io.Closer{hooks, views, log, keys} {
+			if err := c.Close(); err != nil {
+				t.Errorf("close %T: %v", c, err)
+			}
+		}
+	})
+	return l
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// response is an answer that has been read.
+type response struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// member returns the member at a path like "identities.0.email" or "code", nil
+// where there is none.
+func (r response) member(t testing.TB, path string) any {
+	t.Helper()
+	var v any
+	if err := json.Unmarshal(r.body, &v); err != nil {
+		t.Fatalf("body %q: %v", r.body, err)
+	}
+	for name := range strings.SplitSeq(path, ".") {
+		switch at := v.(type) {
+		case map[string]any:
+			v = at[name]
+		case []any:
+			i := int(name[0] - '0')
+			if i >= len(at) {
+				return nil
+			}
+			v = at[i]
+		default:
+			return nil
+		}
+	}
+	return v
+}
+
+func (r response) text(t testing.TB, path string) string {
+	t.Helper()
+	s, _ := r.member(t, path).(string)
+	return s
+}
+
+// send sends a request as the admin. Headers are "Name: value".
+func (l *ledger) send(t testing.TB, method, path, body string, headers ...string) response {
+	t.Helper()
+	r, err := l.try(method, path, body, headers...)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return r
+}
+
+func (l *ledger) try(method, path, body string, headers ...string) (response, error) {
+	var reader io.Reader
+	if body != "" {
+		reader = strings.NewReader(body)
+	}
+	request, err := http.NewRequest(method, l.url+path, reader)
+	if err != nil {
+		return response{}, err
+	}
+	request.Header.Set("Authorization", "Bearer "+l.admin)
+	if body != "" {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		if request.Header.Del(name); value != "" {
+			request.Header.Set(name, value)
+		}
+	}
+	res, err := l.client.Do(request)
+	if err != nil {
+		return response{}, err
+	}
+	defer res.Body.Close()
+	content, err := io.ReadAll(res.Body)
+	return response{res.StatusCode, res.Header, content}, err
+}
+
+// want sends a request and fails unless the answer has the status.
+func (l *ledger) want(t testing.TB, status int, method, path, body string, headers ...string) response {
+	t.Helper()
+	r := l.send(t, method, path, body, headers...)
+	if r.status != status {
+		t.Fatalf("%s %s = %d, want %d; body %s", method, path, r.status, status, r.body)
+	}
+	return r
+}
+
+// refused sends a request and fails unless it is refused with code.
+func (l *ledger) refused(t testing.TB, code domain.Code, method, path, body string, headers ...string) response {
+	t.Helper()
+	r := l.want(t, problemKinds[code].status, method, path, body, headers...)
+	if got := r.text(t, "code"); got != string(code) {
+		t.Errorf("%s %s: code = %q, want %q; body %s", method, path, got, code, r.body)
+	}
+	return r
+}
+
+// create opens an account with an e-mail address and returns its sub.
+func (l *ledger) create(t testing.TB, email string) string {
+	t.Helper()
+	return l.want(t, 201, "POST", "/v1/accounts", account(email)).text(t, "sub")
+}
+
+func account(email string) string {
+	return `{"origin":"created","identities":[{"provider":"self","given_name":"Ada","email":"` + email + `"}]}`
+}
+
+// conformance is a transport that holds every exchange to the OpenAPI document
+// the server itself serves, and every refusal to RFC 9457.
+type conformance struct {
+	next     http.RoundTripper
+	document *openapi3.T
+	router   routers.Router
+}
+
+func newConformance(t testing.TB, url string) *conformance {
+	t.Helper()
+	next := http.DefaultTransport.(*http.Transport).Clone()
+	next.MaxIdleConnsPerHost = 128
+	t.Cleanup(next.CloseIdleConnections)
+	res, err := (&http.Client{Transport: next}).Get(url + "/openapi.json")
+	check(t, err)
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	check(t, err)
+	document, err := openapi3.NewLoader().LoadFromData(data)
+	check(t, err)
+	router, err := gorillamux.NewRouter(document)
+	check(t, err)
+	return &conformance{next, document, router}
+}
+
+func (c *conformance) RoundTrip(r *http.Request) (*http.Response, error) {
+	var sent []byte
+	if r.Body != nil {
+		var err error
+		if sent, err = io.ReadAll(r.Body); err != nil {
+			return nil, err
+		}
+		r.Body = io.NopCloser(bytes.NewReader(sent))
+	}
+	res, err := c.next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	got, err := io.ReadAll(res.Body)
+	res.Body.Close()
+	if err != nil {
+		return nil, err
+	}
+	res.Body = io.NopCloser(bytes.NewReader(got))
+	if err := c.check(r, sent, res, got); err != nil {
+		return nil, err
+	}
+	return res, nil
+}
+
+func (c *conformance) check(r *http.Request, sent []byte, res *http.Response, got []byte) error {
+	if res.StatusCode >= 400 && r.Method != http.MethodHead {
+		if err := checkProblem(res, got); err != nil {
+			return err
+		}
+	}
+	again := r.Clone(r.Context())
+	again.Body = io.NopCloser(bytes.NewReader(sent))
+	route, params, err := c.router.FindRoute(again)
+	if err != nil {
+		return nil // not in the document: a page, or nothing at all
+	}
+	options := &openapi3filter.Options{IncludeResponseStatus: true, AuthenticationFunc: openapi3filter.NoopAuthenticationFunc}
+	request := &openapi3filter.RequestValidationInput{Request: again, PathParams: params, Route: route, Options: options}
+	if res.StatusCode < 400 {
+		if err := openapi3filter.ValidateRequest(r.Context(), request); err != nil {
+			return errors.Join(errors.New("an accepted request does not conform to the document"), err)
+		}
+	}
+	response := &openapi3filter.ResponseValidationInput{RequestValidationInput: request, Status: res.StatusCode, Header: res.Header, Options: options}
+	response.SetBodyBytes(got)
+	if err := openapi3filter.ValidateResponse(r.Context(), response); err != nil {
+		return errors.Join(errors.New("the answer does not conform to the document"), err)
+	}
+	return nil
+}
+
+func checkProblem(res *http.Response, got []byte) error {
+	var p problem
+	if err := json.Unmarshal(got, &p, json.RejectUnknownMembers(true)); err != nil {
+		return errors.Join(errors.New("a refusal is not a problem: "+string(got)), err)
+	}
+	want := problem{Type: "/problems/" + string(p.Code), Title: problemKinds[p.Code].title, Status: res.StatusCode, Code: p.Code,
+		RequestID: res.Header.Get("X-Request-Id"), Instance: "urn:uuid:" + res.Header.Get("X-Request-Id")}
+	p.Detail, p.Errors, p.Erased, p.Position = "", nil, want.Erased, nil
+	if diff := cmp.Diff(want, p, cmp.AllowUnexported(problem{})); diff != "" {
+		return errors.New("problem (-want +got):\n" + diff)
+	}
+	if ct := res.Header.Get("Content-Type"); ct != problemType {
+		return errors.New("a problem has the type " + ct)
+	}
+	return nil
+}
+
+// position is the Ledger-Position of an answer.
+func (r response) position() string { return r.header.Get("Ledger-Position") }

@@ -1,0 +1,130 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+)
+
+// newIdentity is an identity as a caller gives it; the ledger makes its id.
+type newIdentity struct {
+	Provider       string `json:"provider" minLength:"1" maxLength:"64"`
+	ProviderUserID string `json:"providerUserId,omitzero" maxLength:"255"`
+	domain.Profile
+}
+
+func (n newIdentity) named() domain.NewIdentity {
+	return domain.NewIdentity{IdentityID: domain.NewID().String(), Provider: n.Provider, ProviderUserID: n.ProviderUserID, Profile: n.Profile}
+}
+
+type linkIdentityInput struct {
+	Sub
+	Command
+	JSON[newIdentity]
+}
+
+func (s *server) linkIdentity(ctx context.Context, c *call, in *linkIdentityInput) (*answer, error) {
+	a, err := s.execute(ctx, c, in.Command, in.Sub.Sub, domain.LinkIdentity{Identity: in.value.named()})
+	if err == nil && !in.DryRun {
+		a.Location = "/v1/accounts/" + strings.ToLower(in.Sub.Sub)
+	}
+	return a, err
+}
+
+type unlinkIdentityInput struct {
+	Sub
+	IdentityID string `path:"identityId" doc:"One of the account's identities."`
+	Command
+}
+
+func (s *server) unlinkIdentity(ctx context.Context, c *call, in *unlinkIdentityInput) (*answer, error) {
+	return s.execute(ctx, c, in.Command, in.Sub.Sub, domain.UnlinkIdentity{IdentityID: in.IdentityID})
+}
+
+type patchAccountInput struct {
+	Sub
+	Command
+	JSON[accountPatch]
+}
+
+// accountPatch is the body of PATCH /v1/accounts/{sub}.
+type accountPatch struct {
+	Identity identityPatch `json:"identity"`
+}
+
+// identityPatch is a profilePatch that may say which identity it is for.
+type identityPatch map[string]jsontext.Value
+
+// Schema describes the patch for OpenAPI.
+func (identityPatch) Schema(r huma.Registry) *huma.Schema {
+	schema := profilePatch{}.Schema(r)
+	schema.Properties["identityId"] = &huma.Schema{Type: huma.TypeString, Description: memberTexts["Identity"]["identityId"]}
+	return schema
+}
+
+func (s *server) patchAccount(ctx context.Context, c *call, in *patchAccountInput) (*answer, error) {
+	patch := in.value.Identity
+	var identityID string
+	if id, ok := patch["identityId"]; ok {
+		if err := json.Unmarshal(id, &identityID); err != nil || identityID == "" {
+			return nil, invalid([]domain.Fault{{Pointer: "/identity/identityId", Detail: "must be the id of an identity"}})
+		}
+		delete(patch, "identityId")
+	}
+	if patch == nil {
+		return nil, invalid([]domain.Fault{{Pointer: "/identity", Detail: "must be an object"}})
+	}
+	profile, err := json.Marshal(patch, json.Deterministic(true))
+	if err != nil {
+		return nil, err
+	}
+	return s.execute(ctx, c, in.Command, in.Sub.Sub, domain.UpdateProfile{IdentityID: identityID, Patch: profile})
+}
+
+type patchIdentityInput struct {
+	Sub
+	IdentityID string `path:"identityId" doc:"One of the account's identities."`
+	Command
+	JSON[profilePatch]
+}
+
+// profilePatch is an RFC 7396 merge patch of a domain.Profile, as sent.
+type profilePatch map[string]jsontext.Value
+
+// Schema describes the patch for OpenAPI: every member of a profile, none
+// required, each nullable.
+func (profilePatch) Schema(r huma.Registry) *huma.Schema {
+	profile := huma.SchemaFromType(r, reflect.TypeFor[domain.Profile]())
+	profile.Required = nil
+	for name, member := range profile.Properties {
+		if member.Ref != "" {
+			profile.Properties[name] = &huma.Schema{AnyOf: []*huma.Schema{member, {Type: "null"}}}
+		} else {
+			member.Nullable = true
+		}
+		profile.Properties[name].Description = memberTexts["Identity"][name]
+	}
+	return profile
+}
+
+func (s *server) patchIdentity(ctx context.Context, c *call, in *patchIdentityInput) (*answer, error) {
+	profile, err := json.Marshal(in.value, json.Deterministic(true))
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.execute(ctx, c, in.Command, in.Sub.Sub, domain.UpdateProfile{IdentityID: in.IdentityID, Patch: profile})
+	if refusal, ok := errors.AsType[*domain.Error](err); ok {
+		// The domain points into the body of PATCH /v1/accounts/{sub}.
+		for i := range refusal.Faults {
+			refusal.Faults[i].Pointer = strings.TrimPrefix(refusal.Faults[i].Pointer, "/identity")
+		}
+	}
+	return a, err
+}

@@ -1,0 +1,280 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// What HTTP itself refuses for, besides the ledger's own domain.Codes.
+const (
+	codeUnauthorized         domain.Code = "unauthorized"
+	codeForbidden            domain.Code = "forbidden"
+	codeNotFound             domain.Code = "not-found"
+	codeMethodNotAllowed     domain.Code = "method-not-allowed"
+	codeBodyTooLarge         domain.Code = "body-too-large"
+	codeUnsupportedMediaType domain.Code = "unsupported-media-type"
+	codeMalformedJSON        domain.Code = "malformed-json"
+	codeInvalidParameter     domain.Code = "invalid-parameter"
+	codeInvalidPrecondition  domain.Code = "invalid-precondition"
+	codeInvalidCursor        domain.Code = "invalid-cursor"
+	codeRevisionNotFound     domain.Code = "revision-not-found"
+	codeProjectionNotFound   domain.Code = "projection-not-found"
+	codeRebuildRunning       domain.Code = "rebuild-running"
+	codeTimeout              domain.Code = "timeout"
+	codeNotFresh             domain.Code = "not-fresh"
+	codeNotReady             domain.Code = "not-ready"
+	codeUnavailable          domain.Code = "unavailable"
+	codeInternal             domain.Code = "internal"
+)
+
+// problemKind is what a code means over HTTP, and what to do about it.
+type problemKind struct {
+	status          int
+	title           string
+	meaning, remedy string // sentences, shown at /problems/<code>
+}
+
+// problemKinds holds every code there is: the ledger's and HTTP's own.
+var problemKinds = map[domain.Code]problemKind{
+	domain.CodeAccountNotFound: {http.StatusNotFound, "Account not found",
+		"No account has this sub, or no account has this identifier.",
+		"Check the sub, or look the account up by one of its identifiers."},
+	domain.CodeAccountErased: {http.StatusGone, "Account erased",
+		"The account has ended and its personal data was destroyed at the time given in erasedTime. Its sub is never used again.",
+		"Remove the account on your side too."},
+	domain.CodeAccountExists: {http.StatusConflict, "Account exists",
+		"There is an account under the sub that was to be created.",
+		"Use a new Idempotency-Key for a new account."},
+	domain.CodeAccountDeleted: {http.StatusConflict, "Account deleted",
+		"The account is scheduled for deletion and can no longer be changed.",
+		"Restore it by setting its status to VERIFIED, then try again."},
+	domain.CodeAccountCombined: {http.StatusConflict, "Account combined",
+		"The account was combined into another one and can no longer be changed.",
+		"Change the surviving account."},
+	domain.CodeInvalidRequest: {http.StatusUnprocessableEntity, "Invalid request",
+		"The request was understood, and what it says breaks the rules listed under errors, each with a JSON pointer into the body or the name of a parameter.",
+		"Mend what is listed; repeating the request as it is cannot succeed."},
+	domain.CodeIdentifierTaken: {http.StatusConflict, "Identifier taken",
+		"Another account has an identifier this request asks for. The detail names its kind.",
+		"Look the identifier up; it may be the same person's account."},
+	domain.CodeIdentifierRequired: {http.StatusConflict, "Identifier required",
+		"The account would be left without an e-mail address, mobile number or username.",
+		"Give it another identifier first."},
+	domain.CodeIdentityConflict: {http.StatusConflict, "Identity conflict",
+		"The identity, or an identifier of it, belongs to another account, or the account has its one identity of provider self.",
+		"If both accounts are the same person's, merge them."},
+	domain.CodeIdentityNotFound: {http.StatusNotFound, "Identity not found",
+		"The account has no identity with this identityId.",
+		"Get the account and use an identityId it lists."},
+	domain.CodeStatusSystemManaged: {http.StatusBadRequest, "Status is system-managed",
+		"COMBINED and DELETED come of merging and deleting and cannot be set.",
+		"Merge or delete the account instead."},
+	domain.CodeInvalidStatusTransition: {http.StatusBadRequest, "Invalid status transition",
+		"The status machine has no transition from the account's status to this one. The detail names both.",
+		"Get the account and choose a status that can be reached from its present one."},
+	domain.CodeStaleRevision: {http.StatusPreconditionFailed, "Stale revision",
+		"If-Match names another revision than the one the account is at: someone changed it since it was read.",
+		"Get the account again, decide again, and send its new ETag."},
+	domain.CodeConcurrentChange: {http.StatusConflict, "Concurrent change",
+		"Other writers changed the same object at the same time, again and again.",
+		"Try again after a moment."},
+	domain.CodeIdempotencyKeyReused: {http.StatusUnprocessableEntity, "Idempotency-Key reused",
+		"This Idempotency-Key was used before by this caller, for another request.",
+		"Use a new key for each new request, and the same key only to repeat one."},
+	domain.CodeWebhookNotFound: {http.StatusNotFound, "Webhook not found",
+		"There is no webhook with this id, or it was deleted.",
+		"List the webhooks and use an id of one of them."},
+
+	codeUnauthorized: {http.StatusUnauthorized, "Unauthorized",
+		"The request carries no valid API key.",
+		"Send Authorization: Bearer alk_..., with a key that was not revoked."},
+	codeForbidden: {http.StatusForbidden, "Forbidden",
+		"The API key is valid, but does not have the scope that the detail names.",
+		"Use a key with that scope."},
+	codeNotFound: {http.StatusNotFound, "Not found",
+		"There is no resource at this address.",
+		"See /docs for the resources there are."},
+	codeMethodNotAllowed: {http.StatusMethodNotAllowed, "Method not allowed",
+		"The resource does not know this method; the header Allow lists those it knows.",
+		"See /docs for what the resource can do."},
+	codeBodyTooLarge: {http.StatusRequestEntityTooLarge, "Body too large",
+		"The body has more than 1 MiB.",
+		"Send less in one request."},
+	codeUnsupportedMediaType: {http.StatusUnsupportedMediaType, "Unsupported media type",
+		"The body is not declared as JSON.",
+		"Send Content-Type: application/json, in UTF-8."},
+	codeMalformedJSON: {http.StatusBadRequest, "Malformed JSON",
+		"The body is missing or is not JSON as RFC 8259 and RFC 7493 say: bad syntax, a member twice in one object, text that is not UTF-8, or nested too deep.",
+		"Mend the JSON at the place given."},
+	codeInvalidParameter: {http.StatusBadRequest, "Invalid parameter",
+		"The query has a parameter that the resource does not know, or has one twice. None is ignored.",
+		"Leave it out; see /docs for the parameters of each resource."},
+	codeInvalidPrecondition: {http.StatusBadRequest, "Invalid precondition",
+		"If-Match is neither * nor one strong entity tag like \"3\".",
+		"Send the ETag of the account as it was answered."},
+	codeInvalidCursor: {http.StatusBadRequest, "Invalid cursor",
+		"The cursor was not made by this resource of this ledger, or lies after the end of its log, as after a restore from a backup.",
+		"Start from a position you know, or from 0."},
+	codeRevisionNotFound: {http.StatusNotFound, "Revision not found",
+		"The account exists, but has not reached this revision.",
+		"Ask for a revision between 0 and the account's present one."},
+	codeProjectionNotFound: {http.StatusNotFound, "Projection not found",
+		"There is no projection of this name.",
+		"List the projections and use the name of one of them."},
+	codeRebuildRunning: {http.StatusConflict, "Rebuild running",
+		"The projection is being rebuilt already.",
+		"Wait for it; GET /v1/projections shows how far it is."},
+	codeTimeout: {http.StatusRequestTimeout, "Timeout",
+		"The request's body did not arrive in time.",
+		"Send it again."},
+	codeNotFresh: {http.StatusServiceUnavailable, "Not fresh",
+		"The read model has not reached min_position within the time given by wait. The present position is in the member position.",
+		"Try again after Retry-After, or read without min_position."},
+	codeNotReady: {http.StatusServiceUnavailable, "Not ready",
+		"The read models are still catching up with the log after the start.",
+		"Wait."},
+	codeUnavailable: {http.StatusServiceUnavailable, "Unavailable",
+		"The ledger is shutting down.",
+		"Try again after Retry-After; a write under an Idempotency-Key can be repeated safely."},
+	codeInternal: {http.StatusInternalServerError, "Internal error",
+		"The ledger failed; the fault is not the request's. The reason is in its log under the requestId.",
+		"Try again; if it stays, give the requestId to who runs this ledger."},
+}
+
+// problem is a refusal on the wire: RFC 9457, with a code that programs can
+// rely on. It never shows what the request said, only where it is wrong.
+type problem struct {
+	Type      string               `json:"type"`
+	Title     string               `json:"title"`
+	Status    int                  `json:"status"`
+	Detail    string               `json:"detail,omitzero"`
+	Instance  string               `json:"instance"`
+	Code      domain.Code          `json:"code"`
+	RequestID string               `json:"requestId"`
+	Errors    []fault              `json:"errors,omitzero"`
+	Erased    time.Time            `json:"erasedTime,omitzero"`
+	Position  *eventstore.Position `json:"position,omitzero"`
+
+	header http.Header
+}
+
+// fault is one thing wrong with a request.
+type fault struct {
+	Pointer   *string `json:"pointer,omitzero"`   // RFC 6901, into the body
+	Parameter string  `json:"parameter,omitzero"` // of path, query or header
+	Detail    string  `json:"detail"`
+}
+
+const problemType = "application/problem+json"
+
+// newProblem makes a problem of one of problemKinds.
+func newProblem(code domain.Code, format string, args ...any) *problem {
+	kind, ok := problemKinds[code]
+	if !ok {
+		panic("httpapi: no problem kind for code " + string(code))
+	}
+	return &problem{Type: "/problems/" + string(code), Title: kind.title, Status: kind.status, Code: code, Detail: fmt.Sprintf(format, args...)}
+}
+
+// with returns p with a response header to go with it.
+func (p *problem) with(name, value string) *problem {
+	if p.header == nil {
+		p.header = http.Header{}
+	}
+	p.header.Set(name, value)
+	return p
+}
+
+// The methods by which huma takes a *problem for an error it can write.
+func (p *problem) Error() string             { return string(p.Code) + ": " + p.Detail }
+func (p *problem) GetStatus() int            { return p.Status }
+func (p *problem) GetHeaders() http.Header   { return p.header }
+func (p *problem) ContentType(string) string { return problemType }
+
+// write answers with p where huma has not yet called a handler.
+func (p *problem) write(hc huma.Context) {
+	for name, values := range p.header {
+		hc.SetHeader(name, values[0])
+	}
+	hc.SetHeader("Content-Type", problemType)
+	hc.SetStatus(p.Status)
+	hc.BodyWriter().Write(p.body())
+}
+
+func (p *problem) body() []byte {
+	body, err := json.Marshal(p)
+	if err != nil {
+		panic("httpapi: a problem does not marshal: " + err.Error())
+	}
+	return body
+}
+
+// of names the request p is the answer to.
+func (p *problem) of(c *call) *problem {
+	p.RequestID, p.Instance = c.id, "urn:uuid:"+c.id
+	return p
+}
+
+// problem makes of any error what the caller may see of it. An error that is
+// ours to mend is logged here, once, and shown as its request id.
+func (s *server) problem(ctx context.Context, c *call, err error) *problem {
+	if p, ok := errors.AsType[*problem](err); ok {
+		return p.of(c)
+	}
+	if refusal, ok := errors.AsType[*domain.Error](err); ok {
+		p := newProblem(refusal.Code, "%s", refusal.Detail).of(c)
+		for _, f := range refusal.Faults {
+			p.Errors = append(p.Errors, fault{Pointer: &f.Pointer, Detail: f.Detail})
+		}
+		return p
+	}
+	if errors.Is(err, eventstore.ErrClosed) || ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		// Also where the caller has gone: nobody reads this then.
+		return newProblem(codeUnavailable, "The ledger is shutting down, or the request was given up.").with("Retry-After", "5").of(c)
+	}
+	s.Logger.ErrorContext(ctx, "request failed", "request", c.id, "route", c.route, "actor", c.actor.ID, "err", err)
+	return newProblem(codeInternal, "The ledger failed; its log says why under this requestId.").of(c)
+}
+
+// transform turns the errors that huma makes itself into ours. Their messages
+// name rules, never values; the values huma attaches are left behind.
+func (s *server) transform(ctx huma.Context, _ string, body any) (any, error) {
+	m, ok := body.(*huma.ErrorModel)
+	if !ok {
+		return body, nil
+	}
+	c := callOf(ctx.Context())
+	switch m.Status {
+	case http.StatusUnprocessableEntity:
+		p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.").of(c)
+		for _, e := range m.Errors {
+			_, name, _ := strings.Cut(e.Location, ".")
+			p.Errors = append(p.Errors, fault{Parameter: name, Detail: e.Message})
+		}
+		return p, nil
+	case http.StatusRequestEntityTooLarge:
+		return newProblem(codeBodyTooLarge, "The body has more than %d bytes.", maxBody).of(c), nil
+	case http.StatusBadRequest:
+		return newProblem(codeMalformedJSON, "The body is missing.").of(c), nil
+	case http.StatusRequestTimeout:
+		return newProblem(codeTimeout, "The body did not arrive in time.").of(c), nil
+	}
+	// What is left is a body that broke off: huma has the status 500 for it.
+	p := newProblem(codeInternal, "The request's body could not be read.").of(c)
+	p.Status = m.Status
+	return p, nil
+}
+
+// seconds renders a Retry-After.
+func seconds(d time.Duration) string { return strconv.Itoa(max(1, int(d/time.Second))) }

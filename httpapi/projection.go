@@ -1,0 +1,156 @@
+package httpapi
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"accountledger/eventstore"
+	"accountledger/projections"
+)
+
+// projectionList is all projections.
+type projectionList struct {
+	Projections []projectionState `json:"projections"`
+}
+
+// projectionState is where a projection stands against the log.
+type projectionState struct {
+	Name     string              `json:"name"`
+	Position eventstore.Position `json:"position"`
+	Head     eventstore.Position `json:"head"`
+	Lag      int64               `json:"lag"`
+	State    string              `json:"state"`
+	Rebuild  *rebuildState       `json:"rebuild,omitzero"`
+	Parked   []parked            `json:"parked"`
+}
+
+// rebuildState is how far the last rebuild since the start is.
+type rebuildState struct {
+	State       string    `json:"state" enum:"running,done,failed"`
+	StartedTime time.Time `json:"startedTime"`
+	EndedTime   time.Time `json:"endedTime,omitzero"`
+	Done        int64     `json:"done"`
+	Total       int64     `json:"total"`
+}
+
+// parked is a stream whose events wait because one could not be applied.
+type parked struct {
+	Stream   string              `json:"stream"`
+	Revision eventstore.Revision `json:"revision"`
+	Position eventstore.Position `json:"position"`
+	Error    string              `json:"error"`
+	Since    time.Time           `json:"since"`
+	Attempts int64               `json:"attempts"`
+}
+
+// rebuilds remembers the rebuilds this process was asked for.
+type rebuilds struct {
+	mu      sync.Mutex
+	running map[string]*rebuild // by projection; the last one stays for its outcome
+}
+
+type rebuild struct {
+	mu    sync.Mutex
+	state rebuildState
+}
+
+func (r *rebuild) now() rebuildState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state
+}
+
+func (r *rebuild) change(f func(*rebuildState)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(&r.state)
+}
+
+const (
+	rebuildRunning = "running"
+	rebuildDone    = "done"
+	rebuildFailed  = "failed"
+)
+
+// start registers a rebuild unless one of the same projection is running.
+func (r *rebuilds) start(name string, now time.Time) (*rebuild, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if last, ok := r.running[name]; ok && last.now().State == rebuildRunning {
+		return nil, false
+	}
+	started := &rebuild{state: rebuildState{State: rebuildRunning, StartedTime: now}}
+	r.running[name] = started
+	return started, true
+}
+
+func (r *rebuilds) last(name string) *rebuildState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last, ok := r.running[name]
+	if !ok {
+		return nil
+	}
+	state := last.now()
+	return &state
+}
+
+type listProjectionsInput struct{ Query }
+
+func (s *server) listProjections(ctx context.Context, _ *call, in *listProjectionsInput) (*answer, error) {
+	a, err := s.fresh(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	statuses, err := s.Views.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list projectionList
+	for _, v := range statuses {
+		state := projectionState{Name: v.Name, Position: v.Position, Head: v.Head, Lag: v.Lag, State: v.State, Rebuild: s.rebuilds.last(v.Name)}
+		for _, p := range v.Parked {
+			state.Parked = append(state.Parked, parked{p.Stream, p.Revision, p.Position, p.Error, p.Since, p.Attempts})
+		}
+		list.Projections = append(list.Projections, state)
+	}
+	return a.rendered(list)
+}
+
+type rebuildProjectionInput struct {
+	Name string `path:"name" doc:"The projection's name." example:"accounts"`
+}
+
+func (s *server) rebuildProjection(ctx context.Context, c *call, in *rebuildProjectionInput) (*answer, error) {
+	statuses, err := s.Views.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(statuses, func(v projections.Status) bool { return v.Name == in.Name }) {
+		return nil, newProblem(codeProjectionNotFound, "There is no such projection.")
+	}
+	if s.Background == nil {
+		return nil, newProblem(codeUnavailable, "This server does no work in the background.")
+	}
+	r, ok := s.rebuilds.start(in.Name, s.Now().UTC())
+	if !ok {
+		return nil, newProblem(codeRebuildRunning, "The projection is being rebuilt already.")
+	}
+	s.Logger.InfoContext(ctx, "rebuild asked for", "projection", in.Name, "actor", c.actor.ID, "request", c.id)
+	s.Background(func(ctx context.Context) { s.rebuild(ctx, in.Name, r, c.id) })
+	return (&answer{}).rendered(r.now())
+}
+
+func (s *server) rebuild(ctx context.Context, name string, r *rebuild, request string) {
+	err := s.Views.Rebuild(ctx, name, func(done, total int64) {
+		r.change(func(state *rebuildState) { state.Done, state.Total = done, total })
+	})
+	outcome := rebuildDone
+	if err != nil {
+		outcome = rebuildFailed
+		s.Logger.ErrorContext(ctx, "rebuild failed", "projection", name, "request", request, "err", err)
+	}
+	r.change(func(state *rebuildState) { state.State, state.EndedTime = outcome, s.Now().UTC() })
+}

@@ -1,0 +1,290 @@
+package httpapi
+
+import (
+	"context"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"accountledger/domain"
+	"accountledger/projections/webhooks"
+)
+
+// route is one thing the API can do: how it is reached, who may, and what its
+// description says.
+type route struct {
+	method, path string
+	name         string // operationId
+	scope        scope
+	status       int    // of success
+	answer       any    // a value of the type that is answered; nil for an empty body
+	summary      string // a phrase
+	text         string // sentences
+	example      string // of the body
+	codes        []domain.Code
+	paged        bool // answers with a Link to the next page
+
+	body reflect.Type // of JSON[B], B; set by handle
+}
+
+// What the routes on one kind of object may refuse for, besides what each adds.
+var (
+	onAccount = []domain.Code{domain.CodeAccountNotFound, domain.CodeAccountErased}
+	onCommand = []domain.Code{domain.CodeInvalidRequest, domain.CodeStaleRevision, domain.CodeConcurrentChange,
+		domain.CodeIdempotencyKeyReused, codeInvalidPrecondition}
+	onChange  = slices.Concat(onAccount, onCommand, []domain.Code{domain.CodeAccountDeleted, domain.CodeAccountCombined})
+	onQuery   = []domain.Code{domain.CodeInvalidRequest, codeNotFresh}
+	onWebhook = []domain.Code{domain.CodeWebhookNotFound}
+)
+
+func codes(lists ...[]domain.Code) []domain.Code { return slices.Concat(lists...) }
+
+// routes is the list of all resources under /v1.
+func (s *server) routes() {
+	handle(s, route{
+		method: "POST", path: "/v1/accounts", name: "createAccount", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
+		summary: "Create or register an account",
+		text:    "Opens an account with its identities. Under an Idempotency-Key the account's sub follows from caller and key, so that a repeated creation meets its own account.",
+		example: `{"origin":"registered","identities":[{"provider":"self","given_name":"Ada","family_name":"Lovelace","email":"ada@example.com"}],"customFields":{"employee_id":"12345"}}`,
+		codes:   codes(onCommand, []domain.Code{domain.CodeAccountExists, domain.CodeAccountErased, domain.CodeIdentifierTaken, domain.CodeStatusSystemManaged}),
+	}, s.createAccount)
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}", name: "getAccount", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
+		summary: "Get an account",
+		text:    "As it is now, or as it was at a revision.",
+		codes:   codes(onAccount, onQuery, []domain.Code{codeRevisionNotFound}),
+	}, s.getAccount)
+	handle(s, route{
+		method: "PATCH", path: "/v1/accounts/{sub}", name: "patchAccount", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Change the profile of one identity",
+		text:    "The member identity is an RFC 7396 merge patch of the identity's profile. Its identityId may be left out where the account has one identity. A changed e-mail address or mobile number is no longer verified unless the patch says so.",
+		example: `{"identity":{"family_name":"King"}}`,
+		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
+	}, s.patchAccount)
+	handle(s, route{
+		method: "PUT", path: "/v1/accounts/{sub}/status", name: "setStatus", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Set the status",
+		text:    "PENDING, VERIFIED or DECLINED. Setting the present status changes nothing and succeeds.",
+		example: `{"userStatus":"DECLINED","reason":"chargeback"}`,
+		codes:   codes(onChange, []domain.Code{domain.CodeStatusSystemManaged, domain.CodeInvalidStatusTransition}),
+	}, s.setStatus)
+	handle(s, route{
+		method: "PATCH", path: "/v1/accounts/{sub}/custom-fields", name: "patchCustomFields", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Set and unset custom fields",
+		text:    "Sets the fields given and leaves the others; null unsets.",
+		example: `{"employee_id":null,"tier":"gold"}`,
+		codes:   onChange,
+	}, s.patchCustomFields)
+	handle(s, route{
+		method: "POST", path: "/v1/accounts/{sub}/identities", name: "linkIdentity", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
+		summary: "Link an identity",
+		text:    "Adds a way to sign in. Linking what is linked already changes nothing.",
+		example: `{"provider":"google","providerUserId":"1095","email":"ada@gmail.com","email_verified":true}`,
+		codes:   codes(onChange, []domain.Code{domain.CodeIdentityConflict}),
+	}, s.linkIdentity)
+	handle(s, route{
+		method: "PATCH", path: "/v1/accounts/{sub}/identities/{identityId}", name: "patchIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Change the profile of an identity",
+		text:    "An RFC 7396 merge patch of the identity's profile; null removes.",
+		example: `{"family_name":"King","middle_name":null}`,
+		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
+	}, s.patchIdentity)
+	handle(s, route{
+		method: "DELETE", path: "/v1/accounts/{sub}/identities/{identityId}", name: "unlinkIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Unlink an identity",
+		text:    "Refused if the account would be left without an identifier.",
+		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierRequired}),
+	}, s.unlinkIdentity)
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}/events", name: "getHistory", scope: scopeAuditRead, status: 200, answer: history{}, paged: true,
+		summary: "Get the history of an account",
+		text:    "Every event of the account, oldest first, read from the log itself. The history of an erased account stays, without its personal data.",
+		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, codeInvalidCursor}),
+	}, s.getHistory)
+	handle(s, route{
+		method: "POST", path: "/v1/lookup", name: "lookup", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
+		summary: "Look an account up by an identifier",
+		text:    "In a body, so that the identifier stays out of access logs. Without a type the identifier is tried as e-mail address, mobile number and username.",
+		example: `{"identifier":"ada@example.com","type":"email"}`,
+		codes:   codes(onAccount, onQuery),
+	}, s.lookup)
+
+	handle(s, route{
+		method: "GET", path: "/v1/events", name: "getEvents", scope: scopeEventsRead, status: 200, answer: feed{}, paged: true,
+		summary: "Read the event feed",
+		text:    "Public events in the order of the log. next is always a cursor: keep it, and ask with it again for what came since. A page may be short or empty although more follows, where a filter skipped much; more says so.",
+		codes:   codes(onQuery, []domain.Code{codeInvalidCursor}),
+	}, s.getEvents)
+
+	handle(s, route{
+		method: "POST", path: "/v1/webhooks", name: "createWebhook", scope: scopeWebhooksWrite, status: 201, answer: newEndpoint{},
+		summary: "Register a webhook",
+		text:    "Deliveries start after the position given by after, by default with the next event. The secret is shown this once.",
+		example: `{"url":"https://crm.example/hook","events":["USER_*"],"format":"standard","payload":"full"}`,
+		codes:   onCommand,
+	}, s.createWebhook)
+	handle(s, route{
+		method: "GET", path: "/v1/webhooks", name: "listWebhooks", scope: scopeWebhooksRead, status: 200, answer: endpoints{},
+		summary: "List the webhooks",
+		text:    "Oldest first, with how their deliveries go.",
+		codes:   onQuery,
+	}, s.listWebhooks)
+	handle(s, route{
+		method: "GET", path: "/v1/webhooks/{webhookId}", name: "getWebhook", scope: scopeWebhooksRead, status: 200, answer: webhooks.Endpoint{},
+		summary: "Get a webhook",
+		text:    "Its configuration, and how its deliveries go.",
+		codes:   codes(onWebhook, onQuery),
+	}, s.getWebhook)
+	handle(s, route{
+		method: "PUT", path: "/v1/webhooks/{webhookId}/state", name: "setWebhookState", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Endpoint{},
+		summary: "Enable, pause or disable a webhook",
+		text:    "While it is not enabled, its events wait.",
+		example: `{"state":"paused","reason":"maintenance"}`,
+		codes:   codes(onWebhook, onCommand),
+	}, s.setWebhookState)
+	handle(s, route{
+		method: "DELETE", path: "/v1/webhooks/{webhookId}", name: "deleteWebhook", scope: scopeWebhooksWrite, status: 204,
+		summary: "Delete a webhook",
+		text:    "Its secret is destroyed with it. Deleting it again changes nothing.",
+		codes:   codes(onWebhook, onCommand),
+	}, s.deleteWebhook)
+	handle(s, route{
+		method: "GET", path: "/v1/webhooks/{webhookId}/deliveries", name: "listDeliveries", scope: scopeWebhooksRead, status: 200, answer: deliveries{}, paged: true,
+		summary: "List the deliveries of a webhook",
+		text:    "Newest first.",
+		codes:   codes(onWebhook, onQuery, []domain.Code{codeInvalidCursor}),
+	}, s.listDeliveries)
+
+	handle(s, route{
+		method: "GET", path: "/v1/projections", name: "listProjections", scope: scopeAuditRead, status: 200, answer: projectionList{},
+		summary: "List the projections",
+		text:    "Where each stands against the log, and how far a rebuild is.",
+		codes:   onQuery,
+	}, s.listProjections)
+	handle(s, route{
+		method: "POST", path: "/v1/projections/{name}/rebuild", name: "rebuildProjection", scope: scopeConfigWrite, status: 202, answer: rebuildState{},
+		summary: "Rebuild a projection",
+		text:    "From the log, beside the live one, which goes on answering until they are switched. GET /v1/projections shows the progress.",
+		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
+	}, s.rebuildProjection)
+}
+
+// answer is what a handler answers. Bodies are bytes already: an account goes
+// from the view to the socket without being decoded.
+type answer struct {
+	Status         int
+	ContentType    string `header:"Content-Type" hidden:"true"`
+	ETag           string `header:"ETag" hidden:"true"`
+	LedgerPosition string `header:"Ledger-Position" hidden:"true"`
+	LedgerLag      string `header:"Ledger-Lag" hidden:"true"`
+	Location       string `header:"Location" hidden:"true"`
+	Link           string `header:"Link" hidden:"true"`
+	Body           []byte
+}
+
+// handle adds a route whose handler takes an I. The handler gets a decoded
+// body and an admitted caller; what it returns as an error becomes a problem.
+func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*answer, error)) {
+	if b, ok := any(new(I)).(body); ok {
+		rt.body = b.bodyType()
+	}
+	op := s.operation(rt)
+	known := map[string]bool{}
+	op.Middlewares = huma.Middlewares{func(hc huma.Context, next func(huma.Context)) {
+		c := callOf(hc.Context())
+		err := s.admit(hc.Context(), c, rt.scope, hc.Header("Authorization"))
+		if err == nil {
+			err = parameters(c.r.URL.RawQuery, known)
+		}
+		if err == nil && op.RequestBody != nil {
+			err = mediaType(hc.Header("Content-Type"))
+		}
+		if err != nil {
+			s.problem(hc.Context(), c, err).write(hc)
+			return
+		}
+		next(hc)
+	}}
+	huma.Register(s.api, op, func(ctx context.Context, in *I) (*answer, error) {
+		c := callOf(ctx)
+		if b, ok := any(in).(body); ok {
+			c.body = b.raw()
+			if err := b.decode(); err != nil {
+				return nil, s.problem(ctx, c, err)
+			}
+		}
+		a, err := h(ctx, c, in)
+		if err != nil {
+			return nil, s.problem(ctx, c, err)
+		}
+		if a.Status == 0 {
+			a.Status = op.DefaultStatus
+		}
+		if len(a.Body) > 0 {
+			a.ContentType = "application/json"
+		}
+		return a, nil
+	})
+	s.finish(rt, known)
+}
+
+// parameters refuses a query with a parameter that is not known, or is there
+// twice: one that is ignored would be believed to have had an effect.
+func parameters(query string, known map[string]bool) error {
+	if query == "" {
+		return nil
+	}
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return newProblem(codeInvalidParameter, "The query is not well-formed.")
+	}
+	var p *problem
+	for name := range values {
+		var detail string
+		switch {
+		case !known[name]:
+			detail = "unknown parameter"
+		case len(values[name]) > 1:
+			detail = "given more than once"
+		default:
+			continue
+		}
+		if p == nil {
+			p = newProblem(codeInvalidParameter, "The query has parameters that are unknown or given more than once.")
+		}
+		p.Errors = append(p.Errors, fault{Parameter: printable(name), Detail: detail})
+	}
+	if p == nil {
+		return nil
+	}
+	slices.SortFunc(p.Errors, func(a, b fault) int { return strings.Compare(a.Parameter, b.Parameter) })
+	return p
+}
+
+// printable is a name as it may be shown: a long or strange one is no name.
+func printable(name string) string {
+	if len(name) > 64 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
+		return "?"
+	}
+	return name
+}
+
+// operation is how huma knows a route.
+func (s *server) operation(rt route) huma.Operation {
+	op := huma.Operation{
+		Method: rt.method, Path: rt.path, OperationID: rt.name, Summary: rt.summary, Description: rt.text,
+		DefaultStatus: rt.status, Tags: []string{strings.Split(rt.path, "/")[2]},
+		Security:         []map[string][]string{{securityScheme: {}}},
+		MaxBodyBytes:     maxBody + 1, // huma refuses what reaches its limit
+		SkipValidateBody: true,        // see JSON
+		Responses:        s.responses(rt),
+	}
+	if rt.body != nil {
+		op.RequestBody = &huma.RequestBody{}
+	}
+	return op
+}
+

@@ -1,0 +1,246 @@
+// Package httpapi speaks HTTP: it turns requests into commands and queries,
+// and what comes of them into answers. Echo routes, huma binds parameters and
+// describes the resources in OpenAPI 3.1; handlers see neither.
+//
+// There is one file per resource, the list of all of them in routes.go, and
+// one place each for what all commands and all queries have in common:
+// command.go and query.go.
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humaecho"
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+	"github.com/labstack/echo/v4"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
+	"accountledger/projections"
+	"accountledger/projections/webhooks"
+)
+
+// Config says what the API speaks for.
+type Config struct {
+	Ledger   *domain.Ledger     // takes the commands
+	Views    *projections.Views // answer the queries; somebody runs them
+	Webhooks *webhooks.Webhooks // keeps the endpoints; somebody runs it
+	Log      eventstore.Store   // is read for the feed
+	Codec    domain.Codec       // opens it
+	Keys     *seal.Keys         // keeps the credentials, see Bootstrap
+
+	Logger  *slog.Logger // default: discards
+	Version string       // of this program, shown in the OpenAPI document; default "dev"
+
+	// RegisteredStatus is the status of an account that registers itself and
+	// does not say one. Default PENDING.
+	RegisteredStatus domain.Status
+
+	// AwaitTimeout is how long a write waits for the account view, so that its
+	// caller reads what it wrote. After that it answers nevertheless, with
+	// Ledger-Lag. Default 5 s.
+	AwaitTimeout time.Duration
+
+	// Background runs work that outlives its request, with a context that ends
+	// with the server. Default: such work is refused.
+	Background func(work func(context.Context))
+
+	Now func() time.Time // default time.Now
+}
+
+// server is the API at work.
+type server struct {
+	Config
+	auth     authenticator
+	refused  refusals
+	rebuilds rebuilds
+	epoch    atomic.Pointer[string] // see feed.go
+	awaited  atomic.Int64           // see health.go
+
+	api       huma.API
+	described []byte // the OpenAPI document
+}
+
+// New returns the API as one handler. The caller sets the server's timeouts.
+func New(c Config) http.Handler {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Version == "" {
+		c.Version = "dev"
+	}
+	if c.RegisteredStatus == "" {
+		c.RegisteredStatus = domain.StatusPending
+	}
+	if c.AwaitTimeout == 0 {
+		c.AwaitTimeout = 5 * time.Second
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	s := &server{Config: c}
+	s.auth = authenticator{keys: c.Keys, now: c.Now, known: map[string]knownCredential{}}
+	s.rebuilds.running = map[string]*rebuild{}
+	s.awaited.Store(-1)
+
+	e := echo.New()
+	e.HTTPErrorHandler = s.writeError
+	e.Use(s.edge)
+	s.api = humaecho.NewV4(e, s.humaConfig())
+	s.routes()
+	s.described = s.describe()
+	for path, handler := range s.pages() {
+		e.GET(path, echo.WrapHandler(handler))
+	}
+	return asGet(e)
+}
+
+func (s *server) humaConfig() huma.Config {
+	format := huma.Format{
+		Marshal: func(w io.Writer, v any) error { return json.MarshalWrite(w, v) },
+	}
+	return huma.Config{
+		OpenAPI:       s.document(),
+		Formats:       map[string]huma.Format{"application/json": format, "json": format},
+		DefaultFormat: "application/json",
+		Transformers:  []huma.Transformer{s.transform},
+	}
+}
+
+// asGet answers HEAD wherever GET is answered: net/http leaves the body out,
+// for it goes by the request it was given.
+func asGet(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			get := *r
+			get.Method = http.MethodGet
+			r = &get
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// call is one request on its way: what handlers and their helpers may know of
+// it besides their input.
+type call struct {
+	id    string       // a UUID, answered as X-Request-Id
+	route string       // pattern, never the path itself
+	actor domain.Actor // who calls, once admitted
+	r     *http.Request
+	body  []byte
+}
+
+type callKey struct{}
+
+func callOf(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
+
+// digest identifies the request: by what is asked of which resource.
+func (c *call) digest() string {
+	h := sha256.New()
+	for _, part := range [][]byte{[]byte(c.r.Method), []byte(c.r.URL.Path), c.body} {
+		h.Write(part)
+		h.Write([]byte{0})
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// edge is around every request: it names it, keeps a panic from ending the
+// connection without an answer, and logs what came of it. It logs the route's
+// pattern and never the path or the query, which may be personal.
+func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(ec echo.Context) error {
+		start := s.Now()
+		r := ec.Request()
+		c := &call{id: requestID(r), route: ec.Path()}
+		ctx := context.WithValue(r.Context(), callKey{}, c)
+		c.r = r.WithContext(ctx)
+		ec.SetRequest(c.r)
+		header := ec.Response().Header()
+		header.Set("X-Request-Id", c.id)
+		header.Set("X-Content-Type-Options", "nosniff")
+		header.Set("Cache-Control", "no-store")
+		if err := s.guarded(next, ec, c); err != nil {
+			ec.Error(err)
+		}
+		if s.Logger.Enabled(ctx, slog.LevelDebug) {
+			s.Logger.DebugContext(ctx, "request", "method", r.Method, "route", c.route, "status", ec.Response().Status,
+				"duration", s.Now().Sub(start), "actor", c.actor.ID, "request", c.id)
+		}
+		return nil
+	}
+}
+
+var errPanic = errors.New("httpapi: a handler panicked")
+
+func (s *server) guarded(next echo.HandlerFunc, ec echo.Context, c *call) (err error) {
+	defer func() {
+		switch v := recover(); v {
+		case nil:
+		case http.ErrAbortHandler:
+			panic(v)
+		default:
+			// The panic's value may hold anything, so only the stack is logged,
+			// which shows where and no data.
+			s.Logger.ErrorContext(c.r.Context(), "panic", "request", c.id, "route", c.route, "stack", string(debug.Stack()))
+			err = newProblem(codeInternal, "The ledger failed; its log says why under this requestId.")
+		}
+	}()
+	return next(ec)
+}
+
+// requestID takes over a caller's id if it is a UUID, and otherwise makes one:
+// free text would end up in the log.
+func requestID(r *http.Request) string {
+	if id, err := uuid.Parse(r.Header.Get("X-Request-Id")); err == nil {
+		return id.String()
+	}
+	return domain.NewID().String()
+}
+
+// writeError answers what the router refuses, and what no handler answered.
+func (s *server) writeError(err error, ec echo.Context) {
+	if ec.Response().Committed {
+		return
+	}
+	c := callOf(ec.Request().Context())
+	if e, ok := errors.AsType[*echo.HTTPError](err); ok {
+		switch e.Code {
+		case http.StatusMethodNotAllowed:
+			err = newProblem(codeMethodNotAllowed, "The resource does not know the method %s.", knownMethod(c.r.Method))
+		case http.StatusNotFound:
+			err = newProblem(codeNotFound, "There is no resource at this address.")
+		}
+	}
+	p := s.problem(c.r.Context(), c, err)
+	writeProblem(ec.Response(), p)
+}
+
+func knownMethod(method string) string {
+	switch method {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT":
+		return method
+	}
+	return "asked for"
+}
+
+func writeProblem(w http.ResponseWriter, p *problem) {
+	header := w.Header()
+	for name, values := range p.header {
+		header[name] = values
+	}
+	header.Set("Content-Type", problemType)
+	w.WriteHeader(p.Status)
+	w.Write(p.body())
+}
