@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"accountledger/eventstore"
+	"accountledger/projections"
+)
+
+func backupCommand() *cobra.Command {
+	var to string
+	var withMaster bool
+	cmd := &cobra.Command{
+		Use:   "backup",
+		Short: "Copy a ledger, also a running one, and verify the copy",
+		Long: `Copy the ledger to an empty or new directory, also beside a running server, and
+verify the copy. It is a data directory like any other: to restore it, put it in
+the place of the lost one, with the master key where that was, and start the
+server. What happened after the backup is gone; webhooks deliver once more what
+they delivered since.
+
+The master key is not copied, so that the copy alone opens no personal data;
+keep the key elsewhere. The key that signs the log (log.key) is: without it the
+copy could not go on. The admin key is not; 'admin-key' makes a new one. The
+keys of accounts erased after the backup are still in it: keep backups no longer
+than you may.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			if to == "" {
+				return usagef("name the directory to write with --to")
+			}
+			ctx, stop := interruptible(cmd.Context())
+			defer stop()
+			return backup(ctx, c, newConsole(cmd, c), to, withMaster)
+		},
+	}
+	addSettings(cmd.Flags(), "data", "master-key-file")
+	cmd.Flags().StringVar(&to, "to", "", "directory to write; it must be empty or not exist")
+	cmd.Flags().BoolVar(&withMaster, "include-master-key", false, "copy the master key too: who has the copy then has all personal data")
+	return cmd
+}
+
+// backedUp is the summary of a backup.
+type backedUp struct {
+	Directory string              `json:"directory"`
+	Position  eventstore.Position `json:"position"` // of the last event in it
+	MasterKey bool                `json:"masterKey"`
+	Verified  verified            `json:"verified"`
+}
+
+func backup(ctx context.Context, c config, out console, to string, withMaster bool) error {
+	dest := directory(to)
+	if err := dest.makeEmpty(); err != nil {
+		return fmt.Errorf("backup: %w", err)
+	}
+	if err := copyLedger(ctx, c, out, dest, withMaster); err != nil {
+		return fmt.Errorf("backup: %w; what is in %s is not complete", err, to)
+	}
+	copied := c
+	copied.Data = to
+	v, err := verify(ctx, copied, out, trustFiles{})
+	if err != nil {
+		return fmt.Errorf("backup: verify the copy: %w", err)
+	}
+	if !v.OK {
+		return v.print(out)
+	}
+	if out.json {
+		return out.document(backedUp{to, eventstore.Position(v.Events), withMaster, v})
+	}
+	out.printf("backed up %d events to %s and verified them\n", v.Events, to)
+	if !withMaster {
+		out.printf("the master key is not in it: keep it elsewhere, or nobody can open the copy\n")
+	}
+	return nil
+}
+
+// copyLedger copies each file as it is at one moment: who follows before what
+// they follow, so that none is ahead of it, and the keys after the events that
+// need them. The log's keys come last: without them a directory is not taken
+// for a ledger.
+func copyLedger(ctx context.Context, c config, out console, dest directory, withMaster bool) error {
+	r, err := openReadOnly(ctx, c, out.logger())
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	keys, err := r.keys(ctx)
+	if err != nil {
+		return err
+	}
+	defer keys.Close()
+	views, err := projections.OpenReader(ctx, r.dir.path(viewsFile))
+	if err != nil {
+		return err
+	}
+	defer views.Close()
+	for _, file := range []struct {
+		name string
+		copy func(ctx context.Context, dest string) error
+	}{
+		{deliveryFile, func(ctx context.Context, dest string) error {
+			return copyDatabase(ctx, r.dir.path(deliveryFile), dest)
+		}},
+		{viewsFile, views.Backup},
+		{logFile, func(ctx context.Context, dest string) error {
+			p := out.progress("pages", -1)
+			defer p.end()
+			return r.log.Backup(ctx, dest, p.set)
+		}},
+		{keysFile, keys.Backup},
+	} {
+		if !out.json {
+			fmt.Fprintf(out.err, "copying %s\n", file.name)
+		}
+		if err := file.copy(ctx, dest.path(file.name)); err != nil {
+			return err
+		}
+		if err := ownOnly(dest.path(file.name)); err != nil {
+			return err
+		}
+	}
+	if withMaster {
+		master, err := r.dir.masterKey(c, false, r.logger)
+		if err != nil {
+			return err
+		}
+		if err := createFile(dest.path(masterKeyFile), master.Reveal()+"\n", 0o600); err != nil {
+			return err
+		}
+	}
+	for _, key := range []struct {
+		name string
+		mode fs.FileMode
+	}{{logKeyFile, 0o600}, {logVKeyFile, 0o644}} {
+		text, err := os.ReadFile(r.dir.path(key.name))
+		if err != nil {
+			return err
+		}
+		if err := createFile(dest.path(key.name), string(text), key.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ownOnly makes a copy durable and its owner's only.
+func ownOnly(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
+}
+
+// makeEmpty makes the directory, or sees that it is empty, and keeps others
+// out of it.
+func (d directory) makeEmpty() error {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(string(d))
+	if err != nil {
+		return err
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("%s is not empty", d)
+	}
+	return os.Chmod(string(d), 0o700)
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/eventstore/sqlite"
+	"accountledger/projections"
+)
+
+// views compares the account view with one that is made again, up to the same
+// position. It works on a copy, so that a server is not held up and the live
+// view may move on. The copies are personal data, so they lie in the data
+// directory, and the next start removes what a crash leaves of them.
+func (ch *checked) views(ctx context.Context, r *reader, live *projections.Views, codec domain.Codec, out console) (err error) {
+	dir, err := os.MkdirTemp(string(r.dir), newFilePrefix+"check-*")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	copied := filepath.Join(dir, "live.db")
+	if err := live.Backup(ctx, copied); err != nil {
+		return err
+	}
+	was, err := projections.OpenReader(ctx, copied)
+	if err != nil {
+		return err
+	}
+	defer was.Close()
+	ctx, cancel := context.WithCancel(ctx) // ends reads that are broken off
+	defer cancel()
+	at, _, wasRows, err := was.Accounts().All(ctx)
+	if err != nil {
+		return err
+	}
+	log := prefix{r.log, at}
+	fresh, err := projections.Open(ctx, projections.Config{Path: filepath.Join(dir, "fresh.db"), Log: log, Codec: codec})
+	if err != nil {
+		return err
+	}
+	defer fresh.Close()
+	if err := catchUp(ctx, fresh, at, out); err != nil {
+		return err
+	}
+	_, _, isRows, err := fresh.Accounts().All(ctx)
+	if err != nil {
+		return err
+	}
+	return ch.compare(wasRows, isRows)
+}
+
+// catchUp brings views that nobody runs to a position.
+func catchUp(ctx context.Context, views *projections.Views, to eventstore.Position, out console) error {
+	ctx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- views.Run(ctx) }()
+	const step = 10_000
+	p := out.progress("rebuild", int64(to))
+	var err error
+	for at := eventstore.Position(0); at < to && err == nil; {
+		at = min(at+step, to)
+		err = views.Await(ctx, projections.AccountsView, at)
+		p.set(int64(at), int64(to))
+	}
+	p.end()
+	stop()
+	return errors.Join(err, <-ended)
+}
+
+// compare goes through both sides in the order of their subs.
+func (ch *checked) compare(wasRows, isRows iter.Seq2[projections.AccountRow, error]) error {
+	nextWas, stopWas := iter.Pull2(wasRows)
+	defer stopWas()
+	nextIs, stopIs := iter.Pull2(isRows)
+	defer stopIs()
+	was, wasErr, wasOK := nextWas()
+	is, isErr, isOK := nextIs()
+	for wasOK || isOK {
+		if err := errors.Join(wasErr, isErr); err != nil {
+			return err
+		}
+		switch {
+		case !isOK || wasOK && was.Sub < is.Sub:
+			ch.add(viewsFile, "the account %s is in the view and not in a rebuild", was.Sub)
+			was, wasErr, wasOK = nextWas()
+			continue
+		case !wasOK || is.Sub < was.Sub:
+			ch.add(viewsFile, "the account %s is in a rebuild and not in the view", is.Sub)
+			is, isErr, isOK = nextIs()
+			continue
+		case !bytes.Equal(was.JSON, is.JSON) || was.Revision != is.Revision || was.Position != is.Position:
+			ch.add(viewsFile, "the account %s is at revision %d in the view and %d in a rebuild, or differs", was.Sub, was.Revision, is.Revision)
+		}
+		ch.Compared++
+		was, wasErr, wasOK = nextWas()
+		is, isErr, isOK = nextIs()
+	}
+	return nil
+}
+
+// prefix is the log as it was when it ended at a position. It cannot be
+// written.
+type prefix struct {
+	log *sqlite.Reader
+	end eventstore.Position
+}
+
+var _ eventstore.Store = prefix{}
+
+func (p prefix) Append(context.Context, eventstore.Commit) (eventstore.Receipt, error) {
+	return eventstore.Receipt{}, fmt.Errorf("append to a log that is read: %w", errors.ErrUnsupported)
+}
+
+func (p prefix) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return func(yield func(eventstore.Recorded, error) bool) {
+		for rec, err := range p.log.ReadStream(ctx, stream, from) {
+			if err == nil && rec.Position > p.end || !yield(rec, err) {
+				return
+			}
+		}
+	}
+}
+
+func (p prefix) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return func(yield func([]eventstore.Recorded, error) bool) {
+		if after < p.end {
+			for page, err := range p.log.Subscribe(ctx, after) {
+				if len(page) > 0 {
+					page = page[:min(int64(len(page)), int64(p.end-page[0].Position)+1)]
+				}
+				if !yield(page, err) || err != nil {
+					return
+				}
+				if page[len(page)-1].Position == p.end {
+					break
+				}
+			}
+		}
+		<-ctx.Done() // nothing comes after the end
+		yield(nil, ctx.Err())
+	}
+}
+
+func (p prefix) Head(ctx context.Context) (eventstore.Position, error) { return p.end, ctx.Err() }
+
+func (p prefix) Close() error { return nil } // the log is its opener's

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"iter"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// eventsOptions says which events to print, and how.
+type eventsOptions struct {
+	after  int64
+	sub    string
+	follow bool
+	open   bool
+}
+
+func eventsCommand() *cobra.Command {
+	var o eventsOptions
+	cmd := &cobra.Command{
+		Use:   "events",
+		Short: "Print the log, and follow it",
+		Long: `Print the events of the log, also beside a running server: position, time,
+type, stream, revision and actor. No personal data is shown, unless --open asks
+for it; that needs the master key.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			if o.after < 0 {
+				return usagef("after is %d; positions begin at 1", o.after)
+			}
+			ctx, stop := interruptible(cmd.Context())
+			defer stop()
+			err = printEvents(ctx, c, newConsole(cmd, c), o)
+			if o.follow && errors.Is(err, context.Canceled) {
+				return nil // that is how following ends
+			}
+			return err
+		},
+	}
+	addSettings(cmd.Flags(), "data", "master-key-file")
+	cmd.Flags().Int64Var(&o.after, "after", 0, "print events after this position")
+	cmd.Flags().StringVar(&o.sub, "sub", "", "print the events of this account only")
+	cmd.Flags().BoolVar(&o.follow, "follow", false, "go on with new events until interrupted")
+	cmd.Flags().BoolVar(&o.open, "open", false, "open the sealed data and print it")
+	return cmd
+}
+
+// eventLine is an event as --json prints it.
+type eventLine struct {
+	Position eventstore.Position `json:"position"`
+	Time     time.Time           `json:"time"`
+	Type     string              `json:"type"`
+	Stream   string              `json:"stream"`
+	Revision eventstore.Revision `json:"revision"`
+	ID       uuid.UUID           `json:"id"`
+	Actor    string              `json:"actor"`
+	Erased   bool                `json:"erased,omitzero"`
+	Clear    jsontext.Value      `json:"clear"`         // what the log holds in clear
+	Data     jsontext.Value      `json:"data,omitzero"` // all of it, with --open
+}
+
+func printEvents(ctx context.Context, c config, out console, o eventsOptions) error {
+	r, err := openReadOnly(ctx, c, out.logger())
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	var codec domain.Codec
+	if o.open {
+		if codec.Keys, err = r.keys(ctx); err != nil {
+			return err
+		}
+		defer codec.Keys.Close()
+	}
+	buffer := bufio.NewWriter(out.out)
+	out.out = buffer
+	for page, err := range r.selected(ctx, o) {
+		if err != nil {
+			return errors.Join(err, buffer.Flush())
+		}
+		for _, rec := range page {
+			if err := printEvent(out, codec, rec, o.open); err != nil {
+				return errors.Join(err, buffer.Flush())
+			}
+		}
+		if err := buffer.Flush(); err != nil {
+			return err
+		}
+	}
+	return buffer.Flush()
+}
+
+// selected yields the events o asks for, in pages.
+func (r *reader) selected(ctx context.Context, o eventsOptions) iter.Seq2[[]eventstore.Recorded, error] {
+	return func(yield func([]eventstore.Recorded, error) bool) {
+		after := eventstore.Position(o.after)
+		stream := domain.AccountStream(o.sub)
+		head, err := r.log.Head(ctx)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		if o.follow {
+			head = 1<<63 - 1
+		} else if o.sub != "" {
+			for rec, err := range r.log.ReadStream(ctx, stream, 0) {
+				if err != nil || rec.Position > after {
+					if !yield([]eventstore.Recorded{rec}, err) {
+						return
+					}
+				}
+			}
+			return
+		}
+		if after >= head {
+			return
+		}
+		for page, err := range r.log.Subscribe(ctx, after) {
+			var chosen []eventstore.Recorded
+			for _, rec := range page {
+				if rec.Position <= head && (o.sub == "" || rec.Stream == stream) {
+					chosen = append(chosen, rec)
+				}
+			}
+			if !yield(chosen, err) || err != nil || page[len(page)-1].Position >= head {
+				return
+			}
+		}
+	}
+}
+
+func printEvent(out console, codec domain.Codec, rec eventstore.Recorded, open bool) error {
+	var data jsontext.Value
+	erased := rec.Erased()
+	if open {
+		entry, err := codec.Decode(rec)
+		if err != nil {
+			return err
+		}
+		if data, err = entry.Data(); err != nil {
+			return err
+		}
+		erased = entry.Erased
+	}
+	if out.json {
+		return out.line(eventLine{rec.Position, rec.Time, rec.Type, rec.Stream, rec.Revision, rec.ID, rec.Actor, erased, rec.Clear, data})
+	}
+	// Columns of a fixed width: a stream has no last row to align to.
+	out.printf("%9d  %s  %-32s %-45s %4d  %s", rec.Position, rec.Time.Format(timeFormat), rec.Type, rec.Stream, rec.Revision, rec.Actor)
+	if erased {
+		out.printf("  erased")
+	}
+	if open {
+		out.printf("  %s", data)
+	}
+	out.printf("\n")
+	return nil
+}
+
+// timeFormat is how times are printed: RFC 3339, microseconds, always as wide.
+const timeFormat = "2006-01-02T15:04:05.000000Z"

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sync/errgroup"
+
+	"accountledger/domain"
+	"accountledger/eventstore/seal"
+	"accountledger/eventstore/sqlite"
+	"accountledger/projections"
+	"accountledger/projections/webhooks"
+)
+
+// ledger is a data directory opened as a whole, for writing. There is one at a
+// time.
+type ledger struct {
+	dir    directory
+	vkey   string // verifies the log's checkpoints
+	keys   *seal.Keys
+	log    *sqlite.Store
+	codec  domain.Codec
+	ledger *domain.Ledger
+	views  *projections.Views
+	hooks  *webhooks.Webhooks
+	lock   *os.File
+	work   chan func(context.Context) // for run to start
+}
+
+// openLedger opens the ledger in c.Data, or makes one there. It fails with
+// sqlite.ErrLocked if another process has it.
+func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, err error) {
+	l := &ledger{dir: directory(c.Data), work: make(chan func(context.Context), 16)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	if err := l.dir.make(logger); err != nil {
+		return nil, err
+	}
+	if l.lock, err = l.dir.lock(); err != nil {
+		return nil, err
+	}
+	id, err := l.dir.establish(c, logger)
+	if err != nil {
+		return nil, err
+	}
+	l.vkey = id.vkey
+	if l.keys, err = seal.Open(ctx, seal.Config{Path: l.dir.path(keysFile), Master: id.master}); err != nil {
+		return nil, err
+	}
+	// The name of keys.db must be durable before there is a log that needs it.
+	if err := syncDir(c.Data); err != nil {
+		return nil, err
+	}
+	if l.log, err = sqlite.Open(ctx, sqlite.Config{Dir: c.Data, Signer: id.signer}); err != nil {
+		return nil, err
+	}
+	if err := l.dir.complete(id.vkey); err != nil {
+		return nil, err
+	}
+	l.codec = domain.Codec{Keys: l.keys}
+	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec})
+	l.views, err = projections.Open(ctx, projections.Config{
+		Path: l.dir.path(viewsFile), Log: l.log, Codec: l.codec, Logger: logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.hooks, err = webhooks.Open(ctx, webhooks.Config{
+		Path: l.dir.path(deliveryFile), Log: l.log, Codec: l.codec, Ledger: l.ledger, Keys: l.keys,
+		Allow: c.WebhookAllow, UserAgent: "accountledger/" + version(), Logger: logger,
+	})
+	return l, err
+}
+
+// run keeps the views up to date and delivers webhooks until ctx is done. It
+// returns nil when it ended because of that.
+func (l *ledger) run(ctx context.Context) error {
+	loops, ctx := errgroup.WithContext(ctx)
+	loops.Go(func() error { return l.views.Run(ctx) })
+	loops.Go(func() error { return l.hooks.Run(ctx) })
+	loops.Go(func() error {
+		for {
+			select {
+			case work := <-l.work:
+				loops.Go(func() error { work(ctx); return nil })
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+	if err := loops.Wait(); ctx.Err() == nil || !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// background has run run work, with a context that ends with it.
+func (l *ledger) background(work func(context.Context)) { l.work <- work }
+
+// close closes what is open, those who follow the log before the log, which
+// signs its last checkpoint, and gives the directory free.
+func (l *ledger) close() error {
+	var errs []error
+	if l.hooks != nil {
+		errs = append(errs, l.hooks.Close())
+	}
+	if l.views != nil {
+		errs = append(errs, l.views.Close())
+	}
+	if l.log != nil {
+		errs = append(errs, l.log.Close())
+	}
+	if l.keys != nil {
+		errs = append(errs, l.keys.Close())
+	}
+	if l.lock != nil {
+		errs = append(errs, l.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// reader is a data directory opened to be read, beside a running server or
+// without one. Only what a command asks for is opened.
+type reader struct {
+	config
+	dir    directory
+	log    *sqlite.Reader
+	logger *slog.Logger
+}
+
+// openReadOnly opens the log of the ledger in c.Data to be read.
+func openReadOnly(ctx context.Context, c config, logger *slog.Logger) (*reader, error) {
+	r := &reader{config: c, dir: directory(c.Data), logger: logger}
+	there, err := r.dir.has(logFile)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if !there {
+		return nil, fmt.Errorf("data directory: there is no ledger in %s", c.Data)
+	}
+	r.log, err = sqlite.OpenReader(ctx, c.Data)
+	return r, err
+}
+
+func (r *reader) close() error { return r.log.Close() }
+
+// verifier is the key that checkpoints are verified with: the one in the text
+// vkey, or the directory's own.
+func (r *reader) verifier(vkey string) (note.Verifier, error) {
+	if vkey == "" {
+		var err error
+		if vkey, err = readTrimmed(r.dir.path(logVKeyFile)); errors.Is(err, fs.ErrNotExist) {
+			_, vkey, err = r.dir.signer()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	v, err := note.NewVerifier(vkey)
+	if err != nil {
+		return nil, fmt.Errorf("not a verifier key: %w", err)
+	}
+	return v, nil
+}
+
+// keys opens the accounts' keys, for which it needs the master key.
+func (r *reader) keys(ctx context.Context) (*seal.Keys, error) {
+	master, err := r.dir.masterKey(r.config, false, r.logger)
+	if err != nil {
+		return nil, err
+	}
+	return seal.OpenReader(ctx, seal.Config{Path: r.dir.path(keysFile), Master: master})
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"accountledger/httpapi"
+)
+
+// memoryLimit is what Go's collector keeps the heap under as long as it can,
+// unless GOMEMLIMIT says another. SQLite's page caches come on top.
+const memoryLimit = 120 << 20
+
+// Limits of the server, against clients that are slow or many. A handler that
+// answers for longer than writeTimeout, a stream, moves its own deadline.
+const (
+	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 60 * time.Second
+	writeTimeout      = 120 * time.Second
+	idleTimeout       = 120 * time.Second
+	maxHeaderBytes    = 64 << 10
+)
+
+func serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the ledger: HTTP API, views and webhooks",
+		Long: `Run the ledger on a data directory, which is made if it is not there.
+
+When it is ready it prints one line on standard output,
+
+  accountledger listening on http://127.0.0.1:8080
+
+and logs on standard error. At SIGINT or SIGTERM it stops taking requests,
+finishes those it has and the deliveries under way, signs the log's last state
+and ends with exit code 0. A second signal cuts the waiting short.
+
+It speaks plain HTTP for now, so it listens on this machine only; put a proxy
+with TLS before it and give --insecure-listen to serve others. The collector
+keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			logger, err := newLogger(cmd, c)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), c, logger, cmd.OutOrStdout())
+		},
+	}
+	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "webhook-allow", "shutdown-grace", "log-format", "log-level")
+	return cmd
+}
+
+// serve runs the ledger until ctx is done or a signal asks it to end.
+func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer) error {
+	if err := checkListen(c); err != nil {
+		return err
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	// The signals are ours from here on: a start is finished or undone.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+
+	l, err := openLedger(ctx, c, logger)
+	if err != nil {
+		return err
+	}
+	err = serveLedger(ctx, c, l, logger, stdout, signals)
+	if closeErr := l.close(); closeErr != nil {
+		err = errors.Join(err, closeErr)
+	}
+	if err == nil {
+		logger.Info("stopped")
+	}
+	return err
+}
+
+func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, stdout io.Writer, signals <-chan os.Signal) error {
+	if err := httpapi.Bootstrap(ctx, l.keys, l.dir.path(adminKeyFile)); err != nil {
+		return err
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	server := newServer(l, logger)
+
+	// The loops outlive the requests, which wait for them.
+	loopsCtx, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLoops()
+	loops, loopsCtx := errgroup.WithContext(loopsCtx)
+	loops.Go(func() error { return l.run(loopsCtx) })
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+
+	address := "http://" + listener.Addr().String()
+	logger.Info("listening", "address", address, "data", c.Data, "version", version())
+	fmt.Fprintf(stdout, "accountledger listening on %s\n", address)
+
+	var failed error
+	select {
+	case s := <-signals:
+		logger.Info("stopping", "signal", s.String())
+	case <-ctx.Done():
+		logger.Info("stopping")
+	case err := <-served:
+		failed = fmt.Errorf("serve: %w", err)
+	case <-loopsCtx.Done(): // one of them has failed; its error comes with the others
+	}
+	// The grace is one for all that follows; a second signal ends it.
+	grace, hurry := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownGrace)
+	defer hurry()
+	go func() {
+		select {
+		case <-signals:
+			logger.Warn("stopping at once")
+			hurry()
+		case <-grace.Done():
+		}
+	}()
+	if err := server.Shutdown(grace); err != nil {
+		logger.Warn("requests were cut off", "err", err)
+		server.Close()
+	}
+	stopLoops()
+	return errors.Join(failed, waitFor(grace, loops, logger))
+}
+
+// waitFor waits for the loops, which end soon after they are told, or says
+// that they were left behind. What they follow is then closed under them.
+func waitFor(grace context.Context, loops *errgroup.Group, logger *slog.Logger) error {
+	ended := make(chan error, 1)
+	go func() { ended <- loops.Wait() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-grace.Done():
+		logger.Warn("deliveries were cut off; they will be made again")
+		return nil
+	}
+}
+
+func newServer(l *ledger, logger *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: httpapi.New(httpapi.Config{
+			Ledger: l.ledger, Views: l.views, Webhooks: l.hooks, Log: l.log, Codec: l.codec, Keys: l.keys,
+			Logger: logger, Version: version(), Background: l.background,
+		}),
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		// What clients do wrong on the wire is not worth a warning each.
+		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+	}
+}
+
+// checkListen refuses to serve other machines in clear.
+func checkListen(c config) error {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return usagef("listen is %q; write host:port", c.Listen)
+	}
+	ip := net.ParseIP(host)
+	if host == "localhost" || ip != nil && ip.IsLoopback() || c.InsecureListen {
+		return nil
+	}
+	return usagef("listen is %q, which other machines can reach, and there is no TLS yet: "+
+		"listen on 127.0.0.1, or give --insecure-listen behind a proxy that has it", c.Listen)
+}

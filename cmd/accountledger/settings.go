@@ -1,0 +1,231 @@
+package main
+
+import (
+	"encoding"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// config is the one table of settings. A field is a setting: its name is that
+// of the flag and of the member in the YAML file, and in the environment it is
+// written in capitals after ACCOUNTLEDGER_. Flags, help and the settings
+// command are made of it.
+type config struct {
+	Config string `koanf:"config" usage:"YAML file with settings"`
+	JSON   bool   `koanf:"json" usage:"print JSON instead of text"`
+
+	Data          string `koanf:"data" default:"./data" usage:"directory of the ledger"`
+	MasterKeyFile string `koanf:"master-key-file" usage:"file with the master key; without it the key is in ACCOUNTLEDGER_MASTER_KEY or else in <data>/master.key"`
+
+	Listen         string         `koanf:"listen" default:"127.0.0.1:8080" usage:"address to serve on; port 0 takes a free one"`
+	InsecureListen bool           `koanf:"insecure-listen" usage:"serve other machines too, without TLS: behind a proxy that has it"`
+	WebhookAllow   []netip.Prefix `koanf:"webhook-allow" usage:"networks, as CIDR, that webhooks may reach although they are private"`
+	ShutdownGrace  time.Duration  `koanf:"shutdown-grace" default:"15s" usage:"how long requests and deliveries may take to end at shutdown"`
+	LogFormat      string         `koanf:"log-format" default:"text" usage:"text or json"`
+	LogLevel       slog.Level     `koanf:"log-level" default:"info" usage:"debug, info, warn or error"`
+
+	Server       string `koanf:"server" usage:"URL of the running server, to ask it instead of opening the data directory"`
+	AdminKeyFile string `koanf:"admin-key-file" usage:"file with the API key for --server; default <data>/admin.key"`
+}
+
+const (
+	settingTag = "koanf"
+	envPrefix  = "ACCOUNTLEDGER_"
+)
+
+// setting is a row of the table.
+type setting struct {
+	Name    string `json:"name"`
+	Env     string `json:"env"`
+	Default string `json:"default"`
+	Usage   string `json:"usage"`
+	kind    reflect.Type
+}
+
+func settings() []setting {
+	t := reflect.TypeFor[config]()
+	all := make([]setting, t.NumField())
+	for i := range all {
+		f := t.Field(i)
+		name := f.Tag.Get(settingTag)
+		all[i] = setting{name, envName(name), f.Tag.Get("default"), f.Tag.Get("usage"), f.Type}
+	}
+	return all
+}
+
+func envName(name string) string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
+
+// addSettings makes flags of the named settings.
+func addSettings(flags *pflag.FlagSet, names ...string) {
+	for _, name := range names {
+		i := slices.IndexFunc(settings(), func(s setting) bool { return s.Name == name })
+		switch s := settings()[i]; s.kind.Kind() {
+		case reflect.Bool:
+			flags.Bool(s.Name, false, s.Usage)
+		case reflect.Slice:
+			flags.StringSlice(s.Name, nil, s.Usage)
+		default: // text until loadConfig reads it with everything else
+			flags.String(s.Name, s.Default, s.Usage)
+		}
+	}
+}
+
+// loadConfig is the settings of a command: flags before the environment before
+// the file before the defaults. What is not a setting is refused in the file,
+// and ignored in the environment, where others have theirs.
+func loadConfig(cmd *cobra.Command) (config, error) {
+	const flat = "\x00" // no separator: names do not nest
+	k := koanf.New(flat)
+	known := settings()
+	isSetting := func(name string) bool {
+		return slices.ContainsFunc(known, func(s setting) bool { return s.Name == name })
+	}
+	environment := env.Provider(flat, env.Opt{Prefix: envPrefix, TransformFunc: func(variable, value string) (string, any) {
+		name := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(variable, envPrefix), "_", "-"))
+		if !isSetting(name) || value == "" {
+			return "", nil
+		}
+		return name, value
+	}})
+	flags := func() koanf.Provider {
+		return posflag.ProviderWithFlag(cmd.Flags(), flat, k, func(f *pflag.Flag) (string, any) {
+			if !isSetting(f.Name) {
+				return "", nil
+			}
+			return f.Name, posflag.FlagVal(cmd.Flags(), f)
+		})
+	}
+	load := func(from koanf.Provider, parser koanf.Parser) error { return k.Load(from, parser) }
+
+	// Flags and environment first, for they name the file, and again after it.
+	if err := load(environment, nil); err != nil {
+		return config{}, err
+	}
+	if err := load(flags(), nil); err != nil {
+		return config{}, err
+	}
+	if path := k.String("config"); path != "" {
+		inFile := koanf.New(flat)
+		if err := inFile.Load(file.Provider(path), yaml.Parser()); err != nil {
+			if _, missing := err.(*fs.PathError); missing {
+				return config{}, usagef("settings: %w", err)
+			}
+			return config{}, usagef("settings: %s is not YAML: %w", path, err)
+		}
+		for _, name := range inFile.Keys() {
+			if !isSetting(name) || name == "config" {
+				return config{}, usagef("settings: %s: there is no setting %q", path, name)
+			}
+		}
+		k = inFile
+		if err := load(environment, nil); err != nil {
+			return config{}, err
+		}
+		if err := load(flags(), nil); err != nil {
+			return config{}, err
+		}
+	}
+	var c config
+	err := k.UnmarshalWithConf("", &c, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
+		Result: &c, WeaklyTypedInput: true, DecodeHook: mapstructure.ComposeDecodeHookFunc(
+			decodeList, mapstructure.StringToTimeDurationHookFunc(), decodeText),
+	}})
+	if err != nil {
+		return config{}, usagef("settings: %w", err)
+	}
+	return c, nil
+}
+
+// decodeList splits what the environment or the file gives as one text.
+func decodeList(from, to reflect.Type, value any) (any, error) {
+	text, ok := value.(string)
+	if !ok || to.Kind() != reflect.Slice {
+		return value, nil
+	}
+	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' }), nil
+}
+
+// decodeText reads the types that read themselves.
+func decodeText(from, to reflect.Type, value any) (any, error) {
+	text, ok := value.(string)
+	if !ok {
+		return value, nil
+	}
+	target := reflect.New(to)
+	reader, ok := target.Interface().(encoding.TextUnmarshaler)
+	if !ok {
+		return value, nil
+	}
+	if err := reader.UnmarshalText([]byte(text)); err != nil {
+		return nil, fmt.Errorf("%q: %w", text, err)
+	}
+	return target.Elem().Interface(), nil
+}
+
+// masterKeyEnv holds the master key itself. It is no setting: a key has no
+// business in a flag, which every process can read, or in a file of settings.
+const masterKeyEnv = envPrefix + "MASTER_KEY"
+
+func settingsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "settings",
+		Short: "List all settings: flag, environment variable, default, meaning",
+		Long: `List all settings. Each can be given as a flag of the commands that use it, as
+an environment variable, or as a member of a YAML file (--config); the first of
+these that has it wins. The master key itself is never a setting but in
+` + masterKeyEnv + ` or in a file.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			out := newConsole(cmd, c)
+			if c.JSON {
+				return out.document(settings())
+			}
+			var rows [][]any
+			for _, s := range settings() {
+				rows = append(rows, []any{"--" + s.Name, s.Env, s.Default, s.Usage})
+			}
+			out.table([]any{"flag", "environment", "default", "meaning"}, rows)
+			return nil
+		},
+	}
+}
+
+// newLogger makes the logger of a server.
+func newLogger(cmd *cobra.Command, c config) (*slog.Logger, error) {
+	if err := oneOf("log-format", c.LogFormat, "text", "json"); err != nil {
+		return nil, err
+	}
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), options)), nil
+	}
+	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), options)), nil
+}
+
+// readTrimmed reads a small file that holds one line.
+func readTrimmed(path string) (string, error) {
+	data, err := os.ReadFile(path)
+	return strings.TrimSpace(string(data)), err
+}

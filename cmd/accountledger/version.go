@@ -1,0 +1,78 @@
+package main
+
+import (
+	"runtime"
+	"runtime/debug"
+
+	"github.com/mattn/go-sqlite3"
+	"github.com/spf13/cobra"
+)
+
+// linkedVersion is set by the linker, see the Makefile.
+var linkedVersion string
+
+// version is the version of this program: what the linker was told, or what Go
+// knows of the module it built.
+func version() string {
+	if linkedVersion != "" {
+		return linkedVersion
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "dev"
+}
+
+// build is what a report of a fault should name.
+type build struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit"`
+	Time    string `json:"time"`
+	Changed bool   `json:"changed"` // built from files that were not committed
+	Go      string `json:"go"`
+	SQLite  string `json:"sqlite"`
+}
+
+func builtFrom() build {
+	sqlite, _, _ := sqlite3.Version()
+	b := build{Version: version(), Commit: "unknown", Time: "unknown", Go: runtime.Version(), SQLite: sqlite}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return b
+	}
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			b.Commit = s.Value
+		case "vcs.time":
+			b.Time = s.Value
+		case "vcs.modified":
+			b.Changed = s.Value == "true"
+		}
+	}
+	return b
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version, and what it was built from",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			out, b := newConsole(cmd, c), builtFrom()
+			if c.JSON {
+				return out.document(b)
+			}
+			changed := ""
+			if b.Changed {
+				changed = ", changed"
+			}
+			out.printf("accountledger %s\ncommit %s of %s%s\n%s, SQLite %s\n", b.Version, b.Commit, b.Time, changed, b.Go, b.SQLite)
+			return nil
+		},
+	}
+}
