@@ -10,15 +10,14 @@ PKG      ?= ./...
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-# The same flags for all, or SQLite is compiled once for each set of them.
-FLAGS := -trimpath -tags=sqlite_omit_load_extension
+# No -trimpath and no tags anywhere: each set of flags compiles SQLite anew.
 
 .PHONY: check build run demo test race fuzz bench golden fmt vet staticcheck vuln clean
 
 check: fmt vet staticcheck test
 
 build:
-	$(GO) build $(FLAGS) -ldflags "-X main.linkedVersion=$(VERSION)" -o bin/accountledger ./cmd/accountledger
+	$(GO) build -ldflags "-X main.linkedVersion=$(VERSION)" -o bin/accountledger ./cmd/accountledger
 
 run: build
 	bin/accountledger serve --data ./data
@@ -28,37 +27,37 @@ demo: build
 
 # Everything there is. ACCOUNTLEDGER_TEST_KILLS=1000 kills the server more often.
 test:
-	$(GO) test $(FLAGS) -timeout 20m $(PKG)
+	$(GO) test -timeout 20m $(PKG)
 
 race:
-	$(GO) test $(FLAGS) -race -short -timeout 20m $(PKG)
+	$(GO) test -race -short -timeout 20m $(PKG)
 
 # Each fuzz target for FUZZTIME.
 fuzz:
-	@for pkg in $$($(GO) list $(FLAGS) $(PKG)); do \
-		for target in $$($(GO) test $(FLAGS) -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
-			$(GO) test $(FLAGS) -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	@for pkg in $$($(GO) list $(PKG)); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
 		done; \
 	done
 
 bench:
-	$(GO) test $(FLAGS) -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
 
 # Rewrite the golden files, to be looked at as a diff.
 golden:
-	$(GO) test $(FLAGS) ./domain ./projections ./httpapi -update
+	$(GO) test ./domain ./projections ./httpapi -update
 
 fmt:
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
 
 vet:
-	$(GO) vet $(FLAGS) $(PKG)
+	$(GO) vet $(PKG)
 
 staticcheck:
-	$(GO) run $(STATICCHECK) -tags sqlite_omit_load_extension $(PKG)
+	$(GO) run $(STATICCHECK) $(PKG)
 
 vuln:
-	$(GO) run $(GOVULNCHECK) -tags sqlite_omit_load_extension $(PKG)
+	$(GO) run $(GOVULNCHECK) $(PKG)
 
 clean:
 	rm -rf bin
