@@ -99,10 +99,10 @@ type AccountCreated struct {
 	Status         Status                    `json:"userStatus" pii:"clear"`
 	IdentityID     string                    `json:"identityId" pii:"clear"`
 	Provider       string                    `json:"provider" pii:"clear"`
-	ProviderUserID string                    `json:"providerUserId" pii:"seal"`
-	Profile        Profile                   `json:"profile" pii:"seal"`
-	CustomFields   map[string]jsontext.Value `json:"customFields" pii:"seal"`
-	Registration   Situation                 `json:"registration" pii:"seal"`
+	ProviderUserID string                    `json:"providerUserId,omitzero" pii:"seal"`
+	Profile        Profile                   `json:"profile,omitzero" pii:"seal"`
+	CustomFields   map[string]jsontext.Value `json:"customFields,omitzero" pii:"seal"`
+	Registration   Situation                 `json:"registration,omitzero" pii:"seal"`
 }
 
 func (AccountCreated) eventType() string { return "account.created.v1" }

@@ -19,8 +19,8 @@ var customFieldKey = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]{0,63}$`)
 
 // CustomFieldsUpdated sets fields of an application's own; null unsets.
 type CustomFieldsUpdated struct {
-	Fields []string                  `json:"fields" pii:"clear"` // keys of Values, sorted
-	Values map[string]jsontext.Value `json:"values" pii:"seal"`  // unknown fields are personal
+	Fields []string                  `json:"fields" pii:"clear"`         // keys of Values, sorted
+	Values map[string]jsontext.Value `json:"values,omitzero" pii:"seal"` // unknown fields are personal
 }
 
 func (CustomFieldsUpdated) eventType() string { return "account.custom-fields-updated.v1" }

@@ -71,8 +71,8 @@ func newIdentity(id, provider, providerUserID string, p Profile, x Entry) Identi
 type IdentityLinked struct {
 	IdentityID     string  `json:"identityId" pii:"clear"`
 	Provider       string  `json:"provider" pii:"clear"`
-	ProviderUserID string  `json:"providerUserId" pii:"seal"`
-	Profile        Profile `json:"profile" pii:"seal"`
+	ProviderUserID string  `json:"providerUserId,omitzero" pii:"seal"`
+	Profile        Profile `json:"profile,omitzero" pii:"seal"`
 }
 
 func (IdentityLinked) eventType() string { return "account.identity-linked.v1" }
@@ -88,8 +88,8 @@ func (IdentityUnlinked) eventType() string { return "account.identity-unlinked.v
 // ProfileUpdated changes what an identity says about its person.
 type ProfileUpdated struct {
 	IdentityID string         `json:"identityId" pii:"clear"`
-	Fields     []string       `json:"fields" pii:"clear"` // names of the members of Changes
-	Changes    jsontext.Value `json:"changes" pii:"seal"` // object: the changed members with their new values, null where removed
+	Fields     []string       `json:"fields" pii:"clear"`          // names of the members of Changes
+	Changes    jsontext.Value `json:"changes,omitzero" pii:"seal"` // object: the changed members with their new values, null where removed
 }
 
 func (ProfileUpdated) eventType() string { return "account.profile-updated.v1" }

@@ -34,7 +34,7 @@ func (s Status) systemManaged() bool { return s == StatusCombined || s == Status
 type StatusChanged struct {
 	From   Status `json:"from" pii:"clear"`
 	To     Status `json:"to" pii:"clear"`
-	Reason string `json:"reason" pii:"seal"` // free text
+	Reason string `json:"reason,omitzero" pii:"seal"` // free text
 }
 
 func (StatusChanged) eventType() string { return "account.status-changed.v1" }

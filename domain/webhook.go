@@ -71,7 +71,7 @@ func (WebhookCreated) eventType() string { return "webhook.created.v1" }
 type WebhookStateChanged struct {
 	From   WebhookState `json:"from" pii:"clear"`
 	To     WebhookState `json:"to" pii:"clear"`
-	Reason string       `json:"reason" pii:"clear"` // a code, like gone
+	Reason string       `json:"reason,omitzero" pii:"clear"` // a code, like gone
 }
 
 func (WebhookStateChanged) eventType() string { return "webhook.state-changed.v1" }
