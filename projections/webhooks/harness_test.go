@@ -32,7 +32,8 @@ type world struct {
 	ledger *domain.Ledger
 	config Config
 	hooks  *Webhooks
-	stop   func()
+	cancel context.CancelFunc // of Run
+	done   chan error
 
 	// transport, where set, takes the place of the network; under synctest
 	// time moves only while nobody waits for the outside.
@@ -77,31 +78,41 @@ func (w *world) open() {
 		return newTransport(g, c.InFlight, c.Timeout)
 	}
 	w.hooks = hooks
-	ctx := context.Background()
-	w.stop = sync.OnceFunc(func() {
-		if err := hooks.Close(); err != nil {
-			w.t.Error(err)
-		}
-	})
-	w.t.Cleanup(func() { w.stop() })
-	_ = ctx
+	w.t.Cleanup(w.stop)
 }
 
-// run delivers until the returned func, or the end of the test, stops it and
-// has the file closed.
+// run delivers until stop.
 func (w *world) run() {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	hooks, closeFile := w.hooks, w.stop
+	hooks := w.hooks
 	go func() { done <- hooks.Run(ctx) }()
-	w.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
+	w.cancel, w.done = cancel, done
+}
+
+// stopDelivery ends Run in good order and leaves the file open.
+func (w *world) stopDelivery() {
+	w.t.Helper()
+	if w.cancel != nil {
+		w.cancel()
+		if err := <-w.done; err != nil {
 			w.t.Errorf("Run = %v, want nil at the end", err)
 		}
-		closeFile()
-	})
+		w.cancel = nil
+	}
+}
+
+// stop ends everything; under synctest it must be called inside the bubble.
+func (w *world) stop() {
+	w.t.Helper()
+	w.stopDelivery()
+	if w.hooks != nil {
+		if err := w.hooks.Close(); err != nil {
+			w.t.Error(err)
+		}
+		w.hooks = nil
+	}
 }
 
 // restart stops everything in good order and starts it again.
@@ -191,6 +202,17 @@ func (w *world) until(ok func() bool) {
 	}
 }
 
+// envelope is the body of a delivery.
+type envelope struct {
+	Type             string               `json:"type"`
+	Timestamp        time.Time            `json:"timestamp"`
+	ID               string               `json:"id"`
+	Sub              string               `json:"sub"`
+	Sequence         eventstore.Revision  `json:"sequence"`
+	PreviousSequence *eventstore.Revision `json:"previous_sequence"`
+	Data             jsontext.Value       `json:"data"`
+}
+
 // got is a request as a receiver saw it.
 type got struct {
 	time   time.Time
@@ -214,7 +236,7 @@ type receiver struct {
 // take records a request and returns the answer to it.
 func (r *receiver) take(header http.Header, body []byte) (int, http.Header) {
 	g := got{time: time.Now(), header: header, body: body}
-	err := json.Unmarshal(body, &g.envelope)
+	err := json.Unmarshal(body, &g.envelope, json.RejectUnknownMembers(true))
 	r.mu.Lock()
 	if err != nil {
 		r.faults = append(r.faults, "body: "+err.Error())

@@ -58,6 +58,10 @@ func (w *Webhooks) Run(ctx context.Context) error {
 	if err := w.store.expire(ctx, w.c.Now().Add(-attemptAge)); err != nil {
 		return fmt.Errorf("webhooks: %w", err)
 	}
+	known, err := w.store.endpoints(ctx)
+	if err != nil {
+		return fmt.Errorf("webhooks: %w", err)
+	}
 	r := &runner{Webhooks: w, ctx: ctx, feed: newFeed(w.c.Log, after), saves: make(chan checkpoint, 1024), live: map[string]*live{}}
 	if !w.runner.CompareAndSwap(nil, r) {
 		return errors.New("webhooks: running already")
@@ -65,7 +69,7 @@ func (w *Webhooks) Run(ctx context.Context) error {
 	defer w.runner.Store(nil)
 	var writer sync.WaitGroup
 	writer.Go(func() { w.store.writer(r.saves) })
-	r.follow(after, head)
+	r.follow(after, head, after == 0 && len(known) == 0)
 	r.all.Wait()
 	close(r.saves)
 	writer.Wait()
@@ -74,8 +78,9 @@ func (w *Webhooks) Run(ctx context.Context) error {
 
 // follow brings the log to the endpoints, and to itself what it says about
 // them. Up to head it only learns: an endpoint may have been deleted since.
-func (r *runner) follow(after, head eventstore.Position) {
-	stored, fresh := after, after == 0
+// fresh says that the file is new, and what was delivered before is not known.
+func (r *runner) follow(after, head eventstore.Position, fresh bool) {
+	stored := after
 	if after >= head {
 		r.start(fresh)
 	}
@@ -137,8 +142,7 @@ func (r *runner) again(what string, f func() error) {
 	}
 }
 
-// start begins to deliver. fresh says that the file is new: what was delivered
-// before is not known.
+// start begins to deliver, once.
 func (r *runner) start(fresh bool) {
 	r.mu.Lock()
 	begun := r.started

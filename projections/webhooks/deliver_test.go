@@ -1,0 +1,332 @@
+package webhooks
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"accountledger/domain"
+)
+
+func TestDeliver(t *testing.T) {
+	t.Parallel()
+	var r receiver
+	server := httptest.NewServer(&r)
+	defer server.Close()
+	w := newWorld(t, Config{UserAgent: "accountledger/test"})
+	w.run()
+	_, secret := w.hook("crm", server.URL)
+	w.account("ada")
+	w.touch("ada", 2)
+	w.settled("crm")
+
+	var types []string
+	judge, err := standardwebhooks.NewWebhook(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range r.got() {
+		types = append(types, g.Type)
+		if err := judge.Verify(g.body, g.header); err != nil {
+			t.Errorf("the official library says %v", err)
+		}
+		if g.header.Get("webhook-id") != g.ID {
+			t.Errorf("webhook-id %s is not the body's id %s", g.header.Get("webhook-id"), g.ID)
+		}
+		for name, want := range map[string]string{
+			"Content-Type": "application/json", "User-Agent": "accountledger/test", "Content-Length": fmt.Sprint(len(g.body)),
+			"Transfer-Encoding": "", "Idempotency-Key": "", "Accept-Encoding": "",
+		} {
+			if got := g.header.Get(name); got != want {
+				t.Errorf("%s: %q, want %q", name, got, want)
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"USER_CREATED", "USER_UPDATED", "USER_UPDATED"}, types); diff != "" {
+		t.Error(diff)
+	}
+	r.inOrder(t)
+	for _, d := range w.deliveries("crm") {
+		if d.Status != StatusDelivered || len(d.Attempts) != 1 || d.Attempts[0].Status != http.StatusNoContent {
+			t.Errorf("delivery %+v, want one attempt with 204", d)
+		}
+	}
+}
+
+// Row 41: many accounts, slow answers in random order.
+func TestI1OneInFlightPerAccount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{delay: func() time.Duration { return rand.N(200 * time.Millisecond) }}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.hook("crm", "https://crm.example/hook")
+		w.run()
+		const accounts, each = 50, 20
+		for i := range accounts {
+			w.account(fmt.Sprint("a", i))
+		}
+		for range each - 1 {
+			for i := range accounts {
+				w.touch(fmt.Sprint("a", i), 1)
+			}
+		}
+		w.settled("crm")
+		if n := r.count(); n != accounts*each {
+			t.Errorf("%d deliveries, want %d", n, accounts*each)
+		}
+		r.inOrder(t)
+		w.stop()
+	})
+}
+
+// Rows 22, 42, 43: an account whose events are refused waits alone, and gets
+// all of them in order when they are taken.
+func TestI2NextOnlyAfterSettled(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{400, 404, 405, 409, 413, 415, 422, 500, 501} {
+		synctest.Test(t, func(t *testing.T) {
+			refuse := true
+			r := &receiver{}
+			r.answer = func(g got, n int) (int, http.Header) {
+				if g.Sub == "bad" && refuse {
+					return status, nil
+				}
+				return 200, nil
+			}
+			w := newWorld(t, Config{})
+			w.transport = r
+			w.hook("crm", "https://crm.example/hook")
+			w.run()
+			w.account("bad")
+			w.account("good")
+			w.touch("bad", 3)
+			w.touch("good", 3)
+			time.Sleep(4 * time.Second)
+			synctest.Wait()
+			byAccount := map[string]int{}
+			for _, g := range r.got() {
+				byAccount[g.Sub]++
+			}
+			if diff := cmp.Diff(map[string]int{"bad": 1, "good": 4}, byAccount); diff != "" {
+				t.Errorf("after %d: %s", status, diff)
+			}
+			if e := w.get("crm"); e.Lanes != 1 || e.Breaker.State != "closed" || e.Backlog != 0 {
+				t.Errorf("after %d: %d lanes, breaker %s, backlog %d; want 1, closed, 0", status, e.Lanes, e.Breaker.State, e.Backlog)
+			}
+			r.set(func(*receiver) { refuse = false })
+			time.Sleep(2 * time.Second)
+			w.settled("crm")
+			r.inOrder(t)
+			if n := r.count(); n != 4+1+4 {
+				t.Errorf("%d requests, want 9: one is repeated", n)
+			}
+			var lanes int
+			w.stopDelivery()
+			if err := w.hooks.store.read.QueryRow(`SELECT count(*) FROM lane`).Scan(&lanes); err != nil || lanes != 0 {
+				t.Errorf("%d lanes in the file, %v; want none", lanes, err)
+			}
+			w.stop()
+		})
+	}
+}
+
+// Row 27: the schedule of an event, and of an endpoint.
+func TestSchedule(t *testing.T) {
+	t.Parallel()
+	want := []time.Duration{0, 5 * time.Second, 305 * time.Second, 2105 * time.Second, 9305 * time.Second, 7*time.Hour + 35*time.Minute + 5*time.Second,
+		17*time.Hour + 35*time.Minute + 5*time.Second, 31*time.Hour + 35*time.Minute + 5*time.Second, 51*time.Hour + 35*time.Minute + 5*time.Second,
+		75*time.Hour + 35*time.Minute + 5*time.Second}
+	for _, status := range []int{500, 503} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &receiver{answer: func(got, int) (int, http.Header) { return status, nil }}
+			w := newWorld(t, Config{})
+			w.transport = r
+			w.hook("crm", "https://crm.example/hook")
+			w.run()
+			w.account("ada")
+			start := time.Now()
+			time.Sleep(91 * time.Hour)
+			synctest.Wait()
+			all := r.got()
+			if len(all) != len(want) {
+				t.Fatalf("%d requests after status %d, want %d", len(all), status, len(want))
+			}
+			for i, g := range all {
+				if after := g.time.Sub(start); after < want[i] || after > want[i]+want[i]/5+time.Second {
+					t.Errorf("attempt %d after %s, want %s and up to a fifth more", i+1, after, want[i])
+				}
+				if string(g.body) != string(all[0].body) || g.ID != all[0].ID {
+					t.Error("the body or the id changed between attempts")
+				}
+				if i > 0 && (g.header.Get(HeaderTimestamp) == all[0].header.Get(HeaderTimestamp) || g.header.Get(HeaderSignature) == all[0].header.Get(HeaderSignature)) {
+					t.Error("timestamp or signature did not change between attempts")
+				}
+			}
+			w.stop()
+		})
+	}
+}
+
+// Row 38: after the schedule the event is a dead letter, and the next one of
+// the account says so.
+func TestDeadLetter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		r.answer = func(g got, n int) (int, http.Header) {
+			if g.Sequence == 1 {
+				return 422, nil
+			}
+			return 200, nil
+		}
+		w := newWorld(t, Config{Schedule: []time.Duration{time.Second, time.Minute}})
+		w.transport = r
+		w.hook("crm", "https://crm.example/hook")
+		w.run()
+		w.account("ada")
+		w.touch("ada", 1)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if e := w.get("crm"); e.DeadLetters != 1 || e.Lanes != 0 {
+			t.Errorf("%d dead letters, %d lanes; want 1 and 0", e.DeadLetters, e.Lanes)
+		}
+		w.restart() // the gap is remembered
+		w.touch("ada", 2)
+		w.until(func() bool { return r.count() == 1+3+2 })
+		w.settled("crm")
+		var gaps []string
+		for _, g := range r.got() {
+			gap := "none"
+			if g.PreviousSequence != nil {
+				gap = fmt.Sprint(*g.PreviousSequence)
+			}
+			gaps = append(gaps, fmt.Sprint(g.Sequence, " ", gap))
+		}
+		if diff := cmp.Diff([]string{"0 none", "1 none", "1 none", "1 none", "2 1", "3 none"}, gaps); diff != "" {
+			t.Error(diff)
+		}
+		var statuses []string
+		for _, d := range w.deliveries("crm") {
+			statuses = append(statuses, fmt.Sprint(d.Sequence, " ", d.Status, " ", len(d.Attempts)))
+		}
+		if diff := cmp.Diff([]string{"3 delivered 1", "2 delivered 1", "1 dead 3", "0 delivered 1"}, statuses); diff != "" {
+			t.Error(diff)
+		}
+		w.stop()
+	})
+}
+
+// Rows 24 to 26, 31, 37: what is about the endpoint makes everything wait and
+// costs one request per step, however many accounts there are.
+func TestEndpointDown(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		status int
+		header string
+		quiet  time.Duration // nothing may be sent for so long
+		reason string
+	}{
+		{"429", 429, "", 5 * time.Second, codeStatus},
+		{"429 with Retry-After", 429, "120", 120 * time.Second, codeStatus},
+		{"503 with a fraction", 503, "120.6", 121 * time.Second, codeStatus},
+		{"401", 401, "", 5 * time.Second, codeAuth},
+		{"302", 302, "", 5 * time.Second, codeRedirect},
+		{"304", 304, "", 5 * time.Second, codeRedirect},
+		{"connection", 0, "", 5 * time.Second, codeConnection},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				down := true
+				r := &receiver{}
+				r.answer = func(got, int) (int, http.Header) {
+					if down {
+						return tt.status, http.Header{"Retry-After": {tt.header}}
+					}
+					return 200, nil
+				}
+				r.fail = func() error {
+					if down && tt.status == 0 {
+						return errNetwork
+					}
+					return nil
+				}
+				w := newWorld(t, Config{InFlight: 4})
+				w.transport = r
+				w.hook("crm", "https://crm.example/hook")
+				for i := range 100 {
+					w.account(fmt.Sprint("a", i))
+				}
+				w.run()
+				time.Sleep(tt.quiet - time.Millisecond)
+				synctest.Wait()
+				if n := r.count(); n < 1 || n > 4 {
+					t.Errorf("%d requests before %s, want those in flight at the start, 1 to 4", n, tt.quiet)
+				}
+				before := r.count()
+				time.Sleep(tt.quiet/5 + time.Second)
+				synctest.Wait()
+				if n := r.count() - before; n != 1 {
+					t.Errorf("%d requests at the first step, want 1", n)
+				}
+				if e := w.get("crm"); e.Breaker.State != "open" || e.Breaker.Reason != tt.reason || e.Breaker.Step != 2 || e.Lanes != 0 {
+					t.Errorf("breaker %+v with %d lanes, want open at step 2 for %s without lanes", e.Breaker, e.Lanes, tt.reason)
+				}
+				r.set(func(*receiver) { down = false })
+				time.Sleep(7 * time.Minute)
+				w.settled("crm")
+				if n := len(r.ids()); n != 100 {
+					t.Errorf("%d events delivered, want 100", n)
+				}
+				r.inOrder(t)
+				w.stop()
+			})
+		})
+	}
+}
+
+// Row 23: 410 ends it at once, and the cursor stays where it is.
+func TestGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		gone := true
+		r := &receiver{}
+		r.answer = func(g got, n int) (int, http.Header) {
+			if gone && n == 3 {
+				return 410, nil
+			}
+			return 200, nil
+		}
+		w := newWorld(t, Config{InFlight: 1})
+		w.transport = r
+		w.hook("crm", "https://crm.example/hook")
+		for i := range 5 {
+			w.account(fmt.Sprint("a", i))
+		}
+		w.run()
+		w.until(func() bool { return w.get("crm").State == domain.WebhookDisabled })
+		time.Sleep(100 * time.Hour)
+		synctest.Wait()
+		e := w.get("crm")
+		if e.StateReason != "gone" || e.Position != 3 || r.count() != 3 {
+			t.Errorf("disabled for %q at position %d after %d requests; want gone, 3, 3", e.StateReason, e.Position, r.count())
+		}
+		r.set(func(*receiver) { gone = false })
+		if _, _, err := w.hooks.SetState(t.Context(), asAdmin, "crm", domain.SetWebhookState{State: domain.WebhookEnabled}); err != nil {
+			t.Fatal(err)
+		}
+		w.settled("crm")
+		if n := r.count(); n != 6 {
+			t.Errorf("%d requests in all, want 6: what was refused with 410 comes again", n)
+		}
+		w.stop()
+	})
+}
