@@ -145,7 +145,10 @@ func (w *accountWriter) apply(ctx context.Context, b *batch, x domain.Entry) err
 	case x.Revision <= t.Revision:
 		return nil
 	case x.Revision != t.Revision+1:
-		return unfitError{fmt.Errorf("projections: revision %d follows %d", x.Revision, t.Revision)}
+		gap := fmt.Errorf("projections: revision %d follows %d", x.Revision, t.Revision)
+		x.Revision = t.Revision + 1 // what is missing is read, too, when it is tried again
+		b.park(x, gap)
+		return nil
 	}
 	x.Meta.CommandID = "" // which commands were executed is the ledger's to remember
 	t.Account = domain.Evolve(t.Account, x)

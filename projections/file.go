@@ -33,24 +33,86 @@ var (
 
 // openWriter opens the file for its one writer. A file that is missing, of an
 // older layout, or ours and damaged is made new: the log has everything in it.
-// A file of someone else, or of a newer program, is refused.
+// A file of someone else, or of a newer program, is refused and left as it is.
 func openWriter(ctx context.Context, path string) (db *sql.DB, made bool, err error) {
-	if db, err = connect(path, "_journal_mode=WAL&_synchronous=NORMAL&_secure_delete=true&_txlock=immediate&_cache_size=-16384", 1); err != nil {
+	made, err = identify(ctx, path)
+	if errors.Is(err, errOutdated) || damaged(err) && headerIsOurs(path) {
+		made, err = true, remove(path)
+	}
+	if err != nil {
 		return nil, false, err
 	}
-	made, err = prepare(ctx, db)
-	if err == nil {
-		return db, made, nil
-	}
-	db.Close()
-	if !errors.Is(err, errOutdated) && !(damaged(err) && headerIsOurs(path)) {
+	// SQLite would let others read it; its side files take this file's mode.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
 		return nil, false, err
 	}
-	if err := remove(path); err != nil {
+	f.Close()
+	db, err = connect(path, "_journal_mode=WAL&_synchronous=NORMAL&_secure_delete=true&_txlock=immediate&_cache_size=-16384", 1)
+	if err != nil {
 		return nil, false, err
 	}
-	db, _, err = openWriter(ctx, path)
-	return db, true, err
+	if made {
+		err = create(ctx, db)
+	} else {
+		err = db.PingContext(ctx)
+	}
+	if err != nil {
+		db.Close()
+		return nil, false, err
+	}
+	return db, made, nil
+}
+
+// identify looks whose the file is, without changing it. A file with nothing
+// in it yet is missing.
+func identify(ctx context.Context, path string) (missing bool, err error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	db, err := openPool(path)
+	if err != nil {
+		return false, err
+	}
+	defer db.Close()
+	var id, version, tables int64
+	err = db.QueryRowContext(ctx, `SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
+		FROM pragma_application_id, pragma_user_version`).Scan(&id, &version, &tables)
+	switch {
+	case err != nil:
+		return false, err
+	case id == 0 && version == 0 && tables == 0:
+		return true, nil
+	case id != applicationID:
+		return false, errForeign
+	case version > schemaVersion:
+		return false, fmt.Errorf("layout %d is a newer program's, this one knows %d", version, schemaVersion)
+	case version < schemaVersion:
+		return false, errOutdated
+	}
+	return false, nil
+}
+
+// create makes the tables of a new file.
+func create(ctx context.Context, db *sql.DB) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if _, err = tx.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; %s", applicationID, schemaVersion, schema)); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	// Out of the write-ahead log, into the place where headerIsOurs looks.
+	_, err = db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+	return err
 }
 
 // openPool opens the file for reading. SQLite lets readers work while the
@@ -68,40 +130,6 @@ func connect(path, options string, connections int) (*sql.DB, error) {
 	db.SetMaxOpenConns(connections)
 	db.SetMaxIdleConns(connections)
 	return db, nil
-}
-
-// prepare makes the tables of a new file and looks whose an old one is.
-func prepare(ctx context.Context, db *sql.DB) (made bool, err error) {
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return false, err
-	}
-	defer tx.Rollback()
-	var id, version, tables int64
-	err = tx.QueryRowContext(ctx, `SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
-		FROM pragma_application_id, pragma_user_version`).Scan(&id, &version, &tables)
-	switch {
-	case err != nil:
-		return false, err
-	case id == applicationID && version == schemaVersion:
-		return false, nil
-	case id == applicationID && version > schemaVersion:
-		return false, fmt.Errorf("layout %d is a newer program's, this one knows %d", version, schemaVersion)
-	case id == applicationID:
-		return false, errOutdated
-	case id != 0 || version != 0 || tables != 0:
-		return false, errForeign
-	}
-	_, err = tx.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; %s", applicationID, schemaVersion, schema))
-	if err != nil {
-		return false, err
-	}
-	if err := tx.Commit(); err != nil {
-		return false, err
-	}
-	// Out of the write-ahead log, into the place where headerIsOurs looks.
-	_, err = db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
-	return true, err
 }
 
 // condemn marks a damaged file, so that the next openWriter makes it new.

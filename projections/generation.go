@@ -200,6 +200,7 @@ func (g *generation) replay(ctx context.Context, p Parked) error {
 	b := g.begin()
 	b.replay = true
 	defer b.rollback()
+	applied := 0
 	for rec, err := range g.view.views.log.ReadStream(ctx, p.Stream, p.Revision) {
 		if err != nil {
 			return err
@@ -207,9 +208,13 @@ func (g *generation) replay(ctx context.Context, p Parked) error {
 		if rec.Position > g.position {
 			break
 		}
+		applied++
 		if err := b.add(ctx, g.view.views.decode(rec)); err != nil {
 			return err
 		}
+	}
+	if applied == 0 {
+		b.park(domain.Entry{Stream: p.Stream}, errors.New("projections: the stream does not have the event that waits"))
 	}
 	err := b.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		if b.cut(p.Stream) {

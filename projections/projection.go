@@ -37,8 +37,8 @@ type projection struct {
 // order; those of different streams in any, for a rebuild reads stream by
 // stream. They are folded in memory, then the rows are written, each once.
 type writer struct {
-	apply func(ctx context.Context, b *batch, x domain.Entry) error // an unfitError parks the stream
-	flush func(ctx context.Context, b *batch) error                 // parks by itself what it cannot write
+	apply func(ctx context.Context, b *batch, x domain.Entry) error // parks what does not fit, or returns an unfitError
+	flush func(ctx context.Context, b *batch) error                 // parks what it cannot write
 	end   func(committed bool)                                      // of the batch
 	close func() error
 }

@@ -1,0 +1,247 @@
+package projections
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
+)
+
+// history is a log of some size.
+type history struct {
+	accounts, events int
+	interleaved      bool // the accounts' events lie in turns, not side by side
+}
+
+// write appends h as an importer would, in large commits. The events are what
+// the ledger writes: of about 400 bytes, their personal part sealed.
+func (f *fixture) write(t testing.TB, h history) {
+	t.Helper()
+	type stream struct {
+		sub      string
+		key      eventstore.KeyID
+		revision eventstore.Revision
+	}
+	streams := make([]stream, h.accounts)
+	for i := range streams {
+		key, err := f.keys.NewKey(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams[i] = stream{domain.NewID().String(), key, eventstore.NoStream}
+	}
+	per := h.events / h.accounts
+	var commit eventstore.Commit
+	for n := range per * h.accounts {
+		i := n / per
+		if h.interleaved {
+			i = n % h.accounts
+		}
+		s := &streams[i]
+		s.revision++
+		eventType, clear, personal := body(i, int(s.revision))
+		e := eventstore.Event{ID: uuid.Must(uuid.NewV7()), Type: eventType, Actor: "import:bench", KeyID: s.key, Clear: clear}
+		var err error
+		e.Sealed, err = f.keys.Seal(s.key, seal.Context{EventID: e.ID, Stream: domain.AccountStream(s.sub), Revision: s.revision, Type: eventType}, personal)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := len(commit.Writes); w > 0 && commit.Writes[w-1].Stream == domain.AccountStream(s.sub) {
+			commit.Writes[w-1].Events = append(commit.Writes[w-1].Events, e)
+		} else {
+			commit.Writes = append(commit.Writes, eventstore.Write{Stream: domain.AccountStream(s.sub), Expected: s.revision - 1, Events: []eventstore.Event{e}})
+		}
+		if (n+1)%min(1000, h.accounts) == 0 || n+1 == per*h.accounts {
+			if _, err := f.log.Append(t.Context(), commit); err != nil {
+				t.Fatal(err)
+			}
+			commit = eventstore.Commit{}
+		}
+	}
+}
+
+// body is the event of an account at a revision: its creation, then in turns
+// what happens to accounts.
+func body(account, revision int) (eventType string, clear, personal []byte) {
+	meta := fmt.Sprintf(`"meta":{"actor":{"kind":"import","id":"bench"},"commandId":"%d-%d"}`, account, revision)
+	identity := fmt.Sprintf("00000000-0000-7000-8000-%012d", account)
+	doc := func(clear, personal string) ([]byte, []byte) {
+		return []byte(`{` + meta + `,"data":` + clear + `}`), []byte(`{"data":` + personal + `}`)
+	}
+	switch {
+	case revision == 0:
+		eventType = "account.created.v1"
+		clear, personal = doc(`{"origin":"imported","userStatus":"VERIFIED","identityId":"`+identity+`","provider":"self"}`,
+			fmt.Sprintf(`{"profile":{"given_name":"Given %[1]d","family_name":"Family %[1]d","email":"person%[1]d@example.org","email_verified":true,"mobile_number":"+49151%08[1]d","mobile_number_verified":false,"locale":"de-DE"},"customFields":{"employee_id":"%[1]d"}}`, account))
+	case revision%3 == 0:
+		eventType = "account.status-changed.v1"
+		clear, personal = doc(`{"from":"VERIFIED","to":"VERIFIED"}`, `{"reason":"reviewed by the back office"}`)
+	case revision%3 == 1:
+		eventType = "account.profile-updated.v1"
+		clear, personal = doc(`{"identityId":"`+identity+`","fields":["family_name","nickname"]}`,
+			fmt.Sprintf(`{"changes":{"family_name":"Family %d of %d","nickname":"Nick %d"}}`, revision, account, account))
+	default:
+		eventType = "account.custom-fields-updated.v1"
+		clear, personal = doc(`{"fields":["tier","visits"]}`, fmt.Sprintf(`{"values":{"tier":"gold","visits":%d}}`, revision))
+	}
+	return eventType, clear, personal
+}
+
+// BenchmarkRebuild measures events per second. ACCOUNTLEDGER_BENCH_EVENTS sets
+// the size of the log, of which a tenth are accounts.
+func BenchmarkRebuild(b *testing.B) {
+	events := 100_000
+	if s := os.Getenv("ACCOUNTLEDGER_BENCH_EVENTS"); s != "" {
+		var err error
+		if events, err = strconv.Atoi(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, h := range []history{{events / 10, events, false}, {events / 10, events, true}, {events, events, false}} {
+		b.Run(fmt.Sprintf("events=%d/accounts=%d/interleaved=%t", h.events, h.accounts, h.interleaved), func(b *testing.B) {
+			f := newFixture(b)
+			f.write(b, h)
+			f.keys.Close() // what it has in memory
+			b.Run("rebuild", func(b *testing.B) {
+				for range b.N {
+					f.bench(b, h.events, func(v *Views, head eventstore.Position) error {
+						return v.Rebuild(b.Context(), AccountsView, nil)
+					})
+				}
+			})
+			b.Run("catchup", func(b *testing.B) {
+				for range b.N {
+					f.bench(b, h.events, func(v *Views, head eventstore.Position) error {
+						return v.all[0].live.catchUp(b.Context(), head)
+					})
+				}
+			})
+		})
+	}
+}
+
+func (f *fixture) bench(b *testing.B, events int, work func(*Views, eventstore.Position) error) {
+	b.StopTimer()
+	keys, err := seal.Open(b.Context(), seal.Config{Path: filepath.Join(f.dir, "keys.db"), Master: f.master})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer keys.Close()
+	v, err := Open(b.Context(), Config{Path: filepath.Join(b.TempDir(), "views.db"), Log: f.log, Codec: domain.Codec{Keys: keys}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer v.Close()
+	head, err := f.log.Head(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	runtime.GC()
+	before := cpu(b)
+	b.StartTimer()
+	if err := work(v, head); err != nil {
+		b.Fatal(err)
+	}
+	b.StopTimer()
+	b.ReportMetric(float64((cpu(b)-before).Nanoseconds())/float64(events), "cpu-ns/event")
+	b.ReportMetric(float64(events)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(peakMiB(b), "peak-MiB")
+	b.StartTimer()
+}
+
+// cpu is the processor time the process has used: what a busy machine leaves
+// comparable.
+func cpu(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// peakMiB is the most memory the process has ever had.
+func peakMiB(b *testing.B) float64 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return kib / 1024
+}
+
+// BenchmarkGet measures point reads from all cores.
+func BenchmarkGet(b *testing.B) {
+	f := newFixture(b)
+	const accounts = 20_000
+	f.write(b, history{accounts: accounts, events: accounts})
+	v := f.open(b)
+	run(b, v)
+	f.caughtUp(b, v)
+	var subs []string
+	_, _, rows, err := v.Accounts().All(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	for row, err := range rows {
+		if err != nil {
+			b.Fatal(err)
+		}
+		subs = append(subs, row.Sub)
+	}
+	b.Run("sub", func(b *testing.B) {
+		b.SetParallelism(32)
+		b.RunParallel(func(p *testing.PB) {
+			for p.Next() {
+				if _, err := v.Accounts().Get(b.Context(), subs[rand.IntN(accounts)]); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	})
+	b.Run("email", func(b *testing.B) {
+		b.SetParallelism(32)
+		b.RunParallel(func(p *testing.PB) {
+			for p.Next() {
+				c := []domain.Candidate{{Kind: domain.KindEmail, Key: fmt.Sprintf("person%d@example.org", rand.IntN(accounts))}}
+				if _, err := v.Accounts().Lookup(b.Context(), c); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	})
+}
+
+// BenchmarkLive measures what following costs an event while it happens.
+func BenchmarkLive(b *testing.B) {
+	f := newFixture(b)
+	v := f.open(b)
+	run(b, v)
+	var n atomic.Int64
+	b.SetParallelism(32)
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			a := f.execute(b, domain.NewID().String(), domain.CreateAccount{Origin: domain.OriginCreated, CustomFields: map[string]jsontext.Value{"n": jsontext.Value("1")},
+				Identities: []domain.NewIdentity{newIdentity(domain.ProviderSelf, "", domain.Profile{Email: fmt.Sprintf("%d@example.org", n.Add(1))})}})
+			await(b, v, a.Position)
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "creations/s")
+}

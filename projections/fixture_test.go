@@ -1,0 +1,294 @@
+package projections
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"iter"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/mod/sumdb/note"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
+	"accountledger/eventstore/sqlite"
+	"accountledger/eventstore/tlog"
+)
+
+// fixture is a ledger over real files, and the place of its views.
+type fixture struct {
+	dir    string
+	log    *warpedLog
+	keys   *seal.Keys
+	master seal.Master
+	ledger *domain.Ledger
+}
+
+func newFixture(t testing.TB) *fixture {
+	t.Helper()
+	f := &fixture{dir: t.TempDir(), master: seal.NewMaster()}
+	key, _, err := tlog.GenerateKey("accountledger/test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := note.NewSigner(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	log, err := sqlite.Open(t.Context(), sqlite.Config{Dir: f.dir, Signer: signer, Now: func() time.Time {
+		clock = clock.Add(time.Second)
+		return clock
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { log.Close() })
+	if f.keys, err = seal.Open(t.Context(), seal.Config{Path: filepath.Join(f.dir, "keys.db"), Master: f.master}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.keys.Close() })
+	f.log = &warpedLog{Store: log}
+	f.ledger = domain.NewLedger(domain.LedgerConfig{Log: log, Codec: domain.Codec{Keys: f.keys}})
+	return f
+}
+
+// warpedLog shows the log through glasses: what it holds is not changed.
+type warpedLog struct {
+	eventstore.Store
+	glasses atomic.Pointer[func(*eventstore.Recorded)]
+}
+
+func (l *warpedLog) warp(f func(*eventstore.Recorded)) { l.glasses.Store(&f) }
+
+func (l *warpedLog) through(rec eventstore.Recorded) eventstore.Recorded {
+	if f := l.glasses.Load(); f != nil {
+		(*f)(&rec)
+	}
+	return rec
+}
+
+func (l *warpedLog) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return func(yield func(eventstore.Recorded, error) bool) {
+		for rec, err := range l.Store.ReadStream(ctx, stream, from) {
+			if !yield(l.through(rec), err) {
+				return
+			}
+		}
+	}
+}
+
+func (l *warpedLog) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return func(yield func([]eventstore.Recorded, error) bool) {
+		for page, err := range l.Store.Subscribe(ctx, after) {
+			page = slices.Clone(page)
+			for i := range page {
+				page[i] = l.through(page[i])
+			}
+			if !yield(page, err) {
+				return
+			}
+		}
+	}
+}
+
+func (f *fixture) path() string { return filepath.Join(f.dir, "views.db") }
+
+func (f *fixture) open(t testing.TB) *Views {
+	t.Helper()
+	v, err := Open(t.Context(), Config{Path: f.path(), Log: f.log, Codec: domain.Codec{Keys: f.keys}, Retry: time.Millisecond,
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { v.Close() })
+	return v
+}
+
+// run runs v until the test's end, or until stop is called.
+func run(t testing.TB, v *Views) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- v.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// caughtUp waits until the account view has applied the whole log.
+func (f *fixture) caughtUp(t testing.TB, v *Views) eventstore.Position {
+	t.Helper()
+	head, err := f.log.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, v, head)
+	return head
+}
+
+func await(t testing.TB, v *Views, p eventstore.Position) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := v.Await(ctx, AccountsView, p); err != nil {
+		t.Fatalf("Await(%d) at %d: %v", p, v.Accounts().Position(), err)
+	}
+}
+
+var request = domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "api-key", ID: "test"}}}
+
+func (f *fixture) execute(t testing.TB, sub string, cmd domain.Command) domain.Account {
+	t.Helper()
+	result, err := f.ledger.Execute(t.Context(), request, sub, cmd)
+	if err != nil {
+		t.Fatalf("%T: %v", cmd, err)
+	}
+	return result.Account
+}
+
+func newIdentity(provider, providerUserID string, p domain.Profile) domain.NewIdentity {
+	return domain.NewIdentity{IdentityID: domain.NewID().String(), Provider: provider, ProviderUserID: providerUserID, Profile: p}
+}
+
+func (f *fixture) create(t testing.TB, email string) domain.Account {
+	t.Helper()
+	return f.execute(t, domain.NewID().String(), domain.CreateAccount{Origin: domain.OriginCreated,
+		Identities: []domain.NewIdentity{newIdentity(domain.ProviderSelf, "", domain.Profile{Email: email})}})
+}
+
+// live lets accounts live: n changes each to some, in turns.
+func (f *fixture) live(t testing.TB, accounts, changes int) []string {
+	t.Helper()
+	var subs []string
+	for i := range accounts {
+		subs = append(subs, f.create(t, fmt.Sprintf("person%d.%s@example.org", i, domain.NewID())).Sub)
+	}
+	for c := range changes {
+		for i, sub := range subs {
+			f.change(t, sub, c*accounts+i)
+		}
+	}
+	return subs
+}
+
+func (f *fixture) change(t testing.TB, sub string, n int) {
+	t.Helper()
+	a, err := f.ledger.Account(t.Context(), sub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch n % 5 {
+	case 0:
+		f.execute(t, sub, domain.UpdateProfile{IdentityID: a.Identities[0].IdentityID, Patch: jsontext.Value(fmt.Sprintf(`{"given_name":"Name %d","email":"%d.%s@example.org"}`, n, n, sub))})
+	case 1:
+		f.execute(t, sub, domain.SetCustomFields{Values: map[string]jsontext.Value{"tier": jsontext.Value(fmt.Sprintf(`"tier %d"`, n))}})
+	case 2:
+		f.execute(t, sub, domain.LinkIdentity{Identity: newIdentity("google", fmt.Sprint(n, sub), domain.Profile{Email: fmt.Sprintf("%d.%s@gmail.com", n, sub)})})
+	case 3:
+		if len(a.Identities) > 1 {
+			f.execute(t, sub, domain.UnlinkIdentity{IdentityID: a.Identities[1].IdentityID})
+		}
+	case 4:
+		status := domain.StatusDeclined
+		if a.Status == status {
+			status = domain.StatusVerified
+		}
+		f.execute(t, sub, domain.SetStatus{Status: status, Reason: "because"})
+	}
+}
+
+// append appends an event as it is, bypassing the rules.
+func (f *fixture) append(t testing.TB, stream string, expected eventstore.Revision, eventType, clear string) eventstore.Position {
+	t.Helper()
+	receipt, err := f.log.Append(t.Context(), eventstore.Commit{Writes: []eventstore.Write{{Stream: stream, Expected: expected,
+		Events: []eventstore.Event{{ID: domain.NewID(), Type: eventType, Actor: "system:test", Clear: []byte(clear)}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return receipt.Last
+}
+
+// dump is what the live generation's tables hold, in a fixed order. Numbers
+// of rows and generations are not part of what a view says.
+func dump(t testing.TB, path string) string {
+	t.Helper()
+	db, err := sql.Open("sqlite3", "file:"+path+"?mode=ro")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	var g int64
+	if err := tx.QueryRow(`SELECT generation FROM views WHERE name = 'accounts' AND state = 'live'`).Scan(&g); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	for _, query := range []string{
+		`SELECT concat_ws('|', sub, revision, position, coalesce(erased, '-'), json) FROM accounts_%[1]d ORDER BY sub`,
+		`SELECT concat_ws('|', kind, key, sub) FROM identifiers_%[1]d LEFT JOIN accounts_%[1]d ON id = account ORDER BY kind, key`,
+	} {
+		rows, err := tx.Query(fmt.Sprintf(query, g))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var line string
+			if err := rows.Scan(&line); err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintln(&out, strings.ReplaceAll(line, "\x00", `\0`))
+		}
+		if err := rows.Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out.String()
+}
+
+// checkFolds holds every row against the stream it was folded from.
+func (f *fixture) checkFolds(t testing.TB, v *Views, subs []string) {
+	t.Helper()
+	for _, sub := range subs {
+		a, err := domain.NewLedger(domain.LedgerConfig{Log: f.log.Store, Codec: domain.Codec{Keys: f.keys}}).Account(t.Context(), sub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := a.JSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		row, err := v.Accounts().Get(t.Context(), sub)
+		if err != nil {
+			t.Fatalf("Get(%s) = %v", sub, err)
+		}
+		if diff := cmp.Diff(string(want), string(row.JSON)); diff != "" || row.Sub != sub || row.Revision != a.Revision || row.Position != a.Position {
+			t.Fatalf("Get(%s) at %d, %d, want %d, %d (-stream +view):\n%s", sub, row.Revision, row.Position, a.Revision, a.Position, diff)
+		}
+		for _, u := range a.UserIDs {
+			if found, err := v.Accounts().Lookup(t.Context(), []domain.Candidate{{Kind: u.Type, Key: u.Key()}}); err != nil || found.Sub != sub {
+				t.Fatalf("Lookup of a %s = %s, %v, want %s", u.Type, found.Sub, err, sub)
+			}
+		}
+	}
+}

@@ -1,0 +1,262 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// generations counts the rows and the tables of the view's generations.
+func generations(t *testing.T, v *Views) (rows, tables int) {
+	t.Helper()
+	err := v.read.QueryRow(`SELECT (SELECT count(*) FROM views), (SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name LIKE 'accounts%')`).Scan(&rows, &tables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows, tables
+}
+
+// TestRebuild holds that a rebuilt view is the same, byte for byte, with and
+// without a runner, and leaves one generation behind.
+func TestRebuild(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.live(t, 8, 10)
+	erase(t, f, subs[3])
+	f.append(t, "webhook-x", eventstore.NoStream, "webhook.deleted.v1", `{"meta":{},"data":{}}`)
+	v := f.open(t)
+	stop := run(t, v)
+	head := f.caughtUp(t, v)
+	want := dump(t, f.path())
+	for i := range 4 {
+		if i == 2 {
+			stop()
+		}
+		var last, total int64
+		err := v.Rebuild(t.Context(), AccountsView, func(d, n int64) {
+			if d < last {
+				t.Errorf("progress went from %d to %d", last, d)
+			}
+			last, total = d, n
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != int64(head) || total != int64(head) {
+			t.Errorf("progress ended with %d of %d, want %d", last, total, head)
+		}
+		if diff := cmp.Diff(want, dump(t, f.path())); diff != "" {
+			t.Errorf("(-live +rebuilt):\n%s", diff)
+		}
+		if rows, tables := generations(t, v); rows != 1 || tables != 1 {
+			t.Errorf("%d generations with %d tables, want one", rows, tables)
+		}
+	}
+	// Without a runner the view may be behind; a rebuild brings it to the head.
+	f.change(t, subs[0], 1)
+	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
+		t.Fatal(err)
+	}
+	f.checkFolds(t, v, subs)
+	if got := v.Accounts().Position(); got != head+1 {
+		t.Errorf("Position = %d, want %d", got, head+1)
+	}
+}
+
+// TestRebuildUnderLoad holds that while views are rebuilt again and again,
+// writes go on and are read at once, and no reader ever finds nothing.
+func TestRebuildUnderLoad(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	v := f.open(t)
+	run(t, v)
+	subs := f.live(t, 20, 2)
+	f.caughtUp(t, v)
+	var done atomic.Bool
+	var busy sync.WaitGroup
+	work := func(step func(n int) error) {
+		busy.Go(func() {
+			for n := 0; !done.Load(); n++ {
+				if err := step(n); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 2 {
+		work(func(n int) error {
+			_, err := v.Accounts().Get(t.Context(), subs[n%len(subs)])
+			return err
+		})
+	}
+	work(func(int) error {
+		_, total, rows, err := v.Accounts().All(t.Context())
+		if err != nil {
+			return err
+		}
+		n := int64(0)
+		for _, err := range rows {
+			if err != nil {
+				return err
+			}
+			n++
+		}
+		if n != total || n < int64(len(subs)) {
+			return fmt.Errorf("All = %d rows of %d", n, total)
+		}
+		return nil
+	})
+	work(func(n int) error {
+		a := f.create(t, fmt.Sprintf("new%d@example.org", n))
+		await(t, v, a.Position)
+		row, err := v.Accounts().Lookup(t.Context(), domain.Candidates("", "", fmt.Sprintf("NEW%d@example.org", n)))
+		if err == nil && row.Sub != a.Sub {
+			err = fmt.Errorf("Lookup = %s, want %s", row.Sub, a.Sub)
+		}
+		return err
+	})
+	for range 10 {
+		if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	done.Store(true)
+	busy.Wait()
+	f.caughtUp(t, v)
+	f.checkFolds(t, v, subs)
+	live := dump(t, f.path())
+	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(live, dump(t, f.path())); diff != "" {
+		t.Errorf("(-live +rebuilt):\n%s", diff)
+	}
+}
+
+// TestRebuildCut holds that a rebuild that ends early, by an error or with
+// the process, leaves the live view as it was.
+func TestRebuildCut(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.live(t, 5, 3)
+	v := f.open(t)
+	stop := run(t, v)
+	f.caughtUp(t, v)
+	want := dump(t, f.path())
+
+	ctx, cancel := context.WithCancel(t.Context())
+	err := v.Rebuild(ctx, AccountsView, func(_, _ int64) { cancel() })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Rebuild, canceled = %v", err)
+	}
+	if got := dump(t, f.path()); got != want {
+		t.Errorf("(-before +after):\n%s", cmp.Diff(want, got))
+	}
+
+	// A process that dies leaves its unfinished tables.
+	stop()
+	if _, err := v.all[0].create(t.Context(), StateRebuilding); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := v.Status(t.Context()); err != nil || status[0].State != StateRebuilding {
+		t.Errorf("Status = %+v, %v, want that it is rebuilding", status, err)
+	}
+	v.Close()
+	v = f.open(t)
+	if status, err := v.Status(t.Context()); err != nil || status[0].State != StateLive {
+		t.Errorf("Status = %+v, %v, want that it is live", status, err)
+	}
+	f.checkFolds(t, v, subs)
+	run(t, v)
+	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
+		t.Fatal(err)
+	}
+	if rows, tables := generations(t, v); rows != 1 || tables != 1 {
+		t.Errorf("%d generations with %d tables, want one", rows, tables)
+	}
+	if diff := cmp.Diff(want, dump(t, f.path())); diff != "" {
+		t.Errorf("(-before +after):\n%s", diff)
+	}
+}
+
+// TestRebuildLosing holds that a new generation with fewer accounts than the
+// live one has does not take over, unless the others are parked.
+func TestRebuildLosing(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.live(t, 3, 1)
+	v := f.open(t)
+	run(t, v)
+	f.caughtUp(t, v)
+	stream := domain.AccountStream(subs[1])
+	f.log.warp(func(rec *eventstore.Recorded) {
+		if rec.Stream == stream {
+			rec.Stream = "webhook-x"
+		}
+	})
+	if err := v.Rebuild(t.Context(), AccountsView, nil); err == nil || !strings.Contains(err.Error(), "not switched") {
+		t.Errorf("Rebuild = %v, want a refusal", err)
+	}
+	if _, err := v.Accounts().Get(t.Context(), subs[1]); err != nil {
+		t.Errorf("Get = %v", err)
+	}
+	f.log.warp(func(rec *eventstore.Recorded) {
+		if rec.Stream == stream {
+			rec.Type = "account.teleported.v1"
+		}
+	})
+	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
+		t.Fatal(err)
+	}
+	f.log.warp(func(*eventstore.Recorded) {})
+	f.untilParked(t, v, func(all []Parked) bool { return len(all) == 0 })
+	f.checkFolds(t, v, subs)
+}
+
+// TestFarBehind holds that a view that has the whole log before it is built
+// stream by stream, and that a new version of a view is made again.
+func TestFarBehind(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.write(t, history{accounts: 3000, events: 12_000, interleaved: true})
+	v := f.open(t)
+	stop := run(t, v)
+	f.caughtUp(t, v)
+	want := dump(t, f.path())
+	if n := strings.Count(want, "@"); n < 6000 {
+		t.Errorf("%d addresses in 3000 accounts", n)
+	}
+	stop()
+	if _, err := v.write.Exec(`UPDATE views SET version = 0; UPDATE accounts_2 SET json = x'7b7d'`); err != nil {
+		t.Fatal(err) // generation 2: the first one was empty and replaced
+	}
+	v.Close()
+
+	v = f.open(t)
+	run(t, v)
+	until(t, func() bool { return dump(t, f.path()) == want })
+
+	// The same in batches, in the order of the log.
+	w, err := Open(t.Context(), Config{Path: f.path() + "2", Log: f.log, Codec: domain.Codec{Keys: f.keys}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	head, _ := f.log.Head(t.Context())
+	if err := w.all[0].live.catchUp(t.Context(), head); err != nil {
+		t.Fatal(err)
+	}
+	if dump(t, w.path) != want {
+		t.Error("caught up in the order of the log, the view is another")
+	}
+}
