@@ -51,19 +51,25 @@ func open(tb testing.TB, c sqlite.Config) *sqlite.Store {
 
 func newSigner(tb testing.TB) (note.Signer, note.Verifier) {
 	tb.Helper()
-	skey, vkey, err := tlog.GenerateKey("accountledger/test")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	signer, err := note.NewSigner(skey)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	verifier, err := note.NewVerifier(vkey)
+	signer, verifier, err := key()
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return signer, verifier
+}
+
+// key is a fresh key for the log that all tests use.
+func key() (note.Signer, note.Verifier, error) {
+	skey, vkey, err := tlog.GenerateKey("accountledger/test")
+	if err != nil {
+		return nil, nil, err
+	}
+	signer, err := note.NewSigner(skey)
+	if err != nil {
+		return nil, nil, err
+	}
+	verifier, err := note.NewVerifier(vkey)
+	return signer, verifier, err
 }
 
 func BenchmarkAppend(b *testing.B) {

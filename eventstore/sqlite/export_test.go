@@ -15,3 +15,6 @@ func (s *Store) OnCommit(f func() (fail bool)) {
 
 // Exec runs SQL on the writer's connection. To be called while nothing writes.
 func (s *Store) Exec(script string) error { return s.writer.db.exec(context.Background(), script) }
+
+// Queued is the number of appends that wait for the writer.
+func (s *Store) Queued() int { return len(s.writer.queue) }

@@ -42,7 +42,7 @@ func (r *Reader) Verify(ctx context.Context, t Trust, progress func(done, total 
 	if t.Verifier == nil {
 		return Report{}, errors.New("sqlite: verify: no key to check signatures with")
 	}
-	v := &verification{trust: t, streams: make([]seen, 1<<16)}
+	v := &verification{trust: t}
 	for i, msg := range t.Anchors {
 		c, err := tlog.OpenCheckpoint(msg, t.Verifier)
 		if err != nil {
@@ -111,6 +111,9 @@ type verification struct {
 	forked  bool              // a checkpoint did not match
 }
 
+// seenStreams is how many streams are remembered at once: 4 MiB of them.
+const seenStreams = 1 << 16
+
 // seen is what is remembered of a stream. Which stream it is about must be
 // looked at: others share its place.
 type seen struct {
@@ -151,6 +154,7 @@ func (v *verification) open(c *conn) error {
 	}
 	v.head, _ = head.(int64)
 	v.limit, _ = last.(int64)
+	v.streams = make([]seen, min(max(v.head, 1), seenStreams))
 	v.report.Events, v.passed = v.head, math.MinInt64
 	return v.nextCheckpoint()
 }

@@ -1,0 +1,425 @@
+package sqlite_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"accountledger/eventstore"
+	"accountledger/eventstore/sqlite"
+)
+
+// TestMain lets the test binary be the second process of TestLock.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("SQLITE_TEST_OPEN"); dir != "" {
+		os.Exit(openAndWait(dir))
+	}
+	os.Exit(m.Run())
+}
+
+// openAndWait opens the log in dir, says so, and closes it when its input ends.
+func openAndWait(dir string) int {
+	signer, _, err := key()
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	s, err := sqlite.Open(context.Background(), sqlite.Config{Dir: dir, Signer: signer})
+	if errors.Is(err, sqlite.ErrLocked) {
+		fmt.Println("locked")
+		return 3
+	} else if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("open")
+	io.Copy(io.Discard, os.Stdin)
+	if s.Close() != nil {
+		return 1
+	}
+	return 0
+}
+
+// Row 35: of two writers on one directory the second is refused, in this
+// process and in another, until the first is gone, however it went.
+func TestLock(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	signer, _ := newSigner(t)
+	s := open(t, sqlite.Config{Dir: dir, Signer: signer})
+	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer}); !errors.Is(err, sqlite.ErrLocked) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("opened twice: %v, want ErrLocked with the directory", err)
+	}
+	other := func() *exec.Cmd {
+		cmd := exec.CommandContext(t.Context(), os.Args[0])
+		cmd.Env = append(os.Environ(), "SQLITE_TEST_OPEN="+dir)
+		return cmd
+	}
+	if out, err := other().Output(); string(out) != "locked\n" {
+		t.Errorf("a second process: %q, %v, want it locked out", out, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	cmd := other()
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "open\n" {
+		t.Fatalf("after Close a second process says %q, %v", line, err)
+	}
+	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer}); !errors.Is(err, sqlite.ErrLocked) {
+		t.Errorf("opened beside another process: %v, want ErrLocked", err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	open(t, sqlite.Config{Dir: dir, Signer: signer})
+}
+
+// A file that is not this ledger's log is refused and stays as it is.
+func TestRefusedFiles(t *testing.T) {
+	t.Parallel()
+	signer, _ := newSigner(t)
+	execute := func(t *testing.T, path string, statements ...string) {
+		db, err := sql.Open("sqlite3", "file:"+path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		for _, s := range statements {
+			if _, err := db.Exec(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ours := func(t *testing.T, path string) {
+		s, err := sqlite.Open(t.Context(), sqlite.Config{Dir: filepath.Dir(path), Signer: signer})
+		if err == nil {
+			err = s.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		make func(t *testing.T, path string)
+		want error
+	}{
+		{"text", func(t *testing.T, path string) {
+			if err := os.WriteFile(path, bytes.Repeat([]byte("not a database\n"), 1000), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, sqlite.ErrForeign},
+		{"another program's", func(t *testing.T, path string) {
+			execute(t, path, "PRAGMA application_id = 1196444487", "CREATE TABLE t (a)")
+		}, sqlite.ErrForeign},
+		{"no program's", func(t *testing.T, path string) { execute(t, path, "CREATE TABLE t (a)") }, sqlite.ErrForeign},
+		{"newer", func(t *testing.T, path string) { ours(t, path); execute(t, path, "PRAGMA user_version = 2") }, sqlite.ErrNewer},
+		{"another ledger's", func(t *testing.T, path string) {
+			ours(t, path)
+			execute(t, path, "UPDATE meta SET origin = 'accountledger/other'")
+		}, sqlite.ErrForeign},
+		{"without its end", func(t *testing.T, path string) {
+			l := &log{config: sqlite.Config{Dir: filepath.Dir(path), Signer: signer}}
+			l.Store = open(t, l.config)
+			l.append(t, commit("a", eventstore.NoStream, 10))
+			l.Close()
+			execute(t, path, "DROP TRIGGER events_delete", "DELETE FROM events WHERE position > 5")
+		}, sqlite.ErrCorrupt},
+		{"without its tree", func(t *testing.T, path string) {
+			l := &log{config: sqlite.Config{Dir: filepath.Dir(path), Signer: signer}}
+			l.Store = open(t, l.config)
+			l.append(t, commit("a", eventstore.NoStream, 300))
+			l.Close()
+			execute(t, path, "DROP TRIGGER tiles_delete", "DELETE FROM tiles")
+		}, sqlite.ErrCorrupt},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			path := filepath.Join(dir, "log.db")
+			tt.make(t, path)
+			before, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer}); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), path) {
+				t.Errorf("Open = %v, want %v", err, tt.want)
+			}
+			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+				t.Errorf("the file changed (%v)", err)
+			}
+			// A directory that was refused is not left locked.
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			open(t, sqlite.Config{Dir: dir, Signer: signer})
+		})
+	}
+	if _, err := sqlite.OpenReader(t.Context(), t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a log that is not there, for reading: %v", err)
+	}
+}
+
+// A creation that a crash cut short is taken up.
+func TestOpenEmptyDatabase(t *testing.T) {
+	t.Parallel()
+	signer, _ := newSigner(t)
+	dir := t.TempDir()
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(dir, "log.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec("PRAGMA journal_mode = WAL; CREATE TABLE t (a); DROP TABLE t"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, sqlite.Config{Dir: dir, Signer: signer})
+}
+
+// What a page of the file has lost is an error to whoever reads it, and never
+// an event that is skipped.
+func TestReadDamaged(t *testing.T) {
+	t.Parallel()
+	base := newFixture(t)
+	for name, statement := range map[string]string{
+		"event missing": "DELETE FROM events WHERE position = 300",
+		"end missing":   "DELETE FROM events WHERE position BETWEEN 2 AND 699",
+		"stream":        "DELETE FROM streams WHERE num = 5",
+		"id":            "UPDATE events SET id = x'00' WHERE position = 300",
+		"key id":        "UPDATE events SET kid = x'00' WHERE position = 300",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := base.copy(t)
+			f.tamper(t, statement)
+			r, err := sqlite.OpenReader(t.Context(), f.dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			next := eventstore.Position(1)
+			for page, err := range r.Subscribe(t.Context(), 0) {
+				if err != nil {
+					if !errors.Is(err, sqlite.ErrCorrupt) {
+						t.Errorf("Subscribe = %v, want ErrCorrupt", err)
+					}
+					return
+				}
+				for _, rec := range page {
+					if rec.Position != next {
+						t.Fatalf("event %d follows %d", rec.Position, next-1)
+					}
+					next++
+				}
+				if next > fixtureEvents {
+					t.Fatal("a damaged log was read to its end")
+				}
+			}
+		})
+	}
+}
+
+// A reader follows what another process appends, and may verify, check and
+// copy the log meanwhile.
+func TestReaderBesideWriter(t *testing.T) {
+	t.Parallel()
+	l := newLog(t)
+	l.config.CheckpointInterval = 5 * time.Millisecond
+	l.reopen(t)
+	l.append(t, commit("a", eventstore.NoStream, 300))
+	r, err := sqlite.OpenReader(t.Context(), l.config.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+
+	const size = 300 + 50*20
+	var group sync.WaitGroup
+	group.Go(func() {
+		for n := range 50 {
+			if _, err := l.Append(t.Context(), commit("a", eventstore.Revision(299+20*n), 20)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	group.Go(func() {
+		next := eventstore.Position(1)
+		for page, err := range r.Subscribe(t.Context(), 0) {
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, rec := range page {
+				if rec.Position != next || rec.Revision != eventstore.Revision(next-1) {
+					t.Errorf("event %d is at %d, revision %d", next, rec.Position, rec.Revision)
+				}
+				next++
+			}
+			if next > size {
+				return
+			}
+		}
+	})
+	group.Go(func() {
+		for range 5 {
+			report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier}, nil)
+			if err != nil || !report.OK() {
+				t.Errorf("Verify = %+v, %v", report, err)
+			}
+			if problems, err := r.Check(t.Context()); err != nil || len(problems) > 0 {
+				t.Errorf("Check = %q, %v", problems, err)
+			}
+		}
+	})
+	group.Go(func() {
+		for n := range 3 {
+			before, err := r.Head(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			dir := filepath.Join(t.TempDir(), fmt.Sprint(n))
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Error(err)
+			}
+			steps := 0
+			if err := r.Backup(t.Context(), filepath.Join(dir, "log.db"), func(done, total int64) {
+				if steps++; done > total {
+					t.Errorf("%d of %d pages", done, total)
+				}
+			}); err != nil || steps == 0 {
+				t.Errorf("Backup = %v after %d steps", err, steps)
+			}
+			copied := fixture{dir: dir, verifier: l.verifier}
+			if report := copied.verify(t); !report.OK() || report.Events < int64(before) {
+				t.Errorf("a copy made at %d: %+v", before, report)
+			}
+		}
+	})
+	group.Wait()
+	if head, err := r.Head(t.Context()); err != nil || head != size {
+		t.Errorf("Head = %d, %v, want %d", head, err, size)
+	}
+	var revisions []eventstore.Revision
+	for rec, err := range r.ReadStream(t.Context(), "a", size-2) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		revisions = append(revisions, rec.Revision)
+	}
+	if diff := cmp.Diff([]eventstore.Revision{size - 2, size - 1}, revisions); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestBackupRefuses(t *testing.T) {
+	t.Parallel()
+	l := newLog(t)
+	l.append(t, commit("a", eventstore.NoStream, 1))
+	dest := filepath.Join(t.TempDir(), "copy.db")
+	if err := os.WriteFile(dest+".part", []byte("left by a crash"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Backup(t.Context(), dest, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dest + ".part"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the part is still there: %v", err)
+	}
+	if err := l.Backup(t.Context(), dest, nil); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over an existing file: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.Backup(ctx, dest+"2", nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+	if _, err := os.Stat(dest + "2"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a backup that failed left its file: %v", err)
+	}
+}
+
+// A damaged index is Check's to find.
+func TestCheckFinds(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.tamper(t,
+		"DELETE FROM streams WHERE num = 5",
+		"PRAGMA writable_schema = 1",
+		"UPDATE sqlite_schema SET sql = 'CREATE UNIQUE INDEX events_stream ON events (stream, time)' WHERE name = 'events_stream'",
+	)
+	_, problems, err := f.judge(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := strings.Join(problems, "\n")
+	for _, want := range []string{"events_stream", "points to a row of streams"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("nothing of %q in %q", want, problems[:min(len(problems), 3)])
+		}
+	}
+}
+
+// A subscriber that falls behind what is kept in memory is fed from the file,
+// in pages of bounded size, without a gap or a duplicate at the seam.
+func TestSubscribeBehind(t *testing.T) {
+	t.Parallel()
+	l := newLog(t)
+	const size = 10_000
+	seen := eventstore.Position(0)
+	written := 1000
+	l.append(t, commit("a", eventstore.NoStream, 1000))
+	for page, err := range l.Subscribe(t.Context(), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(page) == 0 || len(page) > 512 {
+			t.Fatalf("a page of %d events", len(page))
+		}
+		for _, rec := range page {
+			if seen++; rec.Position != seen {
+				t.Fatalf("event %d follows %d", rec.Position, seen-1)
+			}
+		}
+		// The more it reads the further it falls behind, up to the end.
+		for n := 0; n < 2 && written < size; n++ {
+			written += 1000
+			l.append(t, commit("a", eventstore.Revision(written-1000)-1, 1000))
+		}
+		if seen == size {
+			break
+		}
+		if seen > size {
+			t.Fatal("more events than were written")
+		}
+	}
+}
