@@ -55,11 +55,7 @@ func (j *Job) apply(ctx context.Context, d *draft) (Result, error) {
 		c.result.Warnings, c.result.Faults = d.warnings, d.faults
 		return c.result, nil
 	}
-	// Most rows of most imports are new, and the ledger has to look anyway.
-	outcome, err := c.create(ctx)
-	if domain.CodeOf(err) == domain.CodeAccountExists {
-		outcome, err = c.update(ctx)
-	}
+	outcome, err := c.bring(ctx)
 	c.result.Warnings = d.warnings
 	refused, ok := errors.AsType[*domain.Error](err)
 	switch {
@@ -78,9 +74,35 @@ func (j *Job) apply(ctx context.Context, d *draft) (Result, error) {
 	return c.result, nil
 }
 
-func (c *change) create(ctx context.Context) (Outcome, error) {
+// bring creates the account or updates it. New rows come among new ones, and
+// known rows among known ones: after a new one it asks for a creation without
+// looking first, which saves a read; after a known one it looks first, because
+// asking in vain costs the store a commit and the account a key.
+func (c *change) bring(ctx context.Context) (Outcome, error) {
+	d := c.draft
+	var refused error
+	if c.lastWasNew.Load() {
+		if refused = c.create(ctx); domain.CodeOf(refused) == "" {
+			return Created, refused
+		}
+	}
+	account, err := c.Ledger.Account(ctx, d.sub)
+	if err != nil {
+		return Failed, err
+	}
+	c.lastWasNew.Store(!account.Exists())
+	switch {
+	case account.Exists():
+		return c.update(ctx)
+	case refused != nil:
+		return Failed, refused
+	}
+	return Created, c.create(ctx)
+}
+
+func (c *change) create(ctx context.Context) error {
 	same := func(pointer string) string { return pointer }
-	return Created, c.ask(ctx, c.draft.createdTime, same, func() domain.Command { return c.draft.command() })
+	return c.ask(ctx, c.draft.createdTime, same, func() domain.Command { return c.draft.command() })
 }
 
 // update asks for every difference between the account and the draft; which
@@ -108,13 +130,16 @@ func (c *change) differences(ctx context.Context) error {
 		return err
 	}
 	never := time.Time{}
-	for i := range d.identities {
-		n := &d.identities[i]
+	for i, n := range slices.Concat(d.identities, d.unset) {
 		place := func(pointer string) string {
 			return "/identities/" + strconv.Itoa(i) + strings.TrimPrefix(pointer, "/identity")
 		}
 		command := func() domain.Command { return domain.LinkIdentity{Identity: n.identity()} }
-		if known := slices.IndexFunc(account.Identities, n.is); known >= 0 {
+		known := slices.IndexFunc(account.Identities, n.is)
+		if known < 0 && i >= len(d.identities) {
+			continue
+		}
+		if known >= 0 {
 			x := account.Identities[known]
 			if n.providerUserID != "" && n.providerUserID != x.ProviderUserID {
 				return &domain.Error{Code: domain.CodeIdentityConflict, Detail: "The account's identity of this provider has another providerUserId, which never changes."}

@@ -30,6 +30,7 @@ type draft struct {
 	statusStated bool          // by the record, and not by the mapping for new accounts
 	createdTime  time.Time     // zero: not said
 	identities   []identityDraft
+	unset        []identityDraft // of which the record says only what they do not have
 	custom       []statement
 	kept         map[string]any // custom fields that take raw values, null to unset what an earlier run kept
 	warnings     []Finding
@@ -272,16 +273,19 @@ func (d *draft) addIdentity(m *identityMapping, r record) {
 		provider:       d.text(m.provider, at+"/provider", r),
 		providerUserID: d.text(m.providerUserID, at+"/providerUserId", r),
 	}
-	said := n.providerUserID != ""
+	said, unset := n.providerUserID != "", false
 	for i := range m.profile {
 		f := &m.profile[i]
 		if s, ok := d.state(f, at+"/"+f.name, r, fits[kindOf(f.name)]); ok {
 			n.profile = append(n.profile, s)
 			said = said || len(f.from) > 0 && s.raw != nil
+			unset = unset || s.raw == nil
 		}
 	}
 	if said {
 		d.identities = append(d.identities, n)
+	} else if unset {
+		d.unset = append(d.unset, n)
 	}
 }
 

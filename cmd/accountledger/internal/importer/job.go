@@ -37,7 +37,8 @@ type Job struct {
 	Progress func(s Summary, bytesRead int64) // called after every row; may be nil
 	Now      func() time.Time                 // default time.Now
 
-	run string // correlates the events of one run
+	run        string      // correlates the events of one run
+	lastWasNew atomic.Bool // the last row that was looked at, see change.bring
 }
 
 // Input is what is imported. Name, Size and Modified tell it from others.
@@ -74,6 +75,7 @@ func (j *Job) Run(ctx context.Context) (Summary, error) {
 		j.Now = time.Now
 	}
 	j.run = domain.NewID().String()
+	j.lastWasNew.Store(j.Head == 0)
 	rec, err := j.openRecorder()
 	if err != nil {
 		return Summary{}, err

@@ -282,10 +282,10 @@ func (p *mappingParser) identity(n *yaml.Node, what string, taken *members) iden
 			m.providerUserID = p.field(value, what, take, nil)
 		case name == "address":
 			p.object(value, what, func(part string, key, value *yaml.Node) {
-				m.profile = append(m.profile, p.profileField(key, value, "address/"+part, what+"."+part, take))
+				m.profile = append(m.profile, p.profileField(key, value, "address/"+part, what+"."+part, take, m.each != nil))
 			})
 		default:
-			m.profile = append(m.profile, p.profileField(key, value, name, what, take))
+			m.profile = append(m.profile, p.profileField(key, value, name, what, take, m.each != nil))
 		}
 	})
 	if m.provider == nil {
@@ -294,12 +294,15 @@ func (p *mappingParser) identity(n *yaml.Node, what string, taken *members) iden
 	return m
 }
 
-func (p *mappingParser) profileField(key, value *yaml.Node, name, what string, take func(path)) field {
+func (p *mappingParser) profileField(key, value *yaml.Node, name, what string, take func(path), inList bool) field {
 	if _, ok := profileFields[name]; !ok {
 		p.fault(key, "%s: an identity has no such member", what)
 	}
 	f := p.field(value, what, take, nil)
 	f.name = name
+	if f.invalid == invalidKeep && inList {
+		p.fault(key, "%s: keep is not for elements of a list: there is one field and there may be many values", what)
+	}
 	return *f
 }
 

@@ -1,0 +1,65 @@
+package importer
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"testing"
+)
+
+// generated is an input of n people that do not exist.
+func generated(n int) []byte {
+	var b bytes.Buffer
+	for i := range n {
+		fmt.Fprintf(&b, `{"id":%d,"mail":"person%d@example.com","name":"Person","family":"Number %d","phone":"+49 151 1%07d","born":"1990-%d-%d","city":"Berlin","tier":"gold","password":"x"}`+"\n",
+			i, i, i, i%10_000_000, i%12+1, i%28+1)
+	}
+	return b.Bytes()
+}
+
+const generatedMapping = `
+source: generated
+format: ndjson
+key: /id
+identities:
+  - provider: self
+    email: /mail
+    mobile_number: {from: /phone, onInvalid: {keep: customFields.phone_as_exported}}
+    given_name: /name
+    family_name: /family
+    birthdate: {from: /born, transform: [date]}
+    address: {locality: /city}
+customFields: {tier: /tier}
+ignore: [/password]
+`
+
+// One operation is one row: go test -run '^$' -bench Run -benchtime 100000x
+func BenchmarkRun(b *testing.B) {
+	for _, bb := range []struct {
+		name string
+		runs int // before the one that is measured
+		want func(Summary) int64
+	}{
+		{"Created", 0, func(s Summary) int64 { return s.Created }},
+		{"Unchanged", 1, func(s Summary) int64 { return s.Unchanged }},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			m, err := ParseMapping([]byte(generatedMapping))
+			check(b, err)
+			input := generated(b.N)
+			ledger := openLedger(b)
+			for run := range bb.runs + 1 {
+				if run == bb.runs {
+					b.ResetTimer()
+				}
+				job := Job{Ledger: ledger.Ledger, Mapping: m, Input: Input{Name: "x.ndjson", Reader: bytes.NewReader(input)}, Results: io.Discard}
+				summary, err := job.Run(b.Context())
+				check(b, err)
+				if run == bb.runs && bb.want(summary) != int64(b.N) {
+					b.Fatalf("summary = %+v", summary)
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "rows/s")
+		})
+	}
+}
