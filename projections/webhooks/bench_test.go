@@ -66,7 +66,7 @@ func BenchmarkDeliver(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		target := target{url: u, transport: newTransport(newGuard(loopback, true), inFlight, time.Minute), timeout: time.Minute, now: time.Now,
+		target := target{url: u, transport: newTransport(newGuard(loopback, true), inFlight), timeout: time.Minute, now: time.Now,
 			signers: []signer{newHMACSigner(make([]byte, 32))}, private: func() bool { return true }}
 		m, body := &message{event: domain.PublicEvent{ID: domain.NewID().String()}}, make([]byte, 400)
 		b.SetParallelism(inFlight / 2)

@@ -2,6 +2,8 @@ package webhooks
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -49,6 +51,7 @@ type guard struct {
 
 	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 	dialer net.Dialer
+	roots  *x509.CertPool // of authorities; nil: the machine's
 
 	// private is set once a connection went to an address that only the
 	// operator's word opened: what it answers is not shown.
@@ -122,6 +125,29 @@ func (g *guard) dial(ctx context.Context, _, address string) (net.Conn, error) {
 		}
 	}
 	return nil, failed
+}
+
+// errTLS is in the chain of an error of a handshake that fails for another
+// reason than its certificate or time.
+var errTLS = errors.New("webhooks: TLS handshake")
+
+// dialTLS connects to a host and makes sure it is the host. There is no way
+// around that: whoever wants a private authority gives it to the machine.
+func (g *guard) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := g.dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	secure := tls.Client(conn, &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, RootCAs: g.roots})
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("%w: %w", errTLS, err)
+	}
+	return secure, nil
 }
 
 // resolve returns the addresses of host:port, all of them checked.

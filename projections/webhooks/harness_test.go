@@ -75,7 +75,7 @@ func (w *world) open() {
 		if w.transport != nil {
 			return w.transport
 		}
-		return newTransport(g, c.InFlight, c.Timeout)
+		return newTransport(g, c.InFlight)
 	}
 	w.hooks = hooks
 	w.t.Cleanup(w.stop)

@@ -71,12 +71,11 @@ const (
 // newTransport connects as g allows and to nothing else: no proxy of the
 // environment, no old TLS, no compression, no HTTP/2 whose connection many
 // requests would fall with.
-func newTransport(g *guard, inFlight int, timeout time.Duration) *http.Transport {
+func newTransport(g *guard, inFlight int) *http.Transport {
 	return &http.Transport{
 		Proxy:                  nil,
 		DialContext:            g.dial,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:    timeout,
+		DialTLSContext:         g.dialTLS,
 		DisableCompression:     true,
 		MaxIdleConnsPerHost:    inFlight,
 		IdleConnTimeout:        90 * time.Second,
@@ -209,13 +208,10 @@ func retryAfter(value string, now time.Time) time.Duration {
 func transportCode(err error) string {
 	var (
 		dns         *net.DNSError
-		hostname    x509.HostnameError
-		invalid     x509.CertificateInvalidError
-		authority   x509.UnknownAuthorityError
-		certificate *tls.CertificateVerificationError
-		alert       tls.AlertError
-		record      tls.RecordHeaderError
-		network     net.Error
+		hostname  x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		authority x509.UnknownAuthorityError
+		network   net.Error
 	)
 	switch {
 	case errors.Is(err, errBlocked):
@@ -230,7 +226,7 @@ func transportCode(err error) string {
 		return codeTLSExpired
 	case errors.As(err, &authority):
 		return codeTLSAuthority
-	case errors.As(err, &certificate), errors.As(err, &alert), errors.As(err, &record):
+	case errors.Is(err, errTLS):
 		return codeTLS
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return codeRefused

@@ -126,7 +126,7 @@ func Open(ctx context.Context, c Config) (*Webhooks, error) {
 		return nil, err
 	}
 	return &Webhooks{c: c, store: s, transport: func(g *guard, c Config) http.RoundTripper {
-		return newTransport(g, c.InFlight, c.Timeout)
+		return newTransport(g, c.InFlight)
 	}}, nil
 }
 

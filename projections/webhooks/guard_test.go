@@ -1,0 +1,182 @@
+package webhooks
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"accountledger/domain"
+)
+
+// fakeNet is a guard's network: names resolve as told, dialled addresses are
+// counted and never reached.
+type fakeNet struct {
+	names map[string][]string
+	dials atomic.Int64
+}
+
+func (f *fakeNet) guard(plain bool, allow ...string) *guard {
+	var prefixes []netip.Prefix
+	for _, p := range allow {
+		prefixes = append(prefixes, netip.MustParsePrefix(p))
+	}
+	g := newGuard(prefixes, plain)
+	g.lookup = func(_ context.Context, _, host string) ([]netip.Addr, error) {
+		var addrs []netip.Addr
+		for _, a := range f.names[host] {
+			addrs = append(addrs, netip.MustParseAddr(a))
+		}
+		if addrs == nil {
+			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+		}
+		return addrs, nil
+	}
+	// Nothing gets past this, whatever the guard says.
+	g.dialer.ControlContext = func(_ context.Context, network, address string, _ syscall.RawConn) error {
+		if err := g.control(network, address, nil); err != nil {
+			return err
+		}
+		f.dials.Add(1)
+		return errDialled
+	}
+	g.dialer.Control = nil
+	return g
+}
+
+var errDialled = errors.New("would be dialled")
+
+// Rows 59 to 61, 65: no packet leaves for an address inside.
+func TestGuardRefuses(t *testing.T) {
+	t.Parallel()
+	for _, host := range []string{
+		"127.0.0.1", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "169.254.169.254",
+		"192.0.0.192", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
+		"[fe80::1%25lo]", "[fd00:ec2::254]", "[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[3fff::1]", "[5f00::1]", "[fec0::1]", "[::127.0.0.1]",
+		"168.63.129.16", "100.100.100.200",
+		"2130706433", "0x7f000001", "127.1", "0177.0.0.1", "0X7F.1", "127.0.0.1.",
+		"8.8.8.8:22", "8.8.8.8:25", "8.8.8.8:6379", "8.8.8.8:5432",
+		"mixed.example", "metadata.example", "inside.example",
+	} {
+		f := &fakeNet{names: map[string][]string{
+			"mixed.example": {"8.8.8.8", "10.0.0.1"}, "metadata.example": {"169.254.169.254"}, "inside.example": {"::1"},
+			// What a C library makes of numbers.
+			"2130706433": {"127.0.0.1"}, "127.1": {"127.0.0.1"},
+		}}
+		u, err := url.Parse("https://" + host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		target := target{url: u, transport: newTransport(f.guard(false), 1), timeout: time.Second, now: time.Now,
+			signers: []signer{newHMACSigner([]byte("key"))}, private: func() bool { return false }}
+		o := target.post(&message{event: domain.PublicEvent{ID: "id"}}, []byte("{}"))
+		if o.code != codeBlocked || o.scope != unavailable || f.dials.Load() != 0 {
+			t.Errorf("%s: %q after %d dials, want %s after none", host, o.code, f.dials.Load(), codeBlocked)
+		}
+	}
+}
+
+// Rows 62, 66, 69: what is public is dialled, what is allowed opens alone,
+// metadata services never.
+func TestGuardAllows(t *testing.T) {
+	t.Parallel()
+	f := &fakeNet{names: map[string][]string{
+		"public.example": {"8.8.8.8", "2606:4700::1111"}, "crm.internal": {"10.1.2.3"}, "both.internal": {"8.8.8.8", "10.1.2.3"},
+		"localhost": {"::1", "127.0.0.1"}, "elsewhere.internal": {"192.168.0.1"},
+	}}
+	for _, tt := range []struct {
+		address string
+		plain   bool
+		allow   []string
+		dials   bool
+	}{
+		{"public.example:443", false, nil, true},
+		{"public.example:8443", false, nil, true},
+		{"public.example:443", false, []string{"10.0.0.0/8"}, true},
+		{"public.example:80", true, nil, false}, // in the clear
+		{"public.example:80", true, []string{"10.0.0.0/8"}, false},
+		{"crm.internal:80", true, []string{"10.0.0.0/8"}, true},
+		{"crm.internal:22", false, []string{"10.0.0.0/8"}, true},
+		{"both.internal:443", false, []string{"10.0.0.0/8"}, true},
+		{"localhost:80", true, []string{"127.0.0.0/8"}, true},
+		{"elsewhere.internal:443", false, []string{"10.0.0.0/8"}, false},
+		{"169.254.169.254:80", true, []string{"0.0.0.0/0"}, false},
+		{"168.63.129.16:80", true, []string{"0.0.0.0/0"}, false},
+		{"100.100.100.200:443", false, []string{"100.64.0.0/10"}, false},
+		{"[fd00:ec2::254]:80", true, []string{"::/0"}, false},
+		{"[::ffff:169.254.169.254]:80", true, []string{"::/0", "0.0.0.0/0"}, false},
+		{"[fe80::1%lo]:443", false, []string{"::/0"}, false},
+	} {
+		before := f.dials.Load()
+		_, err := f.guard(tt.plain, tt.allow...).dial(t.Context(), "tcp", tt.address)
+		dialled := f.dials.Load() > before
+		if dialled != tt.dials || !tt.dials && !errors.Is(err, errBlocked) {
+			t.Errorf("%s, plain %t, allow %v: dialled %t, %v; want %t", tt.address, tt.plain, tt.allow, dialled, err, tt.dials)
+		}
+	}
+}
+
+// Row 62: the address that counts is the one at the time of sending.
+func TestGuardRebinding(t *testing.T) {
+	t.Parallel()
+	f := &fakeNet{names: map[string][]string{"rebind.example": {"8.8.8.8"}}}
+	g := f.guard(false)
+	if _, err := g.dial(t.Context(), "tcp", "rebind.example:443"); !errors.Is(err, errDialled) {
+		t.Fatalf("dial = %v, want it to be tried", err)
+	}
+	f.names["rebind.example"] = []string{"127.0.0.1"}
+	if _, err := g.dial(t.Context(), "tcp", "rebind.example:443"); !errors.Is(err, errBlocked) {
+		t.Errorf("dial = %v, want errBlocked", err)
+	}
+	// And should the look-up be bypassed, the socket's address is still asked for.
+	for _, address := range []string{"127.0.0.1:443", "[::1]:443", "8.8.8.8:22", "nonsense"} {
+		if err := newGuard(nil, false).control("tcp4", address, nil); !errors.Is(err, errBlocked) {
+			t.Errorf("control(%s) = %v, want errBlocked", address, err)
+		}
+	}
+	if err := newGuard(nil, false).control("unix", "8.8.8.8:443", nil); !errors.Is(err, errBlocked) {
+		t.Errorf("control of a unix socket = %v, want errBlocked", err)
+	}
+}
+
+// Row 67: the environment's proxy gets nothing.
+func TestNoProxy(t *testing.T) {
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the proxy was asked") }))
+	defer proxy.Close()
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy"} {
+		t.Setenv(name, proxy.URL)
+	}
+	if newTransport(newGuard(nil, false), 1).Proxy != nil {
+		t.Error("the transport has a proxy")
+	}
+}
+
+// Row 73: what a private address answers is not kept; Row 30: of a public one
+// the start is.
+func TestResponseOfPrivateAddress(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		http.Error(rw, "secret of the inside", http.StatusInternalServerError)
+	}))
+	defer server.Close()
+	u, _ := url.Parse(server.URL)
+	g := newGuard(loopback, true)
+	for _, private := range []func() bool{g.private.Load, func() bool { return false }} {
+		target := target{url: u, transport: newTransport(g, 1), timeout: 5 * time.Second, now: time.Now,
+			signers: []signer{newHMACSigner([]byte("key"))}, private: private}
+		o := target.post(&message{event: domain.PublicEvent{ID: "id"}}, []byte("{}"))
+		if kept := len(o.response) > 0; kept == private() {
+			t.Errorf("response of private address %t kept: %t", private(), kept)
+		}
+	}
+	if !g.private.Load() {
+		t.Error("loopback is not taken for private")
+	}
+}
