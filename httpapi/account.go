@@ -103,12 +103,25 @@ func (s *server) accountAt(ctx context.Context, a *answer, sub string, r eventst
 // account gives a the account as its body, byte for byte as the view has it.
 func (a *answer) account(row projections.AccountRow) (*answer, error) {
 	if !row.ErasedTime.IsZero() {
-		p := newProblem(domain.CodeAccountErased, "The account was erased at %s.", row.ErasedTime.Format(time.RFC3339))
-		p.Erased = row.ErasedTime
-		return nil, p
+		return nil, erased(row.ErasedTime)
 	}
 	a.ETag, a.Body = etag(row.Revision), row.JSON
 	return a, nil
+}
+
+// erased refuses an account that has ended, and says when.
+func erased(when time.Time) error {
+	p := newProblem(domain.CodeAccountErased, "The account was erased at %s.", when.Format(time.RFC3339))
+	p.Erased = when
+	return p
+}
+
+func (s *server) erased(ctx context.Context, sub string) error {
+	account, err := s.Ledger.Account(ctx, sub)
+	if err != nil {
+		return err
+	}
+	return erased(account.ErasedTime)
 }
 
 // missing turns the view's ErrNotFound into the refusal it means.

@@ -82,6 +82,9 @@ func (s *server) execute(ctx context.Context, c *call, in Command, sub string, c
 		return nil, err
 	}
 	result, err := s.Ledger.Execute(ctx, r, sub, cmd)
+	if domain.CodeOf(err) == domain.CodeAccountErased {
+		return nil, s.erased(ctx, sub)
+	}
 	if err != nil {
 		return nil, err
 	}

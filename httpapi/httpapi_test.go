@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"io"
@@ -324,3 +325,39 @@ func checkProblem(res *http.Response, got []byte) error {
 
 // position is the Ledger-Position of an answer.
 func (r response) position() string { return r.header.Get("Ledger-Position") }
+
+// key makes an API key with these scopes.
+func (l *ledger) key(t testing.TB, id string, scopes ...scope) string {
+	t.Helper()
+	secret := strings.Repeat(string(id[0]), 43)
+	hash := sha256.Sum256([]byte(secret))
+	data, err := json.Marshal(credential{Hash: hash[:], Scopes: scopes})
+	check(t, err)
+	check(t, l.Keys.PutSecret(t.Context(), credentialName(id), data))
+	return keyPrefix + id + "_" + secret
+}
+
+// serve serves another API over the same ledger.
+func (l *ledger) serve(t testing.TB, c Config) string {
+	t.Helper()
+	server := httptest.NewServer(New(c))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// idleViews are views of the log in another file that nobody runs.
+func (l *ledger) idleViews(t testing.TB) *projections.Views {
+	t.Helper()
+	views, err := projections.Open(t.Context(), projections.Config{Path: filepath.Join(t.TempDir(), "views.db"), Log: l.Log, Codec: l.Codec})
+	check(t, err)
+	t.Cleanup(func() { views.Close() })
+	return views
+}
+
+// runViews runs views until the test ends.
+func (l *ledger) runViews(t testing.TB, views *projections.Views) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { views.Run(ctx) })
+	t.Cleanup(func() { cancel(); running.Wait() })
+}

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -163,13 +164,14 @@ func (s *server) describe() []byte {
 	delete(schemas, "ErrorModel") // huma's own, which transform replaces
 	delete(schemas, "ErrorDetail")
 	schemas["NewIdentity"].Required = []string{"provider"} // a profile states what it states
+	schemas["Account"].Properties["userStatus"].Enum = enum(domain.Statuses)
+	schemas["UserID"].Properties["type"].Enum = enum(kinds[1:])
 	for name, schema := range schemas {
-		for member, text := range memberTexts[name] {
-			if p, ok := schema.Properties[member]; ok && p.Description == "" {
-				p.Description = text
+		texts := memberTexts[cmp.Or(textsOf[name], name)]
+		for member, p := range schema.Properties {
+			if p.Description == "" {
+				p.Description = texts[member]
 			}
-		}
-		for _, p := range schema.Properties {
 			if p.Type == huma.TypeArray {
 				p.Nullable = false // ours are empty, never null
 			}
@@ -185,4 +187,12 @@ func (s *server) describe() []byte {
 	}
 	indented.WriteByte('\n')
 	return indented.Bytes()
+}
+
+func enum[S ~string](values []S) []any {
+	var all []any
+	for _, v := range values {
+		all = append(all, string(v))
+	}
+	return all
 }

@@ -47,25 +47,8 @@ type parked struct {
 
 // rebuilds remembers the rebuilds this process was asked for.
 type rebuilds struct {
-	mu      sync.Mutex
-	running map[string]*rebuild // by projection; the last one stays for its outcome
-}
-
-type rebuild struct {
-	mu    sync.Mutex
-	state rebuildState
-}
-
-func (r *rebuild) now() rebuildState {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.state
-}
-
-func (r *rebuild) change(f func(*rebuildState)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	f(&r.state)
+	mu   sync.Mutex
+	last map[string]*rebuildState // by projection
 }
 
 const (
@@ -75,25 +58,31 @@ const (
 )
 
 // start registers a rebuild unless one of the same projection is running.
-func (r *rebuilds) start(name string, now time.Time) (*rebuild, bool) {
+func (r *rebuilds) start(name string, now time.Time) (rebuildState, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if last, ok := r.running[name]; ok && last.now().State == rebuildRunning {
-		return nil, false
+	if last := r.last[name]; last != nil && last.State == rebuildRunning {
+		return *last, false
 	}
-	started := &rebuild{state: rebuildState{State: rebuildRunning, StartedTime: now}}
-	r.running[name] = started
-	return started, true
+	r.last[name] = &rebuildState{State: rebuildRunning, StartedTime: now}
+	return *r.last[name], true
 }
 
-func (r *rebuilds) last(name string) *rebuildState {
+func (r *rebuilds) change(name string, f func(*rebuildState)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	last, ok := r.running[name]
-	if !ok {
+	f(r.last[name])
+}
+
+// state is a copy of where the last rebuild is, nil if there was none.
+func (r *rebuilds) state(name string) *rebuildState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last := r.last[name]
+	if last == nil {
 		return nil
 	}
-	state := last.now()
+	state := *last
 	return &state
 }
 
@@ -110,7 +99,7 @@ func (s *server) listProjections(ctx context.Context, _ *call, in *listProjectio
 	}
 	var list projectionList
 	for _, v := range statuses {
-		state := projectionState{Name: v.Name, Position: v.Position, Head: v.Head, Lag: v.Lag, State: v.State, Rebuild: s.rebuilds.last(v.Name)}
+		state := projectionState{Name: v.Name, Position: v.Position, Head: v.Head, Lag: v.Lag, State: v.State, Rebuild: s.rebuilds.state(v.Name)}
 		for _, p := range v.Parked {
 			state.Parked = append(state.Parked, parked{p.Stream, p.Revision, p.Position, p.Error, p.Since, p.Attempts})
 		}
@@ -134,23 +123,23 @@ func (s *server) rebuildProjection(ctx context.Context, c *call, in *rebuildProj
 	if s.Background == nil {
 		return nil, newProblem(codeUnavailable, "This server does no work in the background.")
 	}
-	r, ok := s.rebuilds.start(in.Name, s.Now().UTC())
+	state, ok := s.rebuilds.start(in.Name, s.Now().UTC())
 	if !ok {
 		return nil, newProblem(codeRebuildRunning, "The projection is being rebuilt already.")
 	}
 	s.Logger.InfoContext(ctx, "rebuild asked for", "projection", in.Name, "actor", c.actor.ID, "request", c.id)
-	s.Background(func(ctx context.Context) { s.rebuild(ctx, in.Name, r, c.id) })
-	return (&answer{}).rendered(r.now())
+	s.Background(func(ctx context.Context) { s.rebuild(ctx, in.Name, c.id) })
+	return (&answer{}).rendered(state)
 }
 
-func (s *server) rebuild(ctx context.Context, name string, r *rebuild, request string) {
+func (s *server) rebuild(ctx context.Context, name, request string) {
 	err := s.Views.Rebuild(ctx, name, func(done, total int64) {
-		r.change(func(state *rebuildState) { state.Done, state.Total = done, total })
+		s.rebuilds.change(name, func(state *rebuildState) { state.Done, state.Total = done, total })
 	})
 	outcome := rebuildDone
 	if err != nil {
 		outcome = rebuildFailed
 		s.Logger.ErrorContext(ctx, "rebuild failed", "projection", name, "request", request, "err", err)
 	}
-	r.change(func(state *rebuildState) { state.State, state.EndedTime = outcome, s.Now().UTC() })
+	s.rebuilds.change(name, func(state *rebuildState) { state.State, state.EndedTime = outcome, s.Now().UTC() })
 }

@@ -277,7 +277,7 @@ func (s *server) operation(rt route) huma.Operation {
 	op := huma.Operation{
 		Method: rt.method, Path: rt.path, OperationID: rt.name, Summary: rt.summary, Description: rt.text,
 		DefaultStatus: rt.status, Tags: []string{strings.Split(rt.path, "/")[2]},
-		Security:         []map[string][]string{{securityScheme: {}}},
+		Security:         []map[string][]string{{securityScheme: {string(rt.scope)}}},
 		MaxBodyBytes:     maxBody + 1, // huma refuses what reaches its limit
 		SkipValidateBody: true,        // see JSON
 		Responses:        s.responses(rt),
@@ -287,4 +287,3 @@ func (s *server) operation(rt route) huma.Operation {
 	}
 	return op
 }
-

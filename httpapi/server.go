@@ -12,9 +12,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -92,7 +94,7 @@ func New(c Config) http.Handler {
 	}
 	s := &server{Config: c}
 	s.auth = authenticator{keys: c.Keys, now: c.Now, known: map[string]knownCredential{}}
-	s.rebuilds.running = map[string]*rebuild{}
+	s.rebuilds.last = map[string]*rebuildState{}
 	s.awaited.Store(-1)
 
 	e := echo.New()
@@ -182,8 +184,6 @@ func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-var errPanic = errors.New("httpapi: a handler panicked")
-
 func (s *server) guarded(next echo.HandlerFunc, ec echo.Context, c *call) (err error) {
 	defer func() {
 		switch v := recover(); v {
@@ -191,9 +191,13 @@ func (s *server) guarded(next echo.HandlerFunc, ec echo.Context, c *call) (err e
 		case http.ErrAbortHandler:
 			panic(v)
 		default:
-			// The panic's value may hold anything, so only the stack is logged,
-			// which shows where and no data.
-			s.Logger.ErrorContext(c.r.Context(), "panic", "request", c.id, "route", c.route, "stack", string(debug.Stack()))
+			// A panic's value may hold anything; only the runtime's own are
+			// known to say no more than what kind of mistake it was.
+			what := fmt.Sprintf("%T", v)
+			if e, ok := v.(runtime.Error); ok {
+				what = e.Error()
+			}
+			s.Logger.ErrorContext(c.r.Context(), "panic", "panic", what, "request", c.id, "route", c.route, "stack", string(debug.Stack()))
 			err = newProblem(codeInternal, "The ledger failed; its log says why under this requestId.")
 		}
 	}()
