@@ -53,6 +53,7 @@ const (
 type setting struct {
 	Name    string `json:"name"`
 	Env     string `json:"env"`
+	Value   string `json:"value"` // in effect
 	Default string `json:"default"`
 	Usage   string `json:"usage"`
 	kind    reflect.Type
@@ -64,7 +65,7 @@ func settings() []setting {
 	for i := range all {
 		f := t.Field(i)
 		name := f.Tag.Get(settingTag)
-		all[i] = setting{name, envName(name), f.Tag.Get("default"), f.Tag.Get("usage"), f.Type}
+		all[i] = setting{Name: name, Env: envName(name), Default: f.Tag.Get("default"), Usage: f.Tag.Get("usage"), kind: f.Type}
 	}
 	return all
 }
@@ -185,31 +186,39 @@ func decodeText(from, to reflect.Type, value any) (any, error) {
 const masterKeyEnv = envPrefix + "MASTER_KEY"
 
 func settingsCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "settings",
-		Short: "List all settings: flag, environment variable, default, meaning",
-		Long: `List all settings. Each can be given as a flag of the commands that use it, as
-an environment variable, or as a member of a YAML file (--config); the first of
-these that has it wins. The master key itself is never a setting but in
-` + masterKeyEnv + ` or in a file.`,
+		Short: "List all settings: flag, environment variable, value in effect, default, meaning",
+		Long: `List all settings and the values in effect. Each can be given as a flag of the
+commands that use it, as an environment variable, or as a member of a YAML file
+(--config); the first of these that has it wins. The master key itself is never
+a setting but in ` + masterKeyEnv + ` or in a file.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := loadConfig(cmd)
 			if err != nil {
 				return err
 			}
-			out := newConsole(cmd, c)
-			if c.JSON {
-				return out.document(settings())
-			}
+			all, out := settings(), newConsole(cmd, c)
 			var rows [][]any
-			for _, s := range settings() {
-				rows = append(rows, []any{"--" + s.Name, s.Env, s.Default, s.Usage})
+			for i := range all {
+				s := &all[i]
+				s.Value = strings.Trim(fmt.Sprint(reflect.ValueOf(c).Field(i)), "[]")
+				rows = append(rows, []any{"--" + s.Name, s.Env, s.Value, s.Default, s.Usage})
 			}
-			out.table([]any{"flag", "environment", "default", "meaning"}, rows)
+			if c.JSON {
+				return out.document(all)
+			}
+			out.table([]any{"flag", "environment", "value", "default", "meaning"}, rows)
 			return nil
 		},
 	}
+	for _, s := range settings() {
+		if s.Name != "config" && s.Name != "json" { // every command has these
+			addSettings(cmd.Flags(), s.Name)
+		}
+	}
+	return cmd
 }
 
 // newLogger makes the logger of a server.

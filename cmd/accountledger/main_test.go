@@ -1,0 +1,325 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestMain makes the test binary answer to the name accountledger too, so that
+// scripts and tests start real processes of the program they are built from.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"accountledger": main})
+}
+
+// process is a server in a process of its own.
+type process struct {
+	*exec.Cmd
+	url, key string
+	client   *http.Client
+	log      *buffer // its standard error
+	ended    chan error
+}
+
+// buffer is what a process has written so far.
+type buffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	grew chan struct{} // closed, and replaced, when there is more
+}
+
+func newBuffer() *buffer { return &buffer{grew: make(chan struct{})} }
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.grew)
+	b.grew = make(chan struct{})
+	return b.text.Write(p)
+}
+
+func (b *buffer) String() string {
+	text, _ := b.now()
+	return text
+}
+
+func (b *buffer) now() (string, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String(), b.grew
+}
+
+// await returns when the text is there.
+func (b *buffer) await(ctx context.Context, text string) error {
+	for {
+		now, grew := b.now()
+		if strings.Contains(now, text) {
+			return nil
+		}
+		select {
+		case <-grew:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %q: %w; there is:\n%s", text, ctx.Err(), now)
+		}
+	}
+}
+
+// spawn starts a server on data without waiting for it.
+func spawn(data string, args ...string) (*process, io.Reader, error) {
+	args = append([]string{"serve", "--data", data, "--listen", "127.0.0.1:0"}, args...)
+	p := &process{Cmd: exec.Command("accountledger", args...), log: newBuffer(), ended: make(chan error, 1)}
+	p.Stderr = p.log
+	p.WaitDelay = 10 * time.Second
+	// Not StdoutPipe: Wait would close it under the reader.
+	r, w := io.Pipe()
+	p.Stdout = w
+	if err := p.Start(); err != nil {
+		return nil, nil, err
+	}
+	go func() {
+		err := p.Wait()
+		w.CloseWithError(fmt.Errorf("the server ended: %v\n%s", err, p.log))
+		p.ended <- err
+	}()
+	return p, r, nil
+}
+
+// ready waits until the server is ready, and then reads its admin key.
+func (p *process) ready(stdout io.Reader, data string) error {
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	const says = "accountledger listening on "
+	url, ok := strings.CutPrefix(strings.TrimSpace(line), says)
+	if !ok {
+		return fmt.Errorf("the server says %q, want %q and an address", line, says)
+	}
+	go io.Copy(io.Discard, stdout)
+	p.url, p.client = url, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 30 * time.Second}
+	p.key, err = readTrimmed(filepath.Join(data, adminKeyFile))
+	return err
+}
+
+// startServer starts a server on data and ends it with the test.
+func startServer(t *testing.T, data string, args ...string) *process {
+	t.Helper()
+	p, stdout, err := spawn(data, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.kill)
+	if err := p.ready(stdout, data); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// kill ends the process as a power cut would, and waits for its end.
+func (p *process) kill() {
+	p.Process.Kill()
+	p.wait(context.Background())
+	if p.client != nil {
+		p.client.CloseIdleConnections()
+	}
+}
+
+// wait waits for the end of the process, which may be waited for again.
+func (p *process) wait(ctx context.Context) error {
+	select {
+	case err := <-p.ended:
+		p.ended <- err
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// stop ends the server as an operator does.
+func (p *process) stop(ctx context.Context) error {
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	return p.wait(ctx)
+}
+
+// do sends a request with the admin key; body is JSON or empty.
+func (p *process) do(ctx context.Context, method, path, body string) (*http.Response, []byte, error) {
+	request, err := http.NewRequestWithContext(ctx, method, p.url+path, strings.NewReader(body))
+	if err != nil {
+		return nil, nil, err
+	}
+	request.Header.Set("Authorization", "Bearer "+p.key)
+	if body != "" {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	response, err := p.client.Do(request)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	return response, text, err
+}
+
+// create makes an account with an e-mail address and returns its sub.
+func (p *process) create(t *testing.T, email string) string {
+	t.Helper()
+	body := fmt.Sprintf(`{"origin":"created","identities":[{"provider":"self","given_name":"Ada","family_name":"Lovelace","email":%q}]}`, email)
+	response, text, err := p.do(t.Context(), "POST", "/v1/accounts", body)
+	if err != nil || response.StatusCode != http.StatusCreated {
+		t.Fatalf("create: %v, %v: %s", response, err, text)
+	}
+	var account struct {
+		Sub string `json:"sub"`
+	}
+	if err := json.Unmarshal(text, &account); err != nil {
+		t.Fatal(err)
+	}
+	return account.Sub
+}
+
+// accountledger runs the program in this process.
+func accountledger(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = run(t.Context(), args, strings.NewReader(""), &out, &err)
+	return code, out.String(), err.String()
+}
+
+// mustRun is accountledger where it must succeed.
+func mustRun(t *testing.T, args ...string) string {
+	t.Helper()
+	code, stdout, stderr := accountledger(t, args...)
+	if code != exitOK {
+		t.Fatalf("accountledger %s: exit code %d\n%s%s", strings.Join(args, " "), code, stdout, stderr)
+	}
+	return stdout
+}
+
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:                "../../testdata/script",
+		RequireUniqueNames: true,
+		Setup: func(e *testscript.Env) error {
+			e.Values[serverKey{}] = new(*process)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"serve": scriptServe,
+			"stop":  scriptStop,
+			"http":  scriptHTTP,
+			"exits": scriptExits,
+			"mode":  scriptMode,
+		},
+	})
+}
+
+// scriptServe starts a server: serve DATA [flag...]. The script finds its
+// address in $URL.
+func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: serve DATA [flag...]")
+	}
+	data := ts.MkAbs(args[0])
+	p, stdout, err := spawn(data, args[1:]...)
+	ts.Check(err)
+	ts.Defer(p.kill)
+	ts.Check(p.ready(stdout, data))
+	ts.Setenv("URL", p.url)
+	*ts.Value(serverKey{}).(**process) = p
+}
+
+// serverKey is where a script's values have its server, a **process.
+type serverKey struct{}
+
+func server(ts *testscript.TestScript) *process {
+	p := *ts.Value(serverKey{}).(**process)
+	if p == nil {
+		ts.Fatalf("no server was started")
+	}
+	return p
+}
+
+// scriptStop stops the server; its log goes to the file server.log.
+func scriptStop(ts *testscript.TestScript, neg bool, args []string) {
+	p := server(ts)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := p.stop(ctx)
+	ts.Check(os.WriteFile(ts.MkAbs("server.log"), []byte(p.log.String()), 0o600))
+	if err != nil {
+		ts.Fatalf("the server ended with %v\n%s", err, p.log)
+	}
+}
+
+// scriptHTTP asks the server: http METHOD PATH [body]. Status line, headers
+// and body go to the script's standard output; $SUB is the account's sub that
+// is in it.
+func scriptHTTP(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 || len(args) > 3 {
+		ts.Fatalf("usage: http METHOD PATH [body]")
+	}
+	body := ""
+	if len(args) == 3 {
+		body = args[2]
+	}
+	response, text, err := server(ts).do(context.Background(), args[0], args[1], body)
+	ts.Check(err)
+	fmt.Fprintf(ts.Stdout(), "%s %s\n", response.Proto, response.Status)
+	ts.Check(response.Header.Write(ts.Stdout()))
+	fmt.Fprintf(ts.Stdout(), "\n%s\n", text)
+	var account struct {
+		Sub string `json:"sub"`
+	}
+	if json.Unmarshal(text, &account) == nil && account.Sub != "" {
+		ts.Setenv("SUB", account.Sub)
+	}
+}
+
+// scriptExits runs the program and compares its exit code: exits CODE [arg...].
+func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: exits CODE [arg...]")
+	}
+	code := 0
+	if err := ts.Exec("accountledger", args[1:]...); err != nil {
+		exit, ok := err.(*exec.ExitError)
+		if !ok {
+			ts.Fatalf("%v", err)
+		}
+		code = exit.ExitCode()
+	}
+	if fmt.Sprint(code) != args[0] {
+		ts.Fatalf("exit code %d, want %s", code, args[0])
+	}
+}
+
+// scriptMode compares the permissions of files: mode 600 FILE...
+func scriptMode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: mode MODE FILE...")
+	}
+	for _, file := range args[1:] {
+		info, err := os.Stat(ts.MkAbs(file))
+		ts.Check(err)
+		if got := fmt.Sprintf("%o", info.Mode().Perm()); got != args[0] {
+			ts.Fatalf("%s has mode %s, want %s", file, got, args[0])
+		}
+	}
+}
