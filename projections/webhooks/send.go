@@ -206,7 +206,7 @@ func retryAfter(value string, now time.Time) time.Duration {
 // those name hosts and addresses.
 func transportCode(err error) string {
 	var (
-		dns         *net.DNSError
+		dns       *net.DNSError
 		hostname  x509.HostnameError
 		invalid   x509.CertificateInvalidError
 		authority x509.UnknownAuthorityError

@@ -233,19 +233,43 @@ func TestCertificate(t *testing.T) {
 	}
 }
 
-// Row 32: a connection that was closed while idle is not noticed by anybody.
+// watched tells when its reader learns that the connection is over.
+type watched struct {
+	net.Conn
+	over chan<- struct{}
+}
+
+func (c watched) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.over <- struct{}{}
+	}
+	return n, err
+}
+
+// Row 32: a connection that was closed while idle is dialled anew, and nobody
+// notices.
 func TestIdleConnectionClosed(t *testing.T) {
 	t.Parallel()
 	var r receiver
 	server := httptest.NewServer(&r)
 	defer server.Close()
 	w := newWorld(t, Config{})
+	over := make(chan struct{}, 100)
+	transport := newTransport(newGuard(loopback, true), 1)
+	dial := transport.DialContext
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		return watched{conn, over}, err
+	}
+	w.transport = transport
 	w.run()
 	w.hook("crm", server.URL)
 	for i := range 5 {
 		w.account(fmt.Sprint("a", i))
 		w.settled("crm") // the answer is back, the connection is idle
 		server.CloseClientConnections()
+		<-over
 	}
 	w.settled("crm")
 	for _, d := range w.deliveries("crm") {
