@@ -52,10 +52,10 @@ func openWriter(ctx context.Context, path string) (db *sql.DB, made bool, err er
 	if err != nil {
 		return nil, false, err
 	}
-	if made {
+	// What a rebuild let the write-ahead log grow to is given back.
+	_, err = db.ExecContext(ctx, "PRAGMA journal_size_limit = 16777216")
+	if err == nil && made {
 		err = create(ctx, db)
-	} else {
-		err = db.PingContext(ctx)
 	}
 	if err != nil {
 		db.Close()

@@ -16,6 +16,7 @@ import (
 type generation struct {
 	view     *view
 	number   int64
+	version  int64 // of the projection that made it
 	writer   writer
 	position eventstore.Position // of the last event applied, as committed
 	event    [16]byte            // its id
@@ -31,7 +32,7 @@ type batch struct {
 	replay bool              // it is of a stream that had been parked
 }
 
-func (g *generation) begin() *batch { return &batch{g: g, fresh: map[string]Parked{}} }
+func (g *generation) begin() *batch { return &batch{g: g} }
 
 // open begins the transaction, as late as possible, because until it ends
 // nobody else writes. Nothing in it waits, so it does not look at ctx: the
@@ -72,6 +73,9 @@ func (b *batch) apply(ctx context.Context, x domain.Entry) (err error) {
 // park makes the stream wait from x on.
 func (b *batch) park(x domain.Entry, err error) {
 	now := time.Now().UTC().Truncate(time.Microsecond)
+	if b.fresh == nil {
+		b.fresh = map[string]Parked{}
+	}
 	b.fresh[x.Stream] = Parked{
 		Stream: x.Stream, Revision: x.Revision, Position: x.Position,
 		Error: err.Error(), Since: now, Attempts: 1, next: now.Add(b.g.view.views.retry),

@@ -19,7 +19,7 @@ func (w *view) create(ctx context.Context, state string) (*generation, error) {
 		return nil, err
 	}
 	defer tx.Rollback()
-	g := &generation{view: w, parked: map[string]Parked{}}
+	g := &generation{view: w, version: w.version, parked: map[string]Parked{}}
 	if err := tx.QueryRowContext(ctx, `SELECT coalesce(max(generation), 0) + 1 FROM views WHERE name = ?`, w.name).Scan(&g.number); err != nil {
 		return nil, err
 	}
@@ -91,24 +91,32 @@ func (g *generation) build(ctx context.Context, progress func(done, total int64)
 // share is some streams of a bulk build, on its way from the scan that finds
 // them through a worker that reads them to the one who applies them.
 type share struct {
-	streams  []string
+	streams  []start
 	entries  chan []decoded      // of these streams; closed after the last
 	position eventstore.Position // how far the scan was, and the event there
 	event    [16]byte
 }
 
-// Sizes of a share, for bounded memory.
+// start is a stream and its first events, which the scan has read anyway.
+type start struct {
+	stream string
+	recs   []eventstore.Recorded
+}
+
+// Sizes, for bounded memory.
 const (
 	shareStreams = 32
-	shareEntries = 256  // in one piece; a long stream comes in several
-	bulkStreams  = 2048 // in one transaction; the live generation waits that long
+	shareEvents  = 1 << 10 // of the log, in which a share's streams start
+	pieceEntries = 1 << 8  // a long stream comes in several pieces
+	bulkStreams  = 2 << 10 // in one transaction; the live generation waits that long
 )
 
 // bulk fills an empty generation with the log up to head, stream by stream:
 // when the scan of the log meets the first event of a stream, the stream is
 // read to its end. Each row is so written once, however the accounts' events
 // are interleaved, and memory does not depend on their number. It pays because
-// reading a stream is cheaper than loading, parsing and writing a row again.
+// reading on in a stream is cheaper than loading, parsing and writing a row
+// each time one of its events comes by.
 func (g *generation) bulk(ctx context.Context, head eventstore.Position, progress func(done, total int64)) error {
 	if head == 0 {
 		return nil
@@ -147,53 +155,67 @@ func (g *generation) bulk(ctx context.Context, head eventstore.Position, progres
 // scan yields the streams of the log up to head in the order of their first
 // events.
 func (g *generation) scan(ctx context.Context, head eventstore.Position, yield func(*share) error) error {
-	s := &share{}
+	s, seen, started := &share{}, 0, map[string]int{}
 	for page, err := range g.view.views.log.Subscribe(ctx, 0) {
 		if err != nil {
 			return err
 		}
 		for _, rec := range page {
-			if rec.Revision == 0 && g.view.follows(rec.Stream) {
-				s.streams = append(s.streams, rec.Stream)
+			seen++
+			if i, ok := started[rec.Stream]; ok {
+				s.streams[i].recs = append(s.streams[i].recs, rec)
+			} else if rec.Revision == 0 && g.view.follows(rec.Stream) {
+				started[rec.Stream] = len(s.streams)
+				s.streams = append(s.streams, start{rec.Stream, []eventstore.Recorded{rec}})
 			}
-			if len(s.streams) < shareStreams && rec.Position < head {
+			if len(s.streams) < shareStreams && seen < shareEvents && rec.Position < head {
 				continue
 			}
 			s.position, s.event, s.entries = rec.Position, rec.ID, make(chan []decoded, 1)
 			if err := yield(s); err != nil || rec.Position == head {
 				return err
 			}
-			s = &share{}
+			s, seen = &share{}, 0
+			clear(started)
 		}
 	}
 	return ctx.Err()
 }
 
-// read reads and decodes the streams of s up to head.
+// read reads the streams of s to their ends, or to head, and decodes them.
 func (g *generation) read(ctx context.Context, s *share, head eventstore.Position) error {
 	defer close(s.entries)
-	piece := make([]decoded, 0, shareEntries)
+	var piece []decoded
 	send := func() error {
 		select {
 		case s.entries <- piece:
-			piece = make([]decoded, 0, shareEntries)
+			piece = nil
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+	add := func(rec eventstore.Recorded) error {
+		if piece = append(piece, g.view.views.decode(rec)); len(piece) < pieceEntries {
+			return nil
+		}
+		return send()
+	}
 	for _, stream := range s.streams {
-		for rec, err := range g.view.views.log.ReadStream(ctx, stream, 0) {
+		for _, rec := range stream.recs {
+			if err := add(rec); err != nil {
+				return err
+			}
+		}
+		for rec, err := range g.view.views.log.ReadStream(ctx, stream.stream, eventstore.Revision(len(stream.recs))) {
 			if err != nil {
 				return err
 			}
 			if rec.Position > head {
 				break
 			}
-			if piece = append(piece, g.view.views.decode(rec)); len(piece) == shareEntries {
-				if err := send(); err != nil {
-					return err
-				}
+			if err := add(rec); err != nil {
+				return err
 			}
 		}
 	}

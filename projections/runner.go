@@ -82,8 +82,8 @@ func (w *view) open(ctx context.Context) error {
 	}
 	g := &generation{view: w, parked: map[string]Parked{}}
 	var event []byte
-	err := db.QueryRowContext(ctx, `SELECT generation, position, event FROM views WHERE name = ? AND state = 'live'`, w.name).
-		Scan(&g.number, &g.position, &event)
+	err := db.QueryRowContext(ctx, `SELECT generation, version, position, event FROM views WHERE name = ? AND state = 'live'`, w.name).
+		Scan(&g.number, &g.version, &g.position, &event)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		if g, err = w.create(ctx, StateLive); err != nil {
@@ -255,12 +255,8 @@ func (w *view) gather(ctx context.Context, after, head eventstore.Position, yiel
 // it again is quicker.
 func (w *view) examine(ctx context.Context, head eventstore.Position) error {
 	w.turn.Lock()
-	position, event := w.live.position, w.live.event
+	position, event, version := w.live.position, w.live.event, w.live.version
 	w.turn.Unlock()
-	var version int64
-	if err := w.views.write.QueryRowContext(ctx, `SELECT version FROM views WHERE name = ? AND state = 'live'`, w.name).Scan(&version); err != nil {
-		return err
-	}
 	same, err := w.sameLog(ctx, position, event, head)
 	switch {
 	case err != nil:

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"accountledger/domain"
 	"accountledger/eventstore"
 )
@@ -121,21 +123,16 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 // Whatever fails on the way is logged and tried again from the stored
 // checkpoint, except that a closed log or a damaged views.db end it.
 func (v *Views) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var running sync.WaitGroup
+	running, ctx := errgroup.WithContext(ctx)
 	for _, w := range v.all {
-		running.Go(func() {
+		running.Go(func() error {
 			if err := w.run(ctx); err != nil {
-				cancel(fmt.Errorf("projections: %s: %w", w.name, err))
+				return fmt.Errorf("projections: %s: %w", w.name, err)
 			}
+			return nil
 		})
 	}
-	running.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, ctx.Err()) {
-		return err
-	}
-	return nil
+	return running.Wait()
 }
 
 // Await returns when the view has applied the event at p, or passed it

@@ -521,6 +521,28 @@ func (f *fixture) untilLive(t *testing.T, v *Views, subs []string) {
 	f.checkFolds(t, v, subs)
 }
 
+// TestRunEnds holds how Run ends: well when it is told to, whatever the cause,
+// and with an error when there is no log any more.
+func TestRunEnds(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	v := f.open(t)
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	go func() { done <- v.Run(ctx) }()
+	await(t, v, f.create(t, "a@example.org").Position)
+	cancel(errors.New("a signal"))
+	if err := <-done; err != nil {
+		t.Errorf("Run, canceled = %v", err)
+	}
+	go func() { done <- v.Run(t.Context()) }()
+	await(t, v, f.create(t, "b@example.org").Position)
+	f.log.Close()
+	if err := <-done; !errors.Is(err, eventstore.ErrClosed) {
+		t.Errorf("Run on a closed log = %v", err)
+	}
+}
+
 // TestReader holds what a second process sees beside the one that runs.
 func TestReader(t *testing.T) {
 	t.Parallel()
