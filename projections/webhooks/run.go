@@ -46,11 +46,6 @@ func (w *Webhooks) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("webhooks: %w", err)
 	}
-	if n, err := w.store.clamp(ctx, head); err != nil {
-		return fmt.Errorf("webhooks: %w", err)
-	} else if n > 0 {
-		w.c.Logger.WarnContext(ctx, "the log is older than the progress of webhooks; they go on at its end", "position", head, "webhooks", n)
-	}
 	after, err := w.store.followed(ctx)
 	if err != nil {
 		return fmt.Errorf("webhooks: %w", err)

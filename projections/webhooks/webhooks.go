@@ -106,7 +106,7 @@ type Breaker struct {
 }
 
 // Open opens delivery.db, or makes it. It refuses a file that is not ours or
-// is of another version.
+// is of another version. Open it before anything is appended to the log.
 func Open(ctx context.Context, c Config) (*Webhooks, error) {
 	c.UserAgent = cmp.Or(c.UserAgent, "accountledger")
 	c.Timeout = cmp.Or(c.Timeout, 15*time.Second)
@@ -125,9 +125,30 @@ func Open(ctx context.Context, c Config) (*Webhooks, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Webhooks{c: c, store: s, transport: func(g *guard, c Config) http.RoundTripper {
+	w := &Webhooks{c: c, store: s, transport: func(g *guard, c Config) http.RoundTripper {
 		return newTransport(g, c.InFlight)
-	}}, nil
+	}}
+	if err := w.clamp(ctx); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return w, nil
+}
+
+// clamp takes back cursors that are ahead of the log. It is done before
+// anybody appends to what may be an older copy of the log.
+func (w *Webhooks) clamp(ctx context.Context) error {
+	head, err := w.c.Log.Head(ctx)
+	if err != nil {
+		return fmt.Errorf("webhooks: open: %w", err)
+	}
+	n, err := w.store.clamp(ctx, head)
+	if err != nil {
+		return fmt.Errorf("webhooks: open: %w", err)
+	}
+	if n > 0 {
+		w.c.Logger.WarnContext(ctx, "the log is older than the progress of webhooks; they go on at its end", "position", head, "webhooks", n)
+	}
+	return nil
 }
 
 func secretName(id string) string { return "webhook/" + id }

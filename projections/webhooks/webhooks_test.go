@@ -1,0 +1,564 @@
+package webhooks
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/go-cmp/cmp"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
+)
+
+func creation(url string) domain.CreateWebhook {
+	return domain.CreateWebhook{URL: url, Events: []string{"USER_*"}, Format: domain.FormatStandard, Payload: domain.PayloadFull}
+}
+
+// Rows 13, 14: secrets are checked, shown once and kept out of everything.
+func TestSecrets(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	encoded := func(n int) string { return base64.StdEncoding.EncodeToString(make([]byte, n)) }
+	for _, secret := range []string{
+		"whsec_" + encoded(23), "whsec_" + encoded(65), "whsec_!" + encoded(32), encoded(32), "whsk_" + encoded(63), "whsec_",
+		"whsec_" + encoded(32) + " whsec_" + encoded(32), "WHSEC_" + encoded(32),
+	} {
+		_, _, _, err := w.hooks.Create(t.Context(), asAdmin, "bad", creation("https://crm.example"), secret)
+		refusal, ok := errors.AsType[*domain.Error](err)
+		if !ok || len(refusal.Faults) != 1 || refusal.Faults[0].Pointer != "/secret" {
+			t.Errorf("%q: %v, want a fault at /secret", secret, err)
+		}
+		if len(secret) > 10 && strings.Contains(err.Error(), secret[8:]) {
+			t.Error("the error quotes the secret")
+		}
+	}
+	if _, err := w.keys.Secret(t.Context(), secretName("bad")); !errors.Is(err, seal.ErrNoSecret) || w.head() != 0 {
+		t.Errorf("a refused creation left a secret (%v) or an event (%d)", err, w.head())
+	}
+	for i, given := range []string{"", "whsec_" + encoded(24), "whsec_" + encoded(64), v3Private} {
+		id := fmt.Sprint("hook", i)
+		e, shown, at, err := w.hooks.Create(t.Context(), asAdmin, id, creation("https://crm.example"), given)
+		if err != nil || at != w.head() || given != "" && shown != given {
+			t.Fatalf("Create(%q) = %q at %d, %v", given, shown, at, err)
+		}
+		if given == "" {
+			if key, err := ParseSecret(shown); err != nil || len(key) != 32 {
+				t.Errorf("a made secret has %d bytes, %v", len(key), err)
+			}
+		}
+		document, err := json.Marshal(w.get(id))
+		if err != nil || e.SecretFingerprint == "" || bytes.Contains(document, []byte(shown[7:])) {
+			t.Errorf("endpoint %s, %v: want a fingerprint and no secret", document, err)
+		}
+	}
+	if e := w.get("hook3"); e.SecretFingerprint != v3Public {
+		t.Errorf("fingerprint %s, want the public key", e.SecretFingerprint)
+	}
+}
+
+// Asking again for what was created gives the same; anything else under the
+// id does not.
+func TestCreateAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	w.account("ada")
+	cmd := creation("https://crm.example")
+	cmd.After = -1
+	first, secret, at, err := w.hooks.Create(t.Context(), asAdmin, "crm", cmd, "")
+	if err != nil || first.After != 1 || at != 2 || first.Position != 1 || first.Backlog != 1 {
+		t.Fatalf("Create = %+v at %d, %v; want it to start after 1", first, at, err)
+	}
+	again, same, at, err := w.hooks.Create(t.Context(), asAdmin, "crm", cmd, "")
+	if diff := cmp.Diff(first, again); diff != "" || same != secret || at != 0 || err != nil {
+		t.Errorf("again: %s, secret the same: %t, at %d, %v", diff, same == secret, at, err)
+	}
+	other := cmd
+	other.URL = "https://other.example"
+	if _, leaked, _, err := w.hooks.Create(t.Context(), asAdmin, "crm", other, ""); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused || leaked != "" {
+		t.Errorf("another one: %v, want CodeIdempotencyKeyReused", err)
+	}
+	dry := asAdmin
+	dry.DryRun = true
+	if e, shown, _, err := w.hooks.Create(t.Context(), dry, "dry", cmd, ""); err != nil || shown != "" || e.URL != cmd.URL {
+		t.Errorf("dry run: %+v, %q, %v", e, shown, err)
+	}
+	if list, err := w.hooks.List(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("%d endpoints, %v; want 1", len(list), err)
+	}
+}
+
+// Row 66, and what else can be seen of a URL.
+func TestURLs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	closed := newWorld(t, Config{Allow: loopback[:0:0]})
+	for _, tt := range []struct {
+		url          string
+		allowed, not bool // with loopback allowed, with nothing allowed
+	}{
+		{"https://crm.example/hook?x=1", true, true},
+		{"https://crm.example:8443", true, true},
+		{"http://127.0.0.1:1234", true, false},
+		{"http://127.0.0.1:22", true, false},
+		{"http://localhost:8080", true, false}, // where it leads is seen when it is sent to
+		{"http://8.8.8.8", false, false},
+		{"https://8.8.8.8:22", false, false},
+		{"https://8.8.8.8:6379", false, false},
+		{"https://crm.example:70000", false, false},
+		{"https://2130706433", false, false},
+		{"https://0x7f.1", false, false},
+		{"ftp://crm.example", false, false},
+		{"file:///etc/passwd", false, false},
+		{"https://user:word@crm.example", false, false},
+		{"https://crm.example/#here", false, false},
+		{"crm.example", false, false},
+		{"https://", false, false},
+	} {
+		for world, want := range map[*world]bool{w: tt.allowed, closed: tt.not} {
+			_, _, _, err := world.hooks.Create(t.Context(), asAdmin, domain.NewID().String(), creation(tt.url), "")
+			refusal, ok := errors.AsType[*domain.Error](err)
+			if (err == nil) != want || !want && (!ok || len(refusal.Faults) == 0 || refusal.Faults[0].Pointer != "/url") {
+				t.Errorf("%s: %v, want it taken: %t", tt.url, err, want)
+			}
+		}
+	}
+}
+
+// Row 59 from the outside: creation is fine, delivery is refused and says why.
+func TestBlockedAddress(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Config{Allow: loopback[:0:0]})
+		w.hooks.transport = func(g *guard, c Config) http.RoundTripper { return newTransport(g, 1) }
+		w.hook("crm", "https://169.254.169.254/latest")
+		w.run()
+		w.account("ada")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		all := w.deliveries("crm")
+		if len(all) != 1 || all[0].Status != StatusRetrying || len(all[0].Attempts) != 1 || all[0].Attempts[0].Error != codeBlocked || all[0].Attempts[0].Response != "" {
+			t.Errorf("deliveries %+v, want one attempt with %s", all, codeBlocked)
+		}
+		w.stop()
+	})
+}
+
+// Row 55: what happens while an endpoint is paused comes when it is resumed.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.run()
+		w.hook("crm", "https://crm.example/hook")
+		w.account("ada")
+		w.settled("crm")
+		set := func(state domain.WebhookState) {
+			t.Helper()
+			e, at, err := w.hooks.SetState(t.Context(), asAdmin, "crm", domain.SetWebhookState{State: state})
+			if err != nil || e.State != state || at != w.head() {
+				t.Fatalf("SetState(%s) = %s at %d, %v", state, e.State, at, err)
+			}
+		}
+		set(domain.WebhookPaused)
+		w.touch("ada", 50)
+		time.Sleep(time.Hour)
+		if n := r.count(); n != 1 {
+			t.Errorf("%d requests while paused, want 1 from before", n)
+		}
+		if e := w.get("crm"); e.Backlog != 51 {
+			t.Errorf("backlog %d, want 50 events and the pause itself", e.Backlog)
+		}
+		set(domain.WebhookEnabled)
+		w.settled("crm")
+		if n := r.count(); n != 51 {
+			t.Errorf("%d requests, want 51", n)
+		}
+		r.inOrder(t)
+		w.stop()
+	})
+}
+
+// A state set by hand makes an open breaker be tried at once.
+func TestResumeTriesAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		down := true
+		r := &receiver{}
+		r.answer = func(got, int) (int, http.Header) {
+			if down {
+				return 503, nil
+			}
+			return 200, nil
+		}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.run()
+		w.hook("crm", "https://crm.example/hook")
+		w.account("ada")
+		time.Sleep(24 * time.Hour)
+		w.restart() // an open breaker outlives it
+		time.Sleep(time.Minute)
+		before := r.count()
+		if e := w.get("crm"); e.Breaker.State != "open" || time.Until(e.Breaker.Until) < time.Hour {
+			t.Fatalf("breaker %+v, want it open for hours", e.Breaker)
+		}
+		r.set(func(*receiver) { down = false })
+		for _, state := range []domain.WebhookState{domain.WebhookPaused, domain.WebhookEnabled} {
+			if _, _, err := w.hooks.SetState(t.Context(), asAdmin, "crm", domain.SetWebhookState{State: state}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		w.settled("crm")
+		if n := r.count() - before; n != 1 {
+			t.Errorf("%d requests after it was resumed, want 1", n)
+		}
+		w.stop()
+	})
+}
+
+// Row 54: an endpoint that is deleted while a request is under way.
+func TestDeleteInFlight(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		r := &receiver{answer: func(got, int) (int, http.Header) { <-answer; return 500, nil }}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.run()
+		w.hook("crm", "https://crm.example/hook")
+		w.account("ada")
+		w.touch("ada", 3)
+		w.account("bob")
+		time.Sleep(time.Second)
+		if _, err := w.hooks.Delete(t.Context(), asAdmin, "crm"); err != nil {
+			t.Fatal(err)
+		}
+		close(answer)
+		w.account("eve")
+		time.Sleep(100 * time.Hour)
+		synctest.Wait()
+		if n := r.count(); n != 2 {
+			t.Errorf("%d requests, want the two that were under way", n)
+		}
+		for _, table := range []string{"endpoint", "cursor", "lane", "attempt", "dead_letter"} {
+			var n int
+			if err := w.hooks.store.read.QueryRow(`SELECT count(*) FROM ` + table).Scan(&n); err != nil || n != 0 {
+				t.Errorf("%d rows in %s, %v; want none", n, table, err)
+			}
+		}
+		if _, err := w.keys.Secret(t.Context(), secretName("crm")); !errors.Is(err, seal.ErrNoSecret) {
+			t.Errorf("the secret: %v, want ErrNoSecret", err)
+		}
+		if _, err := w.hooks.Get(t.Context(), "crm"); domain.CodeOf(err) != domain.CodeWebhookNotFound {
+			t.Errorf("Get = %v, want CodeWebhookNotFound", err)
+		}
+		if _, _, err := w.hooks.Deliveries(t.Context(), "crm", "", 10); domain.CodeOf(err) != domain.CodeWebhookNotFound {
+			t.Errorf("Deliveries = %v, want CodeWebhookNotFound", err)
+		}
+		w.stop()
+	})
+}
+
+// Row 53: another URL counts from the next attempt on.
+func TestURLChangesInFlight(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		r := &receiver{}
+		r.answer = func(g got, n int) (int, http.Header) {
+			if n == 1 {
+				<-answer
+				return 500, nil
+			}
+			return 200, nil
+		}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.run()
+		e, _ := w.hook("crm", "https://old.example/hook")
+		w.account("ada")
+		w.touch("ada", 1)
+		time.Sleep(time.Second)
+		changed := e.Webhook
+		changed.URL, changed.Revision = "https://new.example/hook", changed.Revision+1
+		w.hooks.runner.Load().apply(changed)
+		close(answer)
+		time.Sleep(10 * time.Second)
+		var hosts []string
+		for _, g := range r.got() {
+			hosts = append(hosts, fmt.Sprint(g.header.Get("Test-Host"), " ", g.Sequence))
+		}
+		if diff := cmp.Diff([]string{"old.example 0", "new.example 0", "new.example 1"}, hosts); diff != "" {
+			t.Error(diff)
+		}
+		if all := w.deliveries("crm"); len(all) != 2 || len(all[1].Attempts) != 2 || len(all[0].Attempts) != 1 {
+			t.Errorf("deliveries %+v, want both attempts of the first", all)
+		}
+		w.stop()
+	})
+}
+
+// Row 52: the cursor goes on, and is written, although nothing is sent.
+func TestNothingSelected(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.hook("crm", "https://crm.example/hook", "USER_DELETED", "IDENTITY_*")
+		w.account("ada")
+		w.touch("ada", 2000)
+		w.run()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		var low eventstore.Position
+		if err := w.hooks.store.read.QueryRow(`SELECT low FROM cursor`).Scan(&low); err != nil || low != w.head() || r.count() != 0 {
+			t.Errorf("written up to %d of %d, %v, with %d requests", low, w.head(), err, r.count())
+		}
+		w.stop()
+	})
+}
+
+// Row 36: the receiver's own word on an event and on itself.
+func TestReceiverDecides(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		r.answer = func(g got, n int) (int, http.Header) {
+			switch {
+			case g.Sequence == 1:
+				return 500, http.Header{"Webhook-Delivery": {"abort-message"}}
+			case g.Sequence == 3:
+				return 500, http.Header{"Webhook-Delivery": {"disable"}}
+			}
+			return 200, nil
+		}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.run()
+		w.hook("crm", "https://crm.example/hook")
+		w.account("ada")
+		w.touch("ada", 3)
+		time.Sleep(100 * time.Hour)
+		e := w.get("crm")
+		if e.State != domain.WebhookDisabled || e.StateReason != "disabled-by-receiver" || e.DeadLetters != 1 || r.count() != 4 {
+			t.Errorf("%s for %q, %d dead letters, %d requests; want disabled, disabled-by-receiver, 1, 4", e.State, e.StateReason, e.DeadLetters, r.count())
+		}
+		var statuses []string
+		for _, d := range w.deliveries("crm") {
+			statuses = append(statuses, d.Status)
+		}
+		if diff := cmp.Diff([]string{StatusRetrying, StatusDelivered, StatusDead, StatusDelivered}, statuses); diff != "" {
+			t.Error(diff)
+		}
+		w.stop()
+	})
+}
+
+// Row 34: days of nothing but failures.
+func TestHopeless(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{answer: func(got, int) (int, http.Header) { return 503, nil }}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.run()
+		w.hook("crm", "https://crm.example/hook")
+		w.account("ada")
+		time.Sleep(4 * 24 * time.Hour)
+		if e := w.get("crm"); e.State != domain.WebhookEnabled {
+			t.Errorf("%s after four days, want enabled", e.State)
+		}
+		time.Sleep(4 * 24 * time.Hour)
+		if e := w.get("crm"); e.State != domain.WebhookDisabled || e.StateReason != codeFailing {
+			t.Errorf("%s for %q after eight days, want disabled, %s", e.State, e.StateReason, codeFailing)
+		}
+		w.stop()
+	})
+}
+
+func TestDeliveries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		r := &receiver{}
+		r.answer = func(g got, n int) (int, http.Header) {
+			if g.Sub == "slow" {
+				<-hang
+			}
+			return 200, nil
+		}
+		w := newWorld(t, Config{KeepAttempts: 40})
+		w.transport = r
+		w.run()
+		w.hook("crm", "https://crm.example/hook")
+		w.execute("ada", domain.CreateAccount{Origin: domain.OriginRegistered, Identities: []domain.NewIdentity{{
+			IdentityID: domain.NewID().String(), Provider: domain.ProviderSelf, Profile: domain.Profile{Email: "ada@example.com"}}}})
+		w.touch("ada", 20)
+		w.account("slow")
+		time.Sleep(time.Second)
+		pages := func(limit int) (all []Delivery) {
+			for after := ""; ; {
+				page, next, err := w.hooks.Deliveries(t.Context(), "crm", after, limit)
+				if err != nil || len(page) > limit {
+					t.Fatalf("%d deliveries, %v", len(page), err)
+				}
+				all = append(all, page...)
+				if after = next; next == "" {
+					return all
+				}
+			}
+		}
+		want := pages(1000)
+		if len(want) != 23 || want[0].Status != StatusPending || want[1].Status != StatusDelivered || want[22].Type != "USER_CREATED" || want[21].Type != "USER_REGISTERED" {
+			t.Errorf("%d deliveries, the first %s, the last %s; want 23, pending, USER_CREATED", len(want), want[0].Status, want[len(want)-1].Type)
+		}
+		for _, limit := range []int{1, 2, 7, 22, 23} {
+			if diff := cmp.Diff(want, pages(limit)); diff != "" {
+				t.Errorf("pages of %d: %s", limit, diff)
+			}
+		}
+		if _, _, err := w.hooks.Deliveries(t.Context(), "crm", "nonsense", 10); domain.CodeOf(err) != domain.CodeInvalidRequest {
+			t.Errorf("with a broken cursor: %v, want CodeInvalidRequest", err)
+		}
+		close(hang)
+		w.touch("ada", 100)
+		time.Sleep(time.Second)
+		if n := len(pages(1000)); n != 40 {
+			t.Errorf("%d deliveries remembered, want 40", n)
+		}
+		var last eventstore.Position
+		for _, d := range slices.Backward(pages(1000)) {
+			if d.Position < last {
+				t.Errorf("position %d listed before %d", last, d.Position)
+			}
+			last = d.Position
+		}
+		w.stop()
+	})
+}
+
+// What an erased account's receivers answered goes with it, and its events go
+// out with what is left.
+func TestErased(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.hook("crm", "https://crm.example/hook")
+		w.account("ada")
+		w.log.records[1].Sealed = nil
+		w.run()
+		time.Sleep(time.Second)
+		w.settled("crm")
+		if all := r.got(); len(all) != 1 || all[0].Type != "USER_CREATED" || strings.Contains(string(all[0].body), "example.com") {
+			t.Errorf("%d requests; want one without the e-mail", len(all))
+		}
+		if _, err := w.hooks.store.write.Exec(`UPDATE attempt SET response = CAST('no ada@example.com here' AS BLOB)`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.log.Append(t.Context(), eventstore.Commit{Writes: []eventstore.Write{{Stream: domain.AccountStream("ada"), Expected: eventstore.Any,
+			Events: []eventstore.Event{{ID: [16]byte(domain.NewID()), Type: erasedType, Clear: []byte(`{"meta":{"actor":{"kind":"system","id":"x"}},"data":{}}`)}}}}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		w.settled("crm")
+		var n int
+		if err := w.hooks.store.read.QueryRow(`SELECT count(*) FROM attempt WHERE response IS NOT NULL`).Scan(&n); err != nil || n != 0 {
+			t.Errorf("%d responses left, %v", n, err)
+		}
+		if all := r.got(); len(all) != 2 || all[1].Type != "USER_DELETED" {
+			t.Errorf("%d requests; want USER_DELETED as the second", len(all))
+		}
+		w.stop()
+	})
+}
+
+func TestFile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	w.hook("crm", "https://crm.example/hook")
+	if err := w.hooks.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	dest := filepath.Join(t.TempDir(), "copy.db")
+	if err := w.hooks.Backup(t.Context(), dest); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.hooks.Backup(t.Context(), dest); !errors.Is(err, os.ErrExist) {
+		t.Errorf("a second backup to the same place: %v, want ErrExist", err)
+	}
+	c := w.config
+	c.Path = dest
+	restored, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, err := restored.List(t.Context()); err != nil || len(list) != 1 || list[0].WebhookID != "crm" {
+		t.Errorf("the copy has %+v, %v", list, err)
+	}
+	if err := restored.Close(); err != nil {
+		t.Error(err)
+	}
+	for name, spoil := range map[string]string{
+		"not ours": `PRAGMA application_id = 1`, "newer": `PRAGMA user_version = 99`,
+	} {
+		db, err := connect(dest, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.Exec(spoil); err != nil {
+			t.Fatal(err)
+		}
+		db.Close()
+		if _, err := Open(t.Context(), c); err == nil {
+			t.Errorf("%s: opened", name)
+		}
+	}
+	c.Path = w.config.Path + "/nowhere"
+	if _, err := Open(t.Context(), c); err == nil {
+		t.Error("opened in a directory that is none")
+	}
+}
+
+// A log that was restored from an older copy does not make events be skipped.
+func TestLogRestored(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.run()
+		w.hook("crm", "https://crm.example/hook")
+		w.account("ada")
+		for i := range 10 {
+			w.account(fmt.Sprint("lost", i))
+		}
+		w.settled("crm")
+		w.stop()
+		w.log.mu.Lock()
+		w.log.records = w.log.records[:2]
+		w.log.mu.Unlock()
+		w.open()
+		w.run()
+		w.account("bob")
+		w.until(func() bool { return slices.ContainsFunc(r.got(), func(g got) bool { return g.Sub == "bob" }) })
+		w.stop()
+	})
+}
