@@ -1,0 +1,500 @@
+package eventstoretest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"accountledger/eventstore"
+)
+
+// The suite can be passed: by a slice, a map and a lock.
+func TestRun(t *testing.T) {
+	disks := newDisks("")
+	Run(t, func(t *testing.T, dir string) eventstore.Store { return disks.open(dir) })
+}
+
+// disks holds what memory stores leave when they are closed.
+type disks struct {
+	bug  string
+	mu   sync.Mutex
+	dirs map[string]*disk
+}
+
+// disk is the content of a log.
+type disk struct {
+	log    []eventstore.Recorded
+	claims map[claimed]string
+}
+
+type claimed struct{ kind, key string }
+
+func newDisks(bug string) *disks { return &disks{bug: bug, dirs: map[string]*disk{}} }
+
+func (d *disks) open(dir string) eventstore.Store {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dirs[dir] == nil {
+		d.dirs[dir] = &disk{claims: map[claimed]string{}}
+	}
+	on := d.dirs[dir]
+	switch d.bug {
+	case "claims forgotten":
+		on.claims = map[claimed]string{}
+	case "last event forgotten":
+		on.log = on.log[:max(0, len(on.log)-1)]
+	}
+	return &memory{bug: d.bug, disk: on, grown: make(chan struct{}), closing: make(chan struct{})}
+}
+
+// memory is a store in memory that has at most one bug, by name.
+type memory struct {
+	bug     string
+	closing chan struct{}
+
+	mu    sync.Mutex // guards what follows
+	grown chan struct{}
+	gap   int // of positions, for a bug
+	*disk
+}
+
+func (m *memory) Close() error {
+	if m.bug == "close forgets subscriptions" {
+		return nil
+	}
+	close(m.closing)
+	return nil
+}
+
+func (m *memory) closed() error {
+	select {
+	case <-m.closing:
+		if m.bug == "closed answers" {
+			return nil
+		}
+		return eventstore.ErrClosed
+	default:
+		return nil
+	}
+}
+
+func (m *memory) Head(context.Context) (eventstore.Position, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.bug == "head lags" {
+		return eventstore.Position(max(0, len(m.log)-1)), m.closed()
+	}
+	return eventstore.Position(len(m.log) + m.gap), m.closed()
+}
+
+func (m *memory) Append(ctx context.Context, c eventstore.Commit) (r eventstore.Receipt, err error) {
+	if err := c.Check(); err != nil && m.bug != "anything goes" {
+		return r, err
+	}
+	if err := m.closed(); err != nil {
+		return r, err
+	}
+	if err := ctx.Err(); err != nil && m.bug != "append ignores context" {
+		return r, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch m.bug {
+	case "unsupported leaves a trace":
+		if len(c.Writes) > 1 {
+			m.write(c.Writes[0], time.Now())
+			return r, errors.ErrUnsupported
+		}
+	case "small events only":
+		for _, w := range c.Writes {
+			for _, ev := range w.Events {
+				if len(ev.Sealed) > eventstore.MaxSealed/2 {
+					return r, &eventstore.InvalidError{Reason: "too large"}
+				}
+			}
+		}
+	case "small commits only":
+		if len(c.Writes) > 0 && len(c.Writes[0].Events) > eventstore.MaxEvents/2 {
+			return r, &eventstore.InvalidError{Reason: "too many"}
+		}
+	}
+	first := len(m.log)
+	if m.bug == "partial commit" {
+		for _, w := range c.Writes {
+			if err := m.conflict(w); err != nil {
+				return r, err
+			}
+			m.write(w, time.Now().UTC().Truncate(time.Microsecond))
+		}
+	} else {
+		if r, err = m.commit(ctx, c); err != nil {
+			return r, err
+		}
+	}
+	r = m.receipt(first)
+	close(m.grown)
+	m.grown = make(chan struct{})
+	return r, m.afterwards(ctx, c)
+}
+
+// commit checks all, then changes all.
+func (m *memory) commit(ctx context.Context, c eventstore.Commit) (r eventstore.Receipt, err error) {
+	if m.bug == "claims despite refusal" {
+		m.take(m.disk.claims, c.Claim)
+	}
+	if m.bug == "releases despite refusal" {
+		m.release(m.disk.claims, c.Release)
+	}
+	for _, w := range c.Writes {
+		if err := m.conflict(w); err != nil {
+			if m.bug == "refusals take positions" {
+				m.gap++
+			}
+			return r, err
+		}
+	}
+	claims := map[claimed]string{}
+	for k, owner := range m.claims {
+		claims[k] = owner
+	}
+	if m.bug == "claims before releases" {
+		err = m.take(claims, c.Claim)
+		m.release(claims, c.Release)
+	} else {
+		m.release(claims, c.Release)
+		err = m.take(claims, c.Claim)
+	}
+	if err != nil {
+		return r, err
+	}
+	if m.bug == "check, then act" {
+		m.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		m.mu.Lock()
+		m.release(m.claims, c.Release)
+		for _, k := range c.Claim {
+			m.claims[m.key(k)] = k.Owner
+		}
+	} else {
+		m.claims = claims
+	}
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	switch m.bug {
+	case "local time":
+		now = now.In(time.FixedZone("", 3600))
+	case "nanoseconds":
+		now = now.Add(123)
+	case "time goes back":
+		now = time.Unix(2e9, 0).UTC().Add(-time.Duration(len(m.log)) * time.Second)
+	case "time is another's":
+		now = now.Add(-time.Hour)
+	}
+	for i, w := range c.Writes {
+		if m.bug == "half of a canceled append" && len(w.Events) > 1 && rand.N(2) == 0 {
+			w.Events = w.Events[:1]
+			m.write(w, now)
+			return r, context.DeadlineExceeded
+		}
+		if m.bug == "success loses the second write" && i > 0 {
+			continue
+		}
+		m.write(w, now)
+	}
+	if m.bug == "append lost" && rand.N(8) == 0 {
+		m.log = m.log[:len(m.log)-1]
+	}
+	return r, nil
+}
+
+// afterwards is what bugs do when the commit is done.
+func (m *memory) afterwards(ctx context.Context, c eventstore.Commit) error {
+	switch m.bug {
+	case "canceled after the commit":
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Microsecond):
+		}
+	case "canceled claims stay":
+		if rand.N(8) == 0 && c.Writes[0].Expected == eventstore.NoStream {
+			m.log = m.log[:len(m.log)-lengthOf(c)]
+			return context.DeadlineExceeded
+		}
+	}
+	return nil
+}
+
+func lengthOf(c eventstore.Commit) (n int) {
+	for _, w := range c.Writes {
+		n += len(w.Events)
+	}
+	return n
+}
+
+func (m *memory) receipt(first int) eventstore.Receipt {
+	if first >= len(m.log) {
+		return eventstore.Receipt{}
+	}
+	r := eventstore.Receipt{First: m.log[first].Position, Last: m.log[len(m.log)-1].Position, Time: m.log[first].Time}
+	switch m.bug {
+	case "receipt from 0":
+		r.First--
+		r.Last--
+	case "receipt has a time of its own":
+		r.Time = r.Time.Add(time.Microsecond)
+	}
+	return r
+}
+
+func (m *memory) at(stream string) eventstore.Revision {
+	at := eventstore.NoStream
+	for _, rec := range m.log {
+		if rec.Stream == stream {
+			at++
+		}
+	}
+	return at
+}
+
+func (m *memory) conflict(w eventstore.Write) error {
+	at := m.at(w.Stream)
+	switch {
+	case m.bug == "revisions ignored", w.Expected == at:
+		return nil
+	case w.Expected == eventstore.Any && !(m.bug == "any is none" && at >= 0):
+		return nil
+	case m.bug == "wrong actual":
+		at = max(at-1, eventstore.NoStream)
+	case m.bug == "empty streams are at 0":
+		at = max(at, 0)
+	}
+	return &eventstore.ConflictError{Stream: w.Stream, Expected: w.Expected, Actual: at}
+}
+
+func (m *memory) write(w eventstore.Write, now time.Time) {
+	revision := m.at(w.Stream)
+	for _, ev := range w.Events {
+		if m.bug != "shares the caller's bytes" {
+			ev.Clear, ev.Sealed = bytes.Clone(ev.Clear), bytes.Clone(ev.Sealed)
+		}
+		switch m.bug {
+		case "actor lost":
+			ev.Actor = ""
+		case "sealed part lost":
+			ev.Sealed = nil
+		}
+		revision++
+		rec := eventstore.Recorded{Event: ev, Stream: w.Stream, Revision: revision, Time: now,
+			Position: eventstore.Position(len(m.log) + 1 + m.gap)}
+		if m.bug == "revisions from 1" {
+			rec.Revision++
+		}
+		m.log = append(m.log, rec)
+	}
+}
+
+func (m *memory) key(k eventstore.Claim) claimed {
+	switch m.bug {
+	case "keys are text":
+		k.Key = strings.ToValidUTF8(k.Key, "\ufffd")
+	case "keys end at a zero byte":
+		k.Key, _, _ = strings.Cut(k.Key, "\x00")
+	case "keys have no case":
+		k.Key = strings.ToLower(k.Key)
+	}
+	return claimed{k.Kind, k.Key}
+}
+
+func (m *memory) release(claims map[claimed]string, release []eventstore.Claim) {
+	for _, k := range release {
+		if m.bug != "release ignored" && (claims[m.key(k)] == k.Owner || m.bug == "anyone releases") {
+			delete(claims, m.key(k))
+		}
+	}
+}
+
+func (m *memory) take(claims map[claimed]string, take []eventstore.Claim) error {
+	before := map[claimed]string{}
+	for k, owner := range claims {
+		before[k] = owner
+	}
+	for _, k := range take {
+		owner, held := claims[m.key(k)]
+		switch m.bug {
+		case "claims ignored":
+			held = false
+		case "same owner refused":
+			if held && owner == k.Owner {
+				return &eventstore.ClaimError{Claim: k, Owner: owner}
+			}
+		case "last claim of a commit wins":
+			owner, held = before[m.key(k)]
+		}
+		if held && owner != k.Owner {
+			if m.bug == "loser is told its own name" {
+				owner = k.Owner
+			}
+			return &eventstore.ClaimError{Claim: k, Owner: owner}
+		}
+		claims[m.key(k)] = k.Owner
+	}
+	return nil
+}
+
+func (m *memory) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return func(yield func(eventstore.Recorded, error) bool) {
+		if err := m.closed(); err != nil {
+			yield(eventstore.Recorded{}, err)
+			return
+		}
+		m.mu.Lock()
+		log := m.log
+		m.mu.Unlock()
+		if m.bug == "stale read" && len(log) > 0 && rand.N(4) == 0 {
+			log = log[:len(log)-1]
+		}
+		yielded := 0
+		for i := 0; i < len(log); i++ {
+			if err := ctx.Err(); err != nil && m.bug != "read ignores context" {
+				if m.bug != "canceled read ends quietly" {
+					yield(eventstore.Recorded{}, err)
+				}
+				return
+			}
+			rec := log[i]
+			if m.bug == "read goes on" {
+				m.mu.Lock()
+				log = m.log
+				m.mu.Unlock()
+			}
+			match := rec.Stream == stream
+			if m.bug == "read by prefix" {
+				match = strings.HasPrefix(rec.Stream, stream)
+			}
+			if !match || rec.Revision < from && m.bug != "from ignored" || rec.Revision == from && m.bug == "from excluded" {
+				continue
+			}
+			if m.bug == "first page only" && yielded == 1000 {
+				return
+			}
+			yielded++
+			if !yield(rec, nil) {
+				if m.bug == "stopped read keeps its lock" {
+					m.mu.Lock()
+				}
+				if m.bug == "stopped read goes on" {
+					continue
+				}
+				return
+			}
+		}
+		if yielded == 0 && m.bug == "missing is an error" && m.at(stream) == eventstore.NoStream {
+			yield(eventstore.Recorded{}, fmt.Errorf("no stream %s", stream))
+		}
+		if err := ctx.Err(); err != nil && yielded == 0 && m.bug == "" {
+			yield(eventstore.Recorded{}, err)
+		}
+	}
+}
+
+func (m *memory) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return func(yield func([]eventstore.Recorded, error) bool) {
+		var page []eventstore.Recorded
+		next := int(after)
+		if m.bug == "position included" {
+			next = max(0, next-1)
+		}
+		for {
+			if err := ctx.Err(); err != nil && m.bug != "subscription ignores context" {
+				if m.bug != "canceled subscription ends quietly" {
+					yield(nil, err)
+				}
+				return
+			}
+			if err := m.closed(); err != nil {
+				if m.bug != "closed subscription ends quietly" {
+					yield(nil, err)
+				}
+				return
+			}
+			m.mu.Lock()
+			log, grown := m.log, m.grown
+			m.mu.Unlock()
+			if next < len(log) || m.bug == "empty pages" {
+				if m.bug == "slow readers skip" && len(log)-next > 1000 {
+					next = len(log) - 1000
+				}
+				page = m.page(page, log[min(next, len(log)):min(next+500, len(log))])
+				next += len(page)
+				if m.bug == "yields under the lock" {
+					m.mu.Lock()
+				}
+				goOn := yield(page, nil)
+				if m.bug == "yields under the lock" {
+					m.mu.Unlock()
+				}
+				if !goOn {
+					return
+				}
+				continue
+			}
+			switch m.bug {
+			case "ends when it has caught up":
+				return
+			case "last event again after waiting":
+				next = max(0, next-1)
+			case "never follows":
+				grown = nil
+			case "sleeps through appends":
+				time.Sleep(time.Millisecond) // and what comes meanwhile wakes nobody
+				m.mu.Lock()
+				grown = m.grown
+				m.mu.Unlock()
+			}
+			done := ctx.Done()
+			if m.bug == "subscription ignores context" {
+				done = nil
+			}
+			select {
+			case <-grown:
+				if m.bug == "skips when many are new" {
+					m.mu.Lock()
+					if len(m.log) > next+2 {
+						next++
+					}
+					m.mu.Unlock()
+				}
+			case <-done:
+			case <-m.closing:
+			}
+		}
+	}
+}
+
+// page copies a page, as one owns it that is the caller's until the next.
+func (m *memory) page(old, events []eventstore.Recorded) []eventstore.Recorded {
+	switch m.bug {
+	case "pages out of order":
+		events = slices.Clone(events)
+		if len(events) > 1 {
+			slices.Reverse(events[len(events)-2:])
+		}
+	case "reuses the bytes of pages":
+		for _, rec := range old {
+			clear(rec.Clear)
+		}
+		events = slices.Clone(events)
+		for i := range events {
+			events[i].Clear = bytes.Clone(events[i].Clear)
+		}
+	}
+	return append(old[:0], events...)
+}
