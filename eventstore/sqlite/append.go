@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -112,6 +113,8 @@ func (w *writer) run(publish func([]eventstore.Recorded)) {
 		case r := <-w.queue:
 			w.collect(r)
 			w.commit(publish)
+			// Those just answered may come again at once: let them, and share.
+			runtime.Gosched()
 		case <-due:
 			due = nil
 			// An error shows at the next append, which meets it too, or at
@@ -288,11 +291,11 @@ func (w *writer) check(c eventstore.Commit) (heads []head, refusal, failure erro
 // to the tree and returns its leaf hash. h is the stream's head before it but
 // for the revision, which is the event's own.
 func (w *writer) insert(rec eventstore.Recorded, h head, sealed tlog.Hash) (tlog.Hash, error) {
-	leaf := tlog.NewLeaf(rec, h.leaf, sealed)
-	hash, buf, err := leaf.HashIn(w.buf)
-	w.buf = buf
-	if err != nil {
-		return hash, err
+	leaf := &w.leaf // not a variable of each call, which would be garbage
+	*leaf = tlog.NewLeaf(rec, h.leaf, sealed)
+	var err error
+	if w.hash, w.buf, err = leaf.HashIn(w.buf); err != nil {
+		return w.hash, err
 	}
 	// A nil slice would be bound as NULL.
 	var prev, kid, sealedHash []byte
@@ -307,17 +310,17 @@ func (w *writer) insert(rec eventstore.Recorded, h head, sealed tlog.Hash) (tlog
 		clear = []byte{}
 	}
 	err = w.insertEvent.exec(int64(rec.Position), h.num, int64(rec.Revision), leaf.Time, leaf.ID[:], rec.Type, rec.Actor,
-		clear, prev, kid, sealedHash, hash[:])
+		clear, prev, kid, sealedHash, w.hash[:])
 	if err == nil && kid != nil {
 		err = w.insertSealed.exec(int64(rec.Position), rec.Sealed)
 	}
-	for _, tile := range w.next.tree.Push(hash) {
+	for _, tile := range w.next.tree.Push(w.hash) {
 		if err == nil {
 			err = w.putTile.exec(int64(tile.Level), tile.N, tile.Data)
 		}
 	}
 	w.fresh = append(w.fresh, rec)
-	return hash, err
+	return w.hash, err
 }
 
 func (w *writer) createStream(name string) (num int64, err error) {

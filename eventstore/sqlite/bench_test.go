@@ -3,6 +3,7 @@ package sqlite_test
 import (
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/binary"
 	"fmt"
 	"sync"
@@ -103,4 +104,129 @@ func BenchmarkAppend(b *testing.B) {
 			b.ReportMetric(float64(b.N)/float64(transactions), "commits/tx")
 		})
 	}
+}
+
+// BenchmarkLimit is what the machine has to give: a program that makes one row
+// of the same size durable for each of 64 clients, many in a transaction, and
+// does nothing else. BenchmarkAppend means something only beside it.
+func BenchmarkLimit(b *testing.B) {
+	db, err := sql.Open("sqlite3", "file:"+b.TempDir()+"/limit.db?_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_cache_size=-16384")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("CREATE TABLE t (position INTEGER PRIMARY KEY, bytes BLOB) STRICT"); err != nil {
+		b.Fatal(err)
+	}
+	queue := make(chan chan error, 64)
+	go func() {
+		bytes, position := make([]byte, 500), 0
+		for first := range queue {
+			waiting := []chan error{first}
+			for len(queue) > 0 {
+				waiting = append(waiting, <-queue)
+			}
+			err := func() error {
+				tx, err := db.Begin()
+				if err != nil {
+					return err
+				}
+				defer tx.Rollback()
+				insert, err := tx.Prepare("INSERT INTO t VALUES (?, ?)")
+				if err != nil {
+					return err
+				}
+				for range waiting {
+					position++
+					if _, err := insert.Exec(position, bytes); err != nil {
+						return err
+					}
+				}
+				return tx.Commit()
+			}()
+			for _, done := range waiting {
+				done <- err
+			}
+		}
+	}()
+	var next atomic.Int64
+	var group sync.WaitGroup
+	begin := time.Now()
+	for range 64 {
+		group.Go(func() {
+			done := make(chan error)
+			for next.Add(1) <= int64(b.N) {
+				queue <- done
+				if err := <-done; err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	close(queue)
+	b.ReportMetric(float64(b.N)/time.Since(begin).Seconds(), "commits/s")
+}
+
+// filled is a log of 50,000 creations and more in a directory of its own.
+func filled(b *testing.B) (s *sqlite.Store, verifier note.Verifier, size eventstore.Position) {
+	signer, verifier := newSigner(b)
+	s = open(b, sqlite.Config{Dir: b.TempDir(), Signer: signer})
+	for n := int64(0); n < 50_000; {
+		var c eventstore.Commit
+		for range 500 {
+			one := creation(n)
+			// Five events in each stream, the second to fifth without claims.
+			for range 4 {
+				e := one.Writes[0].Events[0]
+				e.ID = uuid.Must(uuid.NewV7())
+				one.Writes[0].Events = append(one.Writes[0].Events, e)
+			}
+			c.Writes = append(c.Writes, one.Writes...)
+			c.Claim = append(c.Claim, one.Claim...)
+			if n += 5; len(c.Writes) == 200 {
+				break
+			}
+		}
+		r, err := s.Append(b.Context(), c)
+		if err != nil {
+			b.Fatal(err)
+		}
+		size = r.Last
+	}
+	return s, verifier, size
+}
+
+func BenchmarkSubscribe(b *testing.B) {
+	s, _, size := filled(b)
+	for _, events := range []eventstore.Position{2000, size} {
+		name := map[bool]string{true: "file", false: "memory"}[events == size]
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				for page, err := range s.Subscribe(b.Context(), size-events) {
+					if err != nil {
+						b.Fatal(err)
+					}
+					if page[len(page)-1].Position == size {
+						break
+					}
+				}
+			}
+			b.ReportMetric(float64(b.N)*float64(events)/b.Elapsed().Seconds(), "events/s")
+		})
+	}
+}
+
+func BenchmarkVerify(b *testing.B) {
+	s, verifier, size := filled(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		report, err := s.Verify(b.Context(), sqlite.Trust{Verifier: verifier, Erasure: erasure}, nil)
+		if err != nil || !report.OK() {
+			b.Fatalf("%+v, %v", report, err)
+		}
+	}
+	b.ReportMetric(float64(b.N)*float64(size)/b.Elapsed().Seconds(), "events/s")
 }

@@ -85,6 +85,12 @@ func (c *conn) prepare(query string) (*stmt, error) {
 
 // keep prepares each query into the statement beside it, for as long as the
 // connection lives.
+//
+// SQLite compiles a statement anew when the value of a parameter changes that
+// its plan might depend on, which takes many times longer than to run it. It
+// sees such a parameter in LIMIT ?, and in x = ? where rows come ordered by the
+// column after x or one table's x finds another's row; hence numbers after
+// LIMIT, subqueries for joins, and x = +?.
 func (c *conn) keep(queries map[**stmt]string) error {
 	for s, query := range queries {
 		var err error
@@ -108,13 +114,12 @@ func (s *stmt) query(args ...driver.Value) (driver.Rows, error) {
 }
 
 // exec runs a statement that has no rows. It goes the way of a query because
-// there the driver resets, binds and steps in one call into C.
+// there the driver resets, binds and steps in one call into C. The statement
+// has then come to its end, so the rows need not be closed, which would be a
+// second call.
 func (s *stmt) exec(args ...driver.Value) error {
-	rows, err := s.query(args...)
-	if err != nil {
-		return err
-	}
-	return classify(rows.Close())
+	_, err := s.query(args...)
+	return err
 }
 
 // row reads the first row into dest and says whether there was one.

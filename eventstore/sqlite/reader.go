@@ -131,8 +131,8 @@ func (r *Reader) dial() (*readConn, error) {
 	c := &readConn{conn: raw}
 	err = raw.keep(map[**stmt]string{
 		&c.head:   `SELECT position FROM events ORDER BY position DESC LIMIT 1`,
-		&c.page:   selectRecorded + ` WHERE e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ?`,
-		&c.stream: selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ?`,
+		&c.page:   selectRecorded + ` WHERE e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ` + fmt.Sprint(pageEvents),
+		&c.stream: selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
 	})
 	if err != nil {
 		raw.close()
@@ -194,7 +194,7 @@ func (c *readConn) events(page []eventstore.Recorded, s *stmt, args ...driver.Va
 // page reads events after a position, up to head, which must be in the log.
 func (r *Reader) page(ctx context.Context, page []eventstore.Recorded, after, head eventstore.Position) ([]eventstore.Recorded, error) {
 	err := r.use(ctx, func(c *readConn) (err error) {
-		page, err = c.events(page, c.page, int64(after), int64(head), int64(pageEvents))
+		page, err = c.events(page, c.page, int64(after), int64(head))
 		return err
 	})
 	if err != nil {
@@ -246,7 +246,7 @@ func (r *Reader) readStream(ctx context.Context, stream string, from eventstore.
 		for next := max(from, 0); ; next = page[len(page)-1].Revision + 1 {
 			if err = ctx.Err(); err == nil {
 				err = r.use(ctx, func(c *readConn) (err error) {
-					page, err = c.events(page[:0], c.stream, stream, int64(next), int64(pageEvents))
+					page, err = c.events(page[:0], c.stream, stream, int64(next))
 					return err
 				})
 			}

@@ -135,7 +135,7 @@ func (v *verification) open(c *conn) error {
 			WHERE e.position BETWEEN ? AND ? ORDER BY e.position`,
 		&v.next:        `SELECT position FROM events WHERE position > ? ORDER BY position LIMIT 1`,
 		&v.predecessor: `SELECT position, leaf_hash FROM events WHERE stream = ? AND revision = ?`,
-		&v.erasure:     `SELECT ifnull(max(position), 0) FROM events WHERE stream = ? AND type = ?`,
+		&v.erasure:     `SELECT ifnull(max(position), 0) FROM events WHERE stream = +? AND type = +?`,
 		&v.tile:        `SELECT data FROM tiles WHERE level = ? AND n = ?`,
 		&v.checkpoint:  `SELECT size, time, note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size LIMIT 1`,
 	})

@@ -39,15 +39,18 @@ type writer struct {
 	batch    []*request
 	fresh    []eventstore.Recorded // events of the running transaction
 	checked  []head                // heads of the commit in hand
+	leaf     tlog.Leaf             // of the event in hand
+	hash     tlog.Hash             // its hash
 	buf      []byte                // to encode leaves in
 
 	begin, end, rollback      *stmt
-	selectHead, selectOwner   *stmt
+	selectNum, selectHead     *stmt
+	selectOwner               *stmt
 	insertStream, insertEvent *stmt
 	insertSealed, putTile     *stmt
 	insertClaim, deleteClaim  *stmt
 	insertCheckpoint, replace *stmt
-	row                       [3]driver.Value
+	row                       [2]driver.Value
 }
 
 // state is what the log is at its end. Everything in it can be read from the
@@ -106,13 +109,12 @@ func newWriter(db *conn, c Config) (*writer, error) {
 		signer: c.Signer, interval: c.CheckpointInterval, now: c.Now, db: db,
 	}
 	err := db.keep(map[**stmt]string{
-		&w.begin:    `BEGIN IMMEDIATE`,
-		&w.end:      `COMMIT`,
-		&w.rollback: `ROLLBACK`,
-		&w.selectHead: `SELECT s.num, e.revision, e.leaf_hash FROM streams s
-			LEFT JOIN events e ON e.stream = s.num AND e.revision = (SELECT max(revision) FROM events WHERE stream = s.num)
-			WHERE s.name = ?`,
-		&w.selectOwner:  `SELECT s.name FROM claims c JOIN streams s ON s.num = c.stream WHERE c.kind = ? AND c.key = ?`,
+		&w.begin:        `BEGIN IMMEDIATE`,
+		&w.end:          `COMMIT`,
+		&w.rollback:     `ROLLBACK`,
+		&w.selectNum:    `SELECT num FROM streams WHERE name = ?`,
+		&w.selectHead:   `SELECT revision, leaf_hash FROM events WHERE stream = +? ORDER BY revision DESC LIMIT 1`,
+		&w.selectOwner:  `SELECT (SELECT name FROM streams WHERE num = stream) FROM claims WHERE kind = ? AND key = ?`,
 		&w.insertStream: `INSERT INTO streams (num, name) VALUES (?, ?)`,
 		&w.insertEvent: `INSERT INTO events (position, stream, revision, time, id, type, actor, clear, prev, kid, sealed_hash, leaf_hash)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
@@ -196,16 +198,21 @@ func (w *writer) streamHead(stream string) (head, error) {
 		return h, nil
 	}
 	h := head{revision: eventstore.NoStream}
-	found, err := w.selectHead.row(w.row[:3], stream)
+	found, err := w.selectNum.row(w.row[:1], stream)
 	if !found || err != nil {
 		return h, err
 	}
-	f := fields{row: w.row[:3]}
-	h.num = f.int()
-	if f.maybe() { // else it holds claims, and no events
-		h.revision, h.leaf = eventstore.Revision(f.int()), f.hash()
+	num := fields{row: w.row[:1]}
+	h.num = num.int()
+	found, err = w.selectHead.row(w.row[:2], h.num)
+	if err != nil {
+		return h, err
 	}
-	if f.bad {
+	last := fields{row: w.row[:2]}
+	if found { // else it holds claims, and no events
+		h.revision, h.leaf = eventstore.Revision(last.int()), last.hash()
+	}
+	if num.bad || last.bad {
 		return h, corrupt("the end of stream %d cannot be read", h.num)
 	}
 	w.heads.put(stream, h)
