@@ -5,6 +5,5 @@ package main
 
 import "github.com/spf13/cobra"
 
-func importCommand() *cobra.Command { return &cobra.Command{Use: "import"} }
 func listenCommand() *cobra.Command { return &cobra.Command{Use: "listen"} }
 func demoCommand() *cobra.Command   { return &cobra.Command{Use: "demo"} }

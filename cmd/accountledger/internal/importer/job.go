@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type Job struct {
 	Resume  bool // go on where the journal says, if it is one of this import
 
 	Workers  int                              // rows at a time; default 64: commits are shared by those who come together
+	Resumed  func(s Summary)                  // called before the first row with what earlier runs have done; may be nil
 	Progress func(s Summary, bytesRead int64) // called after every row; may be nil
 	Now      func() time.Time                 // default time.Now
 
@@ -84,7 +86,11 @@ func (j *Job) Run(ctx context.Context) (Summary, error) {
 	work, workCtx := errgroup.WithContext(context.WithoutCancel(ctx))
 	pending := make(chan *task, 16*j.Workers)
 	done := rec.state.Summary.Rows
+	if j.Resumed != nil {
+		j.Resumed(rec.state.Summary)
+	}
 	var read counter
+	var unread error // why the input was not read to its end; the rows before that are in
 	work.Go(func() error {
 		defer close(pending)
 		queues := make([]chan *task, j.Workers)
@@ -94,7 +100,8 @@ func (j *Job) Run(ctx context.Context) (Summary, error) {
 			queues[i] = queue
 			work.Go(func() error { j.work(workCtx, queue); return nil })
 		}
-		return j.dispatch(ctx, workCtx, io.TeeReader(j.Input.Reader, &read), done, pending, queues)
+		unread = j.dispatch(ctx, workCtx, io.TeeReader(j.Input.Reader, &read), done, pending, queues)
+		return nil
 	})
 	work.Go(func() error {
 		for t := range pending {
@@ -115,10 +122,7 @@ func (j *Job) Run(ctx context.Context) (Summary, error) {
 		}
 		return nil
 	})
-	err = work.Wait()
-	if err == nil {
-		err = ctx.Err()
-	}
+	err = cmp.Or(work.Wait(), unread, ctx.Err())
 	return rec.state.Summary, errors.Join(err, rec.close(err == nil))
 }
 

@@ -298,7 +298,142 @@ func TestLedgerFails(t *testing.T) {
 	}
 }
 
-var _ = context.Background
-var _ = errors.New
-var _ = os.Open
-var _ = filepath.Join
+// canceling ends a context when that much of it was read.
+type canceling struct {
+	io.Reader
+	after  int
+	cancel context.CancelFunc
+}
+
+func (c *canceling) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p[:min(len(p), 512)])
+	if c.after -= n; c.after < 0 {
+		c.cancel()
+	}
+	return n, err
+}
+
+func TestResume(t *testing.T) {
+	t.Parallel()
+	const rows = 400
+	text := generated(rows)
+	m, err := ParseMapping([]byte(generatedMapping))
+	check(t, err)
+	other, err := ParseMapping([]byte(generatedMapping + "# another file\n"))
+	check(t, err)
+
+	for _, tt := range []struct {
+		name    string
+		change  func(t *testing.T, j *Job) // before the second run
+		resumes bool
+	}{
+		{"goes on", func(*testing.T, *Job) {}, true},
+		{"not wanted", func(_ *testing.T, j *Job) { j.Resume = false }, false},
+		{"another input", func(_ *testing.T, j *Job) { j.Input.Name = "y.ndjson" }, false},
+		{"another size", func(_ *testing.T, j *Job) { j.Input.Size++ }, false},
+		{"a changed input", func(_ *testing.T, j *Job) { j.Input.Modified = j.Input.Modified.Add(time.Second) }, false},
+		{"another mapping", func(_ *testing.T, j *Job) { j.Mapping = other }, false},
+		{"another ledger", func(_ *testing.T, j *Job) { j.LedgerID = "other" }, false},
+		{"an older log", func(_ *testing.T, j *Job) { j.Head = 1 }, false},
+		{"results lost", func(t *testing.T, j *Job) { check(t, os.Truncate(j.ResultsFile, 10)) }, false},
+		{"journal torn", func(t *testing.T, j *Job) { check(t, os.Truncate(j.Journal, 40)) }, false},
+		{"results longer", func(t *testing.T, j *Job) {
+			f, err := os.OpenFile(j.ResultsFile, os.O_APPEND|os.O_WRONLY, 0)
+			check(t, err)
+			_, err = f.WriteString(`{"row":100000}` + "\n" + `{"row`)
+			check(t, errors.Join(err, f.Close()))
+		}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			ledger := openLedger(t)
+			dir := t.TempDir()
+			job := func() *Job {
+				head, err := ledger.log.Head(t.Context())
+				check(t, err)
+				return &Job{
+					Ledger: ledger.Ledger, LedgerID: "this", Head: head, Mapping: m, Now: now, Workers: 8, Resume: true,
+					Input:       Input{Name: "x.ndjson", Reader: bytes.NewReader(text), Size: int64(len(text)), Modified: now()},
+					ResultsFile: filepath.Join(dir, "results"), Journal: filepath.Join(dir, "journal"),
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			j := job()
+			j.Input.Reader = &canceling{j.Input.Reader, len(text) / 2, cancel}
+			first, err := j.Run(ctx)
+			if !errors.Is(err, context.Canceled) || first.Rows == 0 || first.Rows >= rows || first.Created != first.Rows {
+				t.Fatalf("the canceled run: %+v, %v", first, err)
+			}
+			if told := resultsIn(t, j.ResultsFile); int64(len(told)) != first.Rows {
+				t.Fatalf("the canceled run told %d results of %d rows", len(told), first.Rows)
+			}
+
+			j = job()
+			tt.change(t, j)
+			resumed := int64(-1)
+			j.Resumed = func(s Summary) { resumed = s.Rows }
+			second, err := j.Run(t.Context())
+			check(t, err)
+			want := Summary{Rows: rows, Created: rows, Events: rows}
+			if !tt.resumes {
+				want = Summary{Rows: rows, Created: rows - first.Rows, Unchanged: first.Rows, Events: rows - first.Rows}
+			}
+			want.Findings, want.Missed = second.Findings, map[string]int64{}
+			if diff := cmp.Diff(want, second); diff != "" {
+				t.Errorf("the second run (-want +got):\n%s", diff)
+			}
+			if tt.resumes && resumed != first.Rows || !tt.resumes && resumed != 0 {
+				t.Errorf("it went on behind row %d; the first run had done %d", resumed, first.Rows)
+			}
+			if told := resultsIn(t, j.ResultsFile); len(told) != rows {
+				t.Errorf("the results have %d rows, want %d", len(told), rows)
+			}
+			if head, err := ledger.log.Head(t.Context()); err != nil || head != rows {
+				t.Errorf("the log has %d events, %v, want %d", head, err, rows)
+			}
+			if _, err := os.Stat(j.Journal); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the journal of a complete import: %v, want it gone", err)
+			}
+		})
+	}
+}
+
+func resultsIn(t *testing.T, path string) []Result {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	check(t, err)
+	return results(t, text)
+}
+
+// A journal that knows more rows than the input has is of another input.
+func TestResumeBehindTheEnd(t *testing.T) {
+	t.Parallel()
+	m, err := ParseMapping([]byte(generatedMapping))
+	check(t, err)
+	ledger := openLedger(t)
+	path := filepath.Join(t.TempDir(), "journal")
+	job := Job{Ledger: ledger.Ledger, Mapping: m, Now: now, Resume: true, Journal: path, Results: io.Discard, Input: Input{Name: "x.ndjson"}}
+	rec, err := job.openRecorder()
+	check(t, err)
+	check(t, rec.add(Result{Row: 1}))
+	check(t, rec.add(Result{Row: 2}))
+	check(t, rec.close(false))
+	job.Input.Reader = bytes.NewReader(generated(1))
+	if _, err := job.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "the journal calls 2 done") {
+		t.Errorf("Run = %v, want an error about the journal", err)
+	}
+}
+
+func TestUnwritable(t *testing.T) {
+	t.Parallel()
+	m, err := ParseMapping([]byte(generatedMapping))
+	check(t, err)
+	none := filepath.Join(t.TempDir(), "none", "file")
+	for _, job := range []*Job{{ResultsFile: none}, {Results: io.Discard, Journal: none}} {
+		job.Ledger, job.Mapping, job.Input = openLedger(t).Ledger, m, Input{Name: "x.ndjson", Reader: bytes.NewReader(generated(3))}
+		if s, err := job.Run(t.Context()); err == nil || s.Events != 0 {
+			t.Errorf("Run with a file that cannot be written = %+v, %v, want an error and nothing done", s, err)
+		}
+	}
+}

@@ -25,8 +25,9 @@ type row struct {
 // maxLine bounds what one line of NDJSON may take of memory.
 const maxLine = 4 << 20
 
-// formatOf is the format a mapping states, or else the one of an input's name.
-func (m *Mapping) formatOf(name string) (string, error) {
+// Format is the format that m states, or else the one of an input's name: json,
+// ndjson or csv.
+func (m *Mapping) Format(name string) (string, error) {
 	if m.format != "" {
 		return m.format, nil
 	}
@@ -45,7 +46,7 @@ func (m *Mapping) formatOf(name string) (string, error) {
 // error ends the input; it says where, and never what stands there.
 func (m *Mapping) rows(name string, input io.Reader) iter.Seq2[row, error] {
 	return func(yield func(row, error) bool) {
-		format, err := m.formatOf(name)
+		format, err := m.Format(name)
 		// A byte order mark is how some spreadsheets begin a file.
 		r := bufio.NewReaderSize(input, 1<<16)
 		if bom, _ := r.Peek(3); string(bom) == "\ufeff" {

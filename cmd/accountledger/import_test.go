@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/go-json-experiment/json"
+
+	"accountledger/cmd/accountledger/internal/importer"
+)
+
+const importSamples = "../../testdata/imports/"
+
+func TestImportPeople(t *testing.T) {
+	t.Parallel()
+	data, results := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "results.ndjson")
+	people := []string{"import", "--data", data, "--mapping", importSamples + "people-208.yaml", "--results", results, importSamples + "people-208.json"}
+	code, stdout, stderr := accountledger(t, people...)
+	if code != exitOK || !strings.Contains(stdout, "CREATED     208") || !strings.Contains(stdout, "kept as customFields.phone_as_exported") {
+		t.Errorf("import = %d\n%s%s", code, stdout, stderr)
+	}
+	code, stdout, stderr = accountledger(t, people...)
+	if code != exitOK || !strings.Contains(stdout, "UNCHANGED   208") {
+		t.Errorf("import again = %d\n%s%s", code, stdout, stderr)
+	}
+	if lines, err := os.ReadFile(results); err != nil || bytes.Count(lines, []byte("\n")) != 208 || bytes.Contains(lines, []byte("@")) {
+		t.Errorf("the results: %v, %d lines, want 208 without any address", err, bytes.Count(lines, []byte("\n")))
+	}
+	if left, err := filepath.Glob(filepath.Join(filepath.Dir(results), "*journal*")); err != nil || len(left) > 0 {
+		t.Errorf("a complete import left %v", left)
+	}
+	code, stdout, stderr = accountledger(t, "import", "--json", "--data", data, "--mapping", importSamples+"keycloak-realm.yaml",
+		"--results", results, importSamples+"keycloak-quarkus-realm.json")
+	var told struct {
+		Summary importer.Summary `json:"summary"`
+	}
+	if err := json.Unmarshal([]byte(stdout), &told); err != nil || code != exitOK || told.Summary.Created != 3 {
+		t.Errorf("import of a realm = %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+func TestImportRefusals(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	mapping := write("m.yaml", "source: s\nkey: /id\nidentities: [{provider: self, username: /name}]\n")
+	bad := write("bad.yaml", "source: s\nkye: /id\nidentities: [{provider: self, username: /name}]\n")
+	input := write("in.ndjson", `{"id":1,"name":"ada"}`+"\n"+`{"id":2,"name":"not a name"}`+"\n")
+	broken := write("broken.json", `[{"id":3,"name":"bob"},`)
+	noEnding := write("input", "")
+	for _, tt := range []struct {
+		name string
+		args []string
+		code int
+		want string
+	}{
+		{"no input", []string{"--mapping", mapping}, exitUsage, "accepts 1 arg"},
+		{"no mapping", []string{input}, exitUsage, "--mapping"},
+		{"mapping not there", []string{"--mapping", dir + "/none.yaml", input}, exitUsage, "no such file"},
+		{"mapping with a fault", []string{"--mapping", bad, input}, exitUsage, `line 2: mapping: unknown member "kye"`},
+		{"input not there", []string{"--mapping", mapping, dir + "/none.json"}, exitUsage, "no such file"},
+		{"input a directory", []string{"--mapping", mapping, write("d.json", "") + "/.."}, exitUsage, ""},
+		{"no format", []string{"--mapping", mapping, noEnding}, exitUsage, "format is required"},
+		{"no workers", []string{"--mapping", mapping, "--workers", "0", input}, exitUsage, "workers"},
+		{"a row fails", []string{"--mapping", mapping, input}, exitRows, "1 of 2 rows failed"},
+		{"the input breaks off", []string{"--mapping", mapping, broken}, exitFailed, "stopped after row 1; the same command goes on from there"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			args := append([]string{"import", "--data", filepath.Join(t.TempDir(), "data")}, tt.args...)
+			code, stdout, stderr := accountledger(t, args...)
+			if code != tt.code || !strings.Contains(stderr, tt.want) {
+				t.Errorf("import = %d, want %d and %q\n%s%s", code, tt.code, tt.want, stdout, stderr)
+			}
+		})
+	}
+}
+
+// Standard input, to standard output.
+func TestImportPipe(t *testing.T) {
+	t.Parallel()
+	mapping := filepath.Join(t.TempDir(), "m.yaml")
+	if err := os.WriteFile(mapping, []byte("source: s\nformat: csv\nkey: /id\nidentities: [{provider: self, username: /name}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	args := []string{"import", "--json", "--data", filepath.Join(t.TempDir(), "data"), "--mapping", mapping, "-"}
+	code := run(t.Context(), args, strings.NewReader("id,name\n1,ada\n2,bob\n"), &out, &errs)
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if code != exitOK || len(lines) != 3 || !strings.Contains(lines[1], `"row":2`) || !strings.HasPrefix(lines[2], `{"summary":{"rows":2,"created":2`) {
+		t.Errorf("import = %d\n%s%s", code, &out, &errs)
+	}
+}
+
+// An import is killed in the middle and called again: it goes on behind the
+// rows it knows as done, and no row is done twice.
+func TestImportKilled(t *testing.T) {
+	t.Parallel()
+	const rows = 3000
+	dir := t.TempDir()
+	mapping, input, data := filepath.Join(dir, "m.yaml"), filepath.Join(dir, "in.ndjson"), filepath.Join(dir, "data")
+	var people bytes.Buffer
+	for i := range rows {
+		fmt.Fprintf(&people, `{"id":%d,"name":"user%d"}`+"\n", i+1, i+1)
+	}
+	for path, text := range map[string]string{mapping: "source: s\nkey: /id\nidentities: [{provider: self, username: /name}]\n", input: people.String()} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args := []string{"import", "--json", "--data", data, "--mapping", mapping, input}
+
+	// One worker, so that there is a middle: a row is an fsync.
+	victim := exec.Command("accountledger", append(args, "--workers", "1")...)
+	stdout, err := victim.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// A row is told before the journal knows it, so look there at each one.
+	var journal struct {
+		Summary importer.Summary `json:"summary"`
+	}
+	told := bufio.NewScanner(stdout)
+	for journal.Summary.Rows == 0 && told.Scan() {
+		if text, err := os.ReadFile(input + ".results.ndjson.journal"); err == nil {
+			err = json.Unmarshal(text, &journal)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	victim.Process.Kill()
+	victim.Wait()
+	if n := journal.Summary.Rows; n == 0 || n == rows {
+		t.Fatalf("the import was killed after %d rows", n)
+	}
+
+	code, out, stderr := accountledger(t, args...)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	var first importer.Result
+	var last struct {
+		Summary importer.Summary `json:"summary"`
+	}
+	if err := json.Unmarshal([]byte(lines[0]), &first); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
+		t.Fatal(err)
+	}
+	s := last.Summary
+	if code != exitOK || s.Rows != rows || s.Created+s.Unchanged != rows || int64(len(lines)-1) != rows-first.Row+1 {
+		t.Errorf("import = %d, %+v, %d lines from row %d on\n%s", code, s, len(lines), first.Row, stderr)
+	}
+	if first.Row <= journal.Summary.Rows || !strings.Contains(stderr, fmt.Sprintf("going on after row %d\n", first.Row-1)) {
+		t.Errorf("it went on at row %d and said:\n%s", first.Row, stderr)
+	}
+	code, out, stderr = accountledger(t, "events", "--json", "--data", data)
+	if got := strings.Count(out, `"account.created.v1"`); code != exitOK || got != rows || strings.Count(out, "\n") != rows {
+		t.Errorf("events = %d: %d lines, %d creations, want %d\n%s", code, strings.Count(out, "\n"), got, rows, stderr)
+	}
+}
