@@ -86,6 +86,9 @@ func decode[B any](data []byte, into *B) error {
 		// The decoder stops at the first fault. To see the next one, take the
 		// member out, or a value of the wrong type back to null, and go on.
 		rest, err := without(data, wrong.JSONPointer, unknown)
+		if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+			return malformed(syntax) // behind the first fault
+		}
 		if err != nil || len(faults) == maxFaults {
 			return invalid(faults)
 		}

@@ -2,11 +2,13 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,7 +26,8 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
 	"github.com/go-json-experiment/json"
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	"golang.org/x/mod/sumdb/note"
 
 	"accountledger/domain"
@@ -232,10 +236,21 @@ func account(email string) string {
 // conformance is a transport that holds every exchange to the OpenAPI document
 // the server itself serves, and every refusal to RFC 9457.
 type conformance struct {
-	next     http.RoundTripper
-	document *openapi3.T
-	router   routers.Router
+	next http.RoundTripper
+	*contract
 }
+
+// contract is an OpenAPI document as exchanges are held to it.
+type contract struct {
+	router   routers.Router
+	compiler *jsonschema.Compiler
+	mu       sync.Mutex
+	schemas  map[string]*jsonschema.Schema // by their place in the document
+}
+
+// contracts are shared by all tests, for each body's schema takes a while to
+// compile and kin-openapi would do it again for every exchange.
+var contracts sync.Map
 
 func newConformance(t testing.TB, url string) *conformance {
 	t.Helper()
@@ -247,11 +262,43 @@ func newConformance(t testing.TB, url string) *conformance {
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	check(t, err)
+	if known, ok := contracts.Load(string(data)); ok {
+		return &conformance{next, known.(*contract)}
+	}
 	document, err := openapi3.NewLoader().LoadFromData(data)
 	check(t, err)
 	router, err := gorillamux.NewRouter(document)
 	check(t, err)
-	return &conformance{next, document, router}
+	root, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
+	check(t, err)
+	c := &contract{router: router, compiler: jsonschema.NewCompiler(), schemas: map[string]*jsonschema.Schema{}}
+	c.compiler.AssertFormat()
+	check(t, c.compiler.AddResource("openapi.json", root))
+	contracts.Store(string(data), c)
+	return &conformance{next, c}
+}
+
+// body checks a body against the schema at a place of the document.
+func (c *contract) body(place []string, body []byte) error {
+	pointer := "#"
+	for _, token := range place {
+		pointer += "/" + strings.NewReplacer("~", "~0", "/", "~1", "{", "%7B", "}", "%7D").Replace(token)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	schema, ok := c.schemas[pointer]
+	if !ok {
+		var err error
+		if schema, err = c.compiler.Compile("openapi.json" + pointer); err != nil {
+			return err
+		}
+		c.schemas[pointer] = schema
+	}
+	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	return schema.Validate(value)
 }
 
 func (c *conformance) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -291,17 +338,27 @@ func (c *conformance) check(r *http.Request, sent []byte, res *http.Response, go
 	if err != nil {
 		return nil // not in the document: a page, or nothing at all
 	}
-	options := &openapi3filter.Options{IncludeResponseStatus: true, AuthenticationFunc: openapi3filter.NoopAuthenticationFunc}
+	options := &openapi3filter.Options{IncludeResponseStatus: true, AuthenticationFunc: openapi3filter.NoopAuthenticationFunc,
+		ExcludeRequestBody: true, ExcludeResponseBody: true}
 	request := &openapi3filter.RequestValidationInput{Request: again, PathParams: params, Route: route, Options: options}
+	operation := []string{"paths", route.Path, strings.ToLower(route.Method)}
 	if res.StatusCode < 400 {
-		if err := openapi3filter.ValidateRequest(r.Context(), request); err != nil {
-			return errors.Join(errors.New("an accepted request does not conform to the document"), err)
+		err := openapi3filter.ValidateRequest(r.Context(), request)
+		if route.Operation.RequestBody != nil && err == nil {
+			mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+			err = c.body(append(operation, "requestBody", "content", cmp.Or(mediaType, "application/json"), "schema"), sent)
+		}
+		if err != nil {
+			return fmt.Errorf("an accepted request does not conform to the document: %w", err)
 		}
 	}
-	response := &openapi3filter.ResponseValidationInput{RequestValidationInput: request, Status: res.StatusCode, Header: res.Header, Options: options}
-	response.SetBodyBytes(got)
-	if err := openapi3filter.ValidateResponse(r.Context(), response); err != nil {
-		return errors.Join(errors.New("the answer does not conform to the document"), err)
+	err = openapi3filter.ValidateResponse(r.Context(), &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: request, Status: res.StatusCode, Header: res.Header, Options: options})
+	if len(got) > 0 && err == nil {
+		err = c.body(append(operation, "responses", strconv.Itoa(res.StatusCode), "content", res.Header.Get("Content-Type"), "schema"), got)
+	}
+	if err != nil {
+		return fmt.Errorf("the answer does not conform to the document: %w", err)
 	}
 	return nil
 }
@@ -314,7 +371,7 @@ func checkProblem(res *http.Response, got []byte) error {
 	want := problem{Type: "/problems/" + string(p.Code), Title: problemKinds[p.Code].title, Status: res.StatusCode, Code: p.Code,
 		RequestID: res.Header.Get("X-Request-Id"), Instance: "urn:uuid:" + res.Header.Get("X-Request-Id")}
 	p.Detail, p.Errors, p.Erased, p.Position = "", nil, want.Erased, nil
-	if diff := cmp.Diff(want, p, cmp.AllowUnexported(problem{})); diff != "" {
+	if diff := gocmp.Diff(want, p, gocmp.AllowUnexported(problem{})); diff != "" {
 		return errors.New("problem (-want +got):\n" + diff)
 	}
 	if ct := res.Header.Get("Content-Type"); ct != problemType {
@@ -338,9 +395,10 @@ func (l *ledger) key(t testing.TB, id string, scopes ...scope) string {
 }
 
 // serve serves another API over the same ledger.
-func (l *ledger) serve(t testing.TB, c Config) string {
-	t.Helper()
-	server := httptest.NewServer(New(c))
+func (l *ledger) serve(t testing.TB, c Config) string { return serveHandler(t, New(c)) }
+
+func serveHandler(t testing.TB, h http.Handler) string {
+	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
 	return server.URL
 }

@@ -155,7 +155,7 @@ func (s *server) routes() {
 		method: "GET", path: "/v1/webhooks/{webhookId}/deliveries", name: "listDeliveries", scope: scopeWebhooksRead, status: 200, answer: deliveries{}, paged: true,
 		summary: "List the deliveries of a webhook",
 		text:    "Newest first.",
-		codes:   codes(onWebhook, onQuery, []domain.Code{codeInvalidCursor}),
+		codes:   codes(onWebhook, onQuery),
 	}, s.listDeliveries)
 
 	handle(s, route{

@@ -42,29 +42,21 @@ func (s *server) createWebhook(ctx context.Context, c *call, in *createWebhookIn
 	if body.After != nil {
 		cmd.After = *body.After
 	}
-	var faults []domain.Fault
-	if _, err := webhooks.ParseSecret(body.Secret); body.Secret != "" && err != nil {
-		faults = append(faults, domain.Fault{Pointer: "/secret", Detail: "must be whsec_ and 24 to 64 bytes in base64"})
-	}
 	if head, err := s.Log.Head(ctx); err != nil {
 		return nil, err
-	} else if body.After != nil && (cmd.After < 0 || cmd.After > head) {
-		faults = append(faults, domain.Fault{Pointer: "/after", Detail: "must be a position of the log"})
-	}
-	if faults != nil {
-		return nil, invalid(faults)
+	} else if body.After != nil && (*body.After < 0 || *body.After > head) {
+		return nil, invalid([]domain.Fault{{Pointer: "/after", Detail: "must be a position of the log"}})
 	}
 	r, err := in.request(c)
 	if err != nil {
 		return nil, err
 	}
-	id := in.newID(c)
-	if in.DryRun {
-		return s.tryWebhook(ctx, r, id, cmd)
-	}
-	endpoint, secret, p, err := s.Webhooks.Create(ctx, r, id, cmd, body.Secret)
+	endpoint, secret, p, err := s.Webhooks.Create(ctx, r, in.newID(c), cmd, body.Secret)
 	if err != nil {
 		return nil, err
+	}
+	if in.DryRun {
+		return (&answer{Status: http.StatusOK}).rendered(triedWebhook{endpoint.Webhook})
 	}
 	a := s.endpointAnswer(ctx, endpoint, p)
 	a.Location = "/v1/webhooks/" + endpoint.WebhookID
