@@ -52,6 +52,8 @@ type checked struct {
 	Compared int64               `json:"compared,omitzero"` // accounts, with --views
 	Findings []finding           `json:"findings"`
 	Unlisted int64               `json:"unlisted,omitzero"`
+
+	readable bool // each event of the log can be read
 }
 
 // finding is something wrong with a file.
@@ -121,7 +123,8 @@ func check(ctx context.Context, c config, out console, compareViews bool) (check
 	if err := ch.events(ctx, r, codec, out); err != nil {
 		return ch, err
 	}
-	if compareViews {
+	// A log that cannot be read to its end would keep a rebuild waiting.
+	if compareViews && ch.readable {
 		if err := ch.views(ctx, r, views, codec, out); err != nil {
 			return ch, err
 		}
@@ -164,12 +167,14 @@ func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, ou
 	erased := map[string]eventstore.Position{} // streams whose erasure is not met yet
 	p := out.progress("events", int64(ch.Head))
 	defer p.end()
+	ch.readable = true
 	for page, err := range r.selected(ctx, eventsOptions{}) {
 		if err != nil {
 			if ctx.Err() != nil {
 				return err
 			}
 			ch.add(logFile, "%v", err) // and what follows cannot be read
+			ch.readable = false
 			break
 		}
 		for _, rec := range page {

@@ -40,6 +40,11 @@ func (ch *checked) views(ctx context.Context, r *reader, live *projections.Views
 	if err != nil {
 		return err
 	}
+	// A view that is ahead of the log is a finding already, and would wait for
+	// what does not come.
+	if head, err := r.log.Head(ctx); err != nil || at > head {
+		return err
+	}
 	log := prefix{r.log, at}
 	fresh, err := projections.Open(ctx, projections.Config{Path: filepath.Join(dir, "fresh.db"), Log: log, Codec: codec})
 	if err != nil {

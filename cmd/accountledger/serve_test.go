@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// timeout is how long a test waits for what should happen at once.
+const timeout = time.Minute
+
+// unfinished begins a request and leaves out its last byte.
+func unfinished(t *testing.T, p *process) (finish func() *http.Response) {
+	t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	body := `{"origin":"created","identities":[{"provider":"self","email":"slow@example.com"}]}`
+	fmt.Fprintf(conn, "POST /v1/accounts HTTP/1.1\r\nHost: ledger\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", p.key, len(body))
+	// That the server asks for the body shows that it has the request.
+	reader := bufio.NewReader(conn)
+	if line, err := reader.ReadString('\n'); err != nil || !strings.Contains(line, "100") {
+		t.Fatalf("the server says %q, %v", line, err)
+	}
+	reader.ReadString('\n')
+	io.WriteString(conn, body[:len(body)-1])
+	return func() *http.Response {
+		io.WriteString(conn, body[len(body)-1:])
+		response, err := http.ReadResponse(reader, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response
+	}
+}
+
+// TestStopFinishesRequests: a request that has begun is answered, and durable.
+func TestStopFinishesRequests(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	data := filepath.Join(t.TempDir(), "data")
+	p := startServer(t, data, "--shutdown-grace", timeout.String())
+	finish := unfinished(t, p)
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.log.await(ctx, "msg=stopping"); err != nil {
+		t.Fatal(err)
+	}
+	if response := finish(); response.StatusCode != http.StatusCreated {
+		t.Errorf("a request under way at shutdown is answered %s", response.Status)
+	}
+	if err := p.wait(ctx); err != nil {
+		t.Fatalf("the server ended with %v\n%s", err, p.log)
+	}
+	// The last checkpoint covers everything.
+	if stdout := mustRun(t, "verify", "--data", data, "--json"); !strings.Contains(stdout, `"covered": 1`) {
+		t.Errorf("verify after shutdown says\n%s", stdout)
+	}
+}
+
+// TestSecondSignal: nobody waits for a client that does not finish.
+func TestSecondSignal(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	p := startServer(t, filepath.Join(t.TempDir(), "data"), "--shutdown-grace", "1h")
+	unfinished(t, p)
+	for _, says := range []string{"msg=stopping", `msg="stopping at once"`} {
+		if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.log.await(ctx, says); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.wait(ctx); err != nil {
+		t.Fatalf("the server ended with %v\n%s", err, p.log)
+	}
+}
+
+// TestServeLeavesNothing runs a server in this process, and looks for what it
+// leaves behind.
+func TestServeLeavesNothing(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	ctx, cancel := context.WithCancel(t.Context())
+	listening := newBuffer()
+	ended := make(chan error, 1)
+	c := config{Data: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", ShutdownGrace: timeout}
+	go func() { ended <- serve(ctx, c, slog.New(slog.DiscardHandler), listening) }()
+	wait, done := context.WithTimeout(t.Context(), timeout)
+	defer done()
+	if err := listening.await(wait, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-wait.Done():
+		t.Fatal("serve did not end with its context")
+	}
+	goleak.VerifyNone(t, before, goleak.IgnoreAnyFunction("os/signal.loop"))
+}
+
+// TestSecrecy sends personal data to a server that logs all it can, and looks
+// for it in what the server wrote where it must not be.
+func TestSecrecy(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "data")
+	p := startServer(t, data, "--log-level", "debug", "--log-format", "json", "--webhook-allow", "127.0.0.0/8,::1/128")
+	ask := func(method, path, body string, want int) {
+		t.Helper()
+		response, text, err := p.do(t.Context(), method, path, body)
+		if err != nil || response.StatusCode != want {
+			t.Fatalf("%s %s: %v, %v, want %d: %s", method, path, response, err, want, text)
+		}
+	}
+	// A receiver that refuses each delivery and sends it back as the reason.
+	refused := make(chan struct{}, 1<<10)
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusBadRequest)
+		io.Copy(w, r.Body)
+		refused <- struct{}{}
+	}))
+	defer receiver.Close()
+	ask("POST", "/v1/webhooks", fmt.Sprintf(`{"url":%q,"events":["USER_*"],"format":"standard","payload":"full"}`, receiver.URL), http.StatusCreated)
+
+	var stored, sent []string // canaries: what is in accounts, and what was refused
+	for i := range 40 {
+		keep := func(format string) string {
+			stored = append(stored, fmt.Sprintf(format, i))
+			return stored[len(stored)-1]
+		}
+		send := func(format string) string {
+			sent = append(sent, fmt.Sprintf(format, i))
+			return sent[len(sent)-1]
+		}
+		body := fmt.Sprintf(`{"origin":"created","customFields":{"employee":%q},"identities":[{"provider":"saml","providerUserId":%q,"given_name":%q,"family_name":%q,
+			"nickname":%q,"email":%q,"mobile_number":%q,"username":%q,"birthdate":%q,"address":{"street_address":%q,"locality":%q}}]}`,
+			keep("E-canary-%d"), keep("saml-canary-%d"), keep("Givencanary%d"), keep("Familycanary%d"), keep("Nickcanary%d"), keep("canary.%d@example.com"),
+			keep("+4915112345%03d"), keep("usercanary%d"), keep("18%02d-03-01"), keep("Canary Street %d"), keep("Canarytown %d"))
+		ask("POST", "/v1/accounts", body, http.StatusCreated)
+		// What is refused is written nowhere either.
+		ask("POST", "/v1/accounts", body, http.StatusConflict)
+		ask("POST", "/v1/accounts", fmt.Sprintf(`{"origin":"created","identities":[{"provider":"self","email":%q}]}`, send("not-canary-%d-an-address")), http.StatusUnprocessableEntity)
+		ask("POST", "/v1/lookup", fmt.Sprintf(`{"identifier":%q,"type":"email"}`, send("nobody.canary%d@example.com")), http.StatusNotFound)
+		ask("GET", "/v1/accounts/"+send("canary-in-path-%d"), "", http.StatusNotFound)
+		ask("GET", "/v1/events?canary="+send("canary-in-query-%d"), "", http.StatusBadRequest)
+	}
+	ask("PUT", "/v1/nowhere/canary-nowhere", "", http.StatusNotFound)
+	sent = append(sent, "canary-nowhere")
+	for range 40 {
+		select {
+		case <-refused:
+		case <-time.After(timeout):
+			t.Fatal("the receiver was not asked")
+		}
+	}
+
+	// While the server runs, its write-ahead logs are there too.
+	search := func(name string, canaries []string) (found []string) {
+		text, err := os.ReadFile(filepath.Join(data, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for _, c := range canaries {
+			if bytes.Contains(text, []byte(c)) {
+				found = append(found, c)
+			}
+		}
+		return found
+	}
+	everything := slices.Concat(stored, sent)
+	sealed := func() {
+		for _, name := range []string{logFile, logFile + "-wal", keysFile, keysFile + "-wal", deliveryFile, deliveryFile + "-wal"} {
+			if found := search(name, everything); len(found) > 0 {
+				t.Errorf("%s holds %d of %d canaries, %q among them", name, len(found), len(everything), found[0])
+			}
+		}
+	}
+	sealed()
+	if info, err := os.Stat(filepath.Join(data, logFile+"-wal")); err != nil || info.Size() == 0 {
+		t.Errorf("there was no write-ahead log to look at: %v", err)
+	}
+	if err := p.stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sealed()
+	if found := search(viewsFile, stored); len(found) < len(stored) {
+		t.Errorf("views.db holds %d of the %d canaries that are in accounts: the search does not work", len(found), len(stored))
+	}
+	text := p.log.String()
+	if !strings.Contains(text, `"level":"DEBUG"`) {
+		t.Errorf("nothing was logged at level debug")
+	}
+	for _, c := range everything {
+		if strings.Contains(text, c) {
+			t.Errorf("the server logged %q", c)
+		}
+	}
+}

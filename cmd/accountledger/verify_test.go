@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"database/sql"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"accountledger/eventstore"
+	"accountledger/eventstore/sqlite"
+)
+
+// TestVerifyNamesAlteredEvent flips a byte of an event in the file of the log,
+// and looks for the event's name in what verify says.
+func TestVerifyNamesAlteredEvent(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "data")
+	p := startServer(t, data)
+	for i := range 5 {
+		p.create(t, fmt.Sprintf("ada%d@example.com", i))
+	}
+	if err := p.stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "verify", "--data", data)
+	log, err := sqlite.OpenReader(t.Context(), data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var recs []eventstore.Recorded
+	for page := range until(log.Subscribe(t.Context(), 0), 5) {
+		recs = append(recs, page...)
+	}
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	path := filepath.Join(data, logFile)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rec := range recs {
+		for _, part := range []struct {
+			name  string
+			bytes []byte
+			kind  sqlite.Kind
+		}{
+			{"id", rec.ID[:], sqlite.Altered},
+			{"clear part", rec.Clear, sqlite.Altered},
+			{"key id", rec.KeyID[:], sqlite.Altered},
+			{"sealed part", rec.Sealed, sqlite.SealedAltered},
+		} {
+			at := bytes.Index(whole, part.bytes)
+			if at < 0 {
+				t.Fatalf("the %s of event %d is not in the file", part.name, rec.Position)
+			}
+			damaged := bytes.Clone(whole)
+			damaged[at+rand.IntN(len(part.bytes))] ^= 1 << rand.IntN(8)
+			if err := os.WriteFile(path, damaged, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			name := fmt.Sprintf("%s@%d", part.kind, rec.Position)
+			code, stdout, stderr := accountledger(t, "verify", "--data", data)
+			if code != exitFaults || !strings.Contains(stdout, name+": ") {
+				t.Errorf("verify after a flipped bit in the %s of event %d: exit code %d, want %d and %s\n%s%s", part.name, rec.Position, code, exitFaults, name, stdout, stderr)
+			}
+			if code, stdout, _ := accountledger(t, "verify", "--data", data, "--json"); code != exitFaults || !strings.Contains(stdout, fmt.Sprintf("%q", name)) {
+				t.Errorf("verify --json: exit code %d, want %d and %s\n%s", code, exitFaults, name, stdout)
+			}
+		}
+	}
+}
+
+// TestCheckFindsDamage: each file's damage is found and the file named.
+func TestCheckFindsDamage(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "data")
+	p := startServer(t, data)
+	for i := range 50 {
+		p.create(t, fmt.Sprintf("ada%d@example.com", i))
+	}
+	if err := p.stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "check", "--views", "--data", data)
+	for _, tt := range []struct {
+		name, file, sql string
+		named, says     string // the file that is named, and why
+	}{
+		{"a key is gone", keysFile, "DROP TRIGGER keys_fence; UPDATE keys SET wrapped = x''", keysFile, "no erasure says why"},
+		{"a key is another", keysFile, "UPDATE keys SET wrapped = (SELECT wrapped FROM keys ORDER BY slot LIMIT 1)", keysFile, "keys do not open"},
+		{"the log is shorter", logFile, "DROP TRIGGER events_delete; DELETE FROM sealed WHERE position > 10; DELETE FROM events WHERE position > 10", viewsFile, "the log ends at 10"},
+		{"an account differs", viewsFile, "UPDATE accounts_1 SET json = CAST(replace(CAST(json AS TEXT), 'Ada', 'Eva') AS BLOB) WHERE position = 7", viewsFile, "at revision 0 in the view and 0 in a rebuild, or differs"},
+		{"an account is missing", viewsFile, "DELETE FROM accounts_1 WHERE position = 7", viewsFile, "is in a rebuild and not in the view"},
+		{"webhooks are ahead", deliveryFile, "UPDATE follow SET position = 99", deliveryFile, "a webhook is at position 99"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(data, tt.file)
+			whole, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			alter(t, path, tt.sql)
+			code, stdout, stderr := accountledger(t, "check", "--views", "--data", data)
+			if code != exitFaults || !strings.Contains(stdout, tt.named+": ") || !strings.Contains(stdout, tt.says) {
+				t.Errorf("exit code %d, want %d, %s and %q\n%s%s", code, exitFaults, tt.named, tt.says, stdout, stderr)
+			}
+			if err := os.WriteFile(path, whole, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	mustRun(t, "check", "--views", "--data", data)
+}
+
+// alter runs statements on a file, as somebody who has it could.
+func alter(t *testing.T, path, statements string) {
+	t.Helper()
+	db, err := sql.Open("sqlite3", "file:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), statements); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+		t.Fatal(err)
+	}
+}
