@@ -5,5 +5,4 @@ package main
 
 import "github.com/spf13/cobra"
 
-func listenCommand() *cobra.Command { return &cobra.Command{Use: "listen"} }
-func demoCommand() *cobra.Command   { return &cobra.Command{Use: "demo"} }
+func demoCommand() *cobra.Command { return &cobra.Command{Use: "demo"} }
