@@ -453,8 +453,11 @@ func (m *memory) Subscribe(ctx context.Context, after eventstore.Position) iter.
 				next = max(0, next-1)
 			case "never follows":
 				grown = nil
-			case "sleeps through appends":
-				time.Sleep(time.Millisecond) // and what comes meanwhile wakes nobody
+			case "wakes at the second append":
+				select {
+				case <-grown:
+				case <-ctx.Done():
+				}
 				m.mu.Lock()
 				grown = m.grown
 				m.mu.Unlock()
