@@ -144,7 +144,7 @@ func (f *fixture) caughtUp(t testing.TB, v *Views) eventstore.Position {
 
 func await(t testing.TB, v *Views, p eventstore.Position) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := v.Await(ctx, AccountsView, p); err != nil {
 		t.Fatalf("Await(%d) at %d: %v", p, v.Accounts().Position(), err)

@@ -2,16 +2,14 @@ package projections
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"runtime"
 	"sync"
 
-	"github.com/mattn/go-sqlite3"
-
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
 )
 
 // projection folds events into tables that it alone writes. Each generation
@@ -48,14 +46,6 @@ type unfitError struct{ error }
 
 func (e unfitError) Unwrap() error { return e.error }
 
-// fromMachinery reports whether err says nothing about the entry at hand: a
-// database failed, this one or the keys', or somebody gave up. Nobody parks.
-func fromMachinery(err error) bool {
-	_, sqlite := errors.AsType[sqlite3.Error](err)
-	return sqlite || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.Is(err, sql.ErrConnDone) || errors.Is(err, sql.ErrTxDone) || errors.Is(err, eventstore.ErrClosed)
-}
-
 // catch turns a panic into an unfitError: one malformed event must not stop
 // the others. Of what it panicked with, a plain string and the runtime's
 // errors are shown, for they are text of the code and not data.
@@ -87,8 +77,13 @@ func (v *Views) decode(rec eventstore.Recorded) (d decoded) {
 		if err == nil {
 			return decoded{Entry: x}
 		}
-		if d.err = err; !fromMachinery(err) {
-			d.err = unfitError{err}
+		d.err = unfitError{err}
+	}
+	// If keys cannot be read at all, that is not the entry's fault.
+	if rec.Sealed != nil {
+		_, err := v.codec.Keys.Open(rec.KeyID, seal.Context{EventID: rec.ID, Stream: rec.Stream, Revision: rec.Revision, Type: rec.Type}, rec.Sealed)
+		if err != nil && !errors.Is(err, seal.ErrErased) && !errors.Is(err, seal.ErrKey) && !errors.Is(err, seal.ErrOpen) {
+			d.err = err
 		}
 	}
 	return d

@@ -227,7 +227,13 @@ func (g *generation) collect(ctx context.Context, order <-chan *share, head even
 	b, streams := g.begin(), 0
 	defer func() { b.rollback() }()
 	for s := range order {
-		for piece := range s.entries {
+		for more := true; more; {
+			var piece []decoded
+			select {
+			case piece, more = <-s.entries:
+			case <-ctx.Done():
+				return ctx.Err() // the worker may be gone
+			}
 			for _, d := range piece {
 				if err := b.add(ctx, d); err != nil {
 					return err

@@ -293,7 +293,7 @@ func (f *fixture) untilParked(t *testing.T, v *Views, ok func([]Parked) bool) {
 // until asks again until ok, about things that the views tell nobody of.
 func until(t *testing.T, ok func() bool) {
 	t.Helper()
-	again, late := time.NewTicker(time.Millisecond), time.After(30*time.Second)
+	again, late := time.NewTicker(time.Millisecond), time.After(2*time.Minute)
 	defer again.Stop()
 	for !ok() {
 		select {
