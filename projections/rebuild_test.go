@@ -127,7 +127,7 @@ func TestRebuildUnderLoad(t *testing.T) {
 		}
 		return err
 	})
-	for range 10 {
+	for range 5 {
 		if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
 			t.Error(err)
 		}
