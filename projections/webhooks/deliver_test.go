@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -327,6 +328,41 @@ func TestGone(t *testing.T) {
 		if n := r.count(); n != 6 {
 			t.Errorf("%d requests in all, want 6: what was refused with 410 comes again", n)
 		}
+		w.stop()
+	})
+}
+
+// An account with more events than the window holds, whose answers are slow,
+// holds up nobody.
+func TestBusyAccount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		r.answer = func(g got, n int) (int, http.Header) {
+			if g.Sub == "busy" {
+				time.Sleep(time.Second)
+			}
+			return 200, nil
+		}
+		w := newWorld(t, Config{InFlight: 4})
+		w.transport = r
+		w.hook("crm", "https://crm.example/hook")
+		w.account("busy")
+		w.touch("busy", maxWaiting+1000)
+		w.account("other")
+		w.run()
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if !slices.ContainsFunc(r.got(), func(g got) bool { return g.Sub == "other" }) {
+			t.Errorf("after %d requests the other account still waits", r.count())
+		}
+		w.restart() // what a lane owes is not lost
+		time.Sleep(2 * time.Hour)
+		w.settled("crm")
+		if n := r.count(); n != maxWaiting+1000+2 {
+			t.Errorf("%d requests, want %d", n, maxWaiting+1000+2)
+		}
+		r.inOrder(t)
 		w.stop()
 	})
 }

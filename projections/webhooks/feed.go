@@ -11,6 +11,7 @@ import (
 // Bounds of what is held in memory of the log.
 const (
 	pageSize    = 512      // events a reader gets at once
+	pageBytes   = 4 << 20  // in a page of history, and the last event
 	recentSize  = 4096     // events at the log's end that are shared
 	recentBytes = 32 << 20 // and their bytes
 	historians  = 4        // readers that read history at the same time
@@ -94,8 +95,12 @@ func (f *feed) read(ctx context.Context, after eventstore.Position) ([]*slot, er
 			return nil, fmt.Errorf("webhooks: read the log after %d: %w", after, err)
 		}
 		var slots []*slot
+		bytes := 0
 		for _, rec := range page[:min(len(page), pageSize)] {
 			slots = append(slots, newSlot(rec))
+			if bytes += slots[len(slots)-1].size(); bytes > pageBytes {
+				break
+			}
 		}
 		return slots, nil
 	}

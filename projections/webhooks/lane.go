@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"accountledger/eventstore"
@@ -12,6 +13,10 @@ import (
 // lane is an account with a failing delivery: from a revision of its stream
 // on, everything is still owed and is read from there when its time comes.
 // The cursor may pass what a lane owes.
+//
+// A lane is one stream's. Before there are events with the keys of several
+// accounts, laneOf must put all of them into one lane that reads their streams
+// side by side; turns is ready for such events.
 type lane struct {
 	stream   string
 	revision eventstore.Revision // the next event's, or before it
@@ -98,13 +103,8 @@ func (s *lanes) due(now time.Time) *lane {
 	return s.waiting[0]
 }
 
-// take takes l out of line, to work on it or because it has nothing to wait
-// for.
-func (s *lanes) take(l *lane) {
-	if l.index >= 0 {
-		heap.Remove(&s.waiting, l.index)
-	}
-}
+// take takes a waiting lane out of line, to work on it.
+func (s *lanes) take(l *lane) { heap.Remove(&s.waiting, l.index) }
 
 // failing counts the lanes whose next event was refused.
 func (s *lanes) failing() (n int) {
@@ -137,4 +137,132 @@ func (h *laneHeap) Pop() any {
 	(*h)[last], *h = nil, (*h)[:last]
 	l.index = -1
 	return l
+}
+
+// adopt takes over the lanes an owner before has written. What was settled may
+// be owed by them.
+func (e *endpoint) adopt(all []*lane) {
+	e.lanes.byStream = map[string]*lane{}
+	for _, l := range all {
+		l.owed = e.cursor.top
+		e.lanes.byStream[l.stream] = l
+		e.lanes.wait(l, l.due)
+	}
+}
+
+// launchLane works on the lane that waits longest. Lanes get a quarter of the
+// requests. A failing endpoint is tried with a lane only if it is the accounts
+// that failed, or if there is nothing else.
+func (e *endpoint) launchLane(now time.Time, allowed int) bool {
+	l := e.lanes.due(now)
+	if l == nil || e.laneFlight >= max(1, allowed/4) || e.breaker.open() && !e.breaker.escalated && len(e.ready) > 0 {
+		return false
+	}
+	e.lanes.take(l)
+	e.laneFlight++
+	if len(l.next) > 0 {
+		e.send(l.next[0])
+		return true
+	}
+	e.flight++
+	from, owed := l.revision, l.owed
+	go func() { e.reads <- e.readLane(context.Background(), l, from, owed) }()
+	return true
+}
+
+// owe makes an event a lane's, and so settles it.
+func (e *endpoint) owe(l *lane, p eventstore.Position) {
+	l.owed = max(l.owed, p)
+	e.cursor.set(p)
+	if l.idle {
+		l.idle = false
+		e.lanes.wait(l, e.now())
+	}
+}
+
+// laneOf is d's lane. For one in the window a lane is opened, which takes over
+// d and what waits behind it; nil if d belongs to memory that was forgotten
+// and will be read again.
+func (e *endpoint) laneOf(d *delivery) *lane {
+	if d.lane != nil || d.era != e.era {
+		return d.lane
+	}
+	l := &lane{stream: d.rec.Stream, revision: d.rec.Revision, position: d.rec.Position, gap: noGap, index: -1}
+	e.lanes.byStream[l.stream] = l
+	e.dirty[l.stream] = true
+	queue := e.turns[l.stream]
+	delete(e.turns, l.stream)
+	for _, d := range queue {
+		e.leave(d)
+		d.lane = l
+		l.owed = d.rec.Position
+		e.cursor.set(d.rec.Position)
+	}
+	l.next = queue[:1:1]
+	return l
+}
+
+// spill makes a lane of an account of which so much waits that it would fill
+// the window alone and hold up the others; d is the first of it.
+func (e *endpoint) spill(d *delivery) *lane {
+	l := e.laneOf(d)
+	if d.flying {
+		e.laneFlight++ // as what its result will end
+		return l
+	}
+	e.ready = slices.DeleteFunc(e.ready, func(r *delivery) bool { return r == d })
+	e.lanes.wait(l, e.now())
+	return l
+}
+
+// passed moves l behind d.
+func (l *lane) passed(d *delivery) {
+	l.revision, l.position = d.rec.Revision+1, d.rec.Position+1
+	l.attempt, l.trouble = 0, 0
+	if len(l.next) > 0 {
+		l.next = l.next[1:]
+	}
+}
+
+// continueLane goes on with a lane's next event, or finds out that there is
+// none.
+func (e *endpoint) continueLane(l *lane) {
+	e.dirty[l.stream] = true
+	e.changed()
+	e.lanes.wait(l, e.now())
+}
+
+// handleRead takes what was read of a lane. Where nothing was found, and
+// nothing has come meanwhile, the lane is closed; but one that has a gap to
+// tell of stays, idle, for the account's next event.
+func (e *endpoint) handleRead(r laneRead) {
+	e.flight--
+	e.laneFlight--
+	l := r.lane
+	switch {
+	case r.err != nil:
+		e.logger.Error("webhook cannot read an account", "webhook", e.conf.WebhookID, "position", l.position, "err", r.err)
+		e.troubled(l)
+	case len(r.found) > 0:
+		l.next, l.trouble = r.found, 0
+		l.next[0].part = e.cursor.partial[l.next[0].rec.Position]
+		e.lanes.wait(l, e.now())
+	case l.owed > r.owed:
+		e.lanes.wait(l, e.now())
+	case l.gap != noGap:
+		l.idle = true
+	default:
+		delete(e.lanes.byStream, l.stream)
+		e.dirty[l.stream] = true
+		e.changed()
+	}
+}
+
+// troubled makes a lane wait because of something of ours: a second, two,
+// four, at most about a minute, and no attempt is counted.
+func (e *endpoint) troubled(l *lane) {
+	l.next = nil
+	l.trouble = min(l.trouble+1, 7)
+	e.lanes.wait(l, e.now().Add(time.Second<<(l.trouble-1)))
+	e.changed()
 }

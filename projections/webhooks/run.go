@@ -65,6 +65,9 @@ func (w *Webhooks) Run(ctx context.Context) error {
 	var writer sync.WaitGroup
 	writer.Go(func() { w.store.writer(r.saves) })
 	r.follow(after, head, after == 0 && len(known) == 0)
+	r.mu.Lock()
+	r.started = false // nothing is started any more
+	r.mu.Unlock()
 	r.all.Wait()
 	close(r.saves)
 	writer.Wait()
@@ -302,4 +305,13 @@ func (r *runner) disable(id, code string) {
 		}
 		return err
 	})
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -464,7 +465,7 @@ func (s *store) deliveries(ctx context.Context, id string, before eventstore.Pos
 			continue
 		}
 		d.Attempts = append(d.Attempts, Attempt{Time: fromMicro(at), Status: r.outcome.status, Error: r.outcome.code,
-			DurationMs: float64(duration) / 1000, Response: string(r.outcome.response)})
+			DurationMs: float64(duration) / 1000, Response: strings.ToValidUTF8(string(r.outcome.response), "\uFFFD")})
 		switch {
 		case d.Status == StatusDead:
 		case r.outcome.code == "":

@@ -7,9 +7,9 @@ type delivery struct {
 	*slot
 	part int // which of the public events the endpoint selects is next
 
-	lane *lane // whose it is; nil for one in the window
-	gap  bool  // lane.gap is told with it
-	era  int   // of the endpoint's breaker when it was sent, see endpoint.forget
+	lane   *lane // whose it is; nil for one in the window
+	era    int   // of the endpoint's memory, see endpoint.forget
+	flying bool  // a request is under way
 }
 
 // turns lets deliveries go one at a time per key, in the order they were
