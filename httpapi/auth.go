@@ -193,22 +193,23 @@ func writePrivate(path string, data []byte) error {
 	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
 		return &fs.PathError{Op: "write", Path: path, Err: errors.New("not a regular file")}
 	}
-	return os.Rename(f.Name(), path)
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close()) // or a crash takes the name back
 }
 
-// refusals counts refused access by reason.
-type refusals struct{ noKey, unknown, secret, scope atomic.Int64 }
-
-func (r *refusals) counter(reason string) *atomic.Int64 {
-	switch reason {
-	case refusedNoKey:
-		return &r.noKey
-	case refusedUnknown:
-		return &r.unknown
-	case refusedSecret:
-		return &r.secret
+// newRefusals counts refused access by reason. The map is never changed.
+func newRefusals() map[string]*atomic.Int64 {
+	counts := map[string]*atomic.Int64{}
+	for _, reason := range []string{refusedNoKey, refusedUnknown, refusedSecret, refusedScope} {
+		counts[reason] = new(atomic.Int64)
 	}
-	return &r.scope
+	return counts
 }
 
 // admit lets a caller with the scope in and notes in c who it is.
@@ -233,6 +234,6 @@ func (s *server) admit(ctx context.Context, c *call, need scope, authorization s
 // refuse logs and counts a refusal of access. What was sent as a key is not
 // logged, not even its id: it may be a secret in the wrong place.
 func (s *server) refuse(ctx context.Context, c *call, reason string) {
-	s.refused.counter(reason).Add(1)
+	s.refused[reason].Add(1)
 	s.Logger.WarnContext(ctx, "access refused", "reason", reason, "route", c.route, "actor", c.actor.ID, "request", c.id)
 }

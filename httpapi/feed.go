@@ -68,7 +68,7 @@ type place struct {
 
 // feed reads the page after a place. Where there is nothing it waits a while.
 func (s *server) feed(ctx context.Context, after place, types []string, limit int, wait time.Duration) (feed, place, error) {
-	page := feed{Events: []domain.PublicEvent{}}
+	var page feed
 	head, err := s.Log.Head(ctx)
 	if err != nil || after.position >= head && wait == 0 {
 		return page, after, err
@@ -94,7 +94,7 @@ func (s *server) feed(ctx context.Context, after place, types []string, limit in
 			}
 			scanned++
 			if full || scanned >= maxScan {
-				page.More = full && after.seen > 0 || after.position < head
+				page.More = after.seen > 0 || after.position < head
 				return page, after, nil
 			}
 		}

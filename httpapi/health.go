@@ -2,7 +2,9 @@ package httpapi
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 
 	"accountledger/eventstore"
 )
@@ -42,8 +44,8 @@ func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 func (s *server) metrics(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	fmt.Fprintf(w, "# HELP accountledger_access_refused_total Requests whose caller was not let in, by reason.\n# TYPE accountledger_access_refused_total counter\n")
-	for _, reason := range []string{refusedNoKey, refusedUnknown, refusedSecret, refusedScope} {
-		fmt.Fprintf(w, "accountledger_access_refused_total{reason=%q} %d\n", reason, s.refused.counter(reason).Load())
+	for _, reason := range slices.Sorted(maps.Keys(s.refused)) {
+		fmt.Fprintf(w, "accountledger_access_refused_total{reason=%q} %d\n", reason, s.refused[reason].Load())
 	}
 	accounts := s.Views.Accounts()
 	fmt.Fprintf(w, "# HELP accountledger_account_view_position Position of the log that the account view has applied.\n# TYPE accountledger_account_view_position gauge\n")

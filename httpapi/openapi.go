@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"net/http"
@@ -9,8 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	stdjson "encoding/json"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
@@ -177,16 +174,15 @@ func (s *server) describe() []byte {
 			}
 		}
 	}
-	compact, err := document.MarshalJSON()
+	text, err := document.MarshalJSON()
 	if err != nil {
 		panic("httpapi: the OpenAPI document does not marshal: " + err.Error())
 	}
-	var indented bytes.Buffer
-	if err := stdjson.Indent(&indented, compact, "", "  "); err != nil {
+	indented := jsontext.Value(text)
+	if err := indented.Indent(jsontext.WithIndent("  ")); err != nil {
 		panic("httpapi: the OpenAPI document is not JSON: " + err.Error())
 	}
-	indented.WriteByte('\n')
-	return indented.Bytes()
+	return append(indented, '\n')
 }
 
 func enum[S ~string](values []S) []any {

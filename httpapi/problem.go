@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -275,6 +274,3 @@ func (s *server) transform(ctx huma.Context, _ string, body any) (any, error) {
 	p.Status = m.Status
 	return p, nil
 }
-
-// seconds renders a Retry-After.
-func seconds(d time.Duration) string { return strconv.Itoa(max(1, int(d/time.Second))) }

@@ -40,7 +40,7 @@ func (s *server) fresh(ctx context.Context, q Query) (*answer, error) {
 
 func (s *server) notFresh(p eventstore.Position) error {
 	refusal := newProblem(codeNotFresh, "The read model is at position %d.", p).
-		with("Retry-After", seconds(time.Second)).
+		with("Retry-After", "1").
 		with("Ledger-Position", strconv.FormatInt(int64(p), 10)).
 		with("Ledger-Lag", strconv.FormatInt(s.Views.Accounts().Lag(), 10))
 	refusal.Position = &p

@@ -66,7 +66,7 @@ type Config struct {
 type server struct {
 	Config
 	auth     authenticator
-	refused  refusals
+	refused  map[string]*atomic.Int64 // access, by reason
 	rebuilds rebuilds
 	epoch    atomic.Pointer[string] // see feed.go
 	awaited  atomic.Int64           // see health.go
@@ -94,6 +94,7 @@ func New(c Config) http.Handler {
 	}
 	s := &server{Config: c}
 	s.auth = authenticator{keys: c.Keys, now: c.Now, known: map[string]knownCredential{}}
+	s.refused = newRefusals()
 	s.rebuilds.last = map[string]*rebuildState{}
 	s.awaited.Store(-1)
 
