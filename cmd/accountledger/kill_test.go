@@ -43,10 +43,11 @@ type acknowledged struct {
 // writer is a client that creates accounts and changes its own, one request
 // at a time, and remembers what it was told.
 type writer struct {
-	name string
-	made int
-	subs []string
-	acks []acknowledged
+	name     string
+	made     int
+	subs     []string
+	acks     []acknowledged
+	answered func() // called at each answer
 }
 
 // TestKill9 kills the server at random moments under concurrent writers. Every
@@ -83,10 +84,12 @@ func TestKill9(t *testing.T) {
 		if round%10 == 9 {
 			checkLedger(t, round, data)
 		}
-		life := time.Duration(50+random.IntN(250)) * time.Millisecond
-		time.AfterFunc(life, func() { p.Process.Kill() })
+		// From the first answer on, or a slow machine would be killed idle.
+		life := time.Duration(random.IntN(250)) * time.Millisecond
+		answered := sync.OnceFunc(func() { time.AfterFunc(life, func() { p.Process.Kill() }) })
 		var writing sync.WaitGroup
 		for _, w := range writers {
+			w.answered = answered
 			writing.Go(func() { w.write(t.Context(), p) })
 		}
 		writing.Wait()
@@ -135,6 +138,7 @@ func (w *writer) write(ctx context.Context, p *process) {
 		if response.StatusCode == http.StatusCreated {
 			w.subs = append(w.subs, account.Sub)
 		}
+		w.answered()
 		w.acks = append(w.acks, acknowledged{account.Sub, account.Revision, account.Position})
 	}
 }
@@ -237,7 +241,7 @@ func checkLedger(t *testing.T, round int, data string) {
 // must go on from whatever there is.
 func TestKill9FirstStart(t *testing.T) {
 	t.Parallel()
-	rounds := kills(t) / 5
+	rounds := max(1, kills(t)/10)
 	for round := range rounds {
 		data := filepath.Join(t.TempDir(), "data")
 		// Up to about as long as a start takes.

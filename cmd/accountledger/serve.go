@@ -146,8 +146,12 @@ func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, 
 	return errors.Join(failed, waitFor(grace, loops, logger))
 }
 
-// waitFor waits for the loops, which end soon after they are told, or says
-// that they were left behind. What they follow is then closed under them.
+// moment is what the loops get to end in, however great the hurry: they stop at
+// once when they are told, unless a delivery is under way.
+const moment = 2 * time.Second
+
+// waitFor waits for the loops, which were told to end, or says that they were
+// left behind. What they follow is then closed under them.
 func waitFor(grace context.Context, loops *errgroup.Group, logger *slog.Logger) error {
 	ended := make(chan error, 1)
 	go func() { ended <- loops.Wait() }()
@@ -155,6 +159,11 @@ func waitFor(grace context.Context, loops *errgroup.Group, logger *slog.Logger) 
 	case err := <-ended:
 		return err
 	case <-grace.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(moment):
 		logger.Warn("deliveries were cut off; they will be made again")
 		return nil
 	}

@@ -172,12 +172,10 @@ func TestSecrecy(t *testing.T) {
 	}
 	ask("PUT", "/v1/nowhere/canary-nowhere", "", http.StatusNotFound)
 	sent = append(sent, "canary-nowhere")
-	for range 40 {
-		select {
-		case <-refused:
-		case <-time.After(timeout):
-			t.Fatal("the receiver was not asked")
-		}
+	select {
+	case <-refused:
+	case <-time.After(timeout):
+		t.Fatal("the receiver was not asked")
 	}
 
 	// While the server runs, its write-ahead logs are there too.
