@@ -179,8 +179,9 @@ func TestPause(t *testing.T) {
 		if n := r.count(); n != 1 {
 			t.Errorf("%d requests while paused, want 1 from before", n)
 		}
-		if e := w.get("crm"); e.Backlog != 51 {
-			t.Errorf("backlog %d, want 50 events and the pause itself", e.Backlog)
+		// The pause's own event may have been passed before it took hold.
+		if e := w.get("crm"); e.Backlog != 50 && e.Backlog != 51 {
+			t.Errorf("backlog %d, want 50 events and perhaps the pause itself", e.Backlog)
 		}
 		set(domain.WebhookEnabled)
 		w.settled("crm")
