@@ -65,7 +65,7 @@ type Entry struct {
 // else the time of its recording.
 func (x Entry) OccurredTime() time.Time {
 	if !x.Meta.EffectiveTime.IsZero() {
-		return x.Meta.EffectiveTime
+		return x.Meta.EffectiveTime.UTC()
 	}
 	return x.Time
 }

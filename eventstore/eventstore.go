@@ -53,7 +53,8 @@ type Event struct {
 	Sealed []byte   // ciphertext of the personal part; deleted by erasure
 }
 
-// Recorded is an event as the log holds it. It owns its slices.
+// Recorded is an event as the log holds it. Its slices may be kept and are
+// shared with other readers: nobody changes them.
 type Recorded struct {
 	Event
 	Stream   string
@@ -77,7 +78,7 @@ type Write struct {
 // not an event: it can be deleted without a trace.
 type Claim struct {
 	Kind  string // of identifier: "email"; shown to a loser
-	Key   string // opaque bytes, an HMAC: never the value itself
+	Key   string // opaque bytes, an HMAC: never the value itself; unique within its kind
 	Owner string // a stream
 }
 
@@ -117,7 +118,7 @@ type Store interface {
 	// Head is the position of the last event, 0 in an empty log.
 	Head(ctx context.Context) (Position, error)
 
-	// Close ends running subscriptions with ErrClosed.
+	// Close ends running subscriptions with ErrClosed. Closing again is fine.
 	Close() error
 }
 

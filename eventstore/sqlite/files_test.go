@@ -227,6 +227,11 @@ func TestReadDamaged(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer r.Close()
+			for _, err = range r.ReadStream(t.Context(), "account-19", 0) {
+			}
+			if (name == "event missing" || name == "key id" || name == "id") && !errors.Is(err, sqlite.ErrCorrupt) {
+				t.Errorf("ReadStream = %v, want ErrCorrupt", err)
+			}
 			next := eventstore.Position(1)
 			for page, err := range r.Subscribe(t.Context(), 0) {
 				if err != nil {

@@ -255,7 +255,14 @@ func (r *Reader) readStream(ctx context.Context, stream string, from eventstore.
 				return
 			}
 			for i := range page {
-				if page[i].Position > head || !yield(page[i], nil) {
+				if page[i].Position > head {
+					return
+				}
+				if page[i].Revision != next+eventstore.Revision(i) {
+					yield(eventstore.Recorded{}, fmt.Errorf("sqlite: read stream %s: %w", stream, corrupt("revision %d is missing", next+eventstore.Revision(i))))
+					return
+				}
+				if !yield(page[i], nil) {
 					return
 				}
 			}

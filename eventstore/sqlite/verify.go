@@ -195,17 +195,31 @@ func (v *verification) run(step func(done int64) error) error {
 // misplaced reports events at positions that no log has.
 func (v *verification) misplaced() error {
 	for at := int64(math.MinInt64); len(v.report.Faults) < maxFaults; {
-		found, err := v.next.row(v.row[:1], at)
+		next, found, err := v.after(at)
 		if !found || err != nil {
-			return v.unreadable(0, err)
+			return err
 		}
-		if at, _ = v.row[0].(int64); 1 <= at && at <= maxPosition {
+		if at = next; 1 <= at && at <= maxPosition {
 			at = maxPosition
 			continue
 		}
 		v.report.fault(Altered, at, "no event has this position")
 	}
 	return nil
+}
+
+// after returns the position of the first event after a position. In a damaged
+// file SQLite may find one that is not after it; whoever went on from there
+// would go round in circles.
+func (v *verification) after(at int64) (next int64, found bool, err error) {
+	if found, err = v.next.row(v.row[:1], at); !found || err != nil {
+		return 0, false, v.unreadable(max(at, 0), err)
+	}
+	if next, _ = v.row[0].(int64); next <= at {
+		v.report.fault(Unreadable, next, "the events are out of order")
+		return 0, false, nil
+	}
+	return next, true, nil
 }
 
 // checked is an event of a block, as its row has it.
@@ -263,11 +277,11 @@ func (v *verification) checkBlock(first int64) (int64, error) {
 func (v *verification) skip(first int64) (int64, error) {
 	v.lost = true
 	next := v.head + 1
-	found, err := v.next.row(v.row[:1], first+tlog.TileWidth-1)
+	at, found, err := v.after(first + tlog.TileWidth - 1)
 	if err != nil {
 		return 0, err
 	}
-	if at, _ := v.row[0].(int64); found && at < next {
+	if found && at < next {
 		next = at - (at-1)%tlog.TileWidth
 	}
 	v.report.missing(first, next-1)
@@ -417,8 +431,12 @@ func (v *verification) nextCheckpoint() error {
 			return v.unreadable(v.passed+1, err)
 		}
 		f := fields{row: v.row[:3]}
-		v.passed = f.int()
-		time, msg := f.int(), f.blob()
+		size, time, msg := f.int(), f.int(), f.blob()
+		if size <= v.passed {
+			v.report.fault(Unreadable, size, "the checkpoints are out of order")
+			return nil
+		}
+		v.passed = size
 		c, err := tlog.OpenCheckpoint(msg, v.trust.Verifier)
 		switch {
 		case err != nil:

@@ -6,11 +6,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -422,106 +420,6 @@ func (f *fixture) tamperLive(t *testing.T, statement string) {
 	if _, err := db.Exec(statement); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// content is everything a log says, apart from claims, which are an index that
-// can be deleted without a trace and not a part of its history.
-func (f *fixture) content(t *testing.T) (string, error) {
-	var b strings.Builder
-	db := f.db(t)
-	defer db.Close()
-	for _, query := range []string{
-		"SELECT e.*, s.name, p.bytes FROM events e LEFT JOIN streams s ON s.num = e.stream LEFT JOIN sealed p USING (position) ORDER BY e.position",
-		"SELECT * FROM tiles ORDER BY level, n", "SELECT * FROM checkpoints ORDER BY size",
-	} {
-		rows, err := db.Query(query)
-		if err != nil {
-			return "", err
-		}
-		columns, err := rows.Columns()
-		if err != nil {
-			return "", err
-		}
-		values := make([]any, len(columns))
-		for i := range values {
-			values[i] = new(any)
-		}
-		for rows.Next() {
-			if err := rows.Scan(values...); err != nil {
-				return "", err
-			}
-			for _, v := range values {
-				fmt.Fprintf(&b, "%T %x ", *v.(*any), *v.(*any))
-			}
-			b.WriteByte('\n')
-		}
-		if err := rows.Err(); err != nil {
-			return "", err
-		}
-	}
-	return b.String(), nil
-}
-
-// Row 3: whatever bits flip in the file, no change of the log's content goes
-// by unnoticed, and there is always a verdict.
-func TestVerifyRandomFlips(t *testing.T) {
-	t.Parallel()
-	base := newFixture(t)
-	want, err := base.content(t)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(base.dir, "log.db")
-	file, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	flips := 1500
-	if testing.Short() {
-		flips = 150
-	}
-	random := rand.New(rand.NewPCG(1, 2))
-	var verify, check, refused, harmless int
-	for range flips {
-		at, bit := random.IntN(len(file)), byte(1)<<random.IntN(8)
-		file[at] ^= bit
-		if err := os.WriteFile(path, file, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		switch report, problems, err := base.judge(t.Context()); {
-		case err != nil:
-			refused++
-		case !report.OK():
-			verify++
-		case len(problems) > 0:
-			check++
-		default:
-			harmless++
-			if got, err := base.content(t); err != nil || got != want {
-				t.Errorf("bit %08b of byte %d flipped: the content differs (%v), unnoticed", bit, at, err)
-			}
-		}
-		file[at] ^= bit
-	}
-	t.Logf("of %d flips: %d named by Verify, %d only by Check, %d not opened or read, %d without an effect", flips, verify, check, refused, harmless)
-	if verify < flips/2 {
-		t.Errorf("Verify named only %d of %d", verify, flips)
-	}
-}
-
-// judge is all that is asked about a file that may be damaged.
-func (f *fixture) judge(ctx context.Context) (sqlite.Report, []string, error) {
-	r, err := sqlite.OpenReader(ctx, f.dir)
-	if err != nil {
-		return sqlite.Report{}, nil, err
-	}
-	defer r.Close()
-	report, err := r.Verify(ctx, sqlite.Trust{Verifier: f.verifier, Erasure: erasure}, nil)
-	if err != nil {
-		return report, nil, err
-	}
-	problems, err := r.Check(ctx)
-	return report, problems, err
 }
 
 func TestVerifyRefuses(t *testing.T) {

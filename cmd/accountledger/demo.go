@@ -1,0 +1,369 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"accountledger/cmd/accountledger/internal/importer"
+	"accountledger/domain"
+	"accountledger/testdata/imports"
+)
+
+func demoCommand() *cobra.Command {
+	var keep string
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show what the ledger does, on invented people, in seconds",
+		Long: `Show what the ledger does on a ledger of its own, which is removed afterwards: it
+imports 208 invented people, serves them, registers a webhook and receives it,
+links an identity, suspends and restores an account, shows what was delivered
+and the account's history, verifies the log, and finds a byte that was changed
+in a copy. It is a test too: it ends with exit code 1 where anything is not as it
+should be. It listens on this machine only.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			ctx, stop := interruptible(cmd.Context())
+			defer stop()
+			dir := keep
+			if dir == "" {
+				if dir, err = os.MkdirTemp("", "accountledger-demo-"); err != nil {
+					return err
+				}
+				defer os.RemoveAll(dir)
+			} else if there, err := os.ReadDir(dir); err == nil && len(there) > 0 {
+				return usagef("keep: %s is not empty", dir)
+			}
+			out := newConsole(cmd, c)
+			out.json = false // it is told to people
+			return demonstrate(ctx, out, dir)
+		},
+	}
+	cmd.Flags().StringVar(&keep, "keep", "", "empty or new directory to do it in, which is kept")
+	return cmd
+}
+
+// The person of the story, one of the 208.
+const (
+	demoEmail  = "emily.johnson@x.dummyjson.com"
+	demoGoogle = "emily.johnson@gmail.com"
+)
+
+// demonstration is what the steps of a demo share.
+type demonstration struct {
+	out       console
+	config    config
+	copy      string // where a copy of the ledger goes to
+	client    *client
+	delivered chan delivery
+	sub       string
+	steps     int
+}
+
+// demonstrate tells and does everything in dir.
+func demonstrate(ctx context.Context, out console, dir string) error {
+	begun := time.Now()
+	d := &demonstration{out: out, copy: filepath.Join(dir, "copy"), delivered: make(chan delivery, 16), config: config{
+		Data: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", ShutdownGrace: 10 * time.Second,
+		WebhookAllow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+	}}
+	for _, step := range []func(context.Context) error{d.importPeople, d.live, d.verify, d.tamper} {
+		if err := step(ctx); err != nil {
+			return fmt.Errorf("demo: step %d: %w", d.steps, err)
+		}
+	}
+	out.printf("\nAll of it was as it should be. It took %.1f s.\n", time.Since(begun).Seconds())
+	return nil
+}
+
+// say begins a step.
+func (d *demonstration) say(format string, args ...any) {
+	d.steps++
+	d.out.printf("\n%d. %s\n", d.steps, fmt.Sprintf(format, args...))
+}
+
+func (d *demonstration) show(format string, args ...any) { d.out.printf("   "+format+"\n", args...) }
+
+// logger keeps quiet about what is normal: the demo makes keys and throws them
+// away.
+func (d *demonstration) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(d.out.err, &slog.HandlerOptions{Level: slog.LevelError}))
+}
+
+// importPeople imports the people twice, and looks for them in the file.
+func (d *demonstration) importPeople(ctx context.Context) error {
+	d.say("208 people come from another application, with birth dates and phone numbers as people type them.")
+	mapping, err := importer.ParseMapping(imports.PeopleMapping)
+	if err != nil {
+		return err
+	}
+	l, err := openLedger(ctx, d.config, d.logger())
+	if err != nil {
+		return err
+	}
+	var first, second importer.Summary
+	for _, s := range []*importer.Summary{&first, &second} {
+		job := importer.Job{Ledger: l.ledger, Mapping: mapping, Results: io.Discard,
+			Input: importer.Input{Name: "people-208.json", Reader: bytes.NewReader(imports.People)}}
+		if *s, err = job.Run(ctx); err != nil {
+			return errors.Join(err, l.close())
+		}
+	}
+	if err := l.close(); err != nil {
+		return err
+	}
+	d.show("imported: %d created, %d failed", first.Created, first.Failed)
+	for _, f := range first.Findings {
+		d.show("%d rows: %s %s: %s", f.Rows, f.Field, f.Rule, f.Action)
+	}
+	d.show("imported again: %d unchanged", second.Unchanged)
+	if first.Created != 208 || first.Failed != 0 || len(first.Missed) != 0 || second.Unchanged != 208 {
+		return fmt.Errorf("the import is %+v, and again %+v", first, second)
+	}
+
+	d.say("Personal data is sealed under a key of each person's own.")
+	var people []struct{ Email, FirstName, LastName string }
+	if err := json.Unmarshal(imports.People, &people, json.MatchCaseInsensitiveNames(true)); err != nil {
+		return err
+	}
+	log, err := os.ReadFile(directory(d.config.Data).path(logFile))
+	if err != nil {
+		return err
+	}
+	for _, p := range people {
+		if bytes.Contains(log, []byte(p.Email)) || bytes.Contains(log, []byte(p.FirstName+" "+p.LastName)) {
+			return errors.New("a person's name or address is in log.db in clear")
+		}
+	}
+	d.show("log.db has %d bytes, and none of the %d e-mail addresses is in it", len(log), len(people))
+	return nil
+}
+
+// live starts the server and a receiver, does the steps that need them, and
+// stops both.
+func (d *demonstration) live(ctx context.Context) error {
+	d.say("The server starts, and beside it a receiver of webhooks.")
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	running, ctx := errgroup.WithContext(ctx)
+
+	secret := make([]byte, 32)
+	rand.Read(secret) // never fails, see its documentation
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", d.config.Listen)
+	if err != nil {
+		return err
+	}
+	r := &receiver{out: console{out: io.Discard, err: io.Discard}, keys: [][]byte{secret}, status: http.StatusNoContent, now: time.Now}
+	r.accepted = func(x delivery) { d.delivered <- x }
+	running.Go(func() error { return receive(ctx, listener, r) })
+
+	stdout, said := io.Pipe()
+	running.Go(func() error {
+		defer said.Close()
+		return serve(ctx, d.config, d.logger(), said)
+	})
+	err = d.follow(ctx, stdout, "http://"+listener.Addr().String(), "whsec_"+base64.StdEncoding.EncodeToString(secret))
+	stop()
+	if ended := running.Wait(); ended != nil {
+		return ended // it is why the steps failed, if they did
+	}
+	if err != nil {
+		return err
+	}
+	if t := r.total; t.Unverified+t.Duplicates+t.Disorder+t.Gaps != 0 || t.Accepted != 3 {
+		return fmt.Errorf("the receiver got %+v", t)
+	}
+	return nil
+}
+
+// follow does the steps that talk to the server whose standard output it reads.
+func (d *demonstration) follow(ctx context.Context, stdout io.Reader, receiver, secret string) error {
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	_, d.config.Server, _ = strings.Cut(strings.TrimSpace(line), " listening on ")
+	if err != nil || d.config.Server == "" {
+		return fmt.Errorf("the server did not start: %q, %w", line, err)
+	}
+	if d.client, err = newClient(d.config); err != nil {
+		return err
+	}
+	defer d.client.http.CloseIdleConnections()
+	d.show("%s and %s", d.config.Server, receiver)
+	webhook := map[string]any{"url": receiver, "events": []string{"USER_*", "IDENTITY_*"}, "secret": secret}
+	if err := d.client.call(ctx, "POST", "/v1/webhooks", webhook, nil); err != nil {
+		return err
+	}
+	d.show("registered a webhook for USER_* and IDENTITY_*")
+	for _, step := range []func(context.Context) error{d.change, d.deliveries, d.history} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// change looks a person up and changes the account three times.
+func (d *demonstration) change(ctx context.Context) error {
+	d.say("Emily is looked up by her e-mail address, and gets another way to sign in.")
+	account, err := d.lookup(ctx, strings.ToUpper(demoEmail[:1])+demoEmail[1:]) // as people type it
+	if err != nil {
+		return err
+	}
+	d.sub = account.Sub
+	d.show("%s is %s, %s, with %d identity", demoEmail, account.Sub, account.Status, len(account.Identities))
+	path := "/v1/accounts/" + d.sub
+	google := map[string]any{"provider": "google", "providerUserId": "1095", "email": demoGoogle, "email_verified": true}
+	if err := d.client.call(ctx, "POST", path+"/identities", google, nil); err != nil {
+		return err
+	}
+	if account, err = d.lookup(ctx, demoGoogle); err != nil {
+		return err
+	}
+	d.show("%s leads to the same account now, which has %d identities", demoGoogle, len(account.Identities))
+	if account.Sub != d.sub || len(account.Identities) != 2 {
+		return errors.New("the linked identity does not lead to the account")
+	}
+
+	d.say("Her account is suspended and restored.")
+	for _, status := range []domain.Status{domain.StatusDeclined, domain.StatusVerified} {
+		body := map[string]any{"userStatus": status, "reason": "demonstration"}
+		if err := d.client.call(ctx, "PUT", path+"/status", body, nil); err != nil {
+			return err
+		}
+		// Read your own writes: the next look-up has it.
+		if account, err = d.lookup(ctx, demoEmail); err != nil {
+			return err
+		}
+		d.show("userStatus is %s", account.Status)
+		if account.Status != status {
+			return fmt.Errorf("the account's status is %s, not %s", account.Status, status)
+		}
+	}
+	return nil
+}
+
+func (d *demonstration) lookup(ctx context.Context, identifier string) (domain.Account, error) {
+	var account domain.Account
+	err := d.client.call(ctx, "POST", "/v1/lookup", map[string]string{"identifier": identifier}, &account)
+	return account, err
+}
+
+// deliveries waits for what the receiver is told.
+func (d *demonstration) deliveries(ctx context.Context) error {
+	d.say("The receiver was told of each change, signed and in order.")
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for i, want := range []string{"IDENTITY_LINKED", "USER_STATUS_CHANGED", "USER_STATUS_CHANGED"} {
+		select {
+		case x := <-d.delivered:
+			d.show("%s", x.String())
+			if !x.Verified || x.Type != want || x.Sub != d.sub || int(x.Sequence) != i+1 {
+				return fmt.Errorf("delivery %d should be a verified %s of sequence %d", i+1, want, i+1)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("delivery %d did not come: %w", i+1, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// history shows what the log holds about the account.
+func (d *demonstration) history(ctx context.Context) error {
+	d.say("The account's history says what happened, when and by whom.")
+	var history struct {
+		Events []struct {
+			Position int64        `json:"position"`
+			Revision int64        `json:"revision"`
+			Type     string       `json:"type"`
+			Time     time.Time    `json:"time"`
+			Actor    domain.Actor `json:"actor"`
+		} `json:"events"`
+	}
+	if err := d.client.call(ctx, "GET", "/v1/accounts/"+d.sub+"/events", nil, &history); err != nil {
+		return err
+	}
+	var types []string
+	for _, e := range history.Events {
+		d.show("%4d  revision %d  %s  %-26s by %s", e.Position, e.Revision, e.Time.Format(timeFormat), e.Type, e.Actor.Kind)
+		types = append(types, e.Type)
+	}
+	want := []string{"account.created.v1", "account.identity-linked.v1", "account.status-changed.v1", "account.status-changed.v1"}
+	if !slices.Equal(types, want) {
+		return fmt.Errorf("the history is %v", types)
+	}
+	return nil
+}
+
+// demoEvents is what the log holds in the end: the people, the webhook, and
+// three changes.
+const demoEvents = 208 + 1 + 3
+
+func (d *demonstration) verify(ctx context.Context) error {
+	d.say("An auditor verifies the log: every event, the tree over them, the signatures.")
+	v, err := verify(ctx, d.config, d.quiet(), trustFiles{})
+	if err != nil {
+		return err
+	}
+	d.show("%d events, %d of them under %d signed checkpoints, %d faults", v.Events, v.Covered, v.Checkpoints, len(v.Faults))
+	if !v.OK || v.Events != demoEvents || v.Covered != demoEvents {
+		return fmt.Errorf("the verification is %+v", v)
+	}
+	return nil
+}
+
+// tamper changes a byte in a copy of the log and lets it be found.
+func (d *demonstration) tamper(ctx context.Context) error {
+	d.say("Somebody changes one byte in a copy of the log: the suspension never was.")
+	if err := os.CopyFS(d.copy, os.DirFS(d.config.Data)); err != nil {
+		return err
+	}
+	path := directory(d.copy).path(logFile)
+	log, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, after := []byte(`"to":"DECLINED"`), []byte(`"to":"dECLINED"`)
+	if n := bytes.Count(log, before); n != 1 {
+		return fmt.Errorf("the suspension is %d times in log.db", n)
+	}
+	if err := os.WriteFile(path, bytes.Replace(log, before, after, 1), 0o600); err != nil {
+		return err
+	}
+	c := d.config
+	c.Data = d.copy
+	v, err := verify(ctx, c, d.quiet(), trustFiles{})
+	if err != nil {
+		return err
+	}
+	for _, f := range v.Faults {
+		d.show("%s: %s", f.Name, f.Detail)
+	}
+	if v.OK || len(v.Faults) == 0 {
+		return errors.New("a changed byte was not found")
+	}
+	return nil
+}
+
+// quiet is a console without progress.
+func (d *demonstration) quiet() console { return console{out: io.Discard, err: io.Discard} }

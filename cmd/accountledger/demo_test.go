@@ -1,0 +1,36 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "demo")
+	code, stdout, stderr := accountledger(t, "demo", "--keep", dir)
+	if code != exitOK {
+		t.Fatalf("demo = %d\n%s%s", code, stdout, stderr)
+	}
+	for _, want := range []string{
+		"imported: 208 created, 0 failed", "imported again: 208 unchanged", "none of the 208 e-mail addresses is in it",
+		"kept as customFields.phone_as_exported", "emily.johnson@gmail.com leads to the same account now",
+		"userStatus is DECLINED", "userStatus is VERIFIED", "IDENTITY_LINKED", "verified -> 204", "account.created.v1",
+		"212 events, 212 of them under", ", 0 faults", "altered@", "All of it was as it should be.",
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("the demo does not say %q:\n%s", want, stdout)
+		}
+	}
+	if strings.Contains(stdout, "NOT VERIFIED") || strings.Contains(stderr, "level=ERROR") {
+		t.Errorf("the demo says:\n%s%s", stdout, stderr)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "data", logFile)); err != nil {
+		t.Errorf("--keep kept nothing: %v", err)
+	}
+	if code, _, _ := accountledger(t, "demo", "--keep", dir); code != exitUsage {
+		t.Errorf("demo in a directory that is not empty = %d, want %d", code, exitUsage)
+	}
+}
