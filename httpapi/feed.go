@@ -82,8 +82,9 @@ func (s *server) feed(ctx context.Context, after place, types []string, limit in
 	scanned := 0
 	for records, err := range s.Log.Subscribe(bounded, after.position) {
 		if err != nil {
-			if bounded.Err() != nil && ctx.Err() == nil {
-				return page, after, nil // nothing came
+			if bounded.Err() != nil && ctx.Err() == nil { // the wait is over
+				page.More = after.seen > 0 || after.position < head
+				return page, after, nil
 			}
 			return page, after, err
 		}

@@ -17,7 +17,7 @@ var mayImport = map[string][]string{
 	"eventstore/eventstoretest":  {"eventstore"},
 	"eventstore/sqlite":          {"eventstore", "eventstore/tlog"},
 	"domain":                     {"eventstore", "eventstore/seal"},
-	"projections":                {"domain", "eventstore"},
+	"projections":                {"domain", "eventstore", "eventstore/seal"},
 	"projections/webhooks":       {"domain", "eventstore", "eventstore/seal"},
 	"httpapi":                    {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks"},
 	"cmd/accountledger":          nil, // everything
