@@ -172,14 +172,6 @@ func names(faults []sqlite.Fault) []string {
 	return s
 }
 
-func (f *fixture) wantFaults(t *testing.T, want []string, anchors ...[]byte) {
-	t.Helper()
-	got := names(f.verify(t, anchors...).Faults)
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("faults (-want +got):\n%s", diff)
-	}
-}
-
 func TestVerifySound(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

@@ -87,7 +87,6 @@ func newTransport(g *guard, inFlight int) *http.Transport {
 // target is where and as what an endpoint is sent to.
 type target struct {
 	url       *url.URL
-	payload   string
 	userAgent string
 	timeout   time.Duration
 	signers   []signer
