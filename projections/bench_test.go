@@ -1,7 +1,9 @@
 package projections
 
 import (
+	"database/sql"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 
@@ -123,6 +126,7 @@ func BenchmarkRebuild(b *testing.B) {
 					})
 				}
 			})
+			b.Run("limit", func(b *testing.B) { limit(b, h) })
 			b.Run("catchup", func(b *testing.B) {
 				for range b.N {
 					f.bench(b, h.events, func(v *Views, head eventstore.Position) error {
@@ -132,6 +136,135 @@ func BenchmarkRebuild(b *testing.B) {
 			})
 		})
 	}
+}
+
+// limit is what a rebuild is held against: a program that reads the same
+// events, whole and unsealed, from a table page by page in a goroutine, decodes
+// each, folds them in a map and writes each account's row once, all at the end,
+// without any other index. Its memory grows with the accounts.
+func limit(b *testing.B, h history) {
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(b.TempDir(), "limit.db")+"?_journal_mode=WAL&_synchronous=NORMAL&_txlock=immediate&_cache_size=-16384")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	exec := func(tx *sql.Tx, query string, args ...any) {
+		if _, err := tx.Exec(query, args...); err != nil {
+			b.Fatal(err)
+		}
+	}
+	within := func(f func(tx *sql.Tx)) {
+		tx, err := db.Begin()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer tx.Rollback()
+		f(tx)
+		if err := tx.Commit(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	within(func(tx *sql.Tx) {
+		exec(tx, "CREATE TABLE log (position INTEGER PRIMARY KEY, stream TEXT NOT NULL, bytes BLOB NOT NULL) STRICT")
+		per := h.events / h.accounts
+		for n := range per * h.accounts {
+			i, revision := n/per, n%per
+			if h.interleaved {
+				i, revision = n%h.accounts, n/h.accounts
+			}
+			_, clear, personal := body(i, revision)
+			clear = append(clear[:len(clear)-1], `,"personal":`...)
+			exec(tx, "INSERT INTO log (stream, bytes) VALUES (?, ?)", fmt.Sprintf("account-%032d", i), append(append(clear, personal...), '}'))
+		}
+	})
+	b.ResetTimer()
+	before := cpu(b)
+	for n := range b.N {
+		accounts, order := foldPlainly(b, db)
+		within(func(tx *sql.Tx) {
+			exec(tx, fmt.Sprintf("CREATE TABLE accounts_%d (id INTEGER PRIMARY KEY, json BLOB NOT NULL) STRICT", n))
+			insert, err := tx.Prepare(fmt.Sprintf("INSERT INTO accounts_%d (json) VALUES (?)", n))
+			if err != nil {
+				b.Fatal(err)
+			}
+			for _, stream := range order {
+				document, err := json.Marshal(accounts[stream])
+				if err == nil {
+					_, err = insert.Exec(document)
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	b.StopTimer()
+	b.ReportMetric(float64((cpu(b)-before).Nanoseconds())/float64(h.events*b.N), "cpu-ns/event")
+	b.ReportMetric(float64(h.events)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
+}
+
+// plainAccount is the account of limit: the members of the events' data.
+type plainAccount struct {
+	Clear    map[string]jsontext.Value `json:"clear"`
+	Personal map[string]jsontext.Value `json:"personal"`
+	Last     domain.Metadata           `json:"last"`
+}
+
+// foldPlainly folds limit's log: a later member replaces an earlier one.
+func foldPlainly(b *testing.B, db *sql.DB) (accounts map[string]*plainAccount, order []string) {
+	type row struct {
+		stream string
+		bytes  []byte
+	}
+	pages := make(chan []row, 2)
+	go func() {
+		defer close(pages)
+		for last, full := 0, true; full; {
+			var page []row
+			rows, err := db.Query("SELECT position, stream, bytes FROM log WHERE position > ? ORDER BY position LIMIT 512", last)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			for rows.Next() {
+				var r row
+				if err := rows.Scan(&last, &r.stream, &r.bytes); err != nil {
+					b.Error(err)
+				}
+				page = append(page, r)
+			}
+			if err := rows.Close(); err != nil {
+				b.Error(err)
+			}
+			full = len(page) == 512
+			pages <- page
+		}
+	}()
+	accounts = map[string]*plainAccount{}
+	for page := range pages {
+		for _, r := range page {
+			var e struct {
+				Meta     domain.Metadata           `json:"meta"`
+				Data     map[string]jsontext.Value `json:"data"`
+				Personal struct {
+					Data map[string]jsontext.Value `json:"data"`
+				} `json:"personal"`
+			}
+			if err := json.Unmarshal(r.bytes, &e); err != nil {
+				b.Fatal(err)
+			}
+			a := accounts[r.stream]
+			if a == nil {
+				accounts[r.stream] = &plainAccount{e.Data, e.Personal.Data, e.Meta}
+				order = append(order, r.stream)
+				continue
+			}
+			maps.Copy(a.Clear, e.Data)
+			maps.Copy(a.Personal, e.Personal.Data)
+			a.Last = e.Meta
+		}
+	}
+	return accounts, order
 }
 
 func (f *fixture) bench(b *testing.B, events int, work func(*Views, eventstore.Position) error) {

@@ -2,8 +2,10 @@ package importer
 
 import (
 	"bytes"
+	"database/sql"
 	"fmt"
 	"io"
+	"path/filepath"
 	"testing"
 )
 
@@ -62,4 +64,31 @@ func BenchmarkRun(b *testing.B) {
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "rows/s")
 		})
 	}
+}
+
+// BenchmarkLimit is what an import is held against: rows of the bytes of an
+// imported account, in the order of their keys, a thousand in a transaction.
+// Nothing is parsed, checked, sealed or claimed.
+func BenchmarkLimit(b *testing.B) {
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(b.TempDir(), "limit.db")+"?_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_cache_size=-16384")
+	check(b, err)
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	_, err = db.Exec("CREATE TABLE t (position INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT")
+	check(b, err)
+	row := make([]byte, 1000)
+	b.ResetTimer()
+	for done := 0; done < b.N; {
+		tx, err := db.Begin()
+		check(b, err)
+		insert, err := tx.Prepare("INSERT INTO t (bytes) VALUES (?)")
+		check(b, err)
+		for range min(1000, b.N-done) {
+			_, err := insert.Exec(row)
+			check(b, err)
+			done++
+		}
+		check(b, tx.Commit())
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "rows/s")
 }
