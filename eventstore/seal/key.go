@@ -116,7 +116,7 @@ func (k *Keys) aead(id eventstore.KeyID) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := k.row(slot)
+	key, err := k.key(slot)
 	if err != nil {
 		return nil, err
 	}
@@ -139,20 +139,38 @@ func slotOf(id eventstore.KeyID) (int64, error) {
 	return int64(slot), nil
 }
 
+// key is the key in a slot, whose row may have been read in advance. The fence
+// is held.
+func (k *Keys) key(slot int64) (dataKey, error) {
+	row, found, err := k.ahead.take(slot, k.readRows)
+	switch {
+	case err != nil:
+		return dataKey{}, fmt.Errorf("seal: find keys: %w", err)
+	case !found:
+		return k.row(slot)
+	}
+	return k.open(row)
+}
+
 // row reads and unwraps the key in a slot.
 func (k *Keys) row(slot int64) (dataKey, error) {
-	var epoch uint32
-	var wrapped []byte
+	row := wrappedKey{slot: slot}
 	// Without a context that can end: it would cost a goroutine a read.
-	switch err := k.find.QueryRowContext(context.Background(), slot).Scan(&epoch, &wrapped); {
+	switch err := k.find.QueryRowContext(context.Background(), slot).Scan(&row.epoch, &row.wrapped); {
 	case errors.Is(err, sql.ErrNoRows):
 		return dataKey{}, fmt.Errorf("%w: slot %d is empty", ErrKey, slot)
 	case err != nil:
 		return dataKey{}, fmt.Errorf("seal: find key: %w", err)
-	case len(wrapped) == 0:
+	}
+	return k.open(row)
+}
+
+// open unwraps the key of a row, unless it was destroyed.
+func (k *Keys) open(row wrappedKey) (dataKey, error) {
+	if len(row.wrapped) == 0 {
 		return dataKey{}, ErrErased
 	}
-	return k.unwrapKey(slot, epoch, wrapped)
+	return k.unwrapKey(row.slot, row.epoch, row.wrapped)
 }
 
 func (k *Keys) unwrapKey(slot int64, epoch uint32, wrapped []byte) (dataKey, error) {
@@ -188,6 +206,7 @@ func (k *Keys) Destroy(ctx context.Context, id eventstore.KeyID) error {
 	// Whoever read the row before it changed holds the lock until the cipher
 	// is in the cache. So wait for the lock, then drop it.
 	k.fence.Lock()
+	k.ahead.forget()
 	k.cache.Invalidate(id)
 	k.fence.Unlock()
 	return k.scrub(ctx)

@@ -76,8 +76,10 @@ type Keys struct {
 
 	write *sql.DB // one connection: SQLite has one writer, so queue here; nil in a reader
 	read  *sql.DB
-	find  *sql.Stmt // the row of a key, on read
-	pool  *pool     // nil in a reader
+	pool  *pool // nil in a reader
+
+	find, findAll *sql.Stmt // the row of a key and those of its neighbours, on read
+	ahead         ahead
 
 	cache *otter.Cache[eventstore.KeyID, cipher.AEAD]
 	fence sync.RWMutex // held for reading from finding a key's row to caching it, see Destroy
@@ -112,8 +114,8 @@ func Open(ctx context.Context, cfg Config) (*Keys, error) {
 
 // OpenReader opens keys.db for a command-line tool beside a running server: it
 // seals, opens, hashes claims and reads secrets, and changes nothing. It
-// remembers keys it has opened, so a key destroyed meanwhile may open in it
-// until it is closed.
+// remembers keys it has opened, and their neighbours, so a key destroyed
+// meanwhile may open in it until it is closed.
 func OpenReader(ctx context.Context, cfg Config) (*Keys, error) {
 	if _, err := os.Stat(cfg.Path); err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
@@ -205,7 +207,10 @@ func (k *Keys) prepare(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	k.find, err = k.read.PrepareContext(ctx, `SELECT epoch, wrapped FROM keys WHERE slot = ?`)
+	if k.find, err = k.read.PrepareContext(ctx, `SELECT epoch, wrapped FROM keys WHERE slot = ?`); err != nil {
+		return err
+	}
+	k.findAll, err = k.read.PrepareContext(ctx, `SELECT slot, epoch, wrapped FROM keys WHERE slot BETWEEN ? AND ? ORDER BY slot`)
 	return err
 }
 
@@ -339,7 +344,7 @@ func (k *Keys) Close() error {
 		k.pool.close()
 	}
 	// Readers first: the writer, closing last, merges its log into the file.
-	readErr := errors.Join(k.find.Close(), k.read.Close())
+	readErr := errors.Join(k.find.Close(), k.findAll.Close(), k.read.Close())
 	if k.write != nil {
 		writeErr = k.write.Close()
 	}
