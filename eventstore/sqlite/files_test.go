@@ -428,3 +428,18 @@ func TestSubscribeBehind(t *testing.T) {
 		}
 	}
 }
+
+func TestFileIsPrivate(t *testing.T) {
+	t.Parallel()
+	signer, _ := newSigner(t)
+	dir := t.TempDir()
+	s := open(t, sqlite.Config{Dir: dir, Signer: signer})
+	if _, err := s.Append(t.Context(), creation(1)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"log.db", "log.db-wal", "log.db-shm"} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info.Mode(), err)
+		}
+	}
+}

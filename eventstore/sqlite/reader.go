@@ -169,32 +169,33 @@ func recorded(row []driver.Value) (eventstore.Recorded, error) {
 	return rec, nil
 }
 
-// events appends a page of the rows of s to page.
-func (c *readConn) events(page []eventstore.Recorded, s *stmt, args ...driver.Value) ([]eventstore.Recorded, error) {
+// events appends a page of the rows of s to page, and says whether there may
+// be more of them.
+func (c *readConn) events(page []eventstore.Recorded, s *stmt, args ...driver.Value) (_ []eventstore.Recorded, more bool, err error) {
 	rows, err := s.query(args...)
 	if err != nil {
-		return page, err
+		return page, false, err
 	}
 	defer rows.Close()
-	for bytes := 0; bytes < pageBytes; {
+	for n, bytes := 0, 0; n < pageEvents && bytes < pageBytes; n++ {
 		if err := rows.Next(c.row[:]); err == io.EOF {
-			break
+			return page, false, nil
 		} else if err != nil {
-			return page, classify(err)
+			return page, false, classify(err)
 		}
 		rec, err := recorded(c.row[:])
 		if err != nil {
-			return page, err
+			return page, false, err
 		}
 		page, bytes = append(page, rec), bytes+size(&rec)
 	}
-	return page, nil
+	return page, true, nil
 }
 
 // page reads events after a position, up to head, which must be in the log.
 func (r *Reader) page(ctx context.Context, page []eventstore.Recorded, after, head eventstore.Position) ([]eventstore.Recorded, error) {
 	err := r.use(ctx, func(c *readConn) (err error) {
-		page, err = c.events(page, c.page, int64(after), int64(head))
+		page, _, err = c.events(page, c.page, int64(after), int64(head))
 		return err
 	})
 	if err != nil {
@@ -243,10 +244,11 @@ func (r *Reader) readStream(ctx context.Context, stream string, from eventstore.
 			return
 		}
 		var page []eventstore.Recorded
-		for next := max(from, 0); ; next = page[len(page)-1].Revision + 1 {
+		more := true
+		for next := max(from, 0); more; next = page[len(page)-1].Revision + 1 {
 			if err = ctx.Err(); err == nil {
 				err = r.use(ctx, func(c *readConn) (err error) {
-					page, err = c.events(page[:0], c.stream, stream, int64(next))
+					page, more, err = c.events(page[:0], c.stream, stream, int64(next))
 					return err
 				})
 			}

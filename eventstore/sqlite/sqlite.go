@@ -103,6 +103,14 @@ func openFile(ctx context.Context, path, origin string) (*conn, error) {
 			return nil, err
 		}
 	}
+	if fresh {
+		// SQLite would let others read it; its side files take this file's mode.
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		f.Close()
+	}
 	db, err := dial(path, readWrite)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"database/sql/driver"
 	"fmt"
 	"sync"
@@ -50,6 +51,7 @@ type writer struct {
 	insertSealed, putTile     *stmt
 	insertClaim, deleteClaim  *stmt
 	insertCheckpoint, replace *stmt
+	selectCheckpoint          *stmt
 	row                       [2]driver.Value
 }
 
@@ -123,6 +125,7 @@ func newWriter(db *conn, c Config) (*writer, error) {
 		&w.insertClaim:      `INSERT INTO claims (kind, key, stream) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO NOTHING`,
 		&w.deleteClaim:      `DELETE FROM claims WHERE kind = ? AND key = ? AND stream = ?`,
 		&w.insertCheckpoint: `INSERT INTO checkpoints (size, time, note) VALUES (?, ?, ?)`,
+		&w.selectCheckpoint: `SELECT note FROM checkpoints WHERE size = ?`,
 		&w.replace:          `DELETE FROM checkpoints WHERE size < ? AND time >= ?`,
 	})
 	if err != nil {
@@ -171,7 +174,7 @@ func (w *writer) readTile(level int, n int64, width int) ([]byte, error) {
 	query := `SELECT data FROM tiles WHERE level = ? AND n = ?`
 	args := []driver.Value{int64(level), n}
 	if level == 0 {
-		query = `SELECT leaf_hash FROM events WHERE position > ? ORDER BY position`
+		query = fmt.Sprintf(`SELECT leaf_hash FROM events WHERE position > ? ORDER BY position LIMIT %d`, tlog.TileWidth)
 		args = []driver.Value{n * tlog.TileWidth}
 	}
 	s, err := w.db.prepare(query)
@@ -252,6 +255,9 @@ func (w *writer) sign() error {
 		return nil
 	}
 	c := tlog.Checkpoint{Origin: w.signer.Name(), Size: w.next.tree.Size(), Root: w.next.tree.Root()}
+	if err := w.beforeSign(c); err != nil {
+		return err
+	}
 	msg, err := c.Sign(w.signer)
 	if err != nil {
 		return err
@@ -262,6 +268,38 @@ func (w *writer) sign() error {
 	}
 	w.next.signed = c.Size
 	return w.insertCheckpoint.exec(c.Size, w.next.time, msg)
+}
+
+// beforeSign refuses to sign what the file does not hold: its tree must have
+// the root to be signed, and had, at the size of the last checkpoint, the root
+// that was signed then. Hashes that memory or disk have changed meanwhile are so
+// never made authentic by a signature. It reads a few tiles, not the events:
+// that their bytes are what was hashed is for Verify to find.
+func (w *writer) beforeSign(c tlog.Checkpoint) error {
+	tree, err := tlog.Restore(c.Size, w.readTile)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if tree.Root() != c.Root {
+		return corrupt("its tree of %d events is not the one that was to be signed", c.Size)
+	}
+	if w.next.signed == 0 {
+		return nil
+	}
+	if tree, err = tlog.Restore(w.next.signed, w.readTile); err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	last := tlog.Checkpoint{Origin: c.Origin, Size: w.next.signed, Root: tree.Root()}
+	found, err := w.selectCheckpoint.row(w.row[:1], last.Size)
+	if err != nil {
+		return err
+	}
+	signed, ok := w.row[0].([]byte)
+	// The signatures follow the text after an empty line.
+	if !found || !ok || !bytes.HasPrefix(signed, []byte(last.Text()+"\n")) {
+		return corrupt("its tree of %d events is not the one that was signed", last.Size)
+	}
+	return nil
 }
 
 // signNow signs a checkpoint in a transaction of its own, if the log has grown

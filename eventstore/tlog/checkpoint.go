@@ -36,14 +36,18 @@ func GenerateKey(origin string) (skey, vkey string, err error) {
 	return skey, vkey, nil
 }
 
+// Text is what is signed.
+func (c Checkpoint) Text() string {
+	return c.Origin + "\n" + strconv.FormatInt(c.Size, 10) + "\n" + base64.StdEncoding.EncodeToString(c.Root[:]) + "\n"
+}
+
 // Sign returns the checkpoint as a note signed by s, whose name must be the
 // checkpoint's origin.
 func (c Checkpoint) Sign(s note.Signer) ([]byte, error) {
 	if s.Name() != c.Origin {
 		return nil, fmt.Errorf("tlog: a key named %s cannot sign for %s", s.Name(), c.Origin)
 	}
-	text := c.Origin + "\n" + strconv.FormatInt(c.Size, 10) + "\n" + base64.StdEncoding.EncodeToString(c.Root[:]) + "\n"
-	msg, err := note.Sign(&note.Note{Text: text}, s)
+	msg, err := note.Sign(&note.Note{Text: c.Text()}, s)
 	if err != nil {
 		return nil, fmt.Errorf("tlog: sign checkpoint: %w", err)
 	}
