@@ -1,7 +1,6 @@
 package domain
 
 import (
-	"maps"
 	"slices"
 	"time"
 
@@ -32,19 +31,8 @@ type Account struct {
 	Position         eventstore.Position       `json:"position"`
 
 	key      eventstore.KeyID // of the account's personal data; zero until there is some
-	commands []command        // commands seen, newest last; bounded
+	commands commands
 }
-
-// command remembers what a command id led to, so that a repetition is
-// answered and not executed.
-type command struct {
-	id, requestHash string
-	revision        eventstore.Revision
-}
-
-// maxCommands is how many commands of one account can be repeated safely. A
-// client repeats within seconds; it does not first send 128 other commands.
-const maxCommands = 128
 
 // NewAccount is the account before its first event.
 func NewAccount(sub string) Account {
@@ -125,68 +113,47 @@ func (AccountErased) eventType() string { return ErasedType }
 // a stream are missing.
 const ErasedType = "account.erased.v1"
 
+func (e AccountCreated) evolve(a Account, x Entry) Account {
+	a.Status = e.Status
+	a.CreatedTime = x.OccurredTime()
+	a.Identities = []Identity{newIdentity(e.IdentityID, e.Provider, e.ProviderUserID, e.Profile, x)}
+	a.CustomFields = e.CustomFields
+	if a.CustomFields == nil {
+		a.CustomFields = map[string]jsontext.Value{}
+	}
+	a.UserIDs = userIDs(a)
+	return a
+}
+
+func (AccountErased) evolve(a Account, x Entry) Account {
+	return Account{Sub: a.Sub, Status: StatusDeleted, CreatedTime: a.CreatedTime, ErasedTime: x.Time, commands: a.commands}
+}
+
+// accountEvent is an event of an account's stream.
+type accountEvent interface {
+	Event
+	// evolve returns a after x, whose event this is. It shares with a what it
+	// leaves alone, and never changes what a refers to.
+	evolve(a Account, x Entry) Account
+}
+
 // Evolve returns a after x. It never refuses: x has happened.
 func Evolve(a Account, x Entry) Account {
-	switch e := x.Event.(type) {
-	case AccountCreated:
-		a.Status = e.Status
-		a.CreatedTime = x.OccurredTime()
-		a.Identities = []Identity{newIdentity(e.IdentityID, e.Provider, e.ProviderUserID, e.Profile, x)}
-		a.CustomFields = e.CustomFields
-		if a.CustomFields == nil {
-			a.CustomFields = map[string]jsontext.Value{}
-		}
-		a.UserIDs = userIDs(a)
-	case IdentityLinked:
-		a.Identities = append(slices.Clip(a.Identities), newIdentity(e.IdentityID, e.Provider, e.ProviderUserID, e.Profile, x))
-		a.UserIDs = userIDs(a)
-	case IdentityUnlinked:
-		a.Identities = slices.DeleteFunc(slices.Clone(a.Identities), func(i Identity) bool { return i.IdentityID == e.IdentityID })
-		a.UserIDs = userIDs(a)
-	case ProfileUpdated:
-		a.Identities = slices.Clone(a.Identities)
-		for i := range a.Identities {
-			if id := &a.Identities[i]; id.IdentityID == e.IdentityID {
-				id.Profile = id.Profile.with(e)
-				id.UpdatedTime = x.OccurredTime()
-			}
-		}
-		a.UserIDs = userIDs(a)
-	case StatusChanged:
-		a.Status, a.StatusReason = e.To, e.Reason
-	case CustomFieldsUpdated:
-		a.CustomFields = maps.Clone(a.CustomFields)
-		for key, value := range e.Values {
-			if value.Kind() == 'n' {
-				delete(a.CustomFields, key)
-			} else {
-				a.CustomFields[key] = value
-			}
-		}
-		a.UserIDs = userIDs(a)
-	case AccountErased:
-		a = Account{Sub: a.Sub, Status: StatusDeleted, CreatedTime: a.CreatedTime, ErasedTime: x.Time, commands: a.commands}
-	default:
+	e, ok := x.Event.(accountEvent)
+	if !ok {
 		panic("domain: " + x.Type + " does not belong to an account")
 	}
-	return a.at(x)
+	return e.evolve(a, x).at(x)
 }
 
 // at moves a to the place of x in its stream and in the log.
 func (a Account) at(x Entry) Account {
 	a.UpdatedTime = x.Time
 	a.Revision, a.Position = x.Revision, x.Position
-	if x.keyID != (eventstore.KeyID{}) {
-		a.key = x.keyID
+	if a.key == (eventstore.KeyID{}) {
+		a.key = x.keyID // the first sealed event of a stream is sealed under its own account's key
 	}
-	if id := x.Meta.CommandID; id != "" {
-		if n := len(a.commands); n > 0 && a.commands[n-1].id == id {
-			a.commands = slices.Clone(a.commands)
-			a.commands[n-1].revision = x.Revision
-		} else {
-			a.commands = append(a.commands[max(0, n+1-maxCommands):n:n], command{id, x.Meta.requestHash, x.Revision})
-		}
-	}
+	a.commands = a.commands.with(x)
 	return a
 }
 

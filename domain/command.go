@@ -2,6 +2,7 @@ package domain
 
 import (
 	"slices"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -9,32 +10,48 @@ import (
 // Command is something a caller asks of one account.
 type Command interface {
 	// decide returns the events c causes in a, none if it changes nothing.
-	decide(a Account) ([]Event, error)
+	decide(s Setting, a Account) ([]Event, error)
 	command()
+}
+
+// Setting is what a decision may look at besides the account and the command.
+type Setting struct {
+	Config *Config   // not to be changed
+	Now    time.Time // UTC, microseconds
+	Admin  bool      // the caller may do what users may not, see Request.Admin
 }
 
 // Decide returns the events cmd causes: none if it changes nothing, an *Error
 // if the account's rules refuse it.
-func Decide(a Account, cmd Command) ([]Event, error) {
+func Decide(s Setting, a Account, cmd Command) ([]Event, error) {
+	if err := admit(a, cmd); err != nil {
+		return nil, err
+	}
+	return cmd.decide(s, a)
+}
+
+// admit refuses a command that an account in a's state takes no more, or not
+// yet.
+func admit(a Account, cmd Command) error {
 	_, creating := cmd.(CreateAccount)
+	ended, ok := cmd.(interface{ admits(Status) bool })
 	switch {
 	case creating && a.Exists():
-		return nil, refuse(CodeAccountExists, "There is an account with this sub already.")
+		return refuse(CodeAccountExists, "There is an account with this sub already.")
 	case creating:
-		return cmd.decide(a)
+		return nil
 	case !a.Exists():
-		return nil, refuse(CodeAccountNotFound, "There is no account with this sub.")
+		return refuse(CodeAccountNotFound, "There is no account with this sub.")
 	case a.Erased():
-		return nil, refuse(CodeAccountErased, "The account was erased.")
+		return refuse(CodeAccountErased, "The account was erased.")
+	case ok && ended.admits(a.Status):
+		return nil
+	case a.Status == StatusCombined:
+		return refuse(CodeAccountCombined, "The account was combined into another one.")
+	case a.Status == StatusDeleted:
+		return refuse(CodeAccountDeleted, "The account is scheduled for deletion.")
 	}
-	_, status := cmd.(SetStatus) // the status machine has its own say on ended accounts
-	switch {
-	case a.Status == StatusCombined && !status:
-		return nil, refuse(CodeAccountCombined, "The account was combined into another one.")
-	case a.Status == StatusDeleted && !status:
-		return nil, refuse(CodeAccountDeleted, "The account is scheduled for deletion.")
-	}
-	return cmd.decide(a)
+	return nil
 }
 
 // CreateAccount opens an account.
@@ -48,7 +65,7 @@ type CreateAccount struct {
 
 func (CreateAccount) command() {}
 
-func (c CreateAccount) decide(Account) ([]Event, error) {
+func (c CreateAccount) decide(Setting, Account) ([]Event, error) {
 	var f faults
 	status := c.Status
 	switch {

@@ -111,7 +111,7 @@ func TestDecide(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			got, err := Decide(fold(tt.given...), tt.when)
+			got, err := Decide(Setting{Config: NewConfig()}, fold(tt.given...), tt.when)
 			if code := CodeOf(err); code != tt.code || (err == nil) != (tt.code == "") {
 				t.Fatalf("error = %v, want code %q", err, tt.code)
 			}
@@ -151,7 +151,7 @@ func TestStatusMachine(t *testing.T) {
 		for i, want := range row {
 			to := Statuses[i]
 			a := fold(adaCreated, StatusChanged{To: from})
-			events, err := Decide(a, SetStatus{Status: to, Reason: "because"})
+			events, err := Decide(Setting{Config: NewConfig()}, a, SetStatus{Status: to, Reason: "because"})
 			got := CodeOf(err)
 			switch {
 			case err == nil && len(events) == 0:
@@ -177,7 +177,7 @@ func TestInvariants(t *testing.T) {
 		a := NewAccount("s")
 		n := 0
 		step := func(cmd Command) {
-			events, err := Decide(a, cmd)
+			events, err := Decide(Setting{Config: NewConfig()}, a, cmd)
 			if err != nil && CodeOf(err) == "" {
 				t.Fatalf("Decide(%T) = %v, want an *Error", cmd, err)
 			}
@@ -189,7 +189,7 @@ func TestInvariants(t *testing.T) {
 			if after, _ := held.JSON(); string(after) != string(before) {
 				t.Fatalf("Evolve(%T) changed an older account:\n%s\n%s", cmd, before, after)
 			}
-			if again, err := Decide(a, cmd); err == nil && len(again) != 0 {
+			if again, err := Decide(Setting{Config: NewConfig()}, a, cmd); err == nil && len(again) != 0 {
 				if _, create := cmd.(CreateAccount); !create {
 					t.Fatalf("%T twice causes %v the second time", cmd, again)
 				}

@@ -25,6 +25,19 @@ type CustomFieldsUpdated struct {
 
 func (CustomFieldsUpdated) eventType() string { return "account.custom-fields-updated.v1" }
 
+func (e CustomFieldsUpdated) evolve(a Account, _ Entry) Account {
+	a.CustomFields = maps.Clone(a.CustomFields)
+	for key, value := range e.Values {
+		if value.Kind() == 'n' {
+			delete(a.CustomFields, key)
+		} else {
+			a.CustomFields[key] = value
+		}
+	}
+	a.UserIDs = userIDs(a)
+	return a
+}
+
 // SetCustomFields sets the fields given and leaves the others; null unsets.
 type SetCustomFields struct {
 	Values map[string]jsontext.Value
@@ -32,7 +45,7 @@ type SetCustomFields struct {
 
 func (SetCustomFields) command() {}
 
-func (c SetCustomFields) decide(a Account) ([]Event, error) {
+func (c SetCustomFields) decide(_ Setting, a Account) ([]Event, error) {
 	var f faults
 	values := f.customFields("", c.Values)
 	left := len(a.CustomFields)

@@ -33,9 +33,12 @@ type Metadata struct {
 	EffectiveTime time.Time `json:"effectiveTime,omitzero"` // when it became true, if not when recorded
 	ReasonCode    string    `json:"reasonCode,omitzero"`
 
-	// requestHash tells a repeated request from another one under the same
-	// command id. A hash of a request tests guesses at what was in it, so it
-	// is personal and travels with the sealed part.
+	// Request tells a repeated request from another one under the same command
+	// id, where requests hold nothing personal: in the configuration.
+	Request string `json:"request,omitzero"`
+
+	// requestHash does so everywhere else. A hash of a request tests guesses at
+	// what was in it, so it is personal and travels with the sealed part.
 	requestHash string
 }
 
@@ -94,9 +97,15 @@ type Codec struct{ Keys *seal.Keys }
 // is a change of configuration, cannot have any.
 func (c Codec) encode(x Entry, key eventstore.KeyID) (eventstore.Event, error) {
 	e := eventstore.Event{ID: x.ID, Type: x.Type, Actor: x.Meta.Actor.String()}
+	if key == (eventstore.KeyID{}) {
+		x.Meta.Request = x.Meta.requestHash
+	}
 	var err error
 	if e.Clear, err = encodeClear(x.Event, x.Meta); err != nil {
 		return e, fmt.Errorf("domain: encode %s: %w", x.Type, err)
+	}
+	if len(e.Clear) > eventstore.MaxClear {
+		return e, refuse(CodeTooLarge, "What is not personal about one change may have at most %d bytes of JSON.", eventstore.MaxClear)
 	}
 	if key == (eventstore.KeyID{}) {
 		return e, nil
@@ -137,6 +146,9 @@ func (c Codec) Decode(rec eventstore.Recorded) (Entry, error) {
 	}
 	if x.Event, x.Meta, err = DecodeEvent(rec.Type, rec.Clear, personal); err != nil {
 		return x, fmt.Errorf("%w (position %d)", err, rec.Position)
+	}
+	if x.Meta.Request != "" {
+		x.Meta.requestHash = x.Meta.Request
 	}
 	return x, nil
 }

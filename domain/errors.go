@@ -32,6 +32,10 @@ const (
 	CodeStaleRevision           Code = "stale-revision"
 	CodeConcurrentChange        Code = "concurrent-change"
 	CodeIdempotencyKeyReused    Code = "idempotency-key-reused"
+	CodeTooLarge                Code = "too-large"
+	CodeInUse                   Code = "in-use"
+	CodeSystemManaged           Code = "system-managed"
+	CodeRoleNotFound            Code = "role-not-found"
 	CodeWebhookNotFound         Code = "webhook-not-found"
 )
 
@@ -40,7 +44,8 @@ var Codes = []Code{
 	CodeAccountNotFound, CodeAccountErased, CodeAccountExists, CodeAccountDeleted, CodeAccountCombined,
 	CodeInvalidRequest, CodeIdentifierTaken, CodeIdentifierRequired, CodeIdentityConflict, CodeIdentityNotFound,
 	CodeStatusSystemManaged, CodeInvalidStatusTransition, CodeStaleRevision, CodeConcurrentChange,
-	CodeIdempotencyKeyReused, CodeWebhookNotFound,
+	CodeIdempotencyKeyReused, CodeTooLarge, CodeWebhookNotFound,
+	CodeInUse, CodeSystemManaged, CodeRoleNotFound,
 }
 
 // Error is a refusal by rule: the caller's to mend. Anything else that fails

@@ -24,6 +24,8 @@ var decoders = map[string]decoder{
 	"account.status-changed.v1":        decode[StatusChanged],
 	"account.custom-fields-updated.v1": decode[CustomFieldsUpdated],
 	"account.erased.v1":                decode[AccountErased],
+	"role.set.v1":                      decode[RoleSet],
+	"role.deleted.v1":                  decode[RoleDeleted],
 	"webhook.created.v1":               decode[WebhookCreated],
 	"webhook.state-changed.v1":         decode[WebhookStateChanged],
 	"webhook.deleted.v1":               decode[WebhookDeleted],

@@ -20,18 +20,26 @@ var update = flag.Bool("update", false, "write golden files that are missing; th
 
 // goldenEvents has one of each event, every field of it set.
 var goldenEvents = []Event{
-	AccountCreated{OriginRegistered, StatusPending, "0190a1b2-0000-7000-8000-00000000000a", "self", "ada-1", fullProfile,
-		map[string]jsontext.Value{"employee_id": value(`"12345"`)}, Situation{"web", "phone", "London"}},
+	AccountCreated{Origin: OriginRegistered, Status: StatusPending, IdentityID: "0190a1b2-0000-7000-8000-00000000000a", Provider: "self",
+		ProviderUserID: "ada-1", Profile: fullProfile, CustomFields: map[string]jsontext.Value{"employee_id": value(`"12345"`)},
+		Registration: Situation{"web", "phone", "London"}},
 	IdentityLinked{"0190a1b2-0000-7000-8000-00000000000b", "google", "1095", fullProfile},
 	IdentityUnlinked{"0190a1b2-0000-7000-8000-00000000000b", "google"},
 	ProfileUpdated{"0190a1b2-0000-7000-8000-00000000000a", []string{"family_name"}, value(`{"family_name":"King"}`)},
 	StatusChanged{StatusPending, StatusDeclined, "chargeback"},
-	CustomFieldsUpdated{[]string{"employee_id", "tier"}, map[string]jsontext.Value{"employee_id": value("null"), "tier": value(`"gold"`)}},
+	CustomFieldsUpdated{Fields: []string{"employee_id", "tier"},
+		Values: map[string]jsontext.Value{"employee_id": value("null"), "tier": value(`"gold"`)}},
 	AccountErased{"00ff"},
+	RoleSet{"AUDITOR", "Auditor", "Reads everything.", true, []string{"name", "description"}},
+	RoleDeleted{"AUDITOR"},
 	WebhookCreated{"https://crm.example/hook", []string{"USER_*"}, FormatStandard, PayloadFull, 17},
 	WebhookStateChanged{WebhookEnabled, WebhookDisabled, "gone"},
 	WebhookDeleted{},
 }
+
+// otherwise are events that go by another public name than the golden one of
+// their type.
+var otherwise = []Event{RoleSet{Role: "AUDITOR", Fields: []string{"name"}}}
 
 var fullProfile = Profile{
 	GivenName: "Ada", FamilyName: "King", MiddleName: "Augusta", Nickname: "Countess",
@@ -106,7 +114,8 @@ func TestGoldenEvents(t *testing.T) {
 		if m != goldenMeta {
 			t.Errorf("%s: metadata %+v, want %+v", file, m, goldenMeta)
 		}
-		if v := reflect.ValueOf(e); g.Type == e.eventType() {
+		// A field added later is missing in the older shapes, <type>.<n>.json.
+		if v := reflect.ValueOf(e); filepath.Base(file) == e.eventType()+".json" {
 			for i := range v.NumField() {
 				if v.Field(i).IsZero() {
 					t.Errorf("%s does not show the field %s", file, v.Type().Field(i).Name)
@@ -133,6 +142,7 @@ func TestClassified(t *testing.T) {
 		"IdentityLinked.IdentityID", "IdentityLinked.Provider", "IdentityUnlinked.IdentityID", "IdentityUnlinked.Provider",
 		"ProfileUpdated.IdentityID", "ProfileUpdated.Fields", "StatusChanged.From", "StatusChanged.To", "CustomFieldsUpdated.Fields",
 		"AccountErased.KeyID",
+		"RoleSet.Role", "RoleSet.Name", "RoleSet.Description", "RoleSet.Created", "RoleSet.Fields", "RoleDeleted.Role",
 		"WebhookCreated.URL", "WebhookCreated.Events", "WebhookCreated.Format", "WebhookCreated.Payload", "WebhookCreated.After",
 		"WebhookStateChanged.From", "WebhookStateChanged.To", "WebhookStateChanged.Reason",
 	}
@@ -172,9 +182,11 @@ func TestUnknownEvent(t *testing.T) {
 // TestPublicNames holds the catalogue against what Public makes of every event.
 func TestPublicNames(t *testing.T) {
 	var got []string
-	for _, e := range goldenEvents {
-		stream := "account-s"
-		if strings.HasPrefix(e.eventType(), "webhook.") {
+	for _, e := range slices.Concat(goldenEvents, otherwise) {
+		stream := ConfigStream
+		if _, ok := e.(accountEvent); ok {
+			stream = "account-s"
+		} else if strings.HasPrefix(e.eventType(), "webhook.") {
 			stream = "webhook-w"
 		}
 		x := Entry{ID: NewID(), Type: e.eventType(), Stream: stream, Time: time.Unix(0, 0).UTC(), Event: e}

@@ -73,34 +73,39 @@ func userIDs(a Account) []UserID {
 	return ids
 }
 
-// claims says which claims move when an account goes from before to after:
-// those it holds after and did not hold before are taken, and the reverse
-// given up. No command has to know.
-func claims(before, after Account, claim func(kind, value, owner string) eventstore.Claim) (take, release []eventstore.Claim) {
-	type identifier struct {
-		kind Kind
-		key  string
-	}
-	set := func(a Account) map[identifier]bool {
-		m := make(map[identifier]bool, len(a.UserIDs))
-		for _, u := range a.UserIDs {
-			m[identifier{u.Type, u.Key()}] = true
-		}
-		return m
-	}
-	held, needed := set(before), set(after)
-	owner := AccountStream(after.Sub)
-	for id := range needed {
-		if !held[id] {
-			take = append(take, claim(string(id.kind), id.key, owner))
+// claims says which claims move when accounts go from before to after: those
+// they hold after and did not hold before are taken, and the reverse given up.
+// No command has to know.
+func claims(before, after []Account, claim func(kind, value, owner string) eventstore.Claim) (take, release []eventstore.Claim) {
+	held, needed := claimed(before), claimed(after)
+	for c := range needed {
+		if !held[c] {
+			take = append(take, claim(string(c.kind), c.key, AccountStream(c.sub)))
 		}
 	}
-	for id := range held {
-		if !needed[id] {
-			release = append(release, claim(string(id.kind), id.key, owner))
+	for c := range held {
+		if !needed[c] {
+			release = append(release, claim(string(c.kind), c.key, AccountStream(c.sub)))
 		}
 	}
 	return take, release
+}
+
+// holding is a claim before it is hashed: what sub holds.
+type holding struct {
+	kind Kind
+	key  string
+	sub  string
+}
+
+func claimed(accounts []Account) map[holding]bool {
+	m := make(map[holding]bool, 4*len(accounts))
+	for _, a := range accounts {
+		for _, u := range a.UserIDs {
+			m[holding{u.Type, u.Key(), a.Sub}] = true
+		}
+	}
+	return m
 }
 
 // Normalize checks an identifier and brings it into the form in which it is

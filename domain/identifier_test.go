@@ -113,7 +113,7 @@ func TestClaims(t *testing.T) {
 	}
 	sorted := cmpopts.SortSlices(func(a, b string) bool { return a < b })
 	for _, tt := range tests {
-		take, release := claims(tt.before, tt.after, claim)
+		take, release := claims([]Account{tt.before}, []Account{tt.after}, claim)
 		if diff := cmp.Diff(tt.take, keys(take), sorted, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%s takes (-want +got):\n%s", tt.name, diff)
 		}

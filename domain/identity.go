@@ -77,6 +77,12 @@ type IdentityLinked struct {
 
 func (IdentityLinked) eventType() string { return "account.identity-linked.v1" }
 
+func (e IdentityLinked) evolve(a Account, x Entry) Account {
+	a.Identities = append(slices.Clip(a.Identities), newIdentity(e.IdentityID, e.Provider, e.ProviderUserID, e.Profile, x))
+	a.UserIDs = userIDs(a)
+	return a
+}
+
 // IdentityUnlinked removes a way to sign in from the account.
 type IdentityUnlinked struct {
 	IdentityID string `json:"identityId" pii:"clear"`
@@ -84,6 +90,12 @@ type IdentityUnlinked struct {
 }
 
 func (IdentityUnlinked) eventType() string { return "account.identity-unlinked.v1" }
+
+func (e IdentityUnlinked) evolve(a Account, _ Entry) Account {
+	a.Identities = slices.DeleteFunc(slices.Clone(a.Identities), func(i Identity) bool { return i.IdentityID == e.IdentityID })
+	a.UserIDs = userIDs(a)
+	return a
+}
 
 // ProfileUpdated changes what an identity says about its person.
 type ProfileUpdated struct {
@@ -93,6 +105,18 @@ type ProfileUpdated struct {
 }
 
 func (ProfileUpdated) eventType() string { return "account.profile-updated.v1" }
+
+func (e ProfileUpdated) evolve(a Account, x Entry) Account {
+	a.Identities = slices.Clone(a.Identities)
+	for i := range a.Identities {
+		if id := &a.Identities[i]; id.IdentityID == e.IdentityID {
+			id.Profile = id.Profile.with(e)
+			id.UpdatedTime = x.OccurredTime()
+		}
+	}
+	a.UserIDs = userIDs(a)
+	return a
+}
 
 // NewIdentity is an identity to be: of a new account, or to be linked.
 type NewIdentity struct {
@@ -108,7 +132,7 @@ type LinkIdentity struct{ Identity NewIdentity }
 
 func (LinkIdentity) command() {}
 
-func (c LinkIdentity) decide(a Account) ([]Event, error) {
+func (c LinkIdentity) decide(_ Setting, a Account) ([]Event, error) {
 	var f faults
 	n := f.identity("", c.Identity)
 	if err := f.err(); err != nil {
@@ -131,7 +155,7 @@ type UnlinkIdentity struct{ IdentityID string }
 
 func (UnlinkIdentity) command() {}
 
-func (c UnlinkIdentity) decide(a Account) ([]Event, error) {
+func (c UnlinkIdentity) decide(_ Setting, a Account) ([]Event, error) {
 	i, ok := a.identity(c.IdentityID)
 	if !ok {
 		return nil, refuse(CodeIdentityNotFound, "The account has no such identity.")
@@ -156,7 +180,7 @@ type UpdateProfile struct {
 
 func (UpdateProfile) command() {}
 
-func (c UpdateProfile) decide(a Account) ([]Event, error) {
+func (c UpdateProfile) decide(_ Setting, a Account) ([]Event, error) {
 	id := c.IdentityID
 	if id == "" && len(a.Identities) == 1 {
 		id = a.Identities[0].IdentityID

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,24 +18,32 @@ import (
 // Ledger is the write side: it loads an account, lets the rules decide, and
 // appends what they decided. It may be used by many goroutines at once.
 type Ledger struct {
-	log   eventstore.Store
-	codec Codec
-	now   func() time.Time
-	cache *otter.Cache[string, Account] // folded accounts; checked against the stream at every append
+	log    eventstore.Store
+	codec  Codec
+	now    func() time.Time
+	census Census
+	cache  *otter.Cache[string, Account] // folded accounts; checked against the stream at every append
 
 	// turns gives commands on one account their turn inside this process, so
 	// that they do not lose to one another again and again. Between processes
 	// the expected revision decides.
 	turns [1024]sync.Mutex
 	seed  maphash.Seed
+
+	// configuring is held for reading from a command's decision to its append,
+	// and for writing by a change of the configuration: no account changes by
+	// rules that no longer hold. Between processes that is not so.
+	configuring sync.RWMutex
+	config      *Config // nil until it was asked for
 }
 
 // LedgerConfig says what a Ledger works with.
 type LedgerConfig struct {
-	Log   eventstore.Store
-	Codec Codec
-	Cache int              // accounts kept folded in memory; default 10,000
-	Now   func() time.Time // default time.Now
+	Log    eventstore.Store
+	Codec  Codec
+	Census Census           // of the accounts in Log; without one, what depends on it is not to be asked
+	Cache  int              // accounts kept folded in memory; default 10,000
+	Now    func() time.Time // default time.Now
 }
 
 // NewLedger returns a Ledger.
@@ -46,7 +55,7 @@ func NewLedger(c LedgerConfig) *Ledger {
 		c.Now = time.Now
 	}
 	return &Ledger{
-		log: c.Log, codec: c.Codec, now: c.Now, seed: maphash.MakeSeed(),
+		log: c.Log, codec: c.Codec, census: c.Census, now: c.Now, seed: maphash.MakeSeed(),
 		cache: otter.Must(&otter.Options[string, Account]{MaximumSize: c.Cache}),
 	}
 }
@@ -56,13 +65,25 @@ type Request struct {
 	Meta     Metadata
 	Expected *eventstore.Revision // refuse with CodeStaleRevision if the account is at another one
 	DryRun   bool                 // decide, and append nothing
+	Admin    bool                 // the caller may write what is read-only or internal to users
 }
 
 // Result is what came of a command.
 type Result struct {
-	Account  Account // after the command; at a repetition, as it was then
-	Events   []Entry // what it caused; none where it changed nothing or had been executed before
-	Repeated bool    // the command id was seen before; nothing was done
+	Account  Account   // after the command; at a repetition, as it was then
+	Others   []Account // the other accounts it concerned, likewise
+	Events   []Entry   // what it caused, of all accounts; none where it changed nothing or had been executed before
+	Repeated bool      // the command id was seen before; nothing was done
+}
+
+// joint is a command that decides over several accounts at once: the one it
+// is asked of, and others.
+type joint interface {
+	Command
+	// others names them, given the account it is asked of.
+	others(a Account) []string
+	// decideJoint returns the events it causes in a, and in each of the others.
+	decideJoint(s Setting, a Account, others []Account) ([]Event, [][]Event, error)
 }
 
 // tries is how often a command is decided anew after another writer was
@@ -72,69 +93,138 @@ const tries = 5
 // Execute asks cmd of the account sub. The events are durable when it
 // returns. A refusal is an *Error.
 func (l *Ledger) Execute(ctx context.Context, r Request, sub string, cmd Command) (Result, error) {
-	turn := &l.turns[maphash.String(l.seed, sub)%uint64(len(l.turns))]
-	turn.Lock()
-	defer turn.Unlock()
+	if cmd, ok := cmd.(joint); ok {
+		return l.executeJoint(ctx, r, sub, cmd)
+	}
+	defer l.turn(sub)()
 	// A creation expects nothing, so it reads nothing, until it is contradicted.
 	_, blind := cmd.(CreateAccount)
 	blind = blind && !r.DryRun
-	for range tries {
+	return l.again(func() (Result, error) {
 		before, err := NewAccount(sub), error(nil)
 		if !blind {
 			before, err = l.Account(ctx, sub)
 		}
+		blind = false
 		if err != nil {
 			return Result{}, err
 		}
-		result, err := l.try(ctx, r, before, cmd)
+		return l.try(ctx, r, cmd, []Account{before}, func(s Setting) ([][]Event, error) {
+			events, err := Decide(s, before, cmd)
+			return [][]Event{events}, err
+		})
+	}, sub)
+}
+
+func (l *Ledger) executeJoint(ctx context.Context, r Request, sub string, cmd joint) (Result, error) {
+	a, err := l.Account(ctx, sub)
+	if err != nil {
+		return Result{}, err
+	}
+	subs := append([]string{sub}, cmd.others(a)...)
+	defer l.turn(subs...)()
+	return l.again(func() (Result, error) {
+		before := make([]Account, len(subs))
+		for i, s := range subs {
+			if before[i], err = l.Account(ctx, s); err != nil {
+				return Result{}, err
+			}
+		}
+		if now := cmd.others(before[0]); !slices.Equal(now, subs[1:]) {
+			// Since we took our turns. Not worth a loop that takes others.
+			return Result{}, refuse(CodeConcurrentChange, "The account was merged or separated meanwhile; try again.")
+		}
+		return l.try(ctx, r, cmd, before, func(s Setting) ([][]Event, error) {
+			if err := admit(before[0], cmd); err != nil {
+				return nil, err
+			}
+			own, others, err := cmd.decideJoint(s, before[0], before[1:])
+			return append([][]Event{own}, others...), err
+		})
+	}, subs...)
+}
+
+// turn waits for the turns of all subs and returns what ends them.
+func (l *Ledger) turn(subs ...string) (end func()) {
+	if len(subs) == 1 {
+		turn := &l.turns[l.turnOf(subs[0])]
+		turn.Lock()
+		return turn.Unlock
+	}
+	// In one order for all, or two could wait for one another.
+	turns := make([]uint64, len(subs))
+	for i, sub := range subs {
+		turns[i] = l.turnOf(sub)
+	}
+	slices.Sort(turns)
+	turns = slices.Compact(turns)
+	for _, i := range turns {
+		l.turns[i].Lock()
+	}
+	return func() {
+		for _, i := range turns {
+			l.turns[i].Unlock()
+		}
+	}
+}
+
+func (l *Ledger) turnOf(sub string) uint64 {
+	return maphash.String(l.seed, sub) % uint64(len(l.turns))
+}
+
+// again calls try until another writer is not faster, a few times.
+func (l *Ledger) again(try func() (Result, error), subs ...string) (Result, error) {
+	for range tries {
+		result, err := try()
 		if _, conflict := errors.AsType[*eventstore.ConflictError](err); !conflict {
 			return result, err
 		}
-		l.cache.Invalidate(sub)
-		blind = false
+		for _, sub := range subs {
+			l.cache.Invalidate(sub)
+		}
 	}
 	return Result{}, refuse(CodeConcurrentChange, "Others change this account all the time; try again.")
 }
 
-func (l *Ledger) try(ctx context.Context, r Request, before Account, cmd Command) (Result, error) {
-	if then, seen, err := l.repeated(ctx, before, r.Meta); seen || err != nil {
-		return Result{Account: then, Repeated: true}, err
+// try decides over the accounts and appends what was decided. The first of
+// them is the one the command was asked of.
+func (l *Ledger) try(ctx context.Context, r Request, cmd Command, before []Account, decide func(Setting) ([][]Event, error)) (Result, error) {
+	if seen, repeated, err := before[0].commands.find(r.Meta); repeated || err != nil {
+		if err != nil {
+			return Result{}, err
+		}
+		return l.repeated(ctx, before, seen)
 	}
-	if r.Expected != nil && *r.Expected != before.Revision {
-		return Result{}, refuse(CodeStaleRevision, "The account is at revision %d, not %d.", before.Revision, *r.Expected)
+	if r.Expected != nil && *r.Expected != before[0].Revision {
+		return Result{}, refuse(CodeStaleRevision, "The account is at revision %d, not %d.", before[0].Revision, *r.Expected)
 	}
-	events, err := Decide(before, cmd)
-	if err != nil || len(events) == 0 {
-		return Result{Account: before}, err
+	if _, err := l.Config(ctx); err != nil { // once read it is there
+		return Result{}, err
 	}
-	after, entries := l.evolve(before, r.Meta, events)
-	if r.DryRun {
-		return Result{Account: after, Events: entries}, nil
-	}
-	write, err := l.write(ctx, before, entries)
+	l.configuring.RLock()
+	defer l.configuring.RUnlock()
+	setting := Setting{Config: l.config, Now: l.now().UTC().Truncate(time.Microsecond), Admin: r.Admin}
+	decided, err := decide(setting)
 	if err != nil {
 		return Result{}, err
 	}
-	commit := eventstore.Commit{Writes: []eventstore.Write{write}}
-	commit.Claim, commit.Release = claims(before, after, l.codec.Keys.Claim)
-	receipt, err := l.log.Append(ctx, commit)
-	if err != nil {
-		return Result{}, refusal(cmd, err)
+	entries := make([][]Entry, len(before))
+	after := make([]Account, len(before))
+	caused := 0
+	for i := range before {
+		after[i], entries[i] = l.evolve(before[i], r.Meta, decided[i], setting.Now)
+		caused += len(entries[i])
 	}
-	// Fold again: now the events have their places and their time.
-	after = before
-	for i := range entries {
-		entries[i].Position, entries[i].Time = receipt.First+eventstore.Position(i), receipt.Time
-		entries[i].keyID = write.Events[i].KeyID
-		after = Evolve(after, entries[i])
+	if caused > 0 && !r.DryRun {
+		if err := l.append(ctx, cmd, before, after, entries); err != nil {
+			return Result{}, err
+		}
 	}
-	l.cache.Set(after.Sub, after)
-	return Result{Account: after, Events: entries}, nil
+	return Result{Account: after[0], Others: after[1:], Events: slices.Concat(entries...)}, nil
 }
 
 // evolve makes entries of events, as they will be if they are appended now.
-func (l *Ledger) evolve(a Account, m Metadata, events []Event) (Account, []Entry) {
-	now := l.now().UTC().Truncate(time.Microsecond)
+func (l *Ledger) evolve(a Account, m Metadata, events []Event, now time.Time) (Account, []Entry) {
 	entries := make([]Entry, len(events))
 	for i, e := range events {
 		entries[i] = Entry{ID: NewID(), Type: e.eventType(), Stream: AccountStream(a.Sub), Revision: a.Revision + 1,
@@ -144,7 +234,45 @@ func (l *Ledger) evolve(a Account, m Metadata, events []Event) (Account, []Entry
 	return a, entries
 }
 
-// write seals entries under the account's key; a new account gets its key.
+// append appends entries as one commit, and gives them and the accounts after
+// them their places and their time.
+func (l *Ledger) append(ctx context.Context, cmd Command, before, after []Account, entries [][]Entry) error {
+	var commit eventstore.Commit
+	for i := range entries {
+		if len(entries[i]) == 0 {
+			continue
+		}
+		write, err := l.write(ctx, before[i], entries[i])
+		if err != nil {
+			return err
+		}
+		commit.Writes = append(commit.Writes, write)
+	}
+	commit.Claim, commit.Release = claims(before, after, l.codec.Keys.Claim)
+	receipt, err := l.log.Append(ctx, commit)
+	if err != nil {
+		return refusal(cmd, err)
+	}
+	// Fold again: now the events have their places and their time.
+	next := receipt.First
+	for i := range entries {
+		if len(entries[i]) == 0 {
+			continue
+		}
+		after[i] = before[i]
+		for j := range entries[i] {
+			x := &entries[i][j]
+			x.Position, x.Time = next, receipt.Time
+			next++
+			after[i] = Evolve(after[i], *x)
+		}
+		l.cache.Set(after[i].Sub, after[i])
+	}
+	return nil
+}
+
+// write seals entries, each under the key of the account it is about; a new
+// account gets its key.
 func (l *Ledger) write(ctx context.Context, before Account, entries []Entry) (eventstore.Write, error) {
 	key := before.key
 	if key == (eventstore.KeyID{}) {
@@ -154,11 +282,12 @@ func (l *Ledger) write(ctx context.Context, before Account, entries []Entry) (ev
 		}
 	}
 	w := eventstore.Write{Stream: AccountStream(before.Sub), Expected: before.Revision}
-	for _, x := range entries {
-		e, err := l.codec.encode(x, key)
+	for i := range entries {
+		e, err := l.codec.encode(entries[i], key)
 		if err != nil {
 			return w, err
 		}
+		entries[i].keyID = e.KeyID
 		w.Events = append(w.Events, e)
 	}
 	return w, nil
@@ -229,23 +358,33 @@ func (l *Ledger) entries(ctx context.Context, stream string, from eventstore.Rev
 	}
 }
 
-// repeated finds the command of m among those the account has seen, and
-// returns the account as that command left it.
-func (l *Ledger) repeated(ctx context.Context, a Account, m Metadata) (Account, bool, error) {
-	if m.CommandID == "" {
-		return Account{}, false, nil
-	}
-	for _, c := range a.commands {
-		if c.id != m.CommandID {
-			continue
+// repeated answers a command that was executed before with what it led to.
+func (l *Ledger) repeated(ctx context.Context, accounts []Account, seen command) (Result, error) {
+	r := Result{Repeated: true}
+	for i, a := range accounts {
+		then := NewAccount(a.Sub)
+		ended := false
+		for x, err := range l.History(ctx, a.Sub, 0) {
+			if err != nil {
+				return r, err
+			}
+			// Of another account its own events under the id say how far.
+			of := x.Meta.CommandID == seen.id
+			if ended = ended || of; ended && !of {
+				break
+			}
+			then = Evolve(then, x)
+			if of {
+				r.Events = append(r.Events, x)
+			}
 		}
-		if c.requestHash != m.requestHash {
-			return Account{}, true, refuse(CodeIdempotencyKeyReused, "This Idempotency-Key was used for another request.")
+		if i == 0 {
+			r.Account = then
+		} else {
+			r.Others = append(r.Others, then)
 		}
-		then, err := l.AccountAt(ctx, a.Sub, c.revision)
-		return then, true, err
 	}
-	return Account{}, false, nil
+	return r, nil
 }
 
 // Webhook returns the endpoint as its stream says, created or not.

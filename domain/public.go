@@ -61,6 +61,13 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	"account.erased.v1": func(x Entry) []publicEvent {
 		return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
 	},
+	"role.set.v1": func(x Entry) []publicEvent {
+		e := x.Event.(RoleSet)
+		return configEventOf("ROLE", e.Created, e.Role, e.Fields)
+	},
+	"role.deleted.v1": func(x Entry) []publicEvent {
+		return []publicEvent{{"ROLE_DELETED", configChanged{x.Event.(RoleDeleted).Role, nil}}}
+	},
 	"webhook.created.v1":       webhookEvent("WEBHOOK_CREATED"),
 	"webhook.state-changed.v1": webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.deleted.v1":       webhookEvent("WEBHOOK_DELETED"),
@@ -69,6 +76,7 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 // PublicNames is the public catalogue, sorted.
 var PublicNames = []string{
 	"IDENTITY_LINKED", "IDENTITY_UNLINKED",
+	"ROLE_CREATED", "ROLE_DELETED", "ROLE_UPDATED",
 	"USER_CREATED", "USER_DELETED", "USER_REGISTERED", "USER_STATUS_CHANGED", "USER_UPDATED",
 	"WEBHOOK_CREATED", "WEBHOOK_DELETED", "WEBHOOK_UPDATED",
 }
@@ -116,6 +124,10 @@ type (
 		IdentityID string `json:"identityId"`
 		Provider   string `json:"provider"`
 	}
+	configChanged struct {
+		ID     string   `json:"id"`
+		Fields []string `json:"fields,omitzero"`
+	}
 	webhookChanged struct {
 		WebhookID string       `json:"webhookId"`
 		Fields    []string     `json:"fields"`
@@ -134,6 +146,16 @@ func webhookEvent(name string) func(Entry) []publicEvent {
 		}
 		return []publicEvent{{name, data}}
 	}
+}
+
+// configEventOf is the public event of an object of the configuration that
+// was set: <noun>_CREATED or <noun>_UPDATED.
+func configEventOf(noun string, created bool, id string, fields []string) []publicEvent {
+	name := noun + "_UPDATED"
+	if created {
+		name = noun + "_CREATED"
+	}
+	return []publicEvent{{name, configChanged{id, fields}}}
 }
 
 func prefixed(prefix string, names []string) []string {

@@ -39,6 +39,11 @@ type StatusChanged struct {
 
 func (StatusChanged) eventType() string { return "account.status-changed.v1" }
 
+func (e StatusChanged) evolve(a Account, _ Entry) Account {
+	a.Status, a.StatusReason = e.To, e.Reason
+	return a
+}
+
 // SetStatus asks for a state. Asking for the present one changes nothing.
 type SetStatus struct {
 	Status Status
@@ -47,7 +52,10 @@ type SetStatus struct {
 
 func (SetStatus) command() {}
 
-func (c SetStatus) decide(a Account) ([]Event, error) {
+// admits any state: the status machine has its own say on ended accounts.
+func (SetStatus) admits(Status) bool { return true }
+
+func (c SetStatus) decide(_ Setting, a Account) ([]Event, error) {
 	var f faults
 	if !slices.Contains(Statuses, c.Status) {
 		f.add("/userStatus", "must be PENDING, VERIFIED or DECLINED")

@@ -30,13 +30,19 @@ type scope string
 const (
 	scopeAccountsRead  scope = "accounts:read"  // get and look up accounts
 	scopeAccountsWrite scope = "accounts:write" // create and change accounts
+	scopeAccountsAdmin scope = "accounts:admin" // besides, write read-only custom fields and see and write internal ones
 	scopeAuditRead     scope = "audit:read"     // histories, positions of projections
 	scopeEventsRead    scope = "events:read"    // the feed
 	scopeWebhooksRead  scope = "webhooks:read"
 	scopeWebhooksWrite scope = "webhooks:write"
-	scopeConfigWrite   scope = "config:write" // rebuild projections
+	scopeConfigRead    scope = "config:read"
+	scopeConfigWrite   scope = "config:write" // change the configuration, rebuild projections
 	scopeAdmin         scope = "ledger:admin" // everything, also what later versions add
 )
+
+// scopes is the list of all scopes.
+var scopes = []scope{scopeAccountsRead, scopeAccountsWrite, scopeAccountsAdmin, scopeAuditRead, scopeEventsRead,
+	scopeWebhooksRead, scopeWebhooksWrite, scopeConfigRead, scopeConfigWrite, scopeAdmin}
 
 // credential is what is kept of an API key, in the key store under
 // "credential/<id>". The key itself is kept nowhere.
@@ -222,7 +228,7 @@ func (s *server) admit(ctx context.Context, c *call, need scope, authorization s
 		s.refuse(ctx, c, refused)
 		return newProblem(codeUnauthorized, "A valid API key is required.").with("WWW-Authenticate", `Bearer realm="accountledger"`)
 	}
-	c.actor = domain.Actor{Kind: "api-key", ID: id}
+	c.actor, c.admin = domain.Actor{Kind: "api-key", ID: id}, credential.allows(scopeAccountsAdmin)
 	if !credential.allows(need) {
 		s.refuse(ctx, c, refusedScope)
 		return newProblem(codeForbidden, "The scope %s is required.", need).

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 
@@ -27,7 +26,7 @@ type Command struct {
 
 // request makes of cmd how the domain is to carry the command out.
 func (cmd Command) request(c *call) (domain.Request, error) {
-	r := domain.Request{Meta: domain.Metadata{Actor: c.actor, CorrelationID: c.id}, DryRun: cmd.DryRun}
+	r := domain.Request{Meta: domain.Metadata{Actor: c.actor, CorrelationID: c.id}, DryRun: cmd.DryRun, Admin: c.admin}
 	if cmd.IdempotencyKey != "" {
 		id := repeatable(c.actor, cmd.IdempotencyKey)
 		r.Meta = r.Meta.WithRequest(hex.EncodeToString(id[:]), c.digest())
@@ -122,6 +121,7 @@ type dryRun struct {
 
 // plannedEvent is an event without what only the log gives it.
 type plannedEvent struct {
+	Sub      string              `json:"sub,omitzero"`
 	Revision eventstore.Revision `json:"revision"`
 	Type     string              `json:"type"`
 	Time     time.Time           `json:"time"`
@@ -130,16 +130,24 @@ type plannedEvent struct {
 }
 
 func answerDryRun(result domain.Result) (*answer, error) {
-	d := dryRun{Account: result.Account}
-	for _, x := range result.Events {
+	events, err := planned(result.Events)
+	if err != nil {
+		return nil, err
+	}
+	return (&answer{Status: http.StatusOK}).rendered(dryRun{events, result.Account})
+}
+
+// planned are entries as a dry run shows them.
+func planned(entries []domain.Entry) ([]plannedEvent, error) {
+	var events []plannedEvent
+	for _, x := range entries {
 		data, err := x.Data()
 		if err != nil {
 			return nil, err
 		}
-		d.Events = append(d.Events, plannedEvent{x.Revision, x.Type, x.Time, x.Meta.Actor, data})
+		events = append(events, plannedEvent{x.Sub(), x.Revision, x.Type, x.Time, x.Meta.Actor, data})
 	}
-	body, err := json.Marshal(d, json.Deterministic(true))
-	return &answer{Status: http.StatusOK, Body: body}, err
+	return events, nil
 }
 
 // canonical is the one form of a sub. What is no UUID is no account's sub.

@@ -38,6 +38,7 @@ func (s *server) document() *huma.OpenAPI {
 			{Name: "lookup", Description: "From an identifier to its account."},
 			{Name: "events", Description: "What happened, for systems that poll."},
 			{Name: "webhooks", Description: "What happened, for systems that are called."},
+			{Name: "roles", Description: "What members of groups may be there."},
 			{Name: "projections", Description: "The read models."},
 		},
 		Components: &huma.Components{
@@ -71,8 +72,11 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 	}
 	if rt.command() {
 		tried := schema(dryRun{})
-		if strings.HasPrefix(rt.path, "/v1/webhooks") {
+		switch rt.scope {
+		case scopeWebhooksWrite:
 			tried = schema(triedWebhook{})
+		case scopeConfigWrite:
+			tried = schema(triedConfig{})
 		}
 		if rt.status == http.StatusOK {
 			success.Content = content(&huma.Schema{OneOf: []*huma.Schema{schema(rt.answer), tried}})
@@ -104,7 +108,7 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 
 // command reports whether the route changes something under Command.
 func (rt route) command() bool {
-	return rt.scope == scopeAccountsWrite || rt.scope == scopeWebhooksWrite
+	return rt.scope == scopeAccountsWrite || rt.scope == scopeWebhooksWrite || rt.scope == scopeConfigWrite && rt.name != "rebuildProjection"
 }
 
 func answerHeaders(rt route) map[string]*huma.Param {

@@ -34,7 +34,7 @@ type route struct {
 var (
 	onAccount = []domain.Code{domain.CodeAccountNotFound, domain.CodeAccountErased}
 	onCommand = []domain.Code{domain.CodeInvalidRequest, domain.CodeStaleRevision, domain.CodeConcurrentChange,
-		domain.CodeIdempotencyKeyReused, codeInvalidPrecondition}
+		domain.CodeIdempotencyKeyReused, domain.CodeTooLarge, codeInvalidPrecondition}
 	onChange  = slices.Concat(onAccount, onCommand, []domain.Code{domain.CodeAccountDeleted, domain.CodeAccountCombined})
 	onQuery   = []domain.Code{domain.CodeInvalidRequest, codeNotFresh}
 	onWebhook = []domain.Code{domain.CodeWebhookNotFound}
@@ -170,6 +170,7 @@ func (s *server) routes() {
 		text:    "From the log, beside the live one, which goes on answering until they are switched. GET /v1/projections shows the progress.",
 		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
 	}, s.rebuildProjection)
+	s.roleRoutes()
 }
 
 // answer is what a handler answers. Bodies are bytes already: an account goes

@@ -141,6 +141,7 @@ type call struct {
 	id    string       // a UUID, answered as X-Request-Id
 	route string       // pattern, never the path itself
 	actor domain.Actor // who calls, once admitted
+	admin bool         // the caller has scopeAccountsAdmin
 	r     *http.Request
 	body  []byte
 }

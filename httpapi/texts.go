@@ -178,6 +178,7 @@ var memberTexts = map[string]map[string]string{
 		"attempts": "How often it was tried.",
 	},
 	"PlannedEvent": {
+		"sub":      "The account it is about.",
 		"revision": "Its number in the account, if it were appended now.",
 		"type":     "Its type in the log, with its version.",
 		"time":     "Now.",
@@ -223,10 +224,28 @@ var memberTexts = map[string]map[string]string{
 		"done":        "Events applied.",
 		"total":       "Events to apply.",
 	},
+	"NewRole": {
+		"name":        "The role's name, for people.",
+		"description": "What it is for.",
+	},
+	"Role": {
+		"role":        "The role's id.",
+		"name":        "Its name, for people.",
+		"description": "What it is for.",
+		"system":      "It is there from the start and cannot be deleted.",
+		"revision":    "Of the configuration when it last changed, also the ETag; -1: never.",
+	},
+	"Roles": {
+		"roles": "All of them, by id.",
+		"next":  "Always null: they fit on one page.",
+	},
 	"Situation": {
 		"client":   "The application.",
 		"device":   "The device.",
 		"location": "The place.",
+	},
+	"TriedConfig": {
+		"events": "What the command would append.",
 	},
 	"TriedWebhook": {
 		"webhook": "The webhook as it would be.",

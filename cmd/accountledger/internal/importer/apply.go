@@ -126,7 +126,7 @@ func (c *change) differences(ctx context.Context) error {
 		return err
 	}
 	// An account that has ended refuses this, and would not refuse a status.
-	if _, err := domain.Decide(account, domain.SetCustomFields{}); err != nil {
+	if _, err := domain.Decide(domain.Setting{Config: domain.NewConfig()}, account, domain.SetCustomFields{}); err != nil {
 		return err
 	}
 	never := time.Time{}

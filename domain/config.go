@@ -1,0 +1,216 @@
+package domain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"accountledger/eventstore"
+)
+
+// Config is what the ledger's operators have set: the fold of one stream, and
+// the same for all accounts. It is small and always in memory.
+type Config struct {
+	Roles map[string]Role // by Role.Role
+
+	Revision eventstore.Revision // of its stream
+	Position eventstore.Position // of its last event
+
+	commands commands
+}
+
+// ConfigStream is the stream that holds the ledger's configuration.
+const ConfigStream = "configuration"
+
+// NewConfig is the configuration before its first event: what is there from
+// the start.
+func NewConfig() *Config {
+	c := &Config{Roles: map[string]Role{}, Revision: eventstore.NoStream}
+	for _, r := range systemRoles {
+		c.Roles[r.Role] = r
+	}
+	return c
+}
+
+// clone copies c so far that its copy may evolve: the maps, not what is in
+// them.
+func (c *Config) clone() *Config {
+	d := *c
+	d.Roles = maps.Clone(c.Roles)
+	return &d
+}
+
+// configEvent is an event of the configuration's stream.
+type configEvent interface {
+	Event
+	// evolve makes c, which nobody else has yet, what it is after x, whose
+	// event this is. Values in c's maps are shared with older configurations:
+	// they are replaced, not changed.
+	evolve(c *Config, x Entry)
+}
+
+// Evolve makes c, which nobody else has yet, what it is after x. It never
+// refuses: x has happened.
+func (c *Config) Evolve(x Entry) {
+	e, ok := x.Event.(configEvent)
+	if !ok {
+		panic("domain: " + x.Type + " does not belong to the configuration")
+	}
+	e.evolve(c, x)
+	c.Revision, c.Position = x.Revision, x.Position
+	c.commands = c.commands.with(x)
+}
+
+// ConfigCommand is something a caller asks of the configuration.
+type ConfigCommand interface {
+	// decide returns the events it causes, none if it changes nothing.
+	decide(c *Config, now time.Time) ([]Event, error)
+	// revision is that of the object it is about: of the last event that
+	// changed it, NoStream if there is none. If-Match is held against it.
+	revision(c *Config) eventstore.Revision
+}
+
+// Census knows all accounts together: what an account decides alone, it never
+// asks. The ledger asks while no account changes, and its answers include
+// every event of the log.
+type Census interface {
+	// Members counts the memberships in a group, or of a role, or of a role in
+	// a group; an empty one stands for any.
+	Members(ctx context.Context, groupID, role string) (int64, error)
+}
+
+// surveyed is a ConfigCommand that depends on what all accounts together are.
+type surveyed interface {
+	ConfigCommand
+	// survey returns the command with what it wants to know filled in.
+	survey(ctx context.Context, census Census) (ConfigCommand, error)
+}
+
+// ConfigResult is what came of a ConfigCommand.
+type ConfigResult struct {
+	Config   *Config // after the command; at a repetition, as it was then
+	Events   []Entry // what it caused; none where it changed nothing or had been executed before
+	Repeated bool
+}
+
+// Config returns the configuration as it is now. It is not to be changed.
+func (l *Ledger) Config(ctx context.Context) (*Config, error) {
+	l.configuring.RLock()
+	c := l.config
+	l.configuring.RUnlock()
+	if c != nil {
+		return c, nil
+	}
+	l.configuring.Lock()
+	defer l.configuring.Unlock()
+	return l.loadConfig(ctx)
+}
+
+// loadConfig brings the Config in memory up to its stream's end. The caller
+// holds l.configuring for writing.
+func (l *Ledger) loadConfig(ctx context.Context) (*Config, error) {
+	before := l.config
+	if before == nil {
+		before = NewConfig()
+	}
+	c := before
+	for x, err := range l.entries(ctx, ConfigStream, before.Revision+1) {
+		if err != nil {
+			return nil, err
+		}
+		if c == before {
+			c = before.clone()
+		}
+		c.Evolve(x)
+	}
+	l.config = c
+	return c, nil
+}
+
+// configAt folds the configuration up to a revision.
+func (l *Ledger) configAt(ctx context.Context, revision eventstore.Revision) (*Config, error) {
+	c := NewConfig()
+	for x, err := range l.entries(ctx, ConfigStream, 0) {
+		if err != nil {
+			return nil, err
+		}
+		if x.Revision > revision {
+			break
+		}
+		c.Evolve(x)
+	}
+	return c, nil
+}
+
+// Configure asks cmd of the configuration. The events are durable when it
+// returns. A refusal is an *Error. No command on an account is under way
+// while it decides and appends.
+func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (ConfigResult, error) {
+	l.configuring.Lock()
+	defer l.configuring.Unlock()
+	for range tries {
+		before, err := l.loadConfig(ctx)
+		if err != nil {
+			return ConfigResult{}, err
+		}
+		result, err := l.configure(ctx, r, before, cmd)
+		if _, conflict := errors.AsType[*eventstore.ConflictError](err); !conflict {
+			return result, err
+		}
+	}
+	return ConfigResult{}, refuse(CodeConcurrentChange, "Others change the configuration all the time; try again.")
+}
+
+func (l *Ledger) configure(ctx context.Context, r Request, before *Config, cmd ConfigCommand) (ConfigResult, error) {
+	seen, repeated, err := before.commands.find(r.Meta)
+	if repeated || err != nil {
+		if err != nil {
+			return ConfigResult{}, err
+		}
+		then, err := l.configAt(ctx, seen.revision)
+		return ConfigResult{Config: then, Repeated: true}, err
+	}
+	if at := cmd.revision(before); r.Expected != nil && *r.Expected != at {
+		return ConfigResult{}, refuse(CodeStaleRevision, "It is at revision %d, not %d.", at, *r.Expected)
+	}
+	if s, ok := cmd.(surveyed); ok {
+		if cmd, err = s.survey(ctx, l.census); err != nil {
+			return ConfigResult{}, fmt.Errorf("domain: survey accounts: %w", err)
+		}
+	}
+	now := l.now().UTC().Truncate(time.Microsecond)
+	events, err := cmd.decide(before, now)
+	if err != nil || len(events) == 0 {
+		return ConfigResult{Config: before}, err
+	}
+	write := eventstore.Write{Stream: ConfigStream, Expected: before.Revision}
+	entries := make([]Entry, len(events))
+	for i, e := range events {
+		entries[i] = Entry{ID: NewID(), Type: e.eventType(), Stream: ConfigStream, Revision: before.Revision + 1 + eventstore.Revision(i),
+			Position: before.Position, Time: now, Meta: r.Meta, Event: e}
+		encoded, err := l.codec.encode(entries[i], eventstore.KeyID{})
+		if err != nil {
+			return ConfigResult{}, err
+		}
+		write.Events = append(write.Events, encoded)
+	}
+	if !r.DryRun {
+		receipt, err := l.log.Append(ctx, eventstore.Commit{Writes: []eventstore.Write{write}})
+		if err != nil {
+			return ConfigResult{}, err
+		}
+		for i := range entries {
+			entries[i].Position, entries[i].Time = receipt.First+eventstore.Position(i), receipt.Time
+		}
+	}
+	after := before.clone()
+	for _, x := range entries {
+		after.Evolve(x)
+	}
+	if !r.DryRun {
+		l.config = after
+	}
+	return ConfigResult{Config: after, Events: entries}, nil
+}

@@ -1,0 +1,131 @@
+package domain
+
+import (
+	"context"
+	"regexp"
+	"time"
+
+	"accountledger/eventstore"
+)
+
+// Role is what a member of a group may be there.
+type Role struct {
+	Role        string              `json:"role"` // its id: ADMIN
+	Name        string              `json:"name"`
+	Description string              `json:"description,omitzero"`
+	System      bool                `json:"system"`   // there from the start, and for good
+	Revision    eventstore.Revision `json:"revision"` // of the configuration, when it last changed; -1: never
+}
+
+// systemRoles are there before the first event.
+var systemRoles = []Role{
+	{Role: "ADMIN", Name: "Administrator", System: true, Revision: eventstore.NoStream},
+	{Role: "USER", Name: "User", System: true, Revision: eventstore.NoStream},
+	{Role: "CUSTOMER", Name: "Customer", System: true, Revision: eventstore.NoStream},
+}
+
+// RoleSet defines a role, or changes one.
+type RoleSet struct {
+	Role        string   `json:"role" pii:"clear"`
+	Name        string   `json:"name" pii:"clear"`
+	Description string   `json:"description,omitzero" pii:"clear"`
+	Created     bool     `json:"created,omitzero" pii:"clear"` // there was none of this id
+	Fields      []string `json:"fields" pii:"clear"`           // names of the members that changed
+}
+
+func (RoleSet) eventType() string { return "role.set.v1" }
+
+func (e RoleSet) evolve(c *Config, x Entry) {
+	c.Roles[e.Role] = Role{Role: e.Role, Name: e.Name, Description: e.Description, System: c.Roles[e.Role].System, Revision: x.Revision}
+}
+
+// RoleDeleted removes a role that nobody has.
+type RoleDeleted struct {
+	Role string `json:"role" pii:"clear"`
+}
+
+func (RoleDeleted) eventType() string { return "role.deleted.v1" }
+
+func (e RoleDeleted) evolve(c *Config, _ Entry) { delete(c.Roles, e.Role) }
+
+// objectID is what an operator may call a role, a group, a consent.
+var objectID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+
+// PutRole defines a role, or changes one.
+type PutRole struct {
+	Role, Name, Description string
+}
+
+func (p PutRole) revision(c *Config) eventstore.Revision { return roleRevision(c, p.Role) }
+
+func roleRevision(c *Config, role string) eventstore.Revision {
+	if r, ok := c.Roles[role]; ok {
+		return r.Revision
+	}
+	return eventstore.NoStream
+}
+
+func (p PutRole) decide(c *Config, _ time.Time) ([]Event, error) {
+	var f faults
+	if !objectID.MatchString(p.Role) {
+		f.add("/role", "a letter or digit and up to 63 letters, digits, '_', '.' or '-'")
+	}
+	f.text("/name", p.Name, 255)
+	f.text("/description", p.Description, 2048)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	old, exists := c.Roles[p.Role]
+	e := RoleSet{Role: p.Role, Name: p.Name, Description: p.Description, Created: !exists}
+	e.Fields = changed(!exists, member{"name", old.Name != p.Name}, member{"description", old.Description != p.Description})
+	if len(e.Fields) == 0 {
+		return nil, nil
+	}
+	return []Event{e}, nil
+}
+
+// member is a member of an object, and whether a change changes it.
+type member struct {
+	name    string
+	changed bool
+}
+
+// changed names the members that changed, of a new object all.
+func changed(all bool, members ...member) []string {
+	var names []string
+	for _, m := range members {
+		if all || m.changed {
+			names = append(names, m.name)
+		}
+	}
+	return names
+}
+
+// DeleteRole removes a role; one that somebody has, that a group type allows
+// or that is the system's is refused.
+type DeleteRole struct {
+	Role string
+
+	members int64 // who have it
+}
+
+func (d DeleteRole) revision(c *Config) eventstore.Revision { return roleRevision(c, d.Role) }
+
+func (d DeleteRole) survey(ctx context.Context, census Census) (ConfigCommand, error) {
+	var err error
+	d.members, err = census.Members(ctx, "", d.Role)
+	return d, err
+}
+
+func (d DeleteRole) decide(c *Config, _ time.Time) ([]Event, error) {
+	r, ok := c.Roles[d.Role]
+	switch {
+	case !ok:
+		return nil, refuse(CodeRoleNotFound, "There is no such role.")
+	case r.System:
+		return nil, refuse(CodeSystemManaged, "The role is one of the system's.")
+	case d.members > 0:
+		return nil, refuse(CodeInUse, "The role is held in %d memberships.", d.members)
+	}
+	return []Event{RoleDeleted{d.Role}}, nil
+}

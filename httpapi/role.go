@@ -1,0 +1,114 @@
+package httpapi
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+func (s *server) roleRoutes() {
+	onRole := []domain.Code{domain.CodeRoleNotFound}
+	handle(s, route{
+		method: "GET", path: "/v1/roles", name: "listRoles", scope: scopeConfigRead, status: 200, answer: roles{},
+		summary: "List the roles",
+		text:    "In the order of their ids, those of the system among them.",
+		codes:   onQuery,
+	}, s.listRoles)
+	handle(s, route{
+		method: "GET", path: "/v1/roles/{role}", name: "getRole", scope: scopeConfigRead, status: 200, answer: domain.Role{},
+		summary: "Get a role",
+		text:    "What a member of a group may be there.",
+		codes:   codes(onRole, onQuery),
+	}, s.getRole)
+	handle(s, route{
+		method: "PUT", path: "/v1/roles/{role}", name: "putRole", scope: scopeConfigWrite, status: 200, answer: domain.Role{},
+		summary: "Define or change a role",
+		text:    "Of a role of the system, the name and description may be changed.",
+		example: `{"name":"Auditor","description":"Reads everything."}`,
+		codes:   onCommand,
+	}, s.putRole)
+	handle(s, route{
+		method: "DELETE", path: "/v1/roles/{role}", name: "deleteRole", scope: scopeConfigWrite, status: 204,
+		summary: "Delete a role",
+		text:    "Refused while somebody has it, and for the roles of the system.",
+		codes:   codes(onRole, onCommand, []domain.Code{domain.CodeInUse, domain.CodeSystemManaged}),
+	}, s.deleteRole)
+}
+
+// RoleID is the role a request is about.
+type RoleID struct {
+	Role string `path:"role" doc:"The role's id." example:"CUSTOMER"`
+}
+
+// roles is the list of all roles.
+type roles struct {
+	Roles []domain.Role `json:"roles"`
+	Next  *string       `json:"next"` // always null: they fit on one page
+}
+
+type listRolesInput struct{ Query }
+
+func (s *server) listRoles(ctx context.Context, _ *call, in *listRolesInput) (*answer, error) {
+	a, config, err := s.config(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	var list roles
+	for _, id := range slices.Sorted(maps.Keys(config.Roles)) {
+		list.Roles = append(list.Roles, config.Roles[id])
+	}
+	return a.rendered(list)
+}
+
+type getRoleInput struct {
+	RoleID
+	Query
+}
+
+func (s *server) getRole(ctx context.Context, _ *call, in *getRoleInput) (*answer, error) {
+	a, config, err := s.config(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	role, ok := config.Roles[in.Role]
+	if !ok {
+		return nil, &domain.Error{Code: domain.CodeRoleNotFound, Detail: "There is no such role."}
+	}
+	a.ETag = etag(role.Revision)
+	return a.rendered(role)
+}
+
+type putRoleInput struct {
+	RoleID
+	Command
+	JSON[newRole]
+}
+
+// newRole is the body of PUT /v1/roles/{role}.
+type newRole struct {
+	Name        string `json:"name" maxLength:"255"`
+	Description string `json:"description,omitzero" maxLength:"2048"`
+}
+
+func (s *server) putRole(ctx context.Context, c *call, in *putRoleInput) (*answer, error) {
+	cmd := domain.PutRole{Role: in.Role, Name: in.value.Name, Description: in.value.Description}
+	return s.configure(ctx, c, in.Command, cmd, func(config *domain.Config) (any, eventstore.Revision) {
+		role := config.Roles[in.Role]
+		return role, role.Revision
+	})
+}
+
+type deleteRoleInput struct {
+	RoleID
+	Command
+}
+
+func (s *server) deleteRole(ctx context.Context, c *call, in *deleteRoleInput) (*answer, error) {
+	return s.configure(ctx, c, in.Command, domain.DeleteRole{Role: in.Role}, gone)
+}
+
+// gone shows what a deletion leaves: nothing.
+func gone(*domain.Config) (any, eventstore.Revision) { return nil, 0 }
