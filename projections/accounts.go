@@ -79,7 +79,8 @@ func (a *Accounts) projection() projection {
 
 // accountWriter folds accounts and writes their rows.
 type accountWriter struct {
-	load, insert, update, release, take, offer *sql.Stmt
+	load, update, release *sql.Stmt
+	insert, take, offer   insertion
 
 	recent, older map[string]account // accounts as committed, see remember
 	touched       map[string]*touched
@@ -100,6 +101,12 @@ type touched struct {
 	written bool // its row is as it is
 }
 
+const (
+	insertAccount   = `INSERT INTO accounts_%[1]d (json, revision, position, erased, sub) VALUES (?, ?, ?, ?, ?)`
+	takeIdentifier  = `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET account = excluded.account`
+	offerIdentifier = `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`
+)
+
 func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error) {
 	w := &accountWriter{recent: map[string]account{}, touched: map[string]*touched{}}
 	for _, s := range []struct {
@@ -107,11 +114,14 @@ func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error)
 		sql string
 	}{
 		{&w.load, `SELECT id, json FROM accounts_%[1]d WHERE sub = ?`},
-		{&w.insert, `INSERT INTO accounts_%[1]d (json, revision, position, erased, sub) VALUES (?, ?, ?, ?, ?)`},
 		{&w.update, `UPDATE accounts_%[1]d SET json = ?, revision = ?, position = ?, erased = ? WHERE id = ?`},
 		{&w.release, `DELETE FROM identifiers_%[1]d WHERE kind = ? AND key = ? AND account = ?`},
-		{&w.take, `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET account = excluded.account`},
-		{&w.offer, `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`},
+		{&w.insert.one, insertAccount},
+		{&w.insert.many, manyRows(insertAccount)},
+		{&w.take.one, takeIdentifier},
+		{&w.take.many, manyRows(takeIdentifier)},
+		{&w.offer.one, offerIdentifier},
+		{&w.offer.many, manyRows(offerIdentifier)},
 	} {
 		var err error
 		if *s.to, err = a.views.write.PrepareContext(ctx, fmt.Sprintf(s.sql, generation)); err != nil {
@@ -123,7 +133,7 @@ func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error)
 
 func (w *accountWriter) close() error {
 	var errs []error
-	for _, s := range []*sql.Stmt{w.load, w.insert, w.update, w.release, w.take, w.offer} {
+	for _, s := range []*sql.Stmt{w.load, w.update, w.release, w.insert.one, w.insert.many, w.take.one, w.take.many, w.offer.one, w.offer.many} {
 		if s != nil {
 			errs = append(errs, s.Close())
 		}
@@ -209,12 +219,7 @@ func identifiers(ids []domain.UserID, account int64) map[identifier]bool {
 	return m
 }
 
-// flush writes each touched account's row once. Identifiers that the batch
-// frees are freed before any is taken, so that it does not matter in which
-// order one goes from account to account.
-//
-// A row of a parked stream is older than the others, so one of its
-// identifiers may meanwhile be another account's: it never takes one away.
+// flush writes each touched account's row once.
 func (w *accountWriter) flush(ctx context.Context, b *batch) error {
 	if len(w.order) == 0 {
 		return nil
@@ -223,12 +228,50 @@ func (w *accountWriter) flush(ctx context.Context, b *batch) error {
 	if err != nil {
 		return err
 	}
-	var release, take, offer []identifier
-	insert, update := tx.StmtContext(ctx, w.insert), tx.StmtContext(ctx, w.update)
+	if err := w.writeRows(ctx, tx, b); err != nil {
+		return err
+	}
+	return w.writeIdentifiers(ctx, tx, b)
+}
+
+// writeRows writes the accounts' rows. It parks the stream of one that has no
+// JSON.
+func (w *accountWriter) writeRows(ctx context.Context, tx *sql.Tx, b *batch) error {
+	var fresh []*touched
+	var rows [][]any
+	update := tx.StmtContext(ctx, w.update)
 	for _, t := range w.order {
-		if err := t.write(ctx, insert, update, b); err != nil {
+		document, err := t.JSON()
+		if err != nil {
+			b.park(t.first, unfitError{fmt.Errorf("projections: the account has no JSON: %T", err)})
+			continue
+		}
+		t.written = true
+		erased := sql.NullInt64{Int64: t.ErasedTime.UnixMicro(), Valid: t.Erased()}
+		if t.id == 0 {
+			fresh = append(fresh, t)
+			rows = append(rows, []any{document, t.Revision, t.Position, erased, t.Sub})
+		} else if _, err := update.ExecContext(ctx, document, t.Revision, t.Position, erased, t.id); err != nil {
 			return err
 		}
+	}
+	last, err := w.insert.exec(ctx, tx, rows)
+	for i, t := range fresh {
+		// Nobody else writes and no row is ever deleted: they are numbered on.
+		t.id = last - int64(len(fresh)-1-i)
+	}
+	return err
+}
+
+// writeIdentifiers frees what the batch frees before anything is taken, so
+// that it does not matter in which order an identifier goes from account to
+// account.
+//
+// A row of a parked stream is older than the others, so one of its
+// identifiers may meanwhile be another account's: it never takes one away.
+func (w *accountWriter) writeIdentifiers(ctx context.Context, tx *sql.Tx, b *batch) error {
+	var release, take, offer []identifier
+	for _, t := range w.order {
 		if !t.written || !b.replay && slices.Equal(t.before, t.UserIDs) {
 			continue
 		}
@@ -248,52 +291,29 @@ func (w *accountWriter) flush(ctx context.Context, b *batch) error {
 			}
 		}
 	}
-	for _, change := range []struct {
-		statement   *sql.Stmt
-		identifiers []identifier
-	}{{w.release, release}, {w.take, take}, {w.offer, offer}} {
-		if err := changeIdentifiers(ctx, tx, change.statement, change.identifiers); err != nil {
+	for _, row := range ordered(release) {
+		if _, err := tx.StmtContext(ctx, w.release).ExecContext(ctx, row...); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// write writes t's row, or parks its stream if it has no JSON.
-func (t *touched) write(ctx context.Context, insert, update *sql.Stmt, b *batch) error {
-	document, err := t.JSON()
-	if err != nil {
-		b.park(t.first, unfitError{fmt.Errorf("projections: the account has no JSON: %T", err)})
-		return nil
-	}
-	t.written = true
-	erased := sql.NullInt64{Int64: t.ErasedTime.UnixMicro(), Valid: t.Erased()}
-	if t.id != 0 {
-		_, err := update.ExecContext(ctx, document, t.Revision, t.Position, erased, t.id)
+	if _, err := w.take.exec(ctx, tx, ordered(take)); err != nil {
 		return err
 	}
-	result, err := insert.ExecContext(ctx, document, t.Revision, t.Position, erased, t.Sub)
-	if err == nil {
-		t.id, err = result.LastInsertId()
-	}
+	_, err := w.offer.exec(ctx, tx, ordered(offer))
 	return err
 }
 
-// changeIdentifiers goes in the order of the keys, which is that of the pages.
-func changeIdentifiers(ctx context.Context, tx *sql.Tx, statement *sql.Stmt, all []identifier) error {
-	if len(all) == 0 {
-		return nil
-	}
+// ordered makes rows of identifiers in the order of the keys, which is that of
+// the pages.
+func ordered(all []identifier) [][]any {
 	slices.SortFunc(all, func(a, b identifier) int {
 		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.key, b.key))
 	})
-	s := tx.StmtContext(ctx, statement)
-	for _, i := range all {
-		if _, err := s.ExecContext(ctx, string(i.kind), i.key, i.account); err != nil {
-			return err
-		}
+	rows := make([][]any, len(all))
+	for i, id := range all {
+		rows[i] = []any{string(id.kind), id.key, id.account}
 	}
-	return nil
+	return rows
 }
 
 // rememberAccounts bounds what is kept folded in memory.
