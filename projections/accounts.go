@@ -319,12 +319,13 @@ func ordered(all []identifier) [][]any {
 // rememberAccounts bounds what is kept folded in memory.
 const rememberAccounts = 2048
 
-// end keeps what was committed and forgets what was not. Two maps make a
+// end keeps what was committed and forgets what was not; in a bulk build, which
+// meets each account once, it keeps nothing. Two maps make a
 // cache: when the recent one is full it becomes the older one, and what was
 // not touched since is forgotten.
-func (w *accountWriter) end(committed bool) {
+func (w *accountWriter) end(keep bool) {
 	for _, t := range w.order {
-		if !committed || !t.written {
+		if !keep || !t.written {
 			continue // the row is as it was, and so is what we remember of it
 		}
 		if len(w.recent) >= rememberAccounts {

@@ -30,6 +30,7 @@ type batch struct {
 	tx     *sql.Tx           // nil until the file is needed
 	fresh  map[string]Parked // streams that parked in this batch
 	replay bool              // it is of a stream that had been parked
+	whole  bool              // its streams are read to their ends and not met again soon
 }
 
 func (g *generation) begin() *batch { return &batch{g: g} }
@@ -106,7 +107,7 @@ func (b *batch) write(ctx context.Context, more func(ctx context.Context, tx *sq
 		return err
 	}
 	b.tx = nil
-	b.g.writer.end(true)
+	b.g.writer.end(!b.whole)
 	return nil
 }
 

@@ -37,7 +37,7 @@ type projection struct {
 type writer struct {
 	apply func(ctx context.Context, b *batch, x domain.Entry) error // parks what does not fit, or returns an unfitError
 	flush func(ctx context.Context, b *batch) error                 // parks what it cannot write
-	end   func(committed bool)                                      // of the batch
+	end   func(keep bool)                                           // of the batch; whether what it made is worth keeping in memory
 	close func() error
 }
 

@@ -224,7 +224,12 @@ func (g *generation) read(ctx context.Context, s *share, head eventstore.Positio
 
 // collect applies what the workers have read.
 func (g *generation) collect(ctx context.Context, order <-chan *share, head eventstore.Position, progress func(done, total int64)) error {
-	b, streams := g.begin(), 0
+	begin := func() *batch {
+		b := g.begin()
+		b.whole = true
+		return b
+	}
+	b, streams := begin(), 0
 	defer func() { b.rollback() }()
 	for s := range order {
 		for more := true; more; {
@@ -249,7 +254,7 @@ func (g *generation) collect(ctx context.Context, order <-chan *share, head even
 		if err := b.commit(ctx, s.position, s.event); err != nil {
 			return err
 		}
-		b, streams = g.begin(), 0
+		b, streams = begin(), 0
 		progress(int64(s.position), int64(head))
 	}
 	return nil
