@@ -22,6 +22,8 @@ type Account struct {
 	Identities       []Identity                `json:"identities"`
 	UserIDs          []UserID                  `json:"userIds"`
 	CustomFields     map[string]jsontext.Value `json:"customFields"`
+	CombinedInto     string                    `json:"combinedInto,omitzero"` // the sub of the account that has its identities now
+	CombinedFrom     []Combined                `json:"combinedFrom,omitzero"`
 	CreatedTime      time.Time                 `json:"createdTime"`
 	UpdatedTime      time.Time                 `json:"updatedTime"`
 	LastLoggedInTime time.Time                 `json:"lastLoggedInTime,omitzero"`

@@ -34,6 +34,7 @@ func (e CustomFieldsUpdated) evolve(a Account, _ Entry) Account {
 			a.CustomFields[key] = value
 		}
 	}
+	a.CombinedFrom = changedSince(a.CombinedFrom, e.Fields)
 	a.UserIDs = userIDs(a)
 	return a
 }

@@ -33,6 +33,10 @@ type Metadata struct {
 	EffectiveTime time.Time `json:"effectiveTime,omitzero"` // when it became true, if not when recorded
 	ReasonCode    string    `json:"reasonCode,omitzero"`
 
+	// CombinedSubs are the accounts that were part of the event's account, by
+	// merging, when it happened; separated by spaces.
+	CombinedSubs string `json:"combinedSubs,omitzero"`
+
 	// Request tells a repeated request from another one under the same command
 	// id, where requests hold nothing personal: in the configuration.
 	Request string `json:"request,omitzero"`

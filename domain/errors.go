@@ -33,6 +33,7 @@ const (
 	CodeConcurrentChange        Code = "concurrent-change"
 	CodeIdempotencyKeyReused    Code = "idempotency-key-reused"
 	CodeTooLarge                Code = "too-large"
+	CodeMergeRefused            Code = "merge-refused"
 	CodeInUse                   Code = "in-use"
 	CodeSystemManaged           Code = "system-managed"
 	CodeRoleNotFound            Code = "role-not-found"
@@ -45,7 +46,7 @@ var Codes = []Code{
 	CodeInvalidRequest, CodeIdentifierTaken, CodeIdentifierRequired, CodeIdentityConflict, CodeIdentityNotFound,
 	CodeStatusSystemManaged, CodeInvalidStatusTransition, CodeStaleRevision, CodeConcurrentChange,
 	CodeIdempotencyKeyReused, CodeTooLarge, CodeWebhookNotFound,
-	CodeInUse, CodeSystemManaged, CodeRoleNotFound,
+	CodeMergeRefused, CodeInUse, CodeSystemManaged, CodeRoleNotFound,
 }
 
 // Error is a refusal by rule: the caller's to mend. Anything else that fails

@@ -3,6 +3,7 @@ package domain
 import (
 	"errors"
 	"net/mail"
+	"slices"
 	"strings"
 
 	"github.com/nyaruka/phonenumbers"
@@ -76,33 +77,46 @@ func userIDs(a Account) []UserID {
 // claims says which claims move when accounts go from before to after: those
 // they hold after and did not hold before are taken, and the reverse given up.
 // No command has to know.
+//
+// A merge moves none: what an account brought along stays claimed by it, so
+// that un-merging has nothing to give back. Two identities of one account may
+// have the same identifier, and they may have come from different accounts:
+// then either of these holds it for both.
 func claims(before, after []Account, claim func(kind, value, owner string) eventstore.Claim) (take, release []eventstore.Claim) {
-	held, needed := claimed(before), claimed(after)
-	for c := range needed {
-		if !held[c] {
-			take = append(take, claim(string(c.kind), c.key, AccountStream(c.sub)))
+	held, needed := holders(before), holders(after)
+	for id, owners := range held {
+		if len(needed[id]) > 0 && !slices.ContainsFunc(owners, func(sub string) bool { return !slices.Contains(needed[id], sub) }) {
+			delete(needed, id) // whichever of them holds it goes on holding it
+			continue
+		}
+		for _, sub := range owners {
+			release = append(release, claim(string(id.kind), id.key, AccountStream(sub)))
 		}
 	}
-	for c := range held {
-		if !needed[c] {
-			release = append(release, claim(string(c.kind), c.key, AccountStream(c.sub)))
-		}
+	for id, owners := range needed {
+		take = append(take, claim(string(id.kind), id.key, AccountStream(owners[0])))
 	}
 	return take, release
 }
 
-// holding is a claim before it is hashed: what sub holds.
-type holding struct {
+// identifier is what at most one account has.
+type identifier struct {
 	kind Kind
 	key  string
-	sub  string
 }
 
-func claimed(accounts []Account) map[holding]bool {
-	m := make(map[holding]bool, 4*len(accounts))
+// holders says which accounts' own the identifiers of accounts are.
+func holders(accounts []Account) map[identifier][]string {
+	m := make(map[identifier][]string, 4*len(accounts))
 	for _, a := range accounts {
 		for _, u := range a.UserIDs {
-			m[holding{u.Type, u.Key(), a.Sub}] = true
+			id, sub := identifier{u.Type, u.Key()}, a.Sub
+			if i, ok := a.identity(u.IdentityID); ok && i.From != "" {
+				sub = i.From
+			}
+			if !slices.Contains(m[id], sub) {
+				m[id] = append(m[id], sub)
+			}
 		}
 	}
 	return m

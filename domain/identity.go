@@ -28,6 +28,8 @@ type Identity struct {
 	Provider       string `json:"provider"` // never changes
 	ProviderUserID string `json:"providerUserId,omitzero"`
 	Profile
+	From        string    `json:"from,omitzero"`      // the sub of the account it was merged in from
+	Secondary   bool      `json:"secondary,omitzero"` // a merge brought a second identity of provider self
 	CreatedTime time.Time `json:"createdTime"`
 	UpdatedTime time.Time `json:"updatedTime"`
 }
@@ -64,7 +66,8 @@ type Address struct {
 }
 
 func newIdentity(id, provider, providerUserID string, p Profile, x Entry) Identity {
-	return Identity{id, provider, providerUserID, p, x.OccurredTime(), x.OccurredTime()}
+	return Identity{IdentityID: id, Provider: provider, ProviderUserID: providerUserID, Profile: p,
+		CreatedTime: x.OccurredTime(), UpdatedTime: x.OccurredTime()}
 }
 
 // IdentityLinked adds a way to sign in to the account.

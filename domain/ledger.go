@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"iter"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -227,6 +228,7 @@ func (l *Ledger) try(ctx context.Context, r Request, cmd Command, before []Accou
 func (l *Ledger) evolve(a Account, m Metadata, events []Event, now time.Time) (Account, []Entry) {
 	entries := make([]Entry, len(events))
 	for i, e := range events {
+		m.CombinedSubs = strings.Join(a.subs()[1:], " ")
 		entries[i] = Entry{ID: NewID(), Type: e.eventType(), Stream: AccountStream(a.Sub), Revision: a.Revision + 1,
 			Position: a.Position, Time: now, Meta: m, Event: e}
 		a = Evolve(a, entries[i])
@@ -238,11 +240,18 @@ func (l *Ledger) evolve(a Account, m Metadata, events []Event, now time.Time) (A
 // them their places and their time.
 func (l *Ledger) append(ctx context.Context, cmd Command, before, after []Account, entries [][]Entry) error {
 	var commit eventstore.Commit
+	keys := map[string]eventstore.KeyID{}
+	for _, a := range before {
+		keys[a.Sub] = a.key
+		for _, c := range a.CombinedFrom {
+			keys[c.Sub] = c.key
+		}
+	}
 	for i := range entries {
 		if len(entries[i]) == 0 {
 			continue
 		}
-		write, err := l.write(ctx, before[i], entries[i])
+		write, err := l.write(ctx, keys, before[i], entries[i])
 		if err != nil {
 			return err
 		}
@@ -271,19 +280,19 @@ func (l *Ledger) append(ctx context.Context, cmd Command, before, after []Accoun
 	return nil
 }
 
-// write seals entries, each under the key of the account it is about; a new
-// account gets its key.
-func (l *Ledger) write(ctx context.Context, before Account, entries []Entry) (eventstore.Write, error) {
-	key := before.key
-	if key == (eventstore.KeyID{}) {
-		var err error
-		if key, err = l.codec.Keys.NewKey(ctx); err != nil {
+// write seals entries, each under the key of the account whose data it holds.
+// A new account gets its key.
+func (l *Ledger) write(ctx context.Context, keys map[string]eventstore.KeyID, before Account, entries []Entry) (eventstore.Write, error) {
+	if keys[before.Sub] == (eventstore.KeyID{}) {
+		key, err := l.codec.Keys.NewKey(ctx)
+		if err != nil {
 			return eventstore.Write{}, fmt.Errorf("domain: a key for a new account: %w", err)
 		}
+		keys[before.Sub] = key
 	}
 	w := eventstore.Write{Stream: AccountStream(before.Sub), Expected: before.Revision}
 	for i := range entries {
-		e, err := l.codec.encode(entries[i], key)
+		e, err := l.codec.encode(entries[i], keys[owner(before, entries[i].Event)])
 		if err != nil {
 			return w, err
 		}

@@ -18,7 +18,8 @@ type PublicEvent struct {
 	ID       string              `json:"id"`   // the same at every delivery
 	Type     string              `json:"type"` // of the public catalogue: USER_CREATED
 	Sub      string              `json:"sub,omitzero"`
-	Sequence eventstore.Revision `json:"sequence"` // the account's revision: ignore what is not above the last one applied
+	Subs     []string            `json:"combinedSubs,omitzero"` // further subs of the account, merged into it by then
+	Sequence eventstore.Revision `json:"sequence"`              // the account's revision: ignore what is not above the last one applied
 	Time     time.Time           `json:"time"`
 	Data     jsontext.Value      `json:"data"`
 }
@@ -58,6 +59,23 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 		e := x.Event.(IdentityUnlinked)
 		return []publicEvent{{"IDENTITY_UNLINKED", identityChanged{x.Sub(), e.IdentityID, e.Provider}}}
 	},
+	"account.merged.v1": func(x Entry) []publicEvent {
+		e := x.Event.(AccountMerged)
+		return []publicEvent{{"USER_COMBINED", combinedChanged{x.Sub(), e.From, e.IdentityIDs, prefixed("customFields.", e.Conflicts)}}}
+	},
+	"account.combined.v1": func(x Entry) []publicEvent {
+		e := x.Event.(AccountCombined)
+		return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, StatusCombined, x.Meta.ReasonCode}}}
+	},
+	"account.separated.v1": func(x Entry) []publicEvent {
+		e := x.Event.(AccountSeparated)
+		return []publicEvent{{"USER_SEPARATED", combinedChanged{x.Sub(), e.From, e.IdentityIDs, nil}}}
+	},
+	"account.restored.v1": func(x Entry) []publicEvent {
+		e := x.Event.(AccountRestored)
+		return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), StatusCombined, e.To, x.Meta.ReasonCode}}}
+	},
+	"account.identities-returned.v1": func(x Entry) []publicEvent { return nil }, // USER_SEPARATED has told of them
 	"account.erased.v1": func(x Entry) []publicEvent {
 		return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
 	},
@@ -77,7 +95,7 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 var PublicNames = []string{
 	"IDENTITY_LINKED", "IDENTITY_UNLINKED",
 	"ROLE_CREATED", "ROLE_DELETED", "ROLE_UPDATED",
-	"USER_CREATED", "USER_DELETED", "USER_REGISTERED", "USER_STATUS_CHANGED", "USER_UPDATED",
+	"USER_COMBINED", "USER_CREATED", "USER_DELETED", "USER_REGISTERED", "USER_SEPARATED", "USER_STATUS_CHANGED", "USER_UPDATED",
 	"WEBHOOK_CREATED", "WEBHOOK_DELETED", "WEBHOOK_UPDATED",
 }
 
@@ -118,6 +136,12 @@ type (
 		From       Status `json:"from"`
 		To         Status `json:"to"`
 		ReasonCode string `json:"reasonCode,omitzero"`
+	}
+	combinedChanged struct {
+		Sub         string   `json:"sub"`         // of the account that goes on
+		CombinedSub string   `json:"combinedSub"` // of the one that was merged into it, or is its own again
+		IdentityIDs []string `json:"identityIds"`
+		Conflicts   []string `json:"conflicts,omitzero"` // members of which the first account kept its own value
 	}
 	identityChanged struct {
 		Sub        string `json:"sub"`
@@ -183,7 +207,7 @@ func Public(x Entry) ([]PublicEvent, error) {
 		if i > 0 {
 			id = uuid.NewSHA1(x.ID, []byte(p.name))
 		}
-		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), x.Revision, x.OccurredTime(), data})
+		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), strings.Fields(x.Meta.CombinedSubs), x.Revision, x.OccurredTime(), data})
 	}
 	return events, nil
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"accountledger/domain"
+	"accountledger/projections"
 )
 
 type lookupInput struct {
@@ -15,12 +16,16 @@ type lookupInput struct {
 // identifier is the body of POST /v1/lookup.
 type identifier struct {
 	Identifier string      `json:"identifier" minLength:"1" maxLength:"512"`
-	Type       domain.Kind `json:"type,omitzero" enum:"email,mobile_number,username,providerUserId"`
+	Type       domain.Kind `json:"type,omitzero" enum:"email,mobile_number,username,providerUserId,sub"`
 	Provider   string      `json:"provider,omitzero" maxLength:"64"`
 }
 
+// kindSub asks for an account by a sub: its own, or that of an account merged
+// into it.
+const kindSub domain.Kind = "sub"
+
 // kinds are the types of identifiers one can ask for.
-var kinds = []domain.Kind{"", domain.KindEmail, domain.KindMobileNumber, domain.KindUsername, domain.KindProviderUserID}
+var kinds = []domain.Kind{"", domain.KindEmail, domain.KindMobileNumber, domain.KindUsername, domain.KindProviderUserID, kindSub}
 
 func (i identifier) check() error {
 	var faults []domain.Fault
@@ -28,7 +33,7 @@ func (i identifier) check() error {
 		faults = append(faults, domain.Fault{Pointer: "/identifier", Detail: "1 to 512 bytes"})
 	}
 	if !slices.Contains(kinds, i.Type) {
-		faults = append(faults, domain.Fault{Pointer: "/type", Detail: "must be email, mobile_number, username or providerUserId"})
+		faults = append(faults, domain.Fault{Pointer: "/type", Detail: "must be email, mobile_number, username, providerUserId or sub"})
 	}
 	if (i.Type == domain.KindProviderUserID) != (i.Provider != "") {
 		faults = append(faults, domain.Fault{Pointer: "/provider", Detail: "required with the type providerUserId, and only then"})
@@ -47,9 +52,25 @@ func (s *server) lookup(ctx context.Context, _ *call, in *lookupInput) (*answer,
 	if err != nil {
 		return nil, err
 	}
-	row, err := s.Views.Accounts().Lookup(ctx, domain.Candidates(in.value.Type, in.value.Provider, in.value.Identifier))
+	row, err := s.find(ctx, in.value)
 	if err != nil {
-		return nil, missing(err)
+		return nil, err
 	}
 	return a.account(row)
+}
+
+// find returns the account an identifier leads to.
+func (s *server) find(ctx context.Context, i identifier) (projections.AccountRow, error) {
+	if sub, err := canonical(i.Identifier); i.Type == kindSub || i.Type == "" && err == nil {
+		if err != nil {
+			return projections.AccountRow{}, err
+		}
+		if sub, err = s.survivor(ctx, sub); err != nil {
+			return projections.AccountRow{}, err
+		}
+		row, err := s.Views.Accounts().Get(ctx, sub)
+		return row, missing(err)
+	}
+	row, err := s.Views.Accounts().Lookup(ctx, domain.Candidates(i.Type, i.Provider, i.Identifier))
+	return row, missing(err)
 }

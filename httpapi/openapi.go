@@ -166,7 +166,7 @@ func (s *server) describe() []byte {
 	delete(schemas, "ErrorDetail")
 	schemas["NewIdentity"].Required = []string{"provider"} // a profile states what it states
 	schemas["Account"].Properties["userStatus"].Enum = enum(domain.Statuses)
-	schemas["UserID"].Properties["type"].Enum = enum(kinds[1:])
+	schemas["UserID"].Properties["type"].Enum = enum(kinds[1:slices.Index(kinds, kindSub)])
 	for name, schema := range schemas {
 		texts := memberTexts[cmp.Or(textsOf[name], name)]
 		for member, p := range schema.Properties {

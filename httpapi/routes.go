@@ -170,6 +170,7 @@ func (s *server) routes() {
 		text:    "From the log, beside the live one, which goes on answering until they are switched. GET /v1/projections shows the progress.",
 		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
 	}, s.rebuildProjection)
+	s.mergeRoutes()
 	s.roleRoutes()
 }
 

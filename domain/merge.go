@@ -1,0 +1,312 @@
+package domain
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/eventstore"
+)
+
+// Combined is an account that was merged into the one that lists it, and what
+// un-merging needs to know of it.
+type Combined struct {
+	Sub          string    `json:"sub"`
+	Via          string    `json:"via,omitzero"` // the merged account that brought it along
+	Status       Status    `json:"userStatus"`   // before the merge
+	CreatedTime  time.Time `json:"createdTime"`
+	CombinedTime time.Time `json:"combinedTime"`
+	FilledFields []string  `json:"filledFields"` // custom fields it filled, as long as they have not changed since
+
+	key eventstore.KeyID // of its personal data
+}
+
+// AccountMerged makes another account's identities this one's, and fills what
+// was empty. It is sealed under the other account's key, because what it holds
+// is the other account's: whoever erases that account erases it here.
+type AccountMerged struct {
+	From         string                    `json:"from" pii:"clear"`
+	Via          string                    `json:"via,omitzero" pii:"clear"` // From had been merged into this one before
+	Status       Status                    `json:"userStatus" pii:"clear"`   // of From, before
+	CreatedTime  time.Time                 `json:"createdTime" pii:"clear"`  // of From
+	IdentityIDs  []string                  `json:"identityIds" pii:"clear"`  // of Identities
+	Identities   []Identity                `json:"identities" pii:"seal"`    // as they were
+	CustomFields map[string]jsontext.Value `json:"customFields" pii:"seal"`  // all From had
+	Filled       []string                  `json:"filledFields" pii:"clear"` // those of them that were taken over
+	Conflicts    []string                  `json:"conflicts" pii:"clear"`    // those that were not, because the survivor had another value
+}
+
+func (AccountMerged) eventType() string { return "account.merged.v1" }
+
+func (e AccountMerged) evolve(a Account, x Entry) Account {
+	a.Identities = slices.Clip(a.Identities)
+	for _, i := range e.Identities {
+		if i.From == "" {
+			i.From = e.From
+		}
+		i.Secondary = i.Provider == ProviderSelf && a.hasSelf()
+		a.Identities = append(a.Identities, i)
+	}
+	a.CombinedFrom = append(slices.Clip(a.CombinedFrom), Combined{
+		Sub: e.From, Via: e.Via, Status: e.Status, CreatedTime: e.CreatedTime, CombinedTime: x.OccurredTime(),
+		FilledFields: e.Filled, key: x.keyID,
+	})
+	a.CustomFields = maps.Clone(a.CustomFields)
+	for _, key := range e.Filled {
+		if value, ok := e.CustomFields[key]; ok {
+			a.CustomFields[key] = value
+		}
+	}
+	a.UserIDs = userIDs(a)
+	return a
+}
+
+// AccountCombined ends an account that was merged into another: that one has
+// its identities now, and its identifiers lead there.
+type AccountCombined struct {
+	Into string `json:"into" pii:"clear"`
+	From Status `json:"from" pii:"clear"` // the status before
+}
+
+func (AccountCombined) eventType() string { return "account.combined.v1" }
+
+func (e AccountCombined) evolve(a Account, _ Entry) Account {
+	a.Status, a.StatusReason, a.CombinedInto = StatusCombined, "", e.Into
+	a.Identities, a.UserIDs = []Identity{}, []UserID{}
+	return a
+}
+
+// AccountSeparated takes back a merge in the account that survived it.
+type AccountSeparated struct {
+	From        string   `json:"from" pii:"clear"`        // the account that is restored
+	IdentityIDs []string `json:"identityIds" pii:"clear"` // that go with it
+	Unset       []string `json:"unset" pii:"clear"`       // custom fields it had filled and nobody has changed since
+}
+
+func (AccountSeparated) eventType() string { return "account.separated.v1" }
+
+func (e AccountSeparated) evolve(a Account, _ Entry) Account {
+	a.Identities = slices.DeleteFunc(slices.Clone(a.Identities), func(i Identity) bool { return slices.Contains(e.IdentityIDs, i.IdentityID) })
+	a.CombinedFrom = slices.DeleteFunc(slices.Clone(a.CombinedFrom), func(c Combined) bool { return c.Sub == e.From || c.Via == e.From })
+	if len(a.CombinedFrom) == 0 {
+		a.CombinedFrom = nil // as before the first merge
+	}
+	a.CustomFields = maps.Clone(a.CustomFields)
+	for _, key := range e.Unset {
+		delete(a.CustomFields, key)
+	}
+	a.UserIDs = userIDs(a)
+	return a
+}
+
+// AccountRestored makes an account that was combined its own again, with its
+// identities as they have become.
+type AccountRestored struct {
+	Survivor    string     `json:"survivor" pii:"clear"` // it was combined into
+	To          Status     `json:"to" pii:"clear"`
+	IdentityIDs []string   `json:"identityIds" pii:"clear"`
+	Identities  []Identity `json:"identities" pii:"seal"`
+}
+
+func (AccountRestored) eventType() string { return "account.restored.v1" }
+
+func (e AccountRestored) evolve(a Account, _ Entry) Account {
+	a.Status, a.CombinedInto = e.To, ""
+	a.Identities = slices.Clone(e.Identities)
+	a.UserIDs = userIDs(a)
+	return a
+}
+
+// IdentitiesReturned follows AccountRestored for each account that had been
+// merged into the restored one before: it is sealed under that one's key.
+type IdentitiesReturned struct {
+	From        string     `json:"from" pii:"clear"`
+	IdentityIDs []string   `json:"identityIds" pii:"clear"`
+	Identities  []Identity `json:"identities" pii:"seal"`
+}
+
+func (IdentitiesReturned) eventType() string { return "account.identities-returned.v1" }
+
+func (e IdentitiesReturned) evolve(a Account, _ Entry) Account {
+	a.Identities = slices.Clip(a.Identities)
+	for _, i := range e.Identities {
+		i.Secondary = i.Provider == ProviderSelf && a.hasSelf()
+		a.Identities = append(a.Identities, i)
+	}
+	a.UserIDs = userIDs(a)
+	return a
+}
+
+func (a Account) hasSelf() bool {
+	return slices.ContainsFunc(a.Identities, func(i Identity) bool { return i.Provider == ProviderSelf })
+}
+
+// changedSince returns merged without these fields among the filled ones: what
+// was changed after a merge is no longer what the merge filled in.
+func changedSince(merged []Combined, fields []string) []Combined {
+	changed := func(key string) bool { return slices.Contains(fields, key) }
+	if !slices.ContainsFunc(merged, func(c Combined) bool { return slices.ContainsFunc(c.FilledFields, changed) }) {
+		return merged
+	}
+	merged = slices.Clone(merged)
+	for i := range merged {
+		merged[i].FilledFields = slices.DeleteFunc(slices.Clone(merged[i].FilledFields), changed)
+	}
+	return merged
+}
+
+// combined is what a knows of an account that was merged into it.
+func (a Account) combined(sub string) (Combined, bool) {
+	i := slices.IndexFunc(a.CombinedFrom, func(c Combined) bool { return c.Sub == sub })
+	if i < 0 {
+		return Combined{}, false
+	}
+	return a.CombinedFrom[i], true
+}
+
+// subs are a's own sub and those of all accounts merged into it.
+func (a Account) subs() []string {
+	all := []string{a.Sub}
+	for _, c := range a.CombinedFrom {
+		all = append(all, c.Sub)
+	}
+	return all
+}
+
+// owner is the account whose personal data e holds, where that is not the
+// account of its stream: under its key it is sealed.
+func owner(a Account, e Event) string {
+	switch e := e.(type) {
+	case AccountMerged:
+		return e.From
+	case IdentitiesReturned:
+		return e.From
+	case ProfileUpdated:
+		if i, ok := a.identity(e.IdentityID); ok && i.From != "" {
+			return i.From
+		}
+	}
+	return a.Sub
+}
+
+// MergeAccount merges the account From into the one it is asked of.
+type MergeAccount struct{ From string }
+
+func (MergeAccount) command() {}
+
+func (MergeAccount) decide(Setting, Account) ([]Event, error) {
+	panic("domain: merging is decided jointly")
+}
+
+func (c MergeAccount) others(Account) []string { return []string{c.From} }
+
+func (c MergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]Event, [][]Event, error) {
+	b := others[0]
+	switch {
+	case !b.Exists():
+		return nil, nil, refuse(CodeAccountNotFound, "There is no account to merge with this sub.")
+	case b.CombinedInto == a.Sub:
+		return nil, [][]Event{nil}, nil
+	case a.Sub == b.Sub:
+		return nil, nil, refuse(CodeMergeRefused, "An account cannot be merged into itself.")
+	case b.Erased():
+		return nil, nil, refuse(CodeMergeRefused, "The account to merge was erased.")
+	case b.Status.systemManaged():
+		return nil, nil, refuse(CodeMergeRefused, "An account that is %s cannot be merged into another one.", b.Status)
+	case a.Status != StatusVerified && a.Status != StatusPending:
+		return nil, nil, refuse(CodeMergeRefused, "Into an account that is %s nothing can be merged.", a.Status)
+	case len(a.Identities)+len(b.Identities) > maxIdentities:
+		return nil, nil, refuse(CodeMergeRefused, "An account has at most %d identities.", maxIdentities)
+	}
+	merged := AccountMerged{From: b.Sub, Status: b.Status, CreatedTime: b.CreatedTime, CustomFields: b.CustomFields}
+	for _, key := range slices.Sorted(maps.Keys(b.CustomFields)) {
+		kept, has := a.CustomFields[key]
+		switch {
+		case !has:
+			merged.Filled = append(merged.Filled, key)
+		case !bytes.Equal(kept, b.CustomFields[key]):
+			merged.Conflicts = append(merged.Conflicts, key)
+		}
+	}
+	if len(a.CustomFields)+len(merged.Filled) > maxCustomFields {
+		return nil, nil, refuse(CodeMergeRefused, "An account has at most %d custom fields.", maxCustomFields)
+	}
+	merged.Identities, merged.IdentityIDs = b.identitiesOf("")
+	events := []Event{merged}
+	for _, n := range b.CombinedFrom {
+		nested := AccountMerged{From: n.Sub, Via: b.Sub, Status: n.Status, CreatedTime: n.CreatedTime}
+		nested.Identities, nested.IdentityIDs = b.identitiesOf(n.Sub)
+		events = append(events, nested)
+	}
+	return events, [][]Event{{AccountCombined{Into: a.Sub, From: b.Status}}}, nil
+}
+
+// identitiesOf are the identities that came to a from another account, "" for
+// its own.
+func (a Account) identitiesOf(from string) (all []Identity, ids []string) {
+	for _, i := range a.Identities {
+		if i.From == from {
+			i.Secondary = false // it was in neither account alone
+			all, ids = append(all, i), append(ids, i.IdentityID)
+		}
+	}
+	return all, ids
+}
+
+// UnmergeAccount restores the account Sub, which was merged into the one it is
+// asked of.
+type UnmergeAccount struct{ Sub string }
+
+func (UnmergeAccount) command() {}
+
+func (UnmergeAccount) decide(Setting, Account) ([]Event, error) {
+	panic("domain: un-merging is decided jointly")
+}
+
+func (c UnmergeAccount) others(Account) []string { return []string{c.Sub} }
+
+func (c UnmergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]Event, [][]Event, error) {
+	b := others[0]
+	was, ok := a.combined(b.Sub)
+	switch {
+	case !ok:
+		return nil, nil, refuse(CodeMergeRefused, "The account was not merged into this one.")
+	case was.Via != "":
+		return nil, nil, refuse(CodeMergeRefused, "The account came along with another one; un-merge that one first.")
+	}
+	separated := AccountSeparated{From: b.Sub, Unset: was.FilledFields}
+	restored := AccountRestored{Survivor: a.Sub, To: was.Status}
+	restored.Identities, restored.IdentityIDs = a.identitiesOf(b.Sub)
+	for i := range restored.Identities {
+		restored.Identities[i].From = ""
+	}
+	separated.IdentityIDs = slices.Clone(restored.IdentityIDs)
+	events := []Event{restored}
+	for _, n := range a.CombinedFrom {
+		if n.Via != b.Sub {
+			continue
+		}
+		returned := IdentitiesReturned{From: n.Sub}
+		returned.Identities, returned.IdentityIDs = a.identitiesOf(n.Sub)
+		separated.IdentityIDs = append(separated.IdentityIDs, returned.IdentityIDs...)
+		if len(returned.IdentityIDs) > 0 {
+			events = append(events, returned)
+		}
+	}
+	left, back := separated.evolve(a, Entry{}), b
+	for _, e := range events {
+		back = e.(accountEvent).evolve(back, Entry{})
+	}
+	for _, u := range left.UserIDs {
+		if slices.ContainsFunc(back.UserIDs, func(v UserID) bool { return u.Type == v.Type && u.Key() == v.Key() }) {
+			return nil, nil, refuse(CodeIdentifierTaken, "Both accounts would have the same %s; change it in one of them first.", u.Type)
+		}
+	}
+	if !reachable(left.Identities) || !reachable(back.Identities) {
+		return nil, nil, refuse(CodeIdentifierRequired, "One of the accounts would have no e-mail, mobile number or username.")
+	}
+	return []Event{separated}, [][]Event{events}, nil
+}

@@ -1,0 +1,230 @@
+package httpapi
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+)
+
+func (s *server) mergeRoutes() {
+	onMerge := codes(onChange, []domain.Code{domain.CodeMergeRefused})
+	handle(s, route{
+		method: "POST", path: "/v1/accounts/{sub}/merge", name: "mergeAccount", scope: scopeAccountsWrite, status: 200, answer: merged{},
+		summary: "Merge another account into this one",
+		text:    "One commit in both accounts: there is no moment at which an identifier of the other account leads nowhere, and none at which both can be used. The other account becomes COMBINED; its sub goes on leading here.",
+		example: `{"from":"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"}`,
+		codes:   onMerge,
+	}, s.mergeAccount)
+	handle(s, route{
+		method: "POST", path: "/v1/accounts/{sub}/merge/preview", name: "previewMerge", scope: scopeAccountsRead, status: 200, answer: mergePreview{},
+		summary: "Preview a merge",
+		text:    "By the same rules, and nothing is stored: the account as it would be, every conflict, the events, and what each webhook would be sent.",
+		example: `{"from":"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"}`,
+		codes:   onMerge,
+	}, s.previewMerge)
+	handle(s, route{
+		method: "POST", path: "/v1/accounts/{sub}/unmerge", name: "unmergeAccount", scope: scopeAccountsWrite, status: 200, answer: unmerged{},
+		summary: "Take a merge back",
+		text:    "The other account gets back its identities, as they have become, its identifiers and its status. What it had filled in and nobody has changed since is unset.",
+		example: `{"sub":"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"}`,
+		codes:   codes(onMerge, []domain.Code{domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
+	}, s.unmergeAccount)
+}
+
+type mergeAccountInput struct {
+	Sub
+	Command
+	JSON[mergeFrom]
+}
+
+// mergeFrom is the body of a merge and of its preview.
+type mergeFrom struct {
+	From string `json:"from" minLength:"36" maxLength:"36"`
+}
+
+// merged is what came of a merge.
+type merged struct {
+	Account   domain.Account `json:"account"`
+	Conflicts []conflict     `json:"conflicts"`
+}
+
+// conflict is a member in which the accounts differed.
+type conflict struct {
+	Field   string         `json:"field"`
+	Kept    jsontext.Value `json:"kept"`
+	Dropped jsontext.Value `json:"dropped"`
+}
+
+// conflicts lists what a merge decided against the account that was merged.
+func conflicts(r domain.Result) []conflict {
+	list := []conflict{}
+	for _, x := range r.Events {
+		e, ok := x.Event.(domain.AccountMerged)
+		if !ok {
+			continue
+		}
+		for _, key := range e.Conflicts {
+			list = append(list, conflict{"customFields." + key, r.Account.CustomFields[key], e.CustomFields[key]})
+		}
+	}
+	return list
+}
+
+// joint asks a command of two accounts and begins the answer.
+func (s *server) joint(ctx context.Context, c *call, in Command, sub string, other *string, pointer string, command func(other string) domain.Command) (*answer, domain.Result, error) {
+	sub, err := canonical(sub)
+	if err != nil {
+		return nil, domain.Result{}, err
+	}
+	if *other, err = canonical(*other); err != nil {
+		return nil, domain.Result{}, invalid([]domain.Fault{{Pointer: pointer, Detail: "must be the sub of an account"}})
+	}
+	r, err := in.request(c)
+	if err != nil {
+		return nil, domain.Result{}, err
+	}
+	result, err := s.Ledger.Execute(ctx, r, sub, command(*other))
+	if domain.CodeOf(err) == domain.CodeAccountErased {
+		err = s.erased(ctx, sub)
+	}
+	if err != nil {
+		return nil, result, err
+	}
+	if in.DryRun {
+		a, err := answerDryRun(result)
+		return a, result, err
+	}
+	p := result.Account.Position
+	for _, o := range result.Others {
+		p = max(p, o.Position)
+	}
+	a := s.settled(ctx, p)
+	a.ETag = etag(result.Account.Revision)
+	return a, result, nil
+}
+
+func (s *server) mergeAccount(ctx context.Context, c *call, in *mergeAccountInput) (*answer, error) {
+	a, result, err := s.joint(ctx, c, in.Command, in.Sub.Sub, &in.value.From, "/from", func(from string) domain.Command { return domain.MergeAccount{From: from} })
+	if err != nil || in.DryRun {
+		return a, err
+	}
+	return a.rendered(merged{result.Account, conflicts(result)})
+}
+
+type previewMergeInput struct {
+	Sub
+	JSON[mergeFrom]
+}
+
+// mergePreview is what would come of a merge.
+type mergePreview struct {
+	Account   domain.Account   `json:"account"`
+	Conflicts []conflict       `json:"conflicts"`
+	Events    []plannedEvent   `json:"events"`
+	Webhooks  []plannedWebhook `json:"webhooks"`
+}
+
+// plannedWebhook is what an endpoint would be sent.
+type plannedWebhook struct {
+	WebhookID string   `json:"webhookId"`
+	Events    []string `json:"events"` // names of the public catalogue, in order
+}
+
+func (s *server) previewMerge(ctx context.Context, c *call, in *previewMergeInput) (*answer, error) {
+	_, result, err := s.joint(ctx, c, Command{DryRun: true}, in.Sub.Sub, &in.value.From, "/from", func(from string) domain.Command { return domain.MergeAccount{From: from} })
+	if err != nil {
+		return nil, err
+	}
+	preview := mergePreview{Account: result.Account, Conflicts: conflicts(result)}
+	if preview.Events, err = planned(result.Events); err != nil {
+		return nil, err
+	}
+	if preview.Webhooks, err = s.plannedWebhooks(ctx, result.Events); err != nil {
+		return nil, err
+	}
+	return s.settled(ctx, s.Views.Accounts().Position()).rendered(preview)
+}
+
+// plannedWebhooks says which endpoints would be told what of these entries.
+func (s *server) plannedWebhooks(ctx context.Context, entries []domain.Entry) ([]plannedWebhook, error) {
+	endpoints, err := s.Webhooks.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := []plannedWebhook{}
+	for _, e := range endpoints {
+		if e.State != domain.WebhookEnabled {
+			continue
+		}
+		w := plannedWebhook{WebhookID: e.WebhookID}
+		for _, x := range entries {
+			public, err := domain.Public(x)
+			if err != nil {
+				return nil, err
+			}
+			for _, p := range public {
+				if slices.ContainsFunc(e.Events, func(pattern string) bool { return domain.Selects(pattern, p.Type) }) {
+					w.Events = append(w.Events, p.Type)
+				}
+			}
+		}
+		if len(w.Events) > 0 {
+			list = append(list, w)
+		}
+	}
+	return list, nil
+}
+
+type unmergeAccountInput struct {
+	Sub
+	Command
+	JSON[unmergeSub]
+}
+
+// unmergeSub is the body of an un-merge.
+type unmergeSub struct {
+	Sub string `json:"sub" minLength:"36" maxLength:"36"`
+}
+
+// unmerged is what came of taking a merge back.
+type unmerged struct {
+	Account  domain.Account `json:"account"`
+	Restored domain.Account `json:"restored"`
+}
+
+func (s *server) unmergeAccount(ctx context.Context, c *call, in *unmergeAccountInput) (*answer, error) {
+	a, result, err := s.joint(ctx, c, in.Command, in.Sub.Sub, &in.value.Sub, "/sub", func(sub string) domain.Command { return domain.UnmergeAccount{Sub: sub} })
+	if err != nil || in.DryRun {
+		return a, err
+	}
+	return a.rendered(unmerged{result.Account, result.Others[0]})
+}
+
+// survivor follows an account that was combined to the one it is part of now.
+func (s *server) survivor(ctx context.Context, sub string) (string, error) {
+	for {
+		row, err := s.Views.Accounts().Get(ctx, sub)
+		if err != nil {
+			return "", missing(err)
+		}
+		// Few accounts are combined; the others need no decoding.
+		if !strings.Contains(string(row.JSON), `"combinedInto":`) {
+			return sub, nil
+		}
+		var account struct {
+			CombinedInto string `json:"combinedInto"`
+		}
+		if err := json.Unmarshal(row.JSON, &account); err != nil {
+			return "", err
+		}
+		if account.CombinedInto == "" {
+			return sub, nil
+		}
+		sub = account.CombinedInto
+	}
+}
