@@ -214,7 +214,7 @@ func (c MergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]Eve
 		return nil, nil, refuse(CodeMergeRefused, "An account cannot be merged into itself.")
 	case b.Erased():
 		return nil, nil, refuse(CodeMergeRefused, "The account to merge was erased.")
-	case b.Status.systemManaged():
+	case !allowed(b.Status, StatusCombined, CauseMerge):
 		return nil, nil, refuse(CodeMergeRefused, "An account that is %s cannot be merged into another one.", b.Status)
 	case a.Status != StatusVerified && a.Status != StatusPending:
 		return nil, nil, refuse(CodeMergeRefused, "Into an account that is %s nothing can be merged.", a.Status)

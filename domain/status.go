@@ -17,15 +17,46 @@ const (
 // Statuses lists every state.
 var Statuses = []Status{StatusPending, StatusVerified, StatusDeclined, StatusCombined, StatusDeleted}
 
-// statusByAPI is the status machine as far as the status API may drive it:
-// from each state, the states a caller may set. COMBINED and DELETED are
-// entered by merge and deletion only.
-var statusByAPI = map[Status][]Status{
-	StatusPending:  {StatusVerified, StatusDeclined},
-	StatusVerified: {StatusPending, StatusDeclined},
-	StatusDeclined: {StatusPending, StatusVerified},
-	StatusCombined: nil,
-	StatusDeleted:  {StatusVerified}, // restore
+// Cause is what may take an account from one status to another.
+type Cause string
+
+// The causes of a transition.
+const (
+	CauseAPI      Cause = "API"      // a caller sets the status
+	CauseSchedule Cause = "schedule" // a schedule is due
+	CauseMerge    Cause = "merge"
+	CauseUnmerge  Cause = "un-merge"
+	CauseDeletion Cause = "deletion" // it is scheduled
+	CauseRestore  Cause = "restore"  // a caller sets VERIFIED, which cancels the deletion
+	CauseCancel   Cause = "cancel"   // the deletion is cancelled: back to the status before it
+)
+
+// Transitions is the status machine: for each pair of states, what may take an
+// account from the first to the second. What is not here does not happen.
+var Transitions = map[Status]map[Status][]Cause{
+	StatusPending: {
+		StatusVerified: {CauseAPI}, StatusDeclined: {CauseAPI, CauseSchedule},
+		StatusCombined: {CauseMerge}, StatusDeleted: {CauseDeletion},
+	},
+	StatusVerified: {
+		StatusPending: {CauseAPI}, StatusDeclined: {CauseAPI, CauseSchedule},
+		StatusCombined: {CauseMerge}, StatusDeleted: {CauseDeletion},
+	},
+	StatusDeclined: {
+		StatusPending: {CauseAPI}, StatusVerified: {CauseAPI},
+		StatusCombined: {CauseMerge}, StatusDeleted: {CauseDeletion},
+	},
+	StatusCombined: {
+		StatusPending: {CauseUnmerge}, StatusVerified: {CauseUnmerge}, StatusDeclined: {CauseUnmerge},
+	},
+	StatusDeleted: {
+		StatusPending: {CauseCancel}, StatusVerified: {CauseRestore, CauseCancel}, StatusDeclined: {CauseCancel},
+	},
+}
+
+// allowed reports whether cause may take an account from one status to another.
+func allowed(from, to Status, cause Cause) bool {
+	return slices.Contains(Transitions[from][to], cause)
 }
 
 func (s Status) systemManaged() bool { return s == StatusCombined || s == StatusDeleted }
@@ -69,7 +100,7 @@ func (c SetStatus) decide(_ Setting, a Account) ([]Event, error) {
 		return nil, refuse(CodeStatusSystemManaged, "The status %s is set by merging or deleting, not by the status API.", c.Status)
 	case c.Status == a.Status:
 		return nil, nil
-	case !slices.Contains(statusByAPI[a.Status], c.Status):
+	case !allowed(a.Status, c.Status, CauseAPI) && !allowed(a.Status, c.Status, CauseRestore):
 		return nil, refuse(CodeInvalidStatusTransition, "There is no transition from %s to %s.", a.Status, c.Status)
 	}
 	return []Event{StatusChanged{From: a.Status, To: c.Status, Reason: c.Reason}}, nil
