@@ -55,6 +55,7 @@ type Error struct {
 	Code   Code
 	Detail string  // a sentence
 	Faults []Fault // of CodeInvalidRequest: everything that is wrong, not only the first
+	Holder string  // of CodeIdentityConflict: the sub of the other account, for callers who may see accounts
 }
 
 // Fault is one thing wrong with a request.

@@ -309,7 +309,9 @@ func refusal(cmd Command, err error) error {
 		return err
 	}
 	if _, link := cmd.(LinkIdentity); link {
-		return refuse(CodeIdentityConflict, "Another account has this %s; it may be the same person's, to be merged.", taken.Claim.Kind)
+		e := refuse(CodeIdentityConflict, "Another account has this %s; it may be the same person's, to be merged.", taken.Claim.Kind)
+		e.Holder, _ = strings.CutPrefix(taken.Owner, accountPrefix)
+		return e
 	}
 	return refuse(CodeIdentifierTaken, "Another account has this %s.", taken.Claim.Kind)
 }

@@ -228,7 +228,8 @@ func (s *server) admit(ctx context.Context, c *call, need scope, authorization s
 		s.refuse(ctx, c, refused)
 		return newProblem(codeUnauthorized, "A valid API key is required.").with("WWW-Authenticate", `Bearer realm="accountledger"`)
 	}
-	c.actor, c.admin = domain.Actor{Kind: "api-key", ID: id}, credential.allows(scopeAccountsAdmin)
+	c.actor = domain.Actor{Kind: "api-key", ID: id}
+	c.admin, c.sees = credential.allows(scopeAccountsAdmin), credential.allows(scopeAccountsRead)
 	if !credential.allows(need) {
 		s.refuse(ctx, c, refusedScope)
 		return newProblem(codeForbidden, "The scope %s is required.", need).

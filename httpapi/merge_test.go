@@ -69,4 +69,14 @@ func TestMerge(t *testing.T) {
 	if r := l.refused(t, domain.CodeInvalidRequest, "POST", pathA+"/merge", `{"from":"somebody"}`); r.text(t, "errors.0.pointer") != "/from" {
 		t.Errorf("a bad sub: %s", r.body)
 	}
+
+	// Who may see accounts is told with which one to merge.
+	google := `{"provider":"google","providerUserId":"1095"}`
+	if r := l.refused(t, domain.CodeIdentityConflict, "POST", pathA+"/identities", google); r.text(t, "merge.from") != subB {
+		t.Errorf("no suggestion to merge: %s", r.body)
+	}
+	blind := l.key(t, "blind", scopeAccountsWrite)
+	if r := l.refused(t, domain.CodeIdentityConflict, "POST", pathA+"/identities", google, "Authorization: Bearer "+blind); strings.Contains(string(r.body), subB) {
+		t.Errorf("who may not see accounts sees one: %s", r.body)
+	}
 }

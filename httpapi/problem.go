@@ -179,6 +179,7 @@ type problem struct {
 	Errors    []fault              `json:"errors,omitzero"`
 	Erased    time.Time            `json:"erasedTime,omitzero"`
 	Position  *eventstore.Position `json:"position,omitzero"`
+	Merge     *mergeFrom           `json:"merge,omitzero"` // what could be asked of the account, for callers with scopeAccountsRead
 
 	header http.Header
 }
@@ -250,6 +251,11 @@ func (s *server) problem(ctx context.Context, c *call, err error) *problem {
 		p := newProblem(refusal.Code, "%s", refusal.Detail).of(c)
 		for _, f := range refusal.Faults {
 			p.Errors = append(p.Errors, fault{Pointer: &f.Pointer, Detail: f.Detail})
+		}
+		if refusal.Holder != "" && c.sees {
+			if from, err := s.survivor(ctx, refusal.Holder); err == nil {
+				p.Merge = &mergeFrom{From: from}
+			}
 		}
 		return p
 	}

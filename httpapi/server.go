@@ -142,6 +142,7 @@ type call struct {
 	route string       // pattern, never the path itself
 	actor domain.Actor // who calls, once admitted
 	admin bool         // the caller has scopeAccountsAdmin
+	sees  bool         // the caller has scopeAccountsRead
 	r     *http.Request
 	body  []byte
 }

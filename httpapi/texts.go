@@ -199,6 +199,7 @@ var memberTexts = map[string]map[string]string{
 		"requestId":  "The X-Request-Id of the request, found in the ledger's log.",
 		"errors":     "Everything that is wrong with the request.",
 		"erasedTime": "Of account-erased: when.",
+		"merge":      "Of identity-conflict, for callers with accounts:read: what a merge into this account would be asked with.",
 		"position":   "Of not-fresh and not-ready: where the read model is.",
 	},
 	"ProjectionList": {
