@@ -24,6 +24,7 @@ type Account struct {
 	CustomFields     map[string]jsontext.Value `json:"customFields"`
 	CombinedInto     string                    `json:"combinedInto,omitzero"` // the sub of the account that has its identities now
 	CombinedFrom     []Combined                `json:"combinedFrom,omitzero"`
+	Groups           []Membership              `json:"groups"` // in the order of joining
 	CreatedTime      time.Time                 `json:"createdTime"`
 	UpdatedTime      time.Time                 `json:"updatedTime"`
 	LastLoggedInTime time.Time                 `json:"lastLoggedInTime,omitzero"`
@@ -93,6 +94,7 @@ type AccountCreated struct {
 	Profile        Profile                   `json:"profile,omitzero" pii:"seal"`
 	CustomFields   map[string]jsontext.Value `json:"customFields,omitzero" pii:"seal"`
 	Registration   Situation                 `json:"registration,omitzero" pii:"seal"`
+	Groups         []GroupJoined             `json:"groups,omitzero" pii:"clear"` // the memberships it begins with
 }
 
 func (AccountCreated) eventType() string { return "account.created.v1" }
@@ -122,6 +124,9 @@ func (e AccountCreated) evolve(a Account, x Entry) Account {
 	a.CustomFields = e.CustomFields
 	if a.CustomFields == nil {
 		a.CustomFields = map[string]jsontext.Value{}
+	}
+	for _, g := range e.Groups {
+		a.Groups = append(slices.Clip(a.Groups), g.membership(x))
 	}
 	a.UserIDs = userIDs(a)
 	return a

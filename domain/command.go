@@ -65,7 +65,7 @@ type CreateAccount struct {
 
 func (CreateAccount) command() {}
 
-func (c CreateAccount) decide(Setting, Account) ([]Event, error) {
+func (c CreateAccount) decide(s Setting, _ Account) ([]Event, error) {
 	var f faults
 	status := c.Status
 	switch {
@@ -102,6 +102,7 @@ func (c CreateAccount) decide(Setting, Account) ([]Event, error) {
 	events := []Event{AccountCreated{
 		Origin: c.Origin, Status: status, Registration: c.Registration, CustomFields: fields,
 		IdentityID: first.IdentityID, Provider: first.Provider, ProviderUserID: first.ProviderUserID, Profile: first.Profile,
+		Groups: firstGroups(s.Config),
 	}}
 	for _, n := range identities[1:] {
 		events = append(events, IdentityLinked(n))

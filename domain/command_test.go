@@ -28,7 +28,8 @@ func value(s string) jsontext.Value { return jsontext.Value(s) }
 
 var (
 	adaProfile = Profile{GivenName: "Ada", FamilyName: "Lovelace", Email: "ada@example.com", EmailVerified: true}
-	adaCreated = AccountCreated{Origin: OriginCreated, Status: StatusVerified, IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile}
+	inUsers    = []GroupJoined{{GroupID: GroupUsers, GroupType: groupTypeSystem, Path: "/" + GroupUsers, Roles: []string{RoleUser}}}
+	adaCreated = AccountCreated{Origin: OriginCreated, Status: StatusVerified, IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile, Groups: inUsers}
 	adaGoogle  = NewIdentity{IdentityID: "i2", Provider: "google", ProviderUserID: "1095", Profile: Profile{Email: "ada@gmail.com", EmailVerified: true}}
 	adaLinked  = IdentityLinked(adaGoogle)
 )
@@ -50,12 +51,12 @@ func TestDecide(t *testing.T) {
 	}{
 		{name: "create", when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada}}, then: []Event{adaCreated}},
 		{name: "create registered is pending", when: CreateAccount{Origin: OriginRegistered, Identities: []NewIdentity{ada}},
-			then: []Event{AccountCreated{Origin: OriginRegistered, Status: StatusPending, IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile}}},
+			then: []Event{AccountCreated{Origin: OriginRegistered, Status: StatusPending, IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile, Groups: inUsers}}},
 		{name: "create with two identities", when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada, adaGoogle}}, then: []Event{adaCreated, adaLinked}},
 		{name: "create twice", given: []Event{adaCreated}, when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada}}, code: CodeAccountExists},
 		{name: "create normalises", when: CreateAccount{Origin: OriginCreated, Identities: with(func(n *NewIdentity) {
 			n.Profile = Profile{Email: "Ada@EXAMPLE.com", MobileNumber: "+49 1511 2345678", Username: "Ada"}
-		})}, then: []Event{AccountCreated{Origin: OriginCreated, Status: StatusVerified, IdentityID: "i1", Provider: ProviderSelf,
+		})}, then: []Event{AccountCreated{Origin: OriginCreated, Status: StatusVerified, IdentityID: "i1", Provider: ProviderSelf, Groups: inUsers,
 			Profile: Profile{Email: "Ada@example.com", MobileNumber: "+4915112345678", Username: "Ada"}}}},
 		{name: "create reports every fault", when: CreateAccount{Origin: "magic", Status: "ODD", CustomFields: map[string]jsontext.Value{"1st": value("1")},
 			Identities: []NewIdentity{

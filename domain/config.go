@@ -13,7 +13,9 @@ import (
 // Config is what the ledger's operators have set: the fold of one stream, and
 // the same for all accounts. It is small and always in memory.
 type Config struct {
-	Roles map[string]Role // by Role.Role
+	Roles      map[string]Role      // by Role.Role
+	GroupTypes map[string]GroupType // by GroupType.GroupType
+	Groups     map[string]Group     // by Group.GroupID; a tree
 
 	Revision eventstore.Revision // of its stream
 	Position eventstore.Position // of its last event
@@ -27,9 +29,15 @@ const ConfigStream = "configuration"
 // NewConfig is the configuration before its first event: what is there from
 // the start.
 func NewConfig() *Config {
-	c := &Config{Roles: map[string]Role{}, Revision: eventstore.NoStream}
+	c := &Config{Roles: map[string]Role{}, GroupTypes: map[string]GroupType{}, Groups: map[string]Group{}, Revision: eventstore.NoStream}
 	for _, r := range systemRoles {
 		c.Roles[r.Role] = r
+	}
+	for _, t := range systemGroupTypes {
+		c.GroupTypes[t.GroupType] = t
+	}
+	for _, g := range systemGroups {
+		c.Groups[g.GroupID] = g
 	}
 	return c
 }
@@ -38,7 +46,7 @@ func NewConfig() *Config {
 // them.
 func (c *Config) clone() *Config {
 	d := *c
-	d.Roles = maps.Clone(c.Roles)
+	d.Roles, d.GroupTypes, d.Groups = maps.Clone(c.Roles), maps.Clone(c.GroupTypes), maps.Clone(c.Groups)
 	return &d
 }
 
@@ -77,7 +85,8 @@ type ConfigCommand interface {
 // every event of the log.
 type Census interface {
 	// Members counts the memberships in a group, or of a role, or of a role in
-	// a group; an empty one stands for any.
+	// a group; an empty one stands for any. With the role NoRole it counts those
+	// without one.
 	Members(ctx context.Context, groupID, role string) (int64, error)
 }
 
@@ -85,7 +94,7 @@ type Census interface {
 type surveyed interface {
 	ConfigCommand
 	// survey returns the command with what it wants to know filled in.
-	survey(ctx context.Context, census Census) (ConfigCommand, error)
+	survey(ctx context.Context, c *Config, census Census) (ConfigCommand, error)
 }
 
 // ConfigResult is what came of a ConfigCommand.
@@ -176,7 +185,7 @@ func (l *Ledger) configure(ctx context.Context, r Request, before *Config, cmd C
 		return ConfigResult{}, refuse(CodeStaleRevision, "It is at revision %d, not %d.", at, *r.Expected)
 	}
 	if s, ok := cmd.(surveyed); ok {
-		if cmd, err = s.survey(ctx, l.census); err != nil {
+		if cmd, err = s.survey(ctx, before, l.census); err != nil {
 			return ConfigResult{}, fmt.Errorf("domain: survey accounts: %w", err)
 		}
 	}

@@ -37,6 +37,9 @@ const (
 	CodeInUse                   Code = "in-use"
 	CodeSystemManaged           Code = "system-managed"
 	CodeRoleNotFound            Code = "role-not-found"
+	CodeGroupNotFound           Code = "group-not-found"
+	CodeGroupTypeNotFound       Code = "group-type-not-found"
+	CodeAdminRequired           Code = "admin-required"
 	CodeWebhookNotFound         Code = "webhook-not-found"
 )
 
@@ -47,6 +50,7 @@ var Codes = []Code{
 	CodeStatusSystemManaged, CodeInvalidStatusTransition, CodeStaleRevision, CodeConcurrentChange,
 	CodeIdempotencyKeyReused, CodeTooLarge, CodeWebhookNotFound,
 	CodeMergeRefused, CodeInUse, CodeSystemManaged, CodeRoleNotFound,
+	CodeGroupNotFound, CodeGroupTypeNotFound, CodeAdminRequired,
 }
 
 // Error is a refusal by rule: the caller's to mend. Anything else that fails

@@ -22,7 +22,8 @@ var update = flag.Bool("update", false, "write golden files that are missing; th
 var goldenEvents = []Event{
 	AccountCreated{Origin: OriginRegistered, Status: StatusPending, IdentityID: "0190a1b2-0000-7000-8000-00000000000a", Provider: "self",
 		ProviderUserID: "ada-1", Profile: fullProfile, CustomFields: map[string]jsontext.Value{"employee_id": value(`"12345"`)},
-		Registration: Situation{"web", "phone", "London"}},
+		Registration: Situation{"web", "phone", "London"},
+		Groups:       []GroupJoined{{GroupID: "CIDAAS_USERS", GroupType: "SYSTEM", Path: "/CIDAAS_USERS", Roles: []string{"USER"}}}},
 	IdentityLinked{"0190a1b2-0000-7000-8000-00000000000b", "google", "1095", fullProfile},
 	IdentityUnlinked{"0190a1b2-0000-7000-8000-00000000000b", "google"},
 	ProfileUpdated{"0190a1b2-0000-7000-8000-00000000000a", []string{"family_name"}, value(`{"family_name":"King"}`)},
@@ -37,6 +38,15 @@ var goldenEvents = []Event{
 	AccountRestored{"0190a1b2-0000-7000-8000-000000000001", StatusPending, []string{fullIdentity.IdentityID}, []Identity{fullIdentity}},
 	IdentitiesReturned{"0190a1b2-0000-7000-8000-000000000003", []string{fullIdentity.IdentityID}, []Identity{fullIdentity}},
 	AccountErased{"00ff"},
+	GroupJoined{GroupID: "BERLIN", GroupType: "OFFICE", Path: "/EUROPE/BERLIN", Roles: []string{"ADMIN", "USER"}},
+	GroupRolesChanged{GroupID: "BERLIN", GroupType: "OFFICE", Path: "/EUROPE/BERLIN", Roles: []string{"USER"}},
+	GroupLeft{GroupID: "BERLIN"},
+	GroupTypeSet{GroupType: "OFFICE", RoleMode: ModeAllowedRoles, AllowedRoles: []string{"ADMIN", "USER"}, Created: true, Fields: []string{"roleMode", "allowedRoles"}},
+	GroupTypeDeleted{GroupType: "OFFICE"},
+	GroupSet{GroupID: "BERLIN", GroupName: "Berlin", GroupType: "OFFICE", ParentID: "EUROPE", Description: "Next to the station.",
+		CustomFields: map[string]jsontext.Value{"floor": value("3")}, Created: true,
+		Fields: []string{"groupName", "groupType", "parentId", "description", "customFields"}},
+	GroupDeleted{GroupID: "BERLIN"},
 	RoleSet{"AUDITOR", "Auditor", "Reads everything.", true, []string{"name", "description"}},
 	RoleDeleted{"AUDITOR"},
 	WebhookCreated{"https://crm.example/hook", []string{"USER_*"}, FormatStandard, PayloadFull, 17},
@@ -46,7 +56,11 @@ var goldenEvents = []Event{
 
 // otherwise are events that go by another public name than the golden one of
 // their type.
-var otherwise = []Event{RoleSet{Role: "AUDITOR", Fields: []string{"name"}}}
+var otherwise = []Event{
+	RoleSet{Role: "AUDITOR", Fields: []string{"name"}},
+	GroupTypeSet{GroupType: "OFFICE", Fields: []string{"roleMode"}},
+	GroupSet{GroupID: "BERLIN", Fields: []string{"parentId"}},
+}
 
 var fullProfile = Profile{
 	GivenName: "Ada", FamilyName: "King", MiddleName: "Augusta", Nickname: "Countess",
@@ -151,7 +165,7 @@ func TestGoldenEvents(t *testing.T) {
 // personal, and that nothing that is somebody's is clear.
 func TestClassified(t *testing.T) {
 	clear := []string{
-		"AccountCreated.Origin", "AccountCreated.Status", "AccountCreated.IdentityID", "AccountCreated.Provider",
+		"AccountCreated.Origin", "AccountCreated.Status", "AccountCreated.IdentityID", "AccountCreated.Provider", "AccountCreated.Groups",
 		"IdentityLinked.IdentityID", "IdentityLinked.Provider", "IdentityUnlinked.IdentityID", "IdentityUnlinked.Provider",
 		"ProfileUpdated.IdentityID", "ProfileUpdated.Fields", "StatusChanged.From", "StatusChanged.To", "CustomFieldsUpdated.Fields",
 		"AccountMerged.From", "AccountMerged.Via", "AccountMerged.Status", "AccountMerged.CreatedTime", "AccountMerged.IdentityIDs",
@@ -160,6 +174,11 @@ func TestClassified(t *testing.T) {
 		"AccountRestored.Survivor", "AccountRestored.To", "AccountRestored.IdentityIDs",
 		"IdentitiesReturned.From", "IdentitiesReturned.IdentityIDs",
 		"AccountErased.KeyID",
+		"GroupJoined.GroupID", "GroupJoined.GroupType", "GroupJoined.Path", "GroupJoined.Roles", "GroupLeft.GroupID",
+		"GroupRolesChanged.GroupID", "GroupRolesChanged.GroupType", "GroupRolesChanged.Path", "GroupRolesChanged.Roles",
+		"GroupTypeSet.GroupType", "GroupTypeSet.RoleMode", "GroupTypeSet.AllowedRoles", "GroupTypeSet.Created", "GroupTypeSet.Fields",
+		"GroupTypeDeleted.GroupType", "GroupDeleted.GroupID", "GroupSet.GroupID", "GroupSet.GroupName", "GroupSet.GroupType",
+		"GroupSet.ParentID", "GroupSet.Description", "GroupSet.CustomFields", "GroupSet.Created", "GroupSet.Fields",
 		"RoleSet.Role", "RoleSet.Name", "RoleSet.Description", "RoleSet.Created", "RoleSet.Fields", "RoleDeleted.Role",
 		"WebhookCreated.URL", "WebhookCreated.Events", "WebhookCreated.Format", "WebhookCreated.Payload", "WebhookCreated.After",
 		"WebhookStateChanged.From", "WebhookStateChanged.To", "WebhookStateChanged.Reason",

@@ -2,6 +2,7 @@ package domain
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,10 +35,14 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 			EmailVerified: e.Profile.EmailVerified, Status: e.Status, Provider: e.Provider,
 			CreatedTime: x.OccurredTime(), CustomFields: e.CustomFields,
 		}
-		if e.Origin != OriginRegistered {
-			return []publicEvent{{"USER_CREATED", created}}
+		events := []publicEvent{{"USER_CREATED", created}}
+		if e.Origin == OriginRegistered {
+			events = append(events, publicEvent{"USER_REGISTERED", userRegistered{created, e.Registration}})
 		}
-		return []publicEvent{{"USER_CREATED", created}, {"USER_REGISTERED", userRegistered{created, e.Registration}}}
+		for _, g := range e.Groups {
+			events = append(events, publicEvent{"GROUP_MEMBER_ADDED", memberChanged{x.Sub(), g.GroupID, g.Roles}})
+		}
+		return events
 	},
 	"account.profile-updated.v1": func(x Entry) []publicEvent {
 		e := x.Event.(ProfileUpdated)
@@ -76,6 +81,17 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 		return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), StatusCombined, e.To, x.Meta.ReasonCode}}}
 	},
 	"account.identities-returned.v1": func(x Entry) []publicEvent { return nil }, // USER_SEPARATED has told of them
+	"account.group-joined.v1": func(x Entry) []publicEvent {
+		e := x.Event.(GroupJoined)
+		return []publicEvent{{"GROUP_MEMBER_ADDED", memberChanged{x.Sub(), e.GroupID, e.Roles}}}
+	},
+	"account.group-roles-changed.v1": func(x Entry) []publicEvent {
+		e := x.Event.(GroupRolesChanged)
+		return []publicEvent{{"GROUP_MEMBER_ROLES_CHANGED", memberChanged{x.Sub(), e.GroupID, e.Roles}}}
+	},
+	"account.group-left.v1": func(x Entry) []publicEvent {
+		return []publicEvent{{"GROUP_MEMBER_REMOVED", groupLeft{x.Sub(), x.Event.(GroupLeft).GroupID}}}
+	},
 	"account.erased.v1": func(x Entry) []publicEvent {
 		return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
 	},
@@ -86,6 +102,20 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	"role.deleted.v1": func(x Entry) []publicEvent {
 		return []publicEvent{{"ROLE_DELETED", configChanged{x.Event.(RoleDeleted).Role, nil}}}
 	},
+	"group-type.set.v1": func(x Entry) []publicEvent {
+		e := x.Event.(GroupTypeSet)
+		return configEventOf("GROUP_TYPE", e.Created, e.GroupType, e.Fields)
+	},
+	"group-type.deleted.v1": func(x Entry) []publicEvent {
+		return []publicEvent{{"GROUP_TYPE_DELETED", configChanged{x.Event.(GroupTypeDeleted).GroupType, nil}}}
+	},
+	"group.set.v1": func(x Entry) []publicEvent {
+		e := x.Event.(GroupSet)
+		return configEventOf("GROUP", e.Created, e.GroupID, e.Fields)
+	},
+	"group.deleted.v1": func(x Entry) []publicEvent {
+		return []publicEvent{{"GROUP_DELETED", configChanged{x.Event.(GroupDeleted).GroupID, nil}}}
+	},
 	"webhook.created.v1":       webhookEvent("WEBHOOK_CREATED"),
 	"webhook.state-changed.v1": webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.deleted.v1":       webhookEvent("WEBHOOK_DELETED"),
@@ -93,6 +123,8 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 
 // PublicNames is the public catalogue, sorted.
 var PublicNames = []string{
+	"GROUP_CREATED", "GROUP_DELETED", "GROUP_MEMBER_ADDED", "GROUP_MEMBER_REMOVED", "GROUP_MEMBER_ROLES_CHANGED",
+	"GROUP_TYPE_CREATED", "GROUP_TYPE_DELETED", "GROUP_TYPE_UPDATED", "GROUP_UPDATED",
 	"IDENTITY_LINKED", "IDENTITY_UNLINKED",
 	"ROLE_CREATED", "ROLE_DELETED", "ROLE_UPDATED",
 	"USER_COMBINED", "USER_CREATED", "USER_DELETED", "USER_REGISTERED", "USER_SEPARATED", "USER_STATUS_CHANGED", "USER_UPDATED",
@@ -147,6 +179,15 @@ type (
 		Sub        string `json:"sub"`
 		IdentityID string `json:"identityId"`
 		Provider   string `json:"provider"`
+	}
+	memberChanged struct {
+		Sub     string   `json:"sub"`
+		GroupID string   `json:"groupId"`
+		Roles   []string `json:"roles"`
+	}
+	groupLeft struct {
+		Sub     string `json:"sub"`
+		GroupID string `json:"groupId"`
 	}
 	configChanged struct {
 		ID     string   `json:"id"`
@@ -205,7 +246,11 @@ func Public(x Entry) ([]PublicEvent, error) {
 		}
 		id := x.ID
 		if i > 0 {
-			id = uuid.NewSHA1(x.ID, []byte(p.name))
+			name := p.name
+			if p.name == events[i-1].Type {
+				name += strconv.Itoa(i) // several of one name: by their places
+			}
+			id = uuid.NewSHA1(x.ID, []byte(name))
 		}
 		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), strings.Fields(x.Meta.CombinedSubs), x.Revision, x.OccurredTime(), data})
 	}

@@ -3,6 +3,7 @@ package domain
 import (
 	"context"
 	"regexp"
+	"slices"
 	"time"
 
 	"accountledger/eventstore"
@@ -51,6 +52,8 @@ func (e RoleDeleted) evolve(c *Config, _ Entry) { delete(c.Roles, e.Role) }
 // objectID is what an operator may call a role, a group, a consent.
 var objectID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
 
+const objectIDRule = "a letter or digit and up to 63 letters, digits, '_', '.' or '-'"
+
 // PutRole defines a role, or changes one.
 type PutRole struct {
 	Role, Name, Description string
@@ -68,7 +71,7 @@ func roleRevision(c *Config, role string) eventstore.Revision {
 func (p PutRole) decide(c *Config, _ time.Time) ([]Event, error) {
 	var f faults
 	if !objectID.MatchString(p.Role) {
-		f.add("/role", "a letter or digit and up to 63 letters, digits, '_', '.' or '-'")
+		f.add("/role", objectIDRule)
 	}
 	f.text("/name", p.Name, 255)
 	f.text("/description", p.Description, 2048)
@@ -111,7 +114,7 @@ type DeleteRole struct {
 
 func (d DeleteRole) revision(c *Config) eventstore.Revision { return roleRevision(c, d.Role) }
 
-func (d DeleteRole) survey(ctx context.Context, census Census) (ConfigCommand, error) {
+func (d DeleteRole) survey(ctx context.Context, _ *Config, census Census) (ConfigCommand, error) {
 	var err error
 	d.members, err = census.Members(ctx, "", d.Role)
 	return d, err
@@ -119,11 +122,19 @@ func (d DeleteRole) survey(ctx context.Context, census Census) (ConfigCommand, e
 
 func (d DeleteRole) decide(c *Config, _ time.Time) ([]Event, error) {
 	r, ok := c.Roles[d.Role]
+	types := 0
+	for _, t := range c.GroupTypes {
+		if slices.Contains(t.AllowedRoles, d.Role) {
+			types++
+		}
+	}
 	switch {
 	case !ok:
 		return nil, refuse(CodeRoleNotFound, "There is no such role.")
 	case r.System:
 		return nil, refuse(CodeSystemManaged, "The role is one of the system's.")
+	case types > 0:
+		return nil, refuse(CodeInUse, "The role is allowed by %d group types.", types)
 	case d.members > 0:
 		return nil, refuse(CodeInUse, "The role is held in %d memberships.", d.members)
 	}

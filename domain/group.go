@@ -1,0 +1,435 @@
+package domain
+
+import (
+	"bytes"
+	"context"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/eventstore"
+)
+
+// GroupType says what the groups of a kind have in common: which roles their
+// members have.
+type GroupType struct {
+	GroupType    string              `json:"groupType"` // its id: DEPARTMENT
+	RoleMode     RoleMode            `json:"roleMode"`
+	AllowedRoles []string            `json:"allowedRoles"` // sorted; of ModeAllowedRoles
+	System       bool                `json:"system"`       // there from the start, and for good
+	Revision     eventstore.Revision `json:"revision"`     // of the configuration, when it last changed; -1: never
+}
+
+// RoleMode says which roles a membership has.
+type RoleMode string
+
+// The role modes.
+const (
+	ModeAnyRoles      RoleMode = "any_roles"      // any, or none
+	ModeNoRoles       RoleMode = "no_roles"       // none
+	ModeRolesRequired RoleMode = "roles_required" // any, and at least one
+	ModeAllowedRoles  RoleMode = "allowed_roles"  // those of GroupType.AllowedRoles, or none
+)
+
+// RoleModes lists every role mode.
+var RoleModes = []RoleMode{ModeAnyRoles, ModeNoRoles, ModeRolesRequired, ModeAllowedRoles}
+
+func (t GroupType) allows(role string) bool {
+	switch t.RoleMode {
+	case ModeNoRoles:
+		return false
+	case ModeAllowedRoles:
+		return slices.Contains(t.AllowedRoles, role)
+	}
+	return true
+}
+
+// Group is a group that accounts are members of. Groups are a tree.
+type Group struct {
+	GroupID      string                    `json:"groupId"`
+	GroupName    string                    `json:"groupName"`
+	GroupType    string                    `json:"groupType"`
+	ParentID     string                    `json:"parentId,omitzero"` // none: it is a root
+	Description  string                    `json:"description,omitzero"`
+	CustomFields map[string]jsontext.Value `json:"customFields"` // an application's own; nobody's personal data
+	System       bool                      `json:"system"`       // there from the start, and for good
+	Revision     eventstore.Revision       `json:"revision"`     // of the configuration, when it last changed; -1: never
+}
+
+// The groups that are there before the first event.
+const (
+	GroupUsers  = "CIDAAS_USERS"  // every new account joins it with RoleUser
+	GroupAdmins = "CIDAAS_ADMINS" // protected: only administrators change who is in it
+)
+
+// groupTypeSystem is the type of the system's groups.
+const groupTypeSystem = "SYSTEM"
+
+var (
+	systemGroupTypes = []GroupType{
+		{GroupType: groupTypeSystem, RoleMode: ModeAnyRoles, System: true, Revision: eventstore.NoStream},
+	}
+	systemGroups = []Group{
+		{GroupID: GroupUsers, GroupName: "Users", GroupType: groupTypeSystem, System: true, Revision: eventstore.NoStream},
+		{GroupID: GroupAdmins, GroupName: "Administrators", GroupType: groupTypeSystem, System: true, Revision: eventstore.NoStream},
+	}
+)
+
+// maxGroupDepth bounds how many groups are above one another.
+const maxGroupDepth = 32
+
+// path is where a group is: the ids from the root down, "/EUROPE/BERLIN". The
+// way up ends, for the tree has no cycles.
+func (c *Config) path(id string) string {
+	if id == "" {
+		return ""
+	}
+	return c.path(c.Groups[id].ParentID) + "/" + id
+}
+
+// depth is how many groups there are from the root down to id.
+func (c *Config) depth(id string) int { return strings.Count(c.path(id), "/") }
+
+// children are the ids of the groups right below id.
+func (c *Config) children(id string) []string {
+	var ids []string
+	for _, g := range c.Groups {
+		if g.ParentID == id {
+			ids = append(ids, g.GroupID)
+		}
+	}
+	return ids
+}
+
+// height is how many groups there are from id down to its lowest.
+func (c *Config) height(id string) int {
+	below := 0
+	for _, child := range c.children(id) {
+		below = max(below, c.height(child))
+	}
+	return 1 + below
+}
+
+// below reports whether id is above, or under it somewhere.
+func (c *Config) below(id, above string) bool {
+	for ; id != ""; id = c.Groups[id].ParentID {
+		if id == above {
+			return true
+		}
+	}
+	return false
+}
+
+// GroupTypeSet defines a group type, or changes one.
+type GroupTypeSet struct {
+	GroupType    string   `json:"groupType" pii:"clear"`
+	RoleMode     RoleMode `json:"roleMode" pii:"clear"`
+	AllowedRoles []string `json:"allowedRoles,omitzero" pii:"clear"`
+	Created      bool     `json:"created,omitzero" pii:"clear"` // there was none of this id
+	Fields       []string `json:"fields" pii:"clear"`           // names of the members that changed
+}
+
+func (GroupTypeSet) eventType() string { return "group-type.set.v1" }
+
+func (e GroupTypeSet) evolve(c *Config, x Entry) {
+	c.GroupTypes[e.GroupType] = GroupType{GroupType: e.GroupType, RoleMode: e.RoleMode, AllowedRoles: e.AllowedRoles, Revision: x.Revision}
+}
+
+// GroupTypeDeleted removes a group type that no group has.
+type GroupTypeDeleted struct {
+	GroupType string `json:"groupType" pii:"clear"`
+}
+
+func (GroupTypeDeleted) eventType() string { return "group-type.deleted.v1" }
+
+func (e GroupTypeDeleted) evolve(c *Config, _ Entry) { delete(c.GroupTypes, e.GroupType) }
+
+// GroupSet defines a group, or changes one: what is in it, and where it is.
+type GroupSet struct {
+	GroupID      string                    `json:"groupId" pii:"clear"`
+	GroupName    string                    `json:"groupName" pii:"clear"`
+	GroupType    string                    `json:"groupType" pii:"clear"`
+	ParentID     string                    `json:"parentId,omitzero" pii:"clear"`
+	Description  string                    `json:"description,omitzero" pii:"clear"`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" pii:"clear"`
+	Created      bool                      `json:"created,omitzero" pii:"clear"` // there was none of this id
+	Fields       []string                  `json:"fields" pii:"clear"`           // names of the members that changed
+}
+
+func (GroupSet) eventType() string { return "group.set.v1" }
+
+func (e GroupSet) evolve(c *Config, x Entry) {
+	c.Groups[e.GroupID] = Group{GroupID: e.GroupID, GroupName: e.GroupName, GroupType: e.GroupType, ParentID: e.ParentID,
+		Description: e.Description, CustomFields: e.CustomFields, System: c.Groups[e.GroupID].System, Revision: x.Revision}
+}
+
+// GroupDeleted removes an empty group.
+type GroupDeleted struct {
+	GroupID string `json:"groupId" pii:"clear"`
+}
+
+func (GroupDeleted) eventType() string { return "group.deleted.v1" }
+
+func (e GroupDeleted) evolve(c *Config, _ Entry) { delete(c.Groups, e.GroupID) }
+
+// PutGroupType defines a group type, or changes one. A change that
+// memberships break is refused.
+type PutGroupType struct {
+	GroupType    string
+	RoleMode     RoleMode
+	AllowedRoles []string // with ModeAllowedRoles, and only then
+
+	broken int64 // members who would have what they may not, or not what they must
+}
+
+func (p PutGroupType) revision(c *Config) eventstore.Revision {
+	return groupTypeRevision(c, p.GroupType)
+}
+
+func groupTypeRevision(c *Config, id string) eventstore.Revision {
+	if t, ok := c.GroupTypes[id]; ok {
+		return t.Revision
+	}
+	return eventstore.NoStream
+}
+
+func (p PutGroupType) survey(ctx context.Context, c *Config, census Census) (ConfigCommand, error) {
+	t := GroupType{RoleMode: p.RoleMode, AllowedRoles: p.AllowedRoles}
+	for _, g := range c.Groups {
+		if g.GroupType != p.GroupType {
+			continue
+		}
+		n, err := broken(ctx, c, census, g.GroupID, t)
+		if err != nil {
+			return nil, err
+		}
+		p.broken += n
+	}
+	return p, nil
+}
+
+// broken counts what a group's memberships would break if it were of type t:
+// the roles in them that it does not allow, or those without the role that it
+// requires.
+func broken(ctx context.Context, c *Config, census Census, groupID string, t GroupType) (int64, error) {
+	if t.RoleMode == ModeRolesRequired {
+		return census.Members(ctx, groupID, NoRole)
+	}
+	sum := int64(0)
+	for role := range c.Roles {
+		if t.allows(role) {
+			continue
+		}
+		n, err := census.Members(ctx, groupID, role)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// refuseBroken refuses what memberships would break.
+func refuseBroken(mode RoleMode, n int64) error {
+	switch {
+	case n == 0:
+		return nil
+	case mode == ModeRolesRequired:
+		return refuse(CodeInUse, "%d members have no role.", n)
+	}
+	return refuse(CodeInUse, "Members hold %d roles that would not be allowed.", n)
+}
+
+func (p PutGroupType) decide(c *Config, _ time.Time) ([]Event, error) {
+	var f faults
+	if !objectID.MatchString(p.GroupType) {
+		f.add("/groupType", objectIDRule)
+	}
+	if !slices.Contains(RoleModes, p.RoleMode) {
+		f.add("/roleMode", "must be any_roles, no_roles, roles_required or allowed_roles")
+	}
+	if (p.RoleMode == ModeAllowedRoles) != (len(p.AllowedRoles) > 0) {
+		f.add("/allowedRoles", "required with the role mode allowed_roles, and only then")
+	}
+	allowed := f.roles("/allowedRoles", c, p.AllowedRoles)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	old, exists := c.GroupTypes[p.GroupType]
+	e := GroupTypeSet{GroupType: p.GroupType, RoleMode: p.RoleMode, AllowedRoles: allowed, Created: !exists}
+	e.Fields = changed(!exists, member{"roleMode", old.RoleMode != e.RoleMode}, member{"allowedRoles", !slices.Equal(old.AllowedRoles, allowed)})
+	if len(e.Fields) == 0 {
+		return nil, nil
+	}
+	if old.System {
+		return nil, refuse(CodeSystemManaged, "The group type is the system's.")
+	}
+	if err := refuseBroken(p.RoleMode, p.broken); err != nil {
+		return nil, err
+	}
+	return []Event{e}, nil
+}
+
+// roles checks that roles exist and returns them sorted, each once.
+func (f *faults) roles(pointer string, c *Config, roles []string) []string {
+	if len(roles) > maxRoles {
+		f.add(pointer, "at most %d roles", maxRoles)
+		return nil
+	}
+	for i, role := range roles {
+		if _, ok := c.Roles[role]; !ok {
+			f.add(pointer+"/"+strconv.Itoa(i), "must be a role that exists")
+		}
+	}
+	if len(roles) == 0 {
+		return nil
+	}
+	sorted := slices.Clone(roles)
+	slices.Sort(sorted)
+	return slices.Compact(sorted)
+}
+
+// maxRoles bounds the roles of a membership or a group type.
+const maxRoles = 100
+
+// DeleteGroupType removes a group type; one that a group has, or that is the
+// system's, is refused.
+type DeleteGroupType struct{ GroupType string }
+
+func (d DeleteGroupType) revision(c *Config) eventstore.Revision {
+	return groupTypeRevision(c, d.GroupType)
+}
+
+func (d DeleteGroupType) decide(c *Config, _ time.Time) ([]Event, error) {
+	t, ok := c.GroupTypes[d.GroupType]
+	groups := 0
+	for _, g := range c.Groups {
+		if g.GroupType == d.GroupType {
+			groups++
+		}
+	}
+	switch {
+	case !ok:
+		return nil, refuse(CodeGroupTypeNotFound, "There is no such group type.")
+	case t.System:
+		return nil, refuse(CodeSystemManaged, "The group type is the system's.")
+	case groups > 0:
+		return nil, refuse(CodeInUse, "The group type is that of %d groups.", groups)
+	}
+	return []Event{GroupTypeDeleted{d.GroupType}}, nil
+}
+
+// PutGroup defines a group, or changes one. Of a group of the system, its
+// place and type stay.
+type PutGroup struct {
+	GroupID, GroupName, GroupType, ParentID, Description string
+	CustomFields                                         map[string]jsontext.Value
+
+	broken int64 // see PutGroupType
+}
+
+func (p PutGroup) revision(c *Config) eventstore.Revision { return groupRevision(c, p.GroupID) }
+
+func groupRevision(c *Config, id string) eventstore.Revision {
+	if g, ok := c.Groups[id]; ok {
+		return g.Revision
+	}
+	return eventstore.NoStream
+}
+
+func (p PutGroup) survey(ctx context.Context, c *Config, census Census) (ConfigCommand, error) {
+	t, ok := c.GroupTypes[p.GroupType]
+	if old, exists := c.Groups[p.GroupID]; !ok || !exists || old.GroupType == p.GroupType {
+		return p, nil
+	}
+	var err error
+	p.broken, err = broken(ctx, c, census, p.GroupID, t)
+	return p, err
+}
+
+func (p PutGroup) decide(c *Config, _ time.Time) ([]Event, error) {
+	var f faults
+	if !objectID.MatchString(p.GroupID) {
+		f.add("/groupId", objectIDRule)
+	}
+	f.text("/groupName", p.GroupName, 255)
+	f.text("/description", p.Description, 2048)
+	if _, ok := c.GroupTypes[p.GroupType]; !ok {
+		f.add("/groupType", "must be a group type that exists")
+	}
+	f.parent(c, p)
+	fields := f.customFields("/customFields", p.CustomFields)
+	maps.DeleteFunc(fields, func(_ string, v jsontext.Value) bool { return v.Kind() == 'n' })
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	old, exists := c.Groups[p.GroupID]
+	e := GroupSet{GroupID: p.GroupID, GroupName: p.GroupName, GroupType: p.GroupType, ParentID: p.ParentID, Description: p.Description,
+		CustomFields: fields, Created: !exists}
+	equal := func(a, b jsontext.Value) bool { return bytes.Equal(a, b) }
+	e.Fields = changed(!exists, member{"groupName", old.GroupName != e.GroupName}, member{"groupType", old.GroupType != e.GroupType},
+		member{"parentId", old.ParentID != e.ParentID}, member{"description", old.Description != e.Description},
+		member{"customFields", !maps.EqualFunc(old.CustomFields, fields, equal)})
+	switch {
+	case len(e.Fields) == 0:
+		return nil, nil
+	case old.System && (old.GroupType != e.GroupType || old.ParentID != e.ParentID):
+		return nil, refuse(CodeSystemManaged, "The group is the system's: its type and its place stay.")
+	}
+	if err := refuseBroken(c.GroupTypes[p.GroupType].RoleMode, p.broken); err != nil {
+		return nil, err
+	}
+	return []Event{e}, nil
+}
+
+// parent checks that the tree is one afterwards, and not too deep.
+func (f *faults) parent(c *Config, p PutGroup) {
+	if p.ParentID == "" {
+		return
+	}
+	_, ok := c.Groups[p.ParentID]
+	switch {
+	case p.ParentID == p.GroupID, ok && c.below(p.ParentID, p.GroupID):
+		f.add("/parentId", "must not be the group itself or one below it")
+	case !ok:
+		f.add("/parentId", "must be a group that exists")
+	case c.depth(p.ParentID)+c.height(p.GroupID) > maxGroupDepth:
+		f.add("/parentId", "at most %d groups are above one another", maxGroupDepth)
+	}
+}
+
+// DeleteGroup removes a group; one that has groups below it or members, or is
+// the system's, is refused.
+type DeleteGroup struct {
+	GroupID string
+
+	members int64
+}
+
+func (d DeleteGroup) revision(c *Config) eventstore.Revision { return groupRevision(c, d.GroupID) }
+
+func (d DeleteGroup) survey(ctx context.Context, _ *Config, census Census) (ConfigCommand, error) {
+	var err error
+	d.members, err = census.Members(ctx, d.GroupID, "")
+	return d, err
+}
+
+func (d DeleteGroup) decide(c *Config, _ time.Time) ([]Event, error) {
+	g, ok := c.Groups[d.GroupID]
+	children := len(c.children(d.GroupID))
+	switch {
+	case !ok:
+		return nil, refuse(CodeGroupNotFound, "There is no such group.")
+	case g.System:
+		return nil, refuse(CodeSystemManaged, "The group is one of the system's.")
+	case children > 0:
+		return nil, refuse(CodeInUse, "The group has %d groups below it.", children)
+	case d.members > 0:
+		return nil, refuse(CodeInUse, "The group has %d members.", d.members)
+	}
+	return []Event{GroupDeleted{d.GroupID}}, nil
+}

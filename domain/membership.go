@@ -1,0 +1,175 @@
+package domain
+
+import (
+	"slices"
+	"strconv"
+	"time"
+)
+
+// Membership is an account in a group. Its type and path are the group's when
+// the membership was last set: a group that is moved later leaves its
+// members' accounts as they are, so that no account changes without an event
+// of its own, and a move is one event however many members there are.
+type Membership struct {
+	GroupID    string    `json:"groupId"`
+	GroupType  string    `json:"groupType"`
+	Path       string    `json:"path"` // ids of groups from the root down: /EUROPE/BERLIN
+	Roles      []string  `json:"roles"`
+	JoinedTime time.Time `json:"joinedTime"`
+}
+
+// RoleUser is the role with which every new account joins GroupUsers.
+const RoleUser = "USER"
+
+// NoRole stands for having none, where Census.Members is asked for a role. It
+// is no role's id.
+const NoRole = "-"
+
+// GroupJoined makes the account a member of a group.
+type GroupJoined struct {
+	GroupID   string   `json:"groupId" pii:"clear"`
+	GroupType string   `json:"groupType" pii:"clear"`
+	Path      string   `json:"path" pii:"clear"`
+	Roles     []string `json:"roles,omitzero" pii:"clear"`
+}
+
+func (GroupJoined) eventType() string { return "account.group-joined.v1" }
+
+func (e GroupJoined) evolve(a Account, x Entry) Account {
+	a.Groups = append(slices.Clip(a.Groups), e.membership(x))
+	return a
+}
+
+func (e GroupJoined) membership(x Entry) Membership {
+	return Membership{e.GroupID, e.GroupType, e.Path, e.Roles, x.OccurredTime()}
+}
+
+// GroupRolesChanged replaces the roles of a membership.
+type GroupRolesChanged struct {
+	GroupID   string   `json:"groupId" pii:"clear"`
+	GroupType string   `json:"groupType" pii:"clear"`
+	Path      string   `json:"path" pii:"clear"`
+	Roles     []string `json:"roles,omitzero" pii:"clear"`
+}
+
+func (GroupRolesChanged) eventType() string { return "account.group-roles-changed.v1" }
+
+func (e GroupRolesChanged) evolve(a Account, _ Entry) Account {
+	a.Groups = slices.Clone(a.Groups)
+	for i := range a.Groups {
+		if m := &a.Groups[i]; m.GroupID == e.GroupID {
+			m.GroupType, m.Path, m.Roles = e.GroupType, e.Path, e.Roles
+		}
+	}
+	return a
+}
+
+// GroupLeft ends a membership.
+type GroupLeft struct {
+	GroupID string `json:"groupId" pii:"clear"`
+}
+
+func (GroupLeft) eventType() string { return "account.group-left.v1" }
+
+func (e GroupLeft) evolve(a Account, _ Entry) Account {
+	a.Groups = slices.DeleteFunc(slices.Clone(a.Groups), func(m Membership) bool { return m.GroupID == e.GroupID })
+	return a
+}
+
+// maxGroups keeps an account a small document.
+const maxGroups = 200
+
+func (a Account) membership(groupID string) (Membership, bool) {
+	i := slices.IndexFunc(a.Groups, func(m Membership) bool { return m.GroupID == groupID })
+	if i < 0 {
+		return Membership{}, false
+	}
+	return a.Groups[i], true
+}
+
+// firstGroups are the memberships every new account has.
+func firstGroups(c *Config) []GroupJoined {
+	return []GroupJoined{{GroupID: GroupUsers, GroupType: c.Groups[GroupUsers].GroupType, Path: c.path(GroupUsers), Roles: []string{RoleUser}}}
+}
+
+// SetMembership makes the account a member of a group with these roles, and no
+// others.
+type SetMembership struct {
+	GroupID string
+	Roles   []string
+}
+
+func (SetMembership) command() {}
+
+func (c SetMembership) decide(s Setting, a Account) ([]Event, error) {
+	g, err := groupToChange(s, c.GroupID)
+	if err != nil {
+		return nil, err
+	}
+	var f faults
+	roles := f.membershipRoles(s.Config, s.Config.GroupTypes[g.GroupType], c.Roles)
+	old, member := a.membership(c.GroupID)
+	if !member && len(a.Groups) >= maxGroups {
+		f.add("", "an account is in at most %d groups", maxGroups)
+	}
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	joined := GroupJoined{GroupID: c.GroupID, GroupType: g.GroupType, Path: s.Config.path(c.GroupID), Roles: roles}
+	switch {
+	case !member:
+		return []Event{joined}, nil
+	case slices.Equal(old.Roles, roles):
+		return nil, nil
+	}
+	return []Event{GroupRolesChanged(joined)}, nil
+}
+
+// membershipRoles checks the roles of a membership in a group of type t and
+// returns them sorted, each once.
+func (f *faults) membershipRoles(c *Config, t GroupType, roles []string) []string {
+	switch {
+	case t.RoleMode == ModeNoRoles && len(roles) > 0:
+		f.add("/roles", "the members of this group have no roles")
+		return nil
+	case t.RoleMode == ModeRolesRequired && len(roles) == 0:
+		f.add("/roles", "the members of this group have at least one role")
+	}
+	sorted := f.roles("/roles", c, roles)
+	for i, role := range roles {
+		if _, exists := c.Roles[role]; exists && !t.allows(role) {
+			f.add("/roles/"+strconv.Itoa(i), "must be a role that the group's type allows")
+		}
+	}
+	return sorted
+}
+
+// groupToChange gives a group whose members the caller may change.
+func groupToChange(s Setting, id string) (Group, error) {
+	g, ok := s.Config.Groups[id]
+	switch {
+	case !ok:
+		return g, refuse(CodeGroupNotFound, "There is no such group.")
+	case id == GroupAdmins && !s.Admin:
+		return g, refuse(CodeAdminRequired, "Only administrators change who is in this group.")
+	}
+	return g, nil
+}
+
+// LeaveGroup ends a membership. Leaving a group one is not in changes nothing.
+type LeaveGroup struct{ GroupID string }
+
+func (LeaveGroup) command() {}
+
+func (c LeaveGroup) decide(s Setting, a Account) ([]Event, error) {
+	if _, err := groupToChange(s, c.GroupID); err != nil {
+		return nil, err
+	}
+	if _, member := a.membership(c.GroupID); !member {
+		return nil, nil
+	}
+	if c.GroupID == GroupUsers && !s.Admin {
+		return nil, refuse(CodeAdminRequired, "Only administrators take an account out of the group of all users.")
+	}
+	return []Event{GroupLeft{c.GroupID}}, nil
+}
