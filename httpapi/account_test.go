@@ -362,8 +362,8 @@ func TestIdempotencyAtOnce(t *testing.T) {
 			t.Errorf("two outcomes of one creation:\n%s\n%s", bodies[0], body)
 		}
 	}
-	if r := l.want(t, 200, "GET", "/v1/events", ""); len(r.member(t, "events").([]any)) != 2 {
-		t.Errorf("want USER_CREATED and USER_REGISTERED once each: %s", r.body)
+	if r := l.want(t, 200, "GET", "/v1/events", ""); len(r.member(t, "events").([]any)) != 3 {
+		t.Errorf("want USER_CREATED, USER_REGISTERED and GROUP_MEMBER_ADDED once each: %s", r.body)
 	}
 }
 

@@ -86,7 +86,7 @@ func (f files) open(t testing.TB, changes ...func(*Config)) *ledger {
 	codec := domain.Codec{Keys: keys}
 	views, err := projections.Open(ctx, projections.Config{Path: filepath.Join(f.dir, "views.db"), Log: log, Codec: codec, Logger: logger})
 	check(t, err)
-	accounts := domain.NewLedger(domain.LedgerConfig{Log: log, Codec: codec})
+	accounts := domain.NewLedger(domain.LedgerConfig{Log: log, Codec: codec, Census: views.Census()})
 	hooks, err := webhooks.Open(ctx, webhooks.Config{Path: filepath.Join(f.dir, "delivery.db"), Log: log, Codec: codec, Ledger: accounts,
 		Keys: keys, Logger: logger, Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 	check(t, err)

@@ -246,7 +246,7 @@ func TestFeed(t *testing.T) {
 	l.want(t, 200, "PUT", path+"/status", `{"userStatus":"VERIFIED"}`)
 	l.want(t, 201, "POST", path+"/identities", `{"provider":"google","providerUserId":"1"}`)
 
-	want := []string{"USER_CREATED 0", "USER_REGISTERED 0", "USER_UPDATED 1", "USER_STATUS_CHANGED 2", "IDENTITY_LINKED 3"}
+	want := []string{"USER_CREATED 0", "USER_REGISTERED 0", "GROUP_MEMBER_ADDED 0", "USER_UPDATED 1", "USER_STATUS_CHANGED 2", "IDENTITY_LINKED 3"}
 	for _, limit := range []int{1, 2, 3, 1000} {
 		var got []string
 		cursor := "0"
@@ -278,7 +278,7 @@ func TestFeed(t *testing.T) {
 			t.Errorf("after the end: %s", r.body)
 		}
 	}
-	for types, n := range map[string]int{"USER_*": 4, "USER_REGISTERED": 1, "IDENTITY_LINKED,USER_UPDATED": 2, "*": 5} {
+	for types, n := range map[string]int{"USER_*": 4, "USER_REGISTERED": 1, "IDENTITY_LINKED,USER_UPDATED": 2, "*": 6} {
 		r := l.want(t, 200, "GET", "/v1/events?types="+types, "")
 		if got := len(r.member(t, "events").([]any)); got != n {
 			t.Errorf("types=%s gives %d events, want %d", types, got, n)

@@ -172,6 +172,8 @@ func (s *server) routes() {
 	}, s.rebuildProjection)
 	s.mergeRoutes()
 	s.roleRoutes()
+	s.groupRoutes()
+	s.membershipRoutes()
 }
 
 // answer is what a handler answers. Bodies are bytes already: an account goes

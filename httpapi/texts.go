@@ -13,6 +13,7 @@ var memberTexts = map[string]map[string]string{
 		"customFields":       "Values of the application's own fields, by field key.",
 		"combinedInto":       "The account it was merged into: that one has its identities now.",
 		"combinedFrom":       "The accounts that were merged into this one.",
+		"groups":             "The groups it is a member of, in the order of joining.",
 		"createdTime":        "When the account was created.",
 		"updatedTime":        "When its last event was recorded.",
 		"lastLoggedInTime":   "When it last logged in.",
@@ -101,6 +102,31 @@ var memberTexts = map[string]map[string]string{
 		"next":   "Cursor to ask with for what comes after this page. Always there.",
 		"more":   "There is more to read at once.",
 	},
+	"Group": {
+		"groupId":      "The group's id.",
+		"groupName":    "Its name, for people.",
+		"groupType":    "Its group type.",
+		"parentId":     "The group right above it; a root has none.",
+		"description":  "What it is for.",
+		"customFields": "The application's own fields. Never personal data: what is configured cannot be erased.",
+		"system":       "It is there from the start, and can be neither deleted nor moved.",
+		"revision":     "Of the configuration when it last changed, also the ETag; -1: never.",
+	},
+	"GroupType": {
+		"groupType":    "The group type's id.",
+		"roleMode":     "any_roles: any, or none; no_roles: none; roles_required: at least one; allowed_roles: those of allowedRoles, or none.",
+		"allowedRoles": "What the members of such a group may be, with the role mode allowed_roles.",
+		"system":       "It is there from the start, and can be neither deleted nor changed.",
+		"revision":     "Of the configuration when it last changed, also the ETag; -1: never.",
+	},
+	"GroupTypes": {
+		"groupTypes": "All of them, by id.",
+		"next":       "Always null: they fit on one page.",
+	},
+	"Groups": {
+		"groups": "By id.",
+		"next":   "Always null: they fit on one page.",
+	},
 	"History": {
 		"events": "Oldest first.",
 		"next":   "Cursor of the next page, null on the last one.",
@@ -150,12 +176,33 @@ var memberTexts = map[string]map[string]string{
 		"createdTime":            "When the identity was added.",
 		"updatedTime":            "When it was last changed.",
 	},
+	"Membership": {
+		"groupId":    "The group.",
+		"groupType":  "Its type when the membership was last set.",
+		"path":       "Where the group was when the membership was last set: ids from the root down.",
+		"roles":      "What the account is there, sorted.",
+		"joinedTime": "When it joined.",
+	},
 	"NewAccount": {
 		"origin":       "registered by the person, created by a caller, or imported by a batch. Default created.",
 		"userStatus":   "Default VERIFIED; of a registration PENDING, or as configured.",
 		"identities":   "The ways to sign in; at most one of provider self. One of them has an e-mail address, mobile number or username.",
 		"customFields": "Values of the application's own fields, by field key.",
 		"registration": "Where a registration came from.",
+	},
+	"NewGroup": {
+		"groupName":    "The group's name, for people.",
+		"groupType":    "Its group type.",
+		"parentId":     "The group right above it. Default: it is a root.",
+		"description":  "What it is for.",
+		"customFields": "The application's own fields. Never personal data: what is configured cannot be erased.",
+	},
+	"NewGroupType": {
+		"roleMode":     "any_roles: any, or none; no_roles: none; roles_required: at least one; allowed_roles: those of allowedRoles, or none.",
+		"allowedRoles": "With the role mode allowed_roles, and only then.",
+	},
+	"NewMembership": {
+		"roles": "All the roles to be held in the group.",
 	},
 	"NewStatus": {
 		"userStatus": "The status to be.",

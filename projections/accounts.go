@@ -58,19 +58,26 @@ CREATE TABLE identifiers_%[1]d (
 	key     TEXT    NOT NULL, -- as compared
 	account INTEGER NOT NULL,
 	PRIMARY KEY (kind, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE members_%[1]d ( -- how many; who they are is in their accounts
+	group_id TEXT    NOT NULL,
+	role     TEXT    NOT NULL, -- '' counts all members, domain.NoRole those without a role
+	count    INTEGER NOT NULL, -- never 0
+	PRIMARY KEY (group_id, role)
 ) STRICT, WITHOUT ROWID;`
 
 func (a *Accounts) projection() projection {
 	return projection{
 		name:    AccountsView,
-		version: 1,
+		version: 2,
 		follows: func(stream string) bool { return strings.HasPrefix(stream, domain.AccountStream("")) },
 		tables:  accountTables,
 		clear: []string{
 			`DELETE FROM accounts_%[1]d WHERE id IN (SELECT id FROM accounts_%[1]d LIMIT 1000)`,
 			`DELETE FROM identifiers_%[1]d WHERE (kind, key) IN (SELECT kind, key FROM identifiers_%[1]d LIMIT 1000)`,
+			`DELETE FROM members_%[1]d`,
 		},
-		drop:   `DROP TABLE accounts_%[1]d; DROP TABLE identifiers_%[1]d`,
+		drop:   `DROP TABLE accounts_%[1]d; DROP TABLE identifiers_%[1]d; DROP TABLE members_%[1]d`,
 		count:  `SELECT coalesce(max(id), 0) FROM accounts_%[1]d`,
 		writer: a.writer,
 		serve:  a.serve,
@@ -80,6 +87,7 @@ func (a *Accounts) projection() projection {
 // accountWriter folds accounts and writes their rows.
 type accountWriter struct {
 	load, update, release *sql.Stmt
+	count, uncount        *sql.Stmt // members
 	insert, take, offer   insertion
 
 	recent, older map[string]account // accounts as committed, see remember
@@ -97,6 +105,7 @@ type account struct {
 type touched struct {
 	account
 	before  []domain.UserID
+	groups  []domain.Membership // before
 	first   domain.Entry
 	written bool // its row is as it is
 }
@@ -116,6 +125,8 @@ func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error)
 		{&w.load, `SELECT id, json FROM accounts_%[1]d WHERE sub = ?`},
 		{&w.update, `UPDATE accounts_%[1]d SET json = ?, revision = ?, position = ?, erased = ? WHERE id = ?`},
 		{&w.release, `DELETE FROM identifiers_%[1]d WHERE kind = ? AND key = ? AND account = ?`},
+		{&w.count, countMembers},
+		{&w.uncount, uncountMembers},
 		{&w.insert.one, insertAccount},
 		{&w.insert.many, manyRows(insertAccount)},
 		{&w.take.one, takeIdentifier},
@@ -133,7 +144,7 @@ func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error)
 
 func (w *accountWriter) close() error {
 	var errs []error
-	for _, s := range []*sql.Stmt{w.load, w.update, w.release, w.insert.one, w.insert.many, w.take.one, w.take.many, w.offer.one, w.offer.many} {
+	for _, s := range []*sql.Stmt{w.load, w.update, w.release, w.count, w.uncount, w.insert.one, w.insert.many, w.take.one, w.take.many, w.offer.one, w.offer.many} {
 		if s != nil {
 			errs = append(errs, s.Close())
 		}
@@ -149,7 +160,7 @@ func (w *accountWriter) apply(ctx context.Context, b *batch, x domain.Entry) err
 		if err != nil {
 			return err
 		}
-		t = &touched{account: a, before: a.UserIDs, first: x}
+		t = &touched{account: a, before: a.UserIDs, groups: a.Groups, first: x}
 	}
 	switch {
 	case x.Revision <= t.Revision:
@@ -231,7 +242,10 @@ func (w *accountWriter) flush(ctx context.Context, b *batch) error {
 	if err := w.writeRows(ctx, tx, b); err != nil {
 		return err
 	}
-	return w.writeIdentifiers(ctx, tx, b)
+	if err := w.writeIdentifiers(ctx, tx, b); err != nil {
+		return err
+	}
+	return w.writeMembers(ctx, tx)
 }
 
 // writeRows writes the accounts' rows. It parks the stream of one that has no

@@ -193,7 +193,7 @@ func (f *fixture) change(t testing.TB, sub string, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	switch n % 5 {
+	switch n % 6 {
 	case 0:
 		f.execute(t, sub, domain.UpdateProfile{IdentityID: a.Identities[0].IdentityID, Patch: jsontext.Value(fmt.Sprintf(`{"given_name":"Name %d","email":"%d.%s@example.org"}`, n, n, sub))})
 	case 1:
@@ -210,6 +210,12 @@ func (f *fixture) change(t testing.TB, sub string, n int) {
 			status = domain.StatusVerified
 		}
 		f.execute(t, sub, domain.SetStatus{Status: status, Reason: "because"})
+	case 5:
+		var roles []string // none, one, two, none ...
+		for i := range n / 6 % 3 {
+			roles = append(roles, []string{"ADMIN", "CUSTOMER"}[i])
+		}
+		f.execute(t, sub, domain.SetMembership{GroupID: domain.GroupUsers, Roles: roles})
 	}
 }
 
@@ -246,6 +252,7 @@ func dump(t testing.TB, path string) string {
 	for _, query := range []string{
 		`SELECT concat_ws('|', sub, revision, position, coalesce(erased, '-'), json) FROM accounts_%[1]d ORDER BY sub`,
 		`SELECT concat_ws('|', kind, key, sub) FROM identifiers_%[1]d LEFT JOIN accounts_%[1]d ON id = account ORDER BY kind, key`,
+		`SELECT concat_ws('|', group_id, role, count) FROM members_%[1]d ORDER BY group_id, role`,
 	} {
 		rows, err := tx.Query(fmt.Sprintf(query, g))
 		if err != nil {

@@ -67,13 +67,13 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 		return nil, err
 	}
 	l.codec = domain.Codec{Keys: l.keys}
-	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec})
 	l.views, err = projections.Open(ctx, projections.Config{
 		Path: l.dir.path(viewsFile), Log: l.log, Codec: l.codec, Logger: logger,
 	})
 	if err != nil {
 		return nil, err
 	}
+	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec, Census: l.views.Census()})
 	l.hooks, err = webhooks.Open(ctx, webhooks.Config{
 		Path: l.dir.path(deliveryFile), Log: l.log, Codec: l.codec, Ledger: l.ledger, Keys: l.keys,
 		Allow: c.WebhookAllow, UserAgent: "accountledger/" + version(), Logger: logger,

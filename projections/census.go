@@ -1,0 +1,116 @@
+package projections
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+	"slices"
+
+	"accountledger/domain"
+)
+
+const (
+	countMembers   = `INSERT INTO members_%[1]d (group_id, role, count) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count`
+	uncountMembers = `DELETE FROM members_%[1]d WHERE group_id = ? AND role = ? AND count = 0`
+	sumMembers     = `SELECT coalesce(sum(count), 0) FROM members_%[1]d WHERE `
+)
+
+// membership is what members are counted by.
+type membership struct{ group, role string }
+
+// writeMembers counts those who came and those who went: per batch one row for
+// each group and role, however many accounts there are.
+func (w *accountWriter) writeMembers(ctx context.Context, tx *sql.Tx) error {
+	counts := map[membership]int{}
+	for _, t := range w.order {
+		// Most changes are not of groups, and then the slice is the same one.
+		if !t.written || slices.EqualFunc(t.groups, t.Groups, sameRoles) {
+			continue
+		}
+		countAll(counts, t.groups, -1)
+		countAll(counts, t.Groups, +1)
+	}
+	for _, m := range slices.SortedFunc(maps.Keys(counts), func(a, b membership) int {
+		return cmp.Or(cmp.Compare(a.group, b.group), cmp.Compare(a.role, b.role))
+	}) {
+		n := counts[m]
+		if n == 0 {
+			continue
+		}
+		if _, err := tx.StmtContext(ctx, w.count).ExecContext(ctx, m.group, m.role, n); err != nil {
+			return err
+		}
+		if n > 0 {
+			continue
+		}
+		if _, err := tx.StmtContext(ctx, w.uncount).ExecContext(ctx, m.group, m.role); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sameRoles(a, b domain.Membership) bool {
+	return a.GroupID == b.GroupID && slices.Equal(a.Roles, b.Roles)
+}
+
+func countAll(counts map[membership]int, groups []domain.Membership, sign int) {
+	for _, m := range groups {
+		counts[membership{m.GroupID, ""}] += sign
+		if len(m.Roles) == 0 {
+			counts[membership{m.GroupID, domain.NoRole}] += sign
+		}
+		for _, role := range m.Roles {
+			counts[membership{m.GroupID, role}] += sign
+		}
+	}
+}
+
+// Census answers the ledger's questions about all accounts together from the
+// account view, once that has applied all there is in the log.
+func (v *Views) Census() domain.Census { return census{v} }
+
+type census struct{ views *Views }
+
+// Members implements domain.Census.
+func (c census) Members(ctx context.Context, groupID, role string) (n int64, err error) {
+	where, args := `role = ?`, []any{role}
+	if groupID != "" {
+		where, args = `group_id = ? AND role = ?`, []any{groupID, role}
+	}
+	err = c.current(ctx, func(tx *sql.Tx, generation int64) error {
+		return tx.QueryRowContext(ctx, fmt.Sprintf(sumMembers+where, generation), args...).Scan(&n)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("projections: count members: %w", err)
+	}
+	return n, nil
+}
+
+// current asks the live generation of the account view when it has applied
+// the log's head.
+func (c census) current(ctx context.Context, ask func(tx *sql.Tx, generation int64) error) error {
+	head, err := c.views.log.Head(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.views.accounts.view.await(ctx, head); err != nil {
+		return err
+	}
+	tx, generation, _, err := c.views.accounts.snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	// An account that waits may have joined or left since.
+	parked, err := loadParked(ctx, tx, AccountsView, generation)
+	if err != nil {
+		return err
+	}
+	if len(parked) > 0 {
+		return fmt.Errorf("%d accounts wait because an event of theirs could not be applied", len(parked))
+	}
+	return ask(tx, generation)
+}
