@@ -41,6 +41,9 @@ var goldenEvents = []Event{
 	GroupJoined{GroupID: "BERLIN", GroupType: "OFFICE", Path: "/EUROPE/BERLIN", Roles: []string{"ADMIN", "USER"}},
 	GroupRolesChanged{GroupID: "BERLIN", GroupType: "OFFICE", Path: "/EUROPE/BERLIN", Roles: []string{"USER"}},
 	GroupLeft{GroupID: "BERLIN"},
+	LoginRecorded{IdentityID: "0190a1b2-0000-7000-8000-00000000000a", Provider: "self", Method: "password", Situation: Situation{"web", "phone", "London"}},
+	LoginFailed{IdentityID: "0190a1b2-0000-7000-8000-00000000000a", Provider: "self", Method: "password", Reason: LoginDeclined, Situation: Situation{"web", "phone", "London"}},
+	UnknownLogin{Provider: "self", Method: "password"},
 	GroupTypeSet{GroupType: "OFFICE", RoleMode: ModeAllowedRoles, AllowedRoles: []string{"ADMIN", "USER"}, Created: true, Fields: []string{"roleMode", "allowedRoles"}},
 	GroupTypeDeleted{GroupType: "OFFICE"},
 	GroupSet{GroupID: "BERLIN", GroupName: "Berlin", GroupType: "OFFICE", ParentID: "EUROPE", Description: "Next to the station.",
@@ -176,6 +179,8 @@ func TestClassified(t *testing.T) {
 		"AccountErased.KeyID",
 		"GroupJoined.GroupID", "GroupJoined.GroupType", "GroupJoined.Path", "GroupJoined.Roles", "GroupLeft.GroupID",
 		"GroupRolesChanged.GroupID", "GroupRolesChanged.GroupType", "GroupRolesChanged.Path", "GroupRolesChanged.Roles",
+		"LoginRecorded.IdentityID", "LoginRecorded.Provider", "LoginRecorded.Method", "UnknownLogin.Provider", "UnknownLogin.Method",
+		"LoginFailed.IdentityID", "LoginFailed.Provider", "LoginFailed.Method", "LoginFailed.Reason",
 		"GroupTypeSet.GroupType", "GroupTypeSet.RoleMode", "GroupTypeSet.AllowedRoles", "GroupTypeSet.Created", "GroupTypeSet.Fields",
 		"GroupTypeDeleted.GroupType", "GroupDeleted.GroupID", "GroupSet.GroupID", "GroupSet.GroupName", "GroupSet.GroupType",
 		"GroupSet.ParentID", "GroupSet.Description", "GroupSet.CustomFields", "GroupSet.Created", "GroupSet.Fields",
@@ -229,6 +234,9 @@ func TestPublicNames(t *testing.T) {
 		x := Entry{ID: NewID(), Type: e.eventType(), Stream: stream, Time: time.Unix(0, 0).UTC(), Event: e}
 		public, err := Public(x)
 		_, internal := e.(IdentitiesReturned)
+		if _, nobodys := e.(UnknownLogin); nobodys {
+			stream, internal = LoginsStream, true
+		}
 		if err != nil || (len(public) == 0) != internal {
 			t.Errorf("Public(%s) = %v, %v; want events", x.Type, public, err)
 		}

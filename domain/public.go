@@ -92,6 +92,15 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	"account.group-left.v1": func(x Entry) []publicEvent {
 		return []publicEvent{{"GROUP_MEMBER_REMOVED", groupLeft{x.Sub(), x.Event.(GroupLeft).GroupID}}}
 	},
+	"account.login-recorded.v1": func(x Entry) []publicEvent {
+		e := x.Event.(LoginRecorded)
+		return []publicEvent{{"USER_LOGIN", userLogin{x.Sub(), e.IdentityID, e.Provider, e.Method, "", x.OccurredTime(), e.Situation}}}
+	},
+	"account.login-failed.v1": func(x Entry) []publicEvent {
+		e := x.Event.(LoginFailed)
+		return []publicEvent{{"USER_LOGIN_FAILED", userLogin{x.Sub(), e.IdentityID, e.Provider, e.Method, e.Reason, x.OccurredTime(), e.Situation}}}
+	},
+	"login.unknown.v1": func(Entry) []publicEvent { return nil }, // it is nobody's, and subscribers follow accounts
 	"account.erased.v1": func(x Entry) []publicEvent {
 		return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
 	},
@@ -127,7 +136,7 @@ var PublicNames = []string{
 	"GROUP_TYPE_CREATED", "GROUP_TYPE_DELETED", "GROUP_TYPE_UPDATED", "GROUP_UPDATED",
 	"IDENTITY_LINKED", "IDENTITY_UNLINKED",
 	"ROLE_CREATED", "ROLE_DELETED", "ROLE_UPDATED",
-	"USER_COMBINED", "USER_CREATED", "USER_DELETED", "USER_REGISTERED", "USER_SEPARATED", "USER_STATUS_CHANGED", "USER_UPDATED",
+	"USER_COMBINED", "USER_CREATED", "USER_DELETED", "USER_LOGIN", "USER_LOGIN_FAILED", "USER_REGISTERED", "USER_SEPARATED", "USER_STATUS_CHANGED", "USER_UPDATED",
 	"WEBHOOK_CREATED", "WEBHOOK_DELETED", "WEBHOOK_UPDATED",
 }
 
@@ -179,6 +188,15 @@ type (
 		Sub        string `json:"sub"`
 		IdentityID string `json:"identityId"`
 		Provider   string `json:"provider"`
+	}
+	userLogin struct {
+		Sub        string       `json:"sub"`
+		IdentityID string       `json:"identity,omitzero"`
+		Provider   string       `json:"provider"`
+		Method     string       `json:"method,omitzero"`
+		Reason     LoginRefusal `json:"reason,omitzero"`
+		Time       time.Time    `json:"time"`
+		Situation
 	}
 	memberChanged struct {
 		Sub     string   `json:"sub"`

@@ -35,6 +35,7 @@ const (
 	scopeEventsRead    scope = "events:read"    // the feed
 	scopeWebhooksRead  scope = "webhooks:read"
 	scopeWebhooksWrite scope = "webhooks:write"
+	scopeLoginsWrite   scope = "logins:write" // ask whether somebody may log in, and record it
 	scopeConfigRead    scope = "config:read"
 	scopeConfigWrite   scope = "config:write" // change the configuration, rebuild projections
 	scopeAdmin         scope = "ledger:admin" // everything, also what later versions add
@@ -42,7 +43,7 @@ const (
 
 // scopes is the list of all scopes.
 var scopes = []scope{scopeAccountsRead, scopeAccountsWrite, scopeAccountsAdmin, scopeAuditRead, scopeEventsRead,
-	scopeWebhooksRead, scopeWebhooksWrite, scopeConfigRead, scopeConfigWrite, scopeAdmin}
+	scopeWebhooksRead, scopeWebhooksWrite, scopeLoginsWrite, scopeConfigRead, scopeConfigWrite, scopeAdmin}
 
 // credential is what is kept of an API key, in the key store under
 // "credential/<id>". The key itself is kept nowhere.

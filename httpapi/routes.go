@@ -173,6 +173,7 @@ func (s *server) routes() {
 	s.mergeRoutes()
 	s.roleRoutes()
 	s.groupRoutes()
+	s.loginRoutes()
 	s.membershipRoutes()
 }
 

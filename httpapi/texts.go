@@ -176,6 +176,20 @@ var memberTexts = map[string]map[string]string{
 		"createdTime":            "When the identity was added.",
 		"updatedTime":            "When it was last changed.",
 	},
+	"LoginAnswer": {
+		"allowed": "The account may log in.",
+		"sub":     "The account that logs in: of a combined one, the survivor.",
+		"reason":  "Why not: pending, declined, combined, deleted or unknown; for callers without accounts:read always refused.",
+	},
+	"NewLogin": {
+		"identifier": "An e-mail address, mobile number, username or user id at the provider, however it is written.",
+		"sub":        "The account, instead of an identifier.",
+		"provider":   "The identity provider that has signed the person in. Default self.",
+		"client":     "The application.",
+		"device":     "The device.",
+		"location":   "The place.",
+		"method":     "How, as a code: password.",
+	},
 	"Membership": {
 		"groupId":    "The group.",
 		"groupType":  "Its type when the membership was last set.",

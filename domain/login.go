@@ -1,0 +1,153 @@
+package domain
+
+import (
+	"context"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"accountledger/eventstore"
+)
+
+// LoginRefusal says why an account may not log in.
+type LoginRefusal string
+
+// The reasons: those of an account are its status.
+const (
+	LoginPending  LoginRefusal = "pending"
+	LoginDeclined LoginRefusal = "declined"
+	LoginCombined LoginRefusal = "combined"
+	LoginDeleted  LoginRefusal = "deleted"
+	LoginUnknown  LoginRefusal = "unknown" // there is no such account, or it was erased
+)
+
+// LoginRecorded says that somebody logged in to the account.
+type LoginRecorded struct {
+	IdentityID string    `json:"identityId,omitzero" pii:"clear"` // none where the account has none of the provider
+	Provider   string    `json:"provider" pii:"clear"`
+	Method     string    `json:"method,omitzero" pii:"clear"` // a code: password
+	Situation  Situation `json:"situation,omitzero" pii:"seal"`
+}
+
+func (LoginRecorded) eventType() string { return "account.login-recorded.v1" }
+
+func (e LoginRecorded) evolve(a Account, x Entry) Account {
+	a.LastLoggedInTime = x.OccurredTime()
+	if e.IdentityID != "" {
+		a.LastUsedIdentity = e.IdentityID
+	}
+	return a
+}
+
+// LoginFailed says that somebody wanted to log in to the account, which may
+// not be logged in to.
+type LoginFailed struct {
+	IdentityID string       `json:"identityId,omitzero" pii:"clear"`
+	Provider   string       `json:"provider" pii:"clear"`
+	Method     string       `json:"method,omitzero" pii:"clear"`
+	Reason     LoginRefusal `json:"reason" pii:"clear"`
+	Situation  Situation    `json:"situation,omitzero" pii:"seal"`
+}
+
+func (LoginFailed) eventType() string { return "account.login-failed.v1" }
+
+func (LoginFailed) evolve(a Account, _ Entry) Account { return a }
+
+// UnknownLogin says that somebody wanted to log in to an account that there is
+// not. Nothing in it is anybody's: not even what was typed.
+type UnknownLogin struct {
+	Provider string `json:"provider" pii:"clear"`
+	Method   string `json:"method,omitzero" pii:"clear"`
+}
+
+func (UnknownLogin) eventType() string { return "login.unknown.v1" }
+
+// LoginsStream is the stream of the logins that belong to no account. It is
+// only ever appended to, at whatever revision it is at, so those who write to
+// it never wait for one another.
+const LoginsStream = "logins"
+
+// Login records that somebody wants to log in, and decides whether they may:
+// it causes a LoginRecorded or a LoginFailed, and is never refused for the
+// account's status.
+type Login struct {
+	Identifier []Candidate // what it was typed as; none if the sub was given
+	Provider   string
+	Method     string
+	Situation  Situation
+}
+
+func (Login) command() {}
+
+func (Login) admits(Status) bool { return true }
+
+var loginMethod = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
+
+// Check returns what is wrong with the attempt, whoever it is for.
+func (c Login) Check() error {
+	var f faults
+	if !providerKey.MatchString(c.Provider) {
+		f.add("/provider", "a lower-case letter and up to 63 lower-case letters, digits, '_' or '-'")
+	}
+	if c.Method != "" && !loginMethod.MatchString(c.Method) {
+		f.add("/method", "a code of at most 64 lower-case letters, digits, '_', '.' or '-'")
+	}
+	f.text("/client", c.Situation.Client, 255)
+	f.text("/device", c.Situation.Device, 255)
+	f.text("/location", c.Situation.Location, 255)
+	return f.err()
+}
+
+func (c Login) decide(_ Setting, a Account) ([]Event, error) {
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	id := c.identity(a)
+	if a.Status != StatusVerified {
+		reason := LoginRefusal(strings.ToLower(string(a.Status)))
+		return []Event{LoginFailed{IdentityID: id, Provider: c.Provider, Method: c.Method, Reason: reason, Situation: c.Situation}}, nil
+	}
+	return []Event{LoginRecorded{IdentityID: id, Provider: c.Provider, Method: c.Method, Situation: c.Situation}}, nil
+}
+
+// identity is the one that is logged in with: that of the provider that has
+// the identifier, or else the provider's first.
+func (c Login) identity(a Account) string {
+	for _, u := range a.UserIDs {
+		i, ok := a.identity(u.IdentityID)
+		if ok && i.Provider == c.Provider && slices.Contains(c.Identifier, Candidate{u.Type, u.Key()}) {
+			return i.IdentityID
+		}
+	}
+	for _, i := range a.Identities {
+		if i.Provider == c.Provider {
+			return i.IdentityID
+		}
+	}
+	return ""
+}
+
+// RecordUnknownLogin records an attempt to log in to an account that there is
+// not, with one commit like one on an account that there is.
+func (l *Ledger) RecordUnknownLogin(ctx context.Context, r Request, cmd Login) (Entry, error) {
+	if err := cmd.Check(); err != nil {
+		return Entry{}, err
+	}
+	// A digest of the request tests guesses at the identifier in it, and there
+	// is no key to seal it with.
+	meta := r.Meta.WithRequest("", "")
+	e := UnknownLogin{Provider: cmd.Provider, Method: cmd.Method}
+	x := Entry{ID: NewID(), Type: e.eventType(), Stream: LoginsStream, Time: l.now().UTC().Truncate(time.Microsecond), Meta: meta, Event: e}
+	if r.DryRun {
+		return x, nil
+	}
+	encoded, err := l.codec.encode(x, eventstore.KeyID{})
+	if err != nil {
+		return x, err
+	}
+	receipt, err := l.log.Append(ctx, eventstore.Commit{Writes: []eventstore.Write{
+		{Stream: LoginsStream, Expected: eventstore.Any, Events: []eventstore.Event{encoded}}}})
+	x.Position, x.Time = receipt.Last, receipt.Time
+	return x, err
+}
