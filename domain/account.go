@@ -24,7 +24,9 @@ type Account struct {
 	CustomFields     map[string]jsontext.Value `json:"customFields"`
 	CombinedInto     string                    `json:"combinedInto,omitzero"` // the sub of the account that has its identities now
 	CombinedFrom     []Combined                `json:"combinedFrom,omitzero"`
-	Groups           []Membership              `json:"groups"` // in the order of joining
+	Groups           []Membership              `json:"groups"`            // in the order of joining
+	Schedules        []Schedule                `json:"schedules"`         // those that ended first, then the planned ones
+	Deletion         Deletion                  `json:"deletion,omitzero"` // while it is scheduled
 	CreatedTime      time.Time                 `json:"createdTime"`
 	UpdatedTime      time.Time                 `json:"updatedTime"`
 	LastLoggedInTime time.Time                 `json:"lastLoggedInTime,omitzero"`
@@ -35,6 +37,8 @@ type Account struct {
 
 	key      eventstore.KeyID // of the account's personal data; zero until there is some
 	commands commands
+
+	erasureCompleted bool // nothing is left to remove
 }
 
 // NewAccount is the account before its first event.
@@ -106,17 +110,6 @@ type Situation struct {
 	Location string `json:"location,omitzero"`
 }
 
-// AccountErased ends an account: its personal data is gone.
-type AccountErased struct {
-	KeyID string `json:"kid" pii:"clear"` // the destroyed key, in hexadecimal
-}
-
-func (AccountErased) eventType() string { return ErasedType }
-
-// ErasedType is the type of the event that explains why the sealed parts of
-// a stream are missing.
-const ErasedType = "account.erased.v1"
-
 func (e AccountCreated) evolve(a Account, x Entry) Account {
 	a.Status = e.Status
 	a.CreatedTime = x.OccurredTime()
@@ -130,10 +123,6 @@ func (e AccountCreated) evolve(a Account, x Entry) Account {
 	}
 	a.UserIDs = userIDs(a)
 	return a
-}
-
-func (AccountErased) evolve(a Account, x Entry) Account {
-	return Account{Sub: a.Sub, Status: StatusDeleted, CreatedTime: a.CreatedTime, ErasedTime: x.Time, commands: a.commands}
 }
 
 // accountEvent is an event of an account's stream.

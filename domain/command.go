@@ -34,6 +34,7 @@ func Decide(s Setting, a Account, cmd Command) ([]Event, error) {
 // yet.
 func admit(a Account, cmd Command) error {
 	_, creating := cmd.(CreateAccount)
+	_, completing := cmd.(CompleteErasure)
 	ended, ok := cmd.(interface{ admits(Status) bool })
 	switch {
 	case creating && a.Exists():
@@ -42,6 +43,8 @@ func admit(a Account, cmd Command) error {
 		return nil
 	case !a.Exists():
 		return refuse(CodeAccountNotFound, "There is no account with this sub.")
+	case completing && a.Erased():
+		return nil
 	case a.Erased():
 		return refuse(CodeAccountErased, "The account was erased.")
 	case ok && ended.admits(a.Status):
@@ -65,7 +68,7 @@ type CreateAccount struct {
 
 func (CreateAccount) command() {}
 
-func (c CreateAccount) decide(s Setting, _ Account) ([]Event, error) {
+func (c CreateAccount) decide(s Setting, a Account) ([]Event, error) {
 	var f faults
 	status := c.Status
 	switch {
@@ -107,5 +110,5 @@ func (c CreateAccount) decide(s Setting, _ Account) ([]Event, error) {
 	for _, n := range identities[1:] {
 		events = append(events, IdentityLinked(n))
 	}
-	return events, nil
+	return append(events, autoSchedules(s, a.Sub, status)...), nil
 }

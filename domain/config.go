@@ -13,9 +13,10 @@ import (
 // Config is what the ledger's operators have set: the fold of one stream, and
 // the same for all accounts. It is small and always in memory.
 type Config struct {
-	Roles      map[string]Role      // by Role.Role
-	GroupTypes map[string]GroupType // by GroupType.GroupType
-	Groups     map[string]Group     // by Group.GroupID; a tree
+	Roles          map[string]Role          // by Role.Role
+	GroupTypes     map[string]GroupType     // by GroupType.GroupType
+	Groups         map[string]Group         // by Group.GroupID; a tree
+	ScheduleSetups map[string]ScheduleSetup // by ScheduleSetup.SetupID
 
 	Revision eventstore.Revision // of its stream
 	Position eventstore.Position // of its last event
@@ -29,7 +30,8 @@ const ConfigStream = "configuration"
 // NewConfig is the configuration before its first event: what is there from
 // the start.
 func NewConfig() *Config {
-	c := &Config{Roles: map[string]Role{}, GroupTypes: map[string]GroupType{}, Groups: map[string]Group{}, Revision: eventstore.NoStream}
+	c := &Config{Roles: map[string]Role{}, GroupTypes: map[string]GroupType{}, Groups: map[string]Group{},
+		ScheduleSetups: map[string]ScheduleSetup{}, Revision: eventstore.NoStream}
 	for _, r := range systemRoles {
 		c.Roles[r.Role] = r
 	}
@@ -47,6 +49,7 @@ func NewConfig() *Config {
 func (c *Config) clone() *Config {
 	d := *c
 	d.Roles, d.GroupTypes, d.Groups = maps.Clone(c.Roles), maps.Clone(c.GroupTypes), maps.Clone(c.Groups)
+	d.ScheduleSetups = maps.Clone(c.ScheduleSetups)
 	return &d
 }
 

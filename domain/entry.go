@@ -111,8 +111,8 @@ func (c Codec) encode(x Entry, key eventstore.KeyID) (eventstore.Event, error) {
 	if len(e.Clear) > eventstore.MaxClear {
 		return e, refuse(CodeTooLarge, "What is not personal about one change may have at most %d bytes of JSON.", eventstore.MaxClear)
 	}
-	if key == (eventstore.KeyID{}) {
-		return e, nil
+	if _, erased := x.Event.(AccountErased); erased || key == (eventstore.KeyID{}) {
+		return e, nil // what ends an account is not sealed under the key that ends with it
 	}
 	personal, err := encodePersonal(x.Event, x.Meta)
 	if err != nil {

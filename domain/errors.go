@@ -40,6 +40,11 @@ const (
 	CodeGroupNotFound           Code = "group-not-found"
 	CodeGroupTypeNotFound       Code = "group-type-not-found"
 	CodeAdminRequired           Code = "admin-required"
+	CodeScheduleNotFound        Code = "schedule-not-found"
+	CodeScheduleEnded           Code = "schedule-ended"
+	CodeScheduleSetupNotFound   Code = "schedule-setup-not-found"
+	CodeScheduleSetupOrder      Code = "schedule-setup-order"
+	CodeDeletionNotFound        Code = "deletion-not-found"
 	CodeWebhookNotFound         Code = "webhook-not-found"
 )
 
@@ -51,6 +56,7 @@ var Codes = []Code{
 	CodeIdempotencyKeyReused, CodeTooLarge, CodeWebhookNotFound,
 	CodeMergeRefused, CodeInUse, CodeSystemManaged, CodeRoleNotFound,
 	CodeGroupNotFound, CodeGroupTypeNotFound, CodeAdminRequired,
+	CodeScheduleNotFound, CodeScheduleEnded, CodeScheduleSetupNotFound, CodeScheduleSetupOrder, CodeDeletionNotFound,
 }
 
 // Error is a refusal by rule: the caller's to mend. Anything else that fails

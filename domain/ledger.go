@@ -190,7 +190,9 @@ func (l *Ledger) again(try func() (Result, error), subs ...string) (Result, erro
 // try decides over the accounts and appends what was decided. The first of
 // them is the one the command was asked of.
 func (l *Ledger) try(ctx context.Context, r Request, cmd Command, before []Account, decide func(Setting) ([][]Event, error)) (Result, error) {
-	if seen, repeated, err := before[0].commands.find(r.Meta); repeated || err != nil {
+	// What an erased account was asked can no longer be told from another
+	// request under the same id: it is refused like any other.
+	if seen, repeated, err := before[0].commands.find(r.Meta); !before[0].Erased() && (repeated || err != nil) {
 		if err != nil {
 			return Result{}, err
 		}
@@ -283,7 +285,7 @@ func (l *Ledger) append(ctx context.Context, cmd Command, before, after []Accoun
 // write seals entries, each under the key of the account whose data it holds.
 // A new account gets its key.
 func (l *Ledger) write(ctx context.Context, keys map[string]eventstore.KeyID, before Account, entries []Entry) (eventstore.Write, error) {
-	if keys[before.Sub] == (eventstore.KeyID{}) {
+	if keys[before.Sub] == (eventstore.KeyID{}) && !before.Erased() {
 		key, err := l.codec.Keys.NewKey(ctx)
 		if err != nil {
 			return eventstore.Write{}, fmt.Errorf("domain: a key for a new account: %w", err)

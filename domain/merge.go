@@ -241,7 +241,8 @@ func (c MergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]Eve
 		nested.Identities, nested.IdentityIDs = b.identitiesOf(n.Sub)
 		events = append(events, nested)
 	}
-	return events, [][]Event{{AccountCombined{Into: a.Sub, From: b.Status}}}, nil
+	ended := cancelPlanned(b, reasonCombined, func(Schedule) bool { return true })
+	return events, [][]Event{append(ended, AccountCombined{Into: a.Sub, From: b.Status})}, nil
 }
 
 // identitiesOf are the identities that came to a from another account, "" for

@@ -101,7 +101,41 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 		return []publicEvent{{"USER_LOGIN_FAILED", userLogin{x.Sub(), e.IdentityID, e.Provider, e.Method, e.Reason, x.OccurredTime(), e.Situation}}}
 	},
 	"login.unknown.v1": func(Entry) []publicEvent { return nil }, // it is nobody's, and subscribers follow accounts
-	"account.erased.v1": func(x Entry) []publicEvent {
+	SchedulePlannedType: func(x Entry) []publicEvent {
+		e := x.Event.(SchedulePlanned)
+		return []publicEvent{{"SCHEDULE_PLANNED", schedulePlanned{x.Sub(), e}}}
+	},
+	SchedulePostponedType: func(x Entry) []publicEvent {
+		e := x.Event.(SchedulePostponed)
+		return []publicEvent{{"SCHEDULE_POSTPONED", schedulePostponed{x.Sub(), e}}}
+	},
+	ScheduleCancelledType: func(x Entry) []publicEvent {
+		e := x.Event.(ScheduleCancelled)
+		return []publicEvent{{"SCHEDULE_CANCELLED", scheduleCancelled{x.Sub(), e}}}
+	},
+	ScheduleExecutedType: func(x Entry) []publicEvent {
+		e := x.Event.(ScheduleExecuted)
+		events := []publicEvent{{"SCHEDULE_EXECUTED", scheduleExecuted{x.Sub(), e}}}
+		if e.Kind == ScheduleReminder && e.State == ScheduleDone {
+			events = append(events, publicEvent{"USER_VERIFICATION_REMINDER", reminder{x.Sub(), e.ScheduleID, e.ReminderNo, e.DueTime}})
+		}
+		return events
+	},
+	"account.deletion-scheduled.v1": func(x Entry) []publicEvent {
+		e := x.Event.(DeletionScheduled)
+		return []publicEvent{
+			{"USER_DELETION_SCHEDULED", deletionScheduled{x.Sub(), e.DueTime}},
+			{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, StatusDeleted, x.Meta.ReasonCode}},
+		}
+	},
+	"account.deletion-cancelled.v1": func(x Entry) []publicEvent {
+		e := x.Event.(DeletionCancelled)
+		return []publicEvent{
+			{"USER_DELETION_CANCELLED", deletionCancelled{x.Sub(), e.To}},
+			{"USER_STATUS_CHANGED", statusChanged{x.Sub(), StatusDeleted, e.To, x.Meta.ReasonCode}},
+		}
+	},
+	ErasedType: func(x Entry) []publicEvent {
 		return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
 	},
 	"role.set.v1": func(x Entry) []publicEvent {
@@ -125,6 +159,13 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	"group.deleted.v1": func(x Entry) []publicEvent {
 		return []publicEvent{{"GROUP_DELETED", configChanged{x.Event.(GroupDeleted).GroupID, nil}}}
 	},
+	"schedule-setup.set.v1": func(x Entry) []publicEvent {
+		e := x.Event.(ScheduleSetupSet)
+		return configEventOf("SCHEDULE_SETUP", e.Created, e.SetupID, e.Fields)
+	},
+	"schedule-setup.deleted.v1": func(x Entry) []publicEvent {
+		return []publicEvent{{"SCHEDULE_SETUP_DELETED", configChanged{x.Event.(ScheduleSetupDeleted).SetupID, nil}}}
+	},
 	"webhook.created.v1":       webhookEvent("WEBHOOK_CREATED"),
 	"webhook.state-changed.v1": webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.deleted.v1":       webhookEvent("WEBHOOK_DELETED"),
@@ -136,7 +177,10 @@ var PublicNames = []string{
 	"GROUP_TYPE_CREATED", "GROUP_TYPE_DELETED", "GROUP_TYPE_UPDATED", "GROUP_UPDATED",
 	"IDENTITY_LINKED", "IDENTITY_UNLINKED",
 	"ROLE_CREATED", "ROLE_DELETED", "ROLE_UPDATED",
-	"USER_COMBINED", "USER_CREATED", "USER_DELETED", "USER_LOGIN", "USER_LOGIN_FAILED", "USER_REGISTERED", "USER_SEPARATED", "USER_STATUS_CHANGED", "USER_UPDATED",
+	"SCHEDULE_CANCELLED", "SCHEDULE_EXECUTED", "SCHEDULE_PLANNED", "SCHEDULE_POSTPONED",
+	"SCHEDULE_SETUP_CREATED", "SCHEDULE_SETUP_DELETED", "SCHEDULE_SETUP_UPDATED",
+	"USER_COMBINED", "USER_CREATED", "USER_DELETED", "USER_DELETION_CANCELLED", "USER_DELETION_SCHEDULED",
+	"USER_LOGIN", "USER_LOGIN_FAILED", "USER_REGISTERED", "USER_SEPARATED", "USER_STATUS_CHANGED", "USER_UPDATED", "USER_VERIFICATION_REMINDER",
 	"WEBHOOK_CREATED", "WEBHOOK_DELETED", "WEBHOOK_UPDATED",
 }
 
@@ -206,6 +250,36 @@ type (
 	groupLeft struct {
 		Sub     string `json:"sub"`
 		GroupID string `json:"groupId"`
+	}
+	schedulePlanned struct {
+		Sub string `json:"sub"`
+		SchedulePlanned
+	}
+	schedulePostponed struct {
+		Sub string `json:"sub"`
+		SchedulePostponed
+	}
+	scheduleCancelled struct {
+		Sub string `json:"sub"`
+		ScheduleCancelled
+	}
+	scheduleExecuted struct {
+		Sub string `json:"sub"`
+		ScheduleExecuted
+	}
+	reminder struct {
+		Sub        string    `json:"sub"`
+		ScheduleID string    `json:"scheduleId"`
+		ReminderNo int       `json:"reminderNo,omitzero"`
+		DueTime    time.Time `json:"dueTime"`
+	}
+	deletionScheduled struct {
+		Sub     string    `json:"sub"`
+		DueTime time.Time `json:"dueTime"`
+	}
+	deletionCancelled struct {
+		Sub    string `json:"sub"`
+		Status Status `json:"userStatus"` // restored
 	}
 	configChanged struct {
 		ID     string   `json:"id"`

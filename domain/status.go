@@ -59,6 +59,12 @@ func allowed(from, to Status, cause Cause) bool {
 	return slices.Contains(Transitions[from][to], cause)
 }
 
+// statusBySchedule is the same for what is done when it is due.
+var statusBySchedule = map[Status][]Status{
+	StatusPending:  {StatusDeclined},
+	StatusVerified: {StatusDeclined},
+}
+
 func (s Status) systemManaged() bool { return s == StatusCombined || s == StatusDeleted }
 
 // StatusChanged moves the account to another state.
@@ -103,5 +109,22 @@ func (c SetStatus) decide(_ Setting, a Account) ([]Event, error) {
 	case !allowed(a.Status, c.Status, CauseAPI) && !allowed(a.Status, c.Status, CauseRestore):
 		return nil, refuse(CodeInvalidStatusTransition, "There is no transition from %s to %s.", a.Status, c.Status)
 	}
-	return []Event{StatusChanged{From: a.Status, To: c.Status, Reason: c.Reason}}, nil
+	return statusChange(a, c.Status, c.Reason), nil
+}
+
+// statusChange moves a to another state, with what follows from that. Whoever
+// changes a status does it through here, or through restore.
+func statusChange(a Account, to Status, reason string) []Event {
+	if a.Deletion != (Deletion{}) {
+		return restore(a, to, reason)
+	}
+	return append([]Event{StatusChanged{From: a.Status, To: to, Reason: reason}}, verifiedCancels(a, to)...)
+}
+
+// verifiedCancels cancels what was planned to lead to VERIFIED, if a gets there.
+func verifiedCancels(a Account, to Status) []Event {
+	if to != StatusVerified {
+		return nil
+	}
+	return cancelPlanned(a, reasonVerified, func(s Schedule) bool { return s.Origin == ScheduleAuto })
 }

@@ -72,6 +72,15 @@ func parseETag(tag string) (eventstore.Revision, bool) {
 
 // execute asks cmd of the account and answers with the account after it.
 func (s *server) execute(ctx context.Context, c *call, in Command, sub string, cmd domain.Command) (*answer, error) {
+	return s.executeAnd(ctx, c, in, sub, cmd, func(a *answer, result domain.Result) (_ *answer, err error) {
+		a.Body, err = result.Account.JSON()
+		return a, err
+	})
+}
+
+// executeAnd asks cmd of the account; show makes the body of the answer.
+func (s *server) executeAnd(ctx context.Context, c *call, in Command, sub string, cmd domain.Command,
+	show func(*answer, domain.Result) (*answer, error)) (*answer, error) {
 	sub, err := canonical(sub)
 	if err != nil {
 		return nil, err
@@ -92,8 +101,7 @@ func (s *server) execute(ctx context.Context, c *call, in Command, sub string, c
 	}
 	a := s.settled(ctx, result.Account.Position)
 	a.ETag = etag(result.Account.Revision)
-	a.Body, err = result.Account.JSON()
-	return a, err
+	return show(a, result)
 }
 
 // settled waits until the account view has applied p, so that whoever reads

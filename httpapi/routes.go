@@ -175,6 +175,7 @@ func (s *server) routes() {
 	s.groupRoutes()
 	s.loginRoutes()
 	s.membershipRoutes()
+	s.scheduleRoutes()
 }
 
 // answer is what a handler answers. Bodies are bytes already: an account goes

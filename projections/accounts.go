@@ -69,7 +69,7 @@ CREATE TABLE members_%[1]d ( -- how many; who they are is in their accounts
 func (a *Accounts) projection() projection {
 	return projection{
 		name:    AccountsView,
-		version: 2,
+		version: 3,
 		follows: func(stream string) bool { return strings.HasPrefix(stream, domain.AccountStream("")) },
 		tables:  accountTables,
 		clear: []string{

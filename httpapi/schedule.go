@@ -1,0 +1,288 @@
+package httpapi
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+func (s *server) scheduleRoutes() {
+	onSchedule := []domain.Code{domain.CodeScheduleNotFound}
+	handle(s, route{
+		method: "POST", path: "/v1/accounts/{sub}/schedules", name: "createSchedule", scope: scopeAccountsWrite, status: 201, answer: domain.Schedule{},
+		summary: "Plan something for an account",
+		text:    "A reminder, a change of status to DECLINED, or a deletion. It happens within a second of its time; what was due while the ledger was down happens at its start, and is marked late.",
+		example: `{"kind":"status_change","targetStatus":"DECLINED","dueTime":"2030-01-01T00:00:00Z"}`,
+		codes:   codes(onChange, []domain.Code{domain.CodeStatusSystemManaged}),
+	}, s.createSchedule)
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}/schedules", name: "listSchedules", scope: scopeAccountsRead, status: 200, answer: schedules{},
+		summary: "List the schedules of an account",
+		text:    "All planned ones, after the last hundred that have ended. Older ones are in the account's history.",
+		codes:   codes(onAccount, onQuery),
+	}, s.listSchedules)
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}/schedules/{scheduleId}", name: "getSchedule", scope: scopeAccountsRead, status: 200, answer: domain.Schedule{},
+		summary: "Get a schedule of an account",
+		text:    "Planned, or one of the last hundred that have ended.",
+		codes:   codes(onAccount, onQuery, onSchedule),
+	}, s.getSchedule)
+	handle(s, route{
+		method: "PATCH", path: "/v1/accounts/{sub}/schedules/{scheduleId}", name: "patchSchedule", scope: scopeAccountsWrite, status: 200, answer: domain.Schedule{},
+		summary: "Postpone a schedule",
+		text:    "To a later time, or to an earlier one that is still to come.",
+		example: `{"dueTime":"2030-02-01T00:00:00Z"}`,
+		codes:   codes(onChange, onSchedule, []domain.Code{domain.CodeScheduleEnded}),
+	}, s.patchSchedule)
+	handle(s, route{
+		method: "DELETE", path: "/v1/accounts/{sub}/schedules/{scheduleId}", name: "cancelSchedule", scope: scopeAccountsWrite, status: 200, answer: domain.Schedule{},
+		summary: "Cancel a schedule",
+		text:    "It stays visible. To cancel the one of a scheduled deletion is to cancel the deletion. Cancelling again changes nothing.",
+		codes:   codes(onChange, onSchedule, []domain.Code{domain.CodeScheduleEnded}),
+	}, s.cancelSchedule)
+	s.scheduleSetupRoutes()
+}
+
+// ScheduleID is the schedule a request is about.
+type ScheduleID struct {
+	ScheduleID string `path:"scheduleId" doc:"The schedule's id." example:"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"`
+}
+
+// schedules is the list of an account's schedules.
+type schedules struct {
+	Schedules []domain.Schedule `json:"schedules"`
+	Next      *string           `json:"next"` // always null: they fit on one page
+}
+
+// newSchedule is the body of POST /v1/accounts/{sub}/schedules.
+type newSchedule struct {
+	Kind          domain.ScheduleKind `json:"kind" enum:"reminder,status_change,deletion"`
+	DueTime       time.Time           `json:"dueTime"`
+	TargetStatus  domain.Status       `json:"targetStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED"`
+	ReminderNo    int                 `json:"reminderNo,omitzero" minimum:"1" maximum:"100"`
+	PeriodSeconds int64               `json:"periodSeconds,omitzero" minimum:"86400"`
+}
+
+type createScheduleInput struct {
+	Sub
+	Command
+	JSON[newSchedule]
+}
+
+func (s *server) createSchedule(ctx context.Context, c *call, in *createScheduleInput) (*answer, error) {
+	id := in.newID(c)
+	a, err := s.executeSchedule(ctx, c, in.Command, in.Sub.Sub, id, domain.PlanSchedule{ScheduleID: id, Kind: in.value.Kind, DueTime: in.value.DueTime,
+		TargetStatus: in.value.TargetStatus, ReminderNo: in.value.ReminderNo, PeriodSeconds: in.value.PeriodSeconds})
+	if err == nil && !in.DryRun {
+		a.Location = "/v1/accounts/" + strings.ToLower(in.Sub.Sub) + "/schedules/" + id
+	}
+	return a, err
+}
+
+// executeSchedule asks cmd of the account and answers with one schedule.
+func (s *server) executeSchedule(ctx context.Context, c *call, in Command, sub, id string, cmd domain.Command) (*answer, error) {
+	return s.executeAnd(ctx, c, in, sub, cmd, func(a *answer, result domain.Result) (*answer, error) {
+		schedule, err := scheduleOf(result.Account, id)
+		if err != nil {
+			return nil, err
+		}
+		return a.rendered(schedule)
+	})
+}
+
+func scheduleOf(account domain.Account, id string) (domain.Schedule, error) {
+	schedule, ok := account.Schedule(id)
+	if !ok {
+		return schedule, &domain.Error{Code: domain.CodeScheduleNotFound, Detail: "The account has no schedule with this id."}
+	}
+	return schedule, nil
+}
+
+type listSchedulesInput struct {
+	Sub
+	Query
+}
+
+func (s *server) listSchedules(ctx context.Context, _ *call, in *listSchedulesInput) (*answer, error) {
+	a, account, err := s.present(ctx, in.Query, in.Sub)
+	if err != nil {
+		return nil, err
+	}
+	return a.rendered(schedules{Schedules: account.Schedules})
+}
+
+type getScheduleInput struct {
+	Sub
+	ScheduleID
+	Query
+}
+
+func (s *server) getSchedule(ctx context.Context, _ *call, in *getScheduleInput) (*answer, error) {
+	a, account, err := s.present(ctx, in.Query, in.Sub)
+	if err != nil {
+		return nil, err
+	}
+	schedule, err := scheduleOf(account, in.ScheduleID.ScheduleID)
+	if err != nil {
+		return nil, err
+	}
+	return a.rendered(schedule)
+}
+
+// present begins an answer that reads a part of an account as it is now.
+func (s *server) present(ctx context.Context, q Query, sub Sub) (*answer, domain.Account, error) {
+	a, err := s.fresh(ctx, q)
+	if err != nil {
+		return nil, domain.Account{}, err
+	}
+	id, err := canonical(sub.Sub)
+	if err != nil {
+		return nil, domain.Account{}, err
+	}
+	row, err := s.Views.Accounts().Get(ctx, id)
+	if err != nil {
+		return nil, domain.Account{}, missing(err)
+	}
+	if a, err = a.account(row); err != nil {
+		return nil, domain.Account{}, err
+	}
+	account, err := domain.ParseAccount(row.JSON)
+	return a, account, err
+}
+
+type patchScheduleInput struct {
+	Sub
+	ScheduleID
+	Command
+	JSON[schedulePatch]
+}
+
+// schedulePatch is the body of PATCH /v1/accounts/{sub}/schedules/{scheduleId}.
+type schedulePatch struct {
+	DueTime time.Time `json:"dueTime"`
+}
+
+func (s *server) patchSchedule(ctx context.Context, c *call, in *patchScheduleInput) (*answer, error) {
+	id := in.ScheduleID.ScheduleID
+	return s.executeSchedule(ctx, c, in.Command, in.Sub.Sub, id, domain.PostponeSchedule{ScheduleID: id, DueTime: in.value.DueTime})
+}
+
+type cancelScheduleInput struct {
+	Sub
+	ScheduleID
+	Command
+}
+
+func (s *server) cancelSchedule(ctx context.Context, c *call, in *cancelScheduleInput) (*answer, error) {
+	id := in.ScheduleID.ScheduleID
+	return s.executeSchedule(ctx, c, in.Command, in.Sub.Sub, id, domain.CancelSchedule{ScheduleID: id})
+}
+
+func (s *server) scheduleSetupRoutes() {
+	onSetup := []domain.Code{domain.CodeScheduleSetupNotFound}
+	handle(s, route{
+		method: "GET", path: "/v1/schedule-setups", name: "listScheduleSetups", scope: scopeConfigRead, status: 200, answer: scheduleSetups{},
+		summary: "List the schedule setups",
+		text:    "What is planned for every new account that is not VERIFIED, in the order of their times.",
+		codes:   onQuery,
+	}, s.listScheduleSetups)
+	handle(s, route{
+		method: "GET", path: "/v1/schedule-setups/{setupId}", name: "getScheduleSetup", scope: scopeConfigRead, status: 200, answer: domain.ScheduleSetup{},
+		summary: "Get a schedule setup",
+		text:    "What is planned for every new account that is not VERIFIED.",
+		codes:   codes(onSetup, onQuery),
+	}, s.getScheduleSetup)
+	handle(s, route{
+		method: "PUT", path: "/v1/schedule-setups/{setupId}", name: "putScheduleSetup", scope: scopeConfigWrite, status: 200, answer: domain.ScheduleSetup{},
+		summary: "Define or change a schedule setup",
+		text:    "Applied to accounts created from now on. At most five reminders, numbered from 1 without holes, each later than the one before; then one change of status to DECLINED; then one deletion. When an account becomes VERIFIED, what the setups planned for it is cancelled.",
+		example: `{"kind":"reminder","reminderNo":1,"offset":"P7D"}`,
+		codes:   codes(onCommand, []domain.Code{domain.CodeStatusSystemManaged}),
+	}, s.putScheduleSetup)
+	handle(s, route{
+		method: "DELETE", path: "/v1/schedule-setups/{setupId}", name: "deleteScheduleSetup", scope: scopeConfigWrite, status: 204,
+		summary: "Delete a schedule setup",
+		text:    "Reminders go in reverse order. What was planned for accounts stays planned.",
+		codes:   codes(onSetup, onCommand, []domain.Code{domain.CodeScheduleSetupOrder}),
+	}, s.deleteScheduleSetup)
+}
+
+// SetupID is the schedule setup a request is about.
+type SetupID struct {
+	SetupID string `path:"setupId" doc:"The setup's id." example:"first-reminder"`
+}
+
+// scheduleSetups is the list of all setups.
+type scheduleSetups struct {
+	ScheduleSetups []domain.ScheduleSetup `json:"scheduleSetups"`
+	Next           *string                `json:"next"` // always null: they fit on one page
+}
+
+type listScheduleSetupsInput struct{ Query }
+
+func (s *server) listScheduleSetups(ctx context.Context, _ *call, in *listScheduleSetupsInput) (*answer, error) {
+	a, config, err := s.config(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	list := slices.SortedFunc(maps.Values(config.ScheduleSetups), domain.BySetup)
+	return a.rendered(scheduleSetups{ScheduleSetups: list})
+}
+
+type getScheduleSetupInput struct {
+	SetupID
+	Query
+}
+
+func (s *server) getScheduleSetup(ctx context.Context, _ *call, in *getScheduleSetupInput) (*answer, error) {
+	a, config, err := s.config(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	setup, ok := config.ScheduleSetups[in.SetupID.SetupID]
+	if !ok {
+		return nil, &domain.Error{Code: domain.CodeScheduleSetupNotFound, Detail: "There is no such setup."}
+	}
+	a.ETag = etag(setup.Revision)
+	return a.rendered(setup)
+}
+
+type putScheduleSetupInput struct {
+	SetupID
+	Command
+	JSON[newScheduleSetup]
+}
+
+// newScheduleSetup is the body of PUT /v1/schedule-setups/{setupId}.
+type newScheduleSetup struct {
+	Kind          domain.ScheduleKind `json:"kind" enum:"reminder,status_change,deletion"`
+	Offset        string              `json:"offset,omitzero" maxLength:"40"`
+	OffsetSeconds int64               `json:"offsetSeconds,omitzero" minimum:"1"`
+	ReminderNo    int                 `json:"reminderNo,omitzero" minimum:"1" maximum:"5"`
+	TargetStatus  domain.Status       `json:"targetStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED"`
+	PeriodSeconds int64               `json:"periodSeconds,omitzero" minimum:"86400"`
+}
+
+func (s *server) putScheduleSetup(ctx context.Context, c *call, in *putScheduleSetupInput) (*answer, error) {
+	id, v := in.SetupID.SetupID, in.value
+	cmd := domain.PutScheduleSetup{SetupID: id, Kind: v.Kind, Offset: v.Offset, OffsetSeconds: v.OffsetSeconds,
+		ReminderNo: v.ReminderNo, TargetStatus: v.TargetStatus, PeriodSeconds: v.PeriodSeconds}
+	return s.configure(ctx, c, in.Command, cmd, func(config *domain.Config) (any, eventstore.Revision) {
+		setup := config.ScheduleSetups[id]
+		return setup, setup.Revision
+	})
+}
+
+type deleteScheduleSetupInput struct {
+	SetupID
+	Command
+}
+
+func (s *server) deleteScheduleSetup(ctx context.Context, c *call, in *deleteScheduleSetupInput) (*answer, error) {
+	return s.configure(ctx, c, in.Command, domain.DeleteScheduleSetup{SetupID: in.SetupID.SetupID}, gone)
+}
