@@ -37,6 +37,17 @@ func newClient(c config) (*client, error) {
 	return &client{base: strings.TrimRight(c.Server, "/"), key: key, http: &http.Client{Timeout: 30 * time.Second}}, nil
 }
 
+// refusal is a problem that the server answered with.
+type refusal struct {
+	method, path string
+	status       int
+	Code, Detail string
+}
+
+func (r *refusal) Error() string {
+	return fmt.Sprintf("%s %s: %s: %s", r.method, r.path, r.Code, r.Detail)
+}
+
 // maxAnswer bounds what is read of an answer.
 const maxAnswer = 16 << 20
 
@@ -69,11 +80,11 @@ func (c *client) call(ctx context.Context, method, path string, body, answer any
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	if response.StatusCode >= 300 {
-		var problem struct{ Code, Detail string }
-		if json.Unmarshal(text, &problem, json.MatchCaseInsensitiveNames(true)) != nil || problem.Code == "" {
+		refused := &refusal{method: method, path: path, status: response.StatusCode}
+		if json.Unmarshal(text, refused, json.MatchCaseInsensitiveNames(true)) != nil || refused.Code == "" {
 			return fmt.Errorf("%s %s: %s", method, path, response.Status)
 		}
-		return fmt.Errorf("%s %s: %s: %s", method, path, problem.Code, problem.Detail)
+		return refused
 	}
 	if answer == nil {
 		return nil
