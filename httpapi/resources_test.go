@@ -342,7 +342,7 @@ func TestWebhooks(t *testing.T) {
 	defer receiver.Close()
 
 	body := `{"url":"` + receiver.URL + `/hook","events":["USER_*"],"format":"standard","payload":"full"}`
-	if r := l.want(t, 200, "POST", "/v1/webhooks?dry_run=true", body); r.text(t, "webhook.state") != "enabled" {
+	if r := l.want(t, 200, "POST", "/v1/webhooks?dry_run=true", body); r.text(t, "webhook.state") != "enabled" || r.text(t, "events.0.type") != "webhook.created.v1" {
 		t.Errorf("dry run: %s", r.body)
 	}
 	r := l.want(t, 201, "POST", "/v1/webhooks", body, "Idempotency-Key: hook")
@@ -373,7 +373,7 @@ func TestWebhooks(t *testing.T) {
 	}
 	l.refused(t, domain.CodeInvalidRequest, "GET", path+"/deliveries?after=x", "")
 
-	if r := l.want(t, 200, "PUT", path+"/state?dry_run=true", `{"state":"paused"}`); r.text(t, "webhook.state") != "paused" {
+	if r := l.want(t, 200, "PUT", path+"/state?dry_run=true", `{"state":"paused"}`); r.text(t, "webhook.state") != "paused" || r.text(t, "events.0.data.to") != "paused" {
 		t.Errorf("dry run: %s", r.body)
 	}
 	r = l.want(t, 200, "PUT", path+"/state", `{"state":"paused","reason":"maintenance"}`, `If-Match: "0"`)

@@ -407,6 +407,7 @@ var memberTexts = map[string]map[string]string{
 		"events": "What the command would append.",
 	},
 	"TriedWebhook": {
+		"events":  "What the command would append.",
 		"webhook": "The webhook as it would be.",
 	},
 	"UserID": {

@@ -51,12 +51,13 @@ func (s *server) createWebhook(ctx context.Context, c *call, in *createWebhookIn
 	if err != nil {
 		return nil, err
 	}
+	if in.DryRun {
+		w, events, err := s.Webhooks.Try(ctx, r, in.newID(c), cmd, body.Secret)
+		return triedWebhookAnswer(w, events, err)
+	}
 	endpoint, secret, p, err := s.Webhooks.Create(ctx, r, in.newID(c), cmd, body.Secret)
 	if err != nil {
 		return nil, err
-	}
-	if in.DryRun {
-		return (&answer{Status: http.StatusOK}).rendered(triedWebhook{endpoint.Webhook})
 	}
 	a := s.endpointAnswer(ctx, endpoint, p)
 	a.Location = "/v1/webhooks/" + endpoint.WebhookID
@@ -76,16 +77,25 @@ func (s *server) endpointAnswer(ctx context.Context, e webhooks.Endpoint, p even
 
 // triedWebhook is the endpoint as a command would leave it.
 type triedWebhook struct {
+	Events  []plannedEvent `json:"events"`
 	Webhook domain.Webhook `json:"webhook"`
+}
+
+func triedWebhookAnswer(w domain.Webhook, entries []domain.Entry, err error) (*answer, error) {
+	if err != nil {
+		return nil, err
+	}
+	events, err := planned(entries)
+	if err != nil {
+		return nil, err
+	}
+	return (&answer{Status: http.StatusOK}).rendered(triedWebhook{events, w})
 }
 
 // tryWebhook answers a dry run: with the endpoint as it would be.
 func (s *server) tryWebhook(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (*answer, error) {
-	w, _, err := s.Ledger.ExecuteWebhook(ctx, r, id, cmd)
-	if err != nil {
-		return nil, err
-	}
-	return (&answer{Status: http.StatusOK}).rendered(triedWebhook{w})
+	w, events, err := s.Ledger.TryWebhook(ctx, r, id, cmd)
+	return triedWebhookAnswer(w, events, err)
 }
 
 // WebhookID is the endpoint a request is about.

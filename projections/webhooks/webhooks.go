@@ -170,20 +170,11 @@ func (w *Webhooks) Create(ctx context.Context, r domain.Request, id string, cmd 
 	if before.Exists() {
 		return w.created(ctx, before, cmd, secret)
 	}
-	if cmd.After < 0 {
-		if cmd.After, err = w.c.Log.Head(ctx); err != nil {
-			return Endpoint{}, "", 0, fmt.Errorf("webhooks: create: %w", err)
-		}
-	}
-	if err := w.validate(ctx, r, id, cmd, secret); err != nil {
+	if cmd, err = w.validate(ctx, r, id, cmd, secret); err != nil {
 		return Endpoint{}, "", 0, err
 	}
 	if secret == "" {
 		secret = newSecret()
-	}
-	if r.DryRun {
-		would, _, err := w.c.Ledger.ExecuteWebhook(ctx, r, id, cmd)
-		return Endpoint{Webhook: would, Position: cmd.After, Breaker: Breaker{State: "closed"}}, "", 0, err
 	}
 	// First the secret: an endpoint without one could not be delivered to, a
 	// secret without an endpoint hurts nobody.
@@ -219,14 +210,30 @@ func (w *Webhooks) created(ctx context.Context, before domain.Webhook, cmd domai
 	return e, string(kept), 0, err
 }
 
+// Try decides like Create and changes nothing. It returns the endpoint as it
+// would be and the events there would be.
+func (w *Webhooks) Try(ctx context.Context, r domain.Request, id string, cmd domain.CreateWebhook, secret string) (domain.Webhook, []domain.Entry, error) {
+	cmd, err := w.validate(ctx, r, id, cmd, secret)
+	if err != nil {
+		return domain.Webhook{}, nil, err
+	}
+	return w.c.Ledger.TryWebhook(ctx, r, id, cmd)
+}
+
 // validate collects everything that is wrong with a creation: what the rules
-// of webhooks say and what only delivery knows.
-func (w *Webhooks) validate(ctx context.Context, r domain.Request, id string, cmd domain.CreateWebhook, secret string) error {
-	r.DryRun = true
-	_, _, err := w.c.Ledger.ExecuteWebhook(ctx, r, id, cmd)
+// of webhooks say and what only delivery knows. It returns cmd with the
+// position to start after.
+func (w *Webhooks) validate(ctx context.Context, r domain.Request, id string, cmd domain.CreateWebhook, secret string) (domain.CreateWebhook, error) {
+	if cmd.After < 0 {
+		var err error
+		if cmd.After, err = w.c.Log.Head(ctx); err != nil {
+			return cmd, fmt.Errorf("webhooks: create: %w", err)
+		}
+	}
+	_, _, err := w.c.Ledger.TryWebhook(ctx, r, id, cmd)
 	refusal, ok := errors.AsType[*domain.Error](err)
 	if err != nil && (!ok || refusal.Code != domain.CodeInvalidRequest) {
-		return err
+		return cmd, err
 	}
 	var faults []domain.Fault
 	if refusal != nil {
@@ -242,9 +249,9 @@ func (w *Webhooks) validate(ctx context.Context, r domain.Request, id string, cm
 		faults = append(faults, domain.Fault{Pointer: "/secret", Detail: fault})
 	}
 	if len(faults) > 0 {
-		return &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: faults}
+		return cmd, &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: faults}
 	}
-	return nil
+	return cmd, nil
 }
 
 // How long a secret's key may be, as Standard Webhooks has it.
@@ -297,7 +304,7 @@ func (w *Webhooks) change(ctx context.Context, r domain.Request, id string, cmd 
 	w.changing.Lock()
 	defer w.changing.Unlock()
 	conf, at, err := w.c.Ledger.ExecuteWebhook(ctx, r, id, cmd)
-	if err != nil || r.DryRun {
+	if err != nil {
 		return conf, at, err
 	}
 	return conf, at, w.copy(ctx, conf)

@@ -89,10 +89,8 @@ func TestCreateAgain(t *testing.T) {
 	if _, leaked, _, err := w.hooks.Create(t.Context(), asAdmin, "crm", other, ""); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused || leaked != "" {
 		t.Errorf("another one: %v, want CodeIdempotencyKeyReused", err)
 	}
-	dry := asAdmin
-	dry.DryRun = true
-	if e, shown, _, err := w.hooks.Create(t.Context(), dry, "dry", cmd, ""); err != nil || shown != "" || e.URL != cmd.URL {
-		t.Errorf("dry run: %+v, %q, %v", e, shown, err)
+	if would, events, err := w.hooks.Try(t.Context(), asAdmin, "dry", cmd, ""); err != nil || len(events) != 1 || would.URL != cmd.URL {
+		t.Errorf("dry run: %+v, %v, %v", would, events, err)
 	}
 	if list, err := w.hooks.List(t.Context()); err != nil || len(list) != 1 {
 		t.Errorf("%d endpoints, %v; want 1", len(list), err)
