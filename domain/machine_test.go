@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 )
 
@@ -27,6 +28,21 @@ type modelAccount struct {
 	into   string // COMBINED
 	was    Status // before it was combined
 	filled map[string]map[string]bool
+	groups map[string][]string            // its own
+	shared map[string]map[string][]string // brought along, by the account that did
+}
+
+// effective are the memberships of a.
+func (a *modelAccount) effective() map[string][]string {
+	all := maps.Clone(a.groups)
+	for _, brought := range a.shared {
+		for group, roles := range brought {
+			both := slices.Concat(all[group], roles)
+			slices.Sort(both)
+			all[group] = slices.Compact(both)
+		}
+	}
+	return all
 }
 
 // modelWay is an identity: whose it is by origin, and whose it is now.
@@ -122,6 +138,7 @@ func (c *machine) step(t *rapid.T) {
 		"update": func() (Command, func() error) { return c.update(t, sub) },
 		"fields": func() (Command, func() error) { return c.fields(t, sub) },
 		"status": func() (Command, func() error) { return c.status(t, sub) },
+		"group":  func() (Command, func() error) { return c.group(t, sub) },
 		"merge":  func() (Command, func() error) { return c.merge(t, sub) },
 		"part":   func() (Command, func() error) { return c.separate(t, sub) },
 	}
@@ -170,6 +187,13 @@ func (c *machine) compare(t failer, after string) {
 		if diff := cmp.Diff(m.fields, fields); diff != "" {
 			t.Fatalf("after %s the fields of %s (-model +account):\n%s", after, sub, diff)
 		}
+		groups := map[string][]string{}
+		for _, membership := range a.Groups {
+			groups[membership.GroupID] = membership.Roles
+		}
+		if diff := cmp.Diff(m.effective(), groups, cmpopts.EquateEmpty()); diff != "" {
+			t.Fatalf("after %s the groups of %s (-model +account):\n%s", after, sub, diff)
+		}
 	}
 }
 
@@ -180,7 +204,8 @@ func (c *machine) create(t *rapid.T, sub string) (Command, func() error) {
 		if c.m.accounts[sub] != nil || w.email == "" && w.name == "" || c.m.taken(sub, w) {
 			return errModel
 		}
-		c.m.accounts[sub] = &modelAccount{status: status, fields: map[string]string{}, filled: map[string]map[string]bool{}}
+		c.m.accounts[sub] = &modelAccount{status: status, fields: map[string]string{}, filled: map[string]map[string]bool{},
+			groups: map[string][]string{"CIDAAS_USERS": {"USER"}}, shared: map[string]map[string][]string{}}
 		w.origin, w.at = sub, sub
 		c.m.ways[n.IdentityID] = &w
 		return nil
@@ -305,6 +330,34 @@ func (c *machine) status(t *rapid.T, sub string) (Command, func() error) {
 	}
 }
 
+func (c *machine) group(t *rapid.T, sub string) (Command, func() error) {
+	group := rapid.SampledFrom([]string{"G", "H"}).Draw(t, "group")
+	roles := rapid.SampledFrom([][]string{nil, {"ADMIN"}, {"CUSTOMER"}, {"ADMIN", "CUSTOMER"}, {"leave"}}).Draw(t, "roles")
+	leave := slices.Equal(roles, []string{"leave"})
+	var cmd Command = SetMembership{GroupID: group, Roles: roles}
+	if leave {
+		cmd = LeaveGroup{group}
+	}
+	return cmd, func() error {
+		a, err := c.m.open(sub)
+		if err != nil {
+			return err
+		}
+		now, member := a.effective()[group]
+		if leave && !member || !leave && member && slices.Equal(now, roles) {
+			return nil
+		}
+		for _, brought := range a.shared {
+			delete(brought, group)
+		}
+		delete(a.groups, group)
+		if !leave {
+			a.groups[group] = roles
+		}
+		return nil
+	}
+}
+
 func (c *machine) merge(t *rapid.T, sub string) (Command, func() error) {
 	from := testSub(rapid.IntRange(1, 5).Draw(t, "from"))
 	return MergeAccount{From: from}, func() error {
@@ -323,6 +376,7 @@ func (c *machine) merge(t *rapid.T, sub string) (Command, func() error) {
 			c.m.ways[id].at = sub
 		}
 		a.filled[from] = map[string]bool{}
+		a.shared[from] = b.effective()
 		for key, v := range b.fields {
 			if _, has := a.fields[key]; !has {
 				a.fields[key] = v
@@ -390,6 +444,7 @@ func (c *machine) separate(t *rapid.T, sub string) (Command, func() error) {
 			delete(a.fields, key)
 		}
 		delete(a.filled, from)
+		delete(a.shared, from)
 		b.status, b.into = b.was, ""
 		return nil
 	}

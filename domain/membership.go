@@ -16,6 +16,12 @@ type Membership struct {
 	Path       string    `json:"path"` // ids of groups from the root down: /EUROPE/BERLIN
 	Roles      []string  `json:"roles"`
 	JoinedTime time.Time `json:"joinedTime"`
+
+	// Where accounts that were merged into this one are members, too, Roles is
+	// the union. Then OwnRoles are the account's own, unless it is Merged: it
+	// was no member before.
+	OwnRoles []string `json:"ownRoles,omitzero"`
+	Merged   bool     `json:"merged,omitzero"`
 }
 
 // RoleUser is the role with which every new account joins GroupUsers.
@@ -41,7 +47,7 @@ func (e GroupJoined) evolve(a Account, x Entry) Account {
 }
 
 func (e GroupJoined) membership(x Entry) Membership {
-	return Membership{e.GroupID, e.GroupType, e.Path, e.Roles, x.OccurredTime()}
+	return Membership{GroupID: e.GroupID, GroupType: e.GroupType, Path: e.Path, Roles: e.Roles, JoinedTime: x.OccurredTime()}
 }
 
 // GroupRolesChanged replaces the roles of a membership.
@@ -59,9 +65,64 @@ func (e GroupRolesChanged) evolve(a Account, _ Entry) Account {
 	for i := range a.Groups {
 		if m := &a.Groups[i]; m.GroupID == e.GroupID {
 			m.GroupType, m.Path, m.Roles = e.GroupType, e.Path, e.Roles
+			m.OwnRoles, m.Merged = nil, false
 		}
 	}
+	a.CombinedFrom = setSince(a.CombinedFrom, e.GroupID)
 	return a
+}
+
+// setSince returns merged without what they brought along to a group: its
+// membership was set since, and is the account's own.
+func setSince(merged []Combined, groupID string) []Combined {
+	in := func(m Membership) bool { return m.GroupID == groupID }
+	if !slices.ContainsFunc(merged, func(c Combined) bool { return slices.ContainsFunc(c.Groups, in) }) {
+		return merged
+	}
+	merged = slices.Clone(merged)
+	for i := range merged {
+		merged[i].Groups = slices.DeleteFunc(slices.Clone(merged[i].Groups), in)
+	}
+	return merged
+}
+
+// regroup makes a's memberships the union of its own and of those that the
+// accounts merged into it brought along.
+func (a Account) regroup() Account {
+	var groups []Membership
+	for _, m := range a.Groups {
+		if m.Merged {
+			continue
+		}
+		if m.OwnRoles != nil {
+			m.Roles, m.OwnRoles = m.OwnRoles, nil
+		}
+		groups = append(groups, m)
+	}
+	for _, c := range a.CombinedFrom {
+		for _, brought := range c.Groups {
+			i := slices.IndexFunc(groups, func(m Membership) bool { return m.GroupID == brought.GroupID })
+			if i < 0 {
+				brought.Merged = true
+				groups = append(groups, brought)
+				continue
+			}
+			m := &groups[i]
+			if !m.Merged && m.OwnRoles == nil {
+				m.OwnRoles = append([]string{}, m.Roles...)
+			}
+			m.Roles = union(m.Roles, brought.Roles)
+		}
+	}
+	a.Groups = groups
+	return a
+}
+
+// union is what either has, sorted.
+func union(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // GroupLeft ends a membership.
@@ -73,6 +134,7 @@ func (GroupLeft) eventType() string { return "account.group-left.v1" }
 
 func (e GroupLeft) evolve(a Account, _ Entry) Account {
 	a.Groups = slices.DeleteFunc(slices.Clone(a.Groups), func(m Membership) bool { return m.GroupID == e.GroupID })
+	a.CombinedFrom = setSince(a.CombinedFrom, e.GroupID)
 	return a
 }
 

@@ -21,6 +21,8 @@ type Combined struct {
 	CombinedTime time.Time `json:"combinedTime"`
 	FilledFields []string  `json:"filledFields"` // custom fields it filled, as long as they have not changed since
 
+	Groups []Membership `json:"groups,omitzero"` // it brought along, as long as they have not been set since
+
 	key eventstore.KeyID // of its personal data
 }
 
@@ -29,14 +31,15 @@ type Combined struct {
 // is the other account's: whoever erases that account erases it here.
 type AccountMerged struct {
 	From         string                    `json:"from" pii:"clear"`
-	Via          string                    `json:"via,omitzero" pii:"clear"` // From had been merged into this one before
-	Status       Status                    `json:"userStatus" pii:"clear"`   // of From, before
-	CreatedTime  time.Time                 `json:"createdTime" pii:"clear"`  // of From
-	IdentityIDs  []string                  `json:"identityIds" pii:"clear"`  // of Identities
-	Identities   []Identity                `json:"identities" pii:"seal"`    // as they were
-	CustomFields map[string]jsontext.Value `json:"customFields" pii:"seal"`  // all From had
-	Filled       []string                  `json:"filledFields" pii:"clear"` // those of them that were taken over
-	Conflicts    []string                  `json:"conflicts" pii:"clear"`    // those that were not, because the survivor had another value
+	Via          string                    `json:"via,omitzero" pii:"clear"`    // From had been merged into this one before
+	Status       Status                    `json:"userStatus" pii:"clear"`      // of From, before
+	CreatedTime  time.Time                 `json:"createdTime" pii:"clear"`     // of From
+	IdentityIDs  []string                  `json:"identityIds" pii:"clear"`     // of Identities
+	Identities   []Identity                `json:"identities" pii:"seal"`       // as they were
+	CustomFields map[string]jsontext.Value `json:"customFields" pii:"seal"`     // all From had
+	Filled       []string                  `json:"filledFields" pii:"clear"`    // those of them that were taken over
+	Conflicts    []string                  `json:"conflicts" pii:"clear"`       // those that were not, because the survivor had another value
+	Groups       []Membership              `json:"groups,omitzero" pii:"clear"` // From was a member of
 }
 
 func (AccountMerged) eventType() string { return "account.merged.v1" }
@@ -52,7 +55,7 @@ func (e AccountMerged) evolve(a Account, x Entry) Account {
 	}
 	a.CombinedFrom = append(slices.Clip(a.CombinedFrom), Combined{
 		Sub: e.From, Via: e.Via, Status: e.Status, CreatedTime: e.CreatedTime, CombinedTime: x.OccurredTime(),
-		FilledFields: e.Filled, key: x.keyID,
+		FilledFields: e.Filled, Groups: e.Groups, key: x.keyID,
 	})
 	a.CustomFields = maps.Clone(a.CustomFields)
 	for _, key := range e.Filled {
@@ -61,7 +64,7 @@ func (e AccountMerged) evolve(a Account, x Entry) Account {
 		}
 	}
 	a.UserIDs = userIDs(a)
-	return a
+	return a.regroup()
 }
 
 // AccountCombined ends an account that was merged into another: that one has
@@ -99,7 +102,7 @@ func (e AccountSeparated) evolve(a Account, _ Entry) Account {
 		delete(a.CustomFields, key)
 	}
 	a.UserIDs = userIDs(a)
-	return a
+	return a.regroup()
 }
 
 // AccountRestored makes an account that was combined its own again, with its
@@ -203,7 +206,7 @@ func (MergeAccount) decide(Setting, Account) ([]Event, error) {
 
 func (c MergeAccount) others(Account) []string { return []string{c.From} }
 
-func (c MergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]Event, [][]Event, error) {
+func (c MergeAccount) decideJoint(s Setting, a Account, others []Account) ([]Event, [][]Event, error) {
 	b := others[0]
 	switch {
 	case !b.Exists():
@@ -221,7 +224,14 @@ func (c MergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]Eve
 	case len(a.Identities)+len(b.Identities) > maxIdentities:
 		return nil, nil, refuse(CodeMergeRefused, "An account has at most %d identities.", maxIdentities)
 	}
+	if _, admin := b.membership(GroupAdmins); admin && !s.Admin {
+		return nil, nil, refuse(CodeAdminRequired, "Only administrators merge an administrator's account into another one.")
+	}
 	merged := AccountMerged{From: b.Sub, Status: b.Status, CreatedTime: b.CreatedTime, CustomFields: b.CustomFields}
+	for _, m := range b.Groups {
+		m.OwnRoles, m.Merged = nil, false
+		merged.Groups = append(merged.Groups, m)
+	}
 	for _, key := range slices.Sorted(maps.Keys(b.CustomFields)) {
 		kept, has := a.CustomFields[key]
 		switch {
@@ -230,6 +240,9 @@ func (c MergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]Eve
 		case !bytes.Equal(kept, b.CustomFields[key]):
 			merged.Conflicts = append(merged.Conflicts, key)
 		}
+	}
+	if len(a.Groups)+len(b.Groups) > maxGroups {
+		return nil, nil, refuse(CodeMergeRefused, "An account is in at most %d groups.", maxGroups)
 	}
 	if len(a.CustomFields)+len(merged.Filled) > maxCustomFields {
 		return nil, nil, refuse(CodeMergeRefused, "An account has at most %d custom fields.", maxCustomFields)

@@ -3,6 +3,7 @@ package domain
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -30,6 +31,9 @@ func TestMerge(t *testing.T) {
 	w.must(t, subB, createWith(map[string]jsontext.Value{"tier": value(`"silver"`), "same": value("1"), "employee_id": value(`"7"`)},
 		identityOf("b1", ProviderSelf, "", "ada@work.example"), identityOf("b2", "google", "1095", "ada@gmail.com")))
 	w.must(t, subB, SetStatus{Status: StatusDeclined})
+	w.must(t, subA, SetMembership{GroupID: "G", Roles: []string{"CUSTOMER"}})
+	w.must(t, subB, SetMembership{GroupID: "G", Roles: []string{"ADMIN"}})
+	w.must(t, subB, SetMembership{GroupID: "H", Roles: []string{"USER"}})
 	held := len(w.claims)
 	events := w.must(t, subA, MergeAccount{From: subB})
 	w.check(t)
@@ -52,6 +56,16 @@ func TestMerge(t *testing.T) {
 	if diff := cmp.Diff(map[string]jsontext.Value{"tier": value(`"gold"`), "same": value("1"), "employee_id": value(`"7"`)}, a.CustomFields); diff != "" {
 		t.Errorf("custom fields (-want +got):\n%s", diff)
 	}
+	memberships := func(a Account) string {
+		var all []string
+		for _, m := range a.Groups {
+			all = append(all, fmt.Sprint(m.GroupID, m.Roles))
+		}
+		return strings.Join(all, " ")
+	}
+	if got := memberships(a); got != "CIDAAS_USERS[USER] G[ADMIN CUSTOMER] H[USER]" {
+		t.Errorf("memberships: %s", got)
+	}
 	merged := events[0].(AccountMerged)
 	if diff := cmp.Diff([]string{"tier"}, merged.Conflicts); diff != "" || string(merged.CustomFields["tier"]) != `"silver"` {
 		t.Errorf("conflicts: %s", diff)
@@ -69,6 +83,9 @@ func TestMerge(t *testing.T) {
 	a, b = w.accounts[subA], w.accounts[subB]
 	if b.Status != StatusDeclined || b.CombinedInto != "" || len(b.Identities) != 1 || b.Identities[0].Email != "ada@new.example" || b.Identities[0].From != "" || b.Identities[0].Secondary {
 		t.Errorf("restored: %+v", b)
+	}
+	if got := memberships(a) + ", " + memberships(b); got != "CIDAAS_USERS[USER] G[CUSTOMER], CIDAAS_USERS[USER] G[ADMIN] H[USER]" {
+		t.Errorf("memberships after the un-merge: %s", got)
 	}
 	if _, still := a.CustomFields["employee_id"]; still || len(a.Identities) != 1 || len(a.CombinedFrom) != 0 {
 		t.Errorf("left: %+v", a)
@@ -115,6 +132,10 @@ func TestMergeRefused(t *testing.T) {
 		{"into combined", status(StatusCombined), MergeAccount{From: subB}, CodeAccountCombined},
 		{"deleted", otherStatus(StatusDeleted), MergeAccount{From: subB}, CodeMergeRefused},
 		{"combined elsewhere", otherStatus(StatusCombined), MergeAccount{From: subB}, CodeMergeRefused},
+		{"an administrator, by somebody else", func(w *world) {
+			w.execute(subB, SetMembership{GroupID: GroupAdmins, Roles: []string{"ADMIN"}})
+			w.user = true
+		}, MergeAccount{From: subB}, CodeAdminRequired},
 		{"pending into verified", otherStatus(StatusPending), MergeAccount{From: subB}, ""},
 		{"into pending", status(StatusPending), MergeAccount{From: subB}, ""},
 		{"again", func(w *world) { w.execute(subA, MergeAccount{From: subB}) }, MergeAccount{From: subB}, ""},

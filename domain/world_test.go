@@ -18,11 +18,27 @@ type world struct {
 	claims   map[string]string // owner by kind and key
 	now      time.Time
 	position eventstore.Position
+	user     bool // who asks is no administrator
 }
 
+// newWorld has two groups of no particular type.
 func newWorld() *world {
-	return &world{config: NewConfig(), accounts: map[string]Account{}, claims: map[string]string{},
+	w := &world{config: NewConfig(), accounts: map[string]Account{}, claims: map[string]string{},
 		now: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)}
+	w.configure(PutGroupType{GroupType: "ANY", RoleMode: ModeAnyRoles})
+	w.configure(PutGroup{GroupID: "G", GroupName: "G", GroupType: "ANY"})
+	w.configure(PutGroup{GroupID: "H", GroupName: "H", GroupType: "ANY", ParentID: "G"})
+	return w
+}
+
+func (w *world) configure(cmd ConfigCommand) {
+	events, err := cmd.decide(w.config, w.now)
+	if err != nil {
+		panic(err)
+	}
+	for _, e := range events {
+		w.config.Evolve(Entry{Type: e.eventType(), Stream: ConfigStream, Revision: w.config.Revision + 1, Event: e})
+	}
 }
 
 func (w *world) account(sub string) Account {
@@ -34,7 +50,7 @@ func (w *world) account(sub string) Account {
 
 // execute asks cmd of sub; the events are there or a refusal is returned.
 func (w *world) execute(sub string, cmd Command) ([]Event, error) {
-	s := Setting{Config: w.config, Now: w.now, Admin: true}
+	s := Setting{Config: w.config, Now: w.now, Admin: !w.user}
 	before := []Account{w.account(sub)}
 	var decided [][]Event
 	if j, ok := cmd.(joint); ok {

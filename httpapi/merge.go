@@ -12,7 +12,7 @@ import (
 )
 
 func (s *server) mergeRoutes() {
-	onMerge := codes(onChange, []domain.Code{domain.CodeMergeRefused})
+	onMerge := codes(onChange, []domain.Code{domain.CodeMergeRefused, domain.CodeAdminRequired})
 	handle(s, route{
 		method: "POST", path: "/v1/accounts/{sub}/merge", name: "mergeAccount", scope: scopeAccountsWrite, status: 200, answer: merged{},
 		summary: "Merge another account into this one",

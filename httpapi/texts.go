@@ -193,6 +193,8 @@ var memberTexts = map[string]map[string]string{
 		"method":     "How, as a code: password.",
 	},
 	"Membership": {
+		"ownRoles":   "Where a merged account is a member, too: the roles without it.",
+		"merged":     "Only accounts that were merged into this one are members.",
 		"groupId":    "The group.",
 		"groupType":  "Its type when the membership was last set.",
 		"path":       "Where the group was when the membership was last set: ids from the root down.",
@@ -300,6 +302,7 @@ var memberTexts = map[string]map[string]string{
 		"createdTime":  "When it was created.",
 		"combinedTime": "When it was merged in.",
 		"filledFields": "Custom fields whose values come from it and were not changed since.",
+		"groups":       "Memberships it brought along, as long as they have not been set since.",
 	},
 	"Conflict": {
 		"field":   "The member in which the accounts differed.",
