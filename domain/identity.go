@@ -81,7 +81,12 @@ type IdentityLinked struct {
 func (IdentityLinked) eventType() string { return "account.identity-linked.v1" }
 
 func (e IdentityLinked) evolve(a Account, x Entry) Account {
-	a.Identities = append(slices.Clip(a.Identities), newIdentity(e.IdentityID, e.Provider, e.ProviderUserID, e.Profile, x))
+	// An account's own come first, then what each merge brought along.
+	own := slices.IndexFunc(a.Identities, func(i Identity) bool { return i.From != "" })
+	if own < 0 {
+		own = len(a.Identities)
+	}
+	a.Identities = slices.Insert(slices.Clone(a.Identities), own, newIdentity(e.IdentityID, e.Provider, e.ProviderUserID, e.Profile, x))
 	a.UserIDs = userIDs(a)
 	return a
 }

@@ -118,6 +118,12 @@ type Store interface {
 	// Head is the position of the last event, 0 in an empty log.
 	Head(ctx context.Context) (Position, error)
 
+	// Erase deletes, in these streams, the sealed parts that are sealed under
+	// key: their events are read without, from then on. When it returns nil the
+	// bytes are gone from every file the store has. Nothing else changes, and
+	// erasing again is fine.
+	Erase(ctx context.Context, key KeyID, streams ...string) error
+
 	// Close ends running subscriptions with ErrClosed. Closing again is fine.
 	Close() error
 }

@@ -164,7 +164,7 @@ func (ch *checked) followers(ctx context.Context, r *reader) error {
 // events checks that every event up to the head can be opened and decoded, or
 // that its account was erased.
 func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, out console) error {
-	erased := map[string]eventstore.Position{} // streams whose erasure is not met yet
+	gone := map[eventstore.KeyID]eventstore.Position{} // keys whose erasure is not met yet
 	p := out.progress("events", int64(ch.Head))
 	defer p.end()
 	ch.readable = true
@@ -179,19 +179,21 @@ func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, ou
 		}
 		for _, rec := range page {
 			if rec.Type == domain.ErasedType {
-				delete(erased, rec.Stream)
+				if key, ok := domain.ErasedKey(rec.Clear); ok {
+					delete(gone, key)
+				}
 			}
 			entry, err := codec.Decode(rec)
 			if err != nil {
 				ch.add(keysFile, "the event at position %d does not open: %v", rec.Position, err)
-			} else if _, known := erased[rec.Stream]; entry.Erased && !known {
-				erased[rec.Stream] = rec.Position
+			} else if _, known := gone[rec.KeyID]; entry.Erased && !known {
+				gone[rec.KeyID] = rec.Position
 			}
 		}
 		p.add(int64(len(page)))
 	}
-	for stream, position := range erased {
-		ch.add(keysFile, "the key of %s is gone, from position %d on, and no erasure says why", stream, position)
+	for _, position := range gone {
+		ch.add(keysFile, "the key of the event at position %d is gone, and no erasure says why", position)
 	}
 	return nil
 }

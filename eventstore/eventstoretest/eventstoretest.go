@@ -45,6 +45,7 @@ type promise struct {
 func cases() []promise {
 	return slices.Concat(appendCases(), claimCases(), readCases(), subscribeCases(), []promise{
 		{"Head", head},
+		{"Erase", erase},
 		{"Closed", closed},
 		{"Reopen", reopen},
 		{"Cancel", cancelAtRandom},

@@ -95,6 +95,26 @@ func (m *memory) Head(context.Context) (eventstore.Position, error) {
 	return eventstore.Position(len(m.log) + m.gap), m.closed()
 }
 
+func (m *memory) Erase(ctx context.Context, key eventstore.KeyID, streams ...string) error {
+	if err := m.closed(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range m.log {
+		rec := &m.log[i]
+		if m.bug == "erase takes every stream" || slices.Contains(streams, rec.Stream) {
+			if m.bug == "erase takes every key" || rec.KeyID == key && m.bug != "erase ignored" {
+				rec.Sealed = nil
+			}
+			if m.bug == "erase takes the key id" && rec.KeyID == key {
+				rec.KeyID = eventstore.KeyID{}
+			}
+		}
+	}
+	return nil
+}
+
 func (m *memory) Append(ctx context.Context, c eventstore.Commit) (r eventstore.Receipt, err error) {
 	if err := c.Check(); err != nil && m.bug != "anything goes" {
 		return r, err

@@ -115,6 +115,8 @@ func (w *writer) run(publish func([]eventstore.Recorded)) {
 			w.commit(publish)
 			// Those just answered may come again at once: let them, and share.
 			runtime.Gosched()
+		case e := <-w.erasing:
+			e.done <- w.erase(e)
 		case <-due:
 			due = nil
 			// An error shows at the next append, which meets it too, or at

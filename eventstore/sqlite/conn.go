@@ -22,7 +22,8 @@ type conn struct {
 // Options of a connection, as the driver and SQLite read them from the DSN.
 const (
 	// readWrite has no pragma that writes: whose file it is, is asked first.
-	readWrite = "mode=rwc&_synchronous=FULL&_txlock=immediate&_busy_timeout=5000&_foreign_keys=0&_cache_size=-16384&_mutex=no"
+	// What it deletes it overwrites: an erased part must not stay in a free page.
+	readWrite = "mode=rwc&_secure_delete=on&_synchronous=FULL&_txlock=immediate&_busy_timeout=5000&_foreign_keys=0&_cache_size=-16384&_mutex=no"
 	readOnly  = "mode=ro&_query_only=1&_busy_timeout=5000&_foreign_keys=0&_mutex=no"
 )
 

@@ -24,9 +24,11 @@ type Trust struct {
 	// Anchors are checkpoints of the log that were kept outside. Without one a
 	// log that lost its end together with its last checkpoints looks complete.
 	Anchors [][]byte
-	// Erasure is the type of the event that explains why the sealed parts of
-	// the earlier events of its stream are gone.
-	Erasure string
+	// Erasure is the type of the event that explains why sealed parts are gone,
+	// and ErasedKey reads from its clear bytes which key was destroyed. Earlier
+	// events sealed under that key may lack their sealed part, in any stream.
+	Erasure   string
+	ErasedKey func(clear []byte) (eventstore.KeyID, bool)
 }
 
 // Verify checks the log up to its present head against t: each row against its
@@ -92,11 +94,12 @@ type verification struct {
 	report Report
 	head   int64 // position of the last event there was at the start
 
-	block, next, predecessor, erasure, tile, checkpoint *stmt
+	block, next, predecessor, erasures, tile, checkpoint *stmt
 
 	row     [14]driver.Value
 	buf     []byte // to encode leaves in
 	streams []seen // by stream number modulo its length
+	erased  map[eventstore.KeyID]int64 // position of the erasure; nil until a sealed part is missed
 	time    int64  // of the last sound event
 
 	// tree is built of the hashes that have most on their side. lost is set
@@ -119,7 +122,6 @@ const seenStreams = 1 << 16
 type seen struct {
 	num, revision, position int64
 	leaf                    tlog.Hash // as stored
-	erasure                 int64     // position of the last erasure event; 0: none, -1: not looked for
 }
 
 type storedCheckpoint struct {
@@ -135,7 +137,7 @@ func (v *verification) open(c *conn) error {
 			WHERE e.position BETWEEN ? AND ? ORDER BY e.position`,
 		&v.next:        `SELECT position FROM events WHERE position > ? ORDER BY position LIMIT 1`,
 		&v.predecessor: `SELECT position, leaf_hash FROM events WHERE stream = ? AND revision = ?`,
-		&v.erasure:     `SELECT ifnull(max(position), 0) FROM events WHERE stream = +? AND type = +?`,
+		&v.erasures:    `SELECT position, clear FROM events WHERE type = ? AND position <= ? ORDER BY position`,
 		&v.tile:        `SELECT data FROM tiles WHERE level = ? AND n = ?`,
 		&v.checkpoint:  `SELECT size, time, note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size LIMIT 1`,
 	})

@@ -23,6 +23,11 @@ import (
 
 const erasure = "account.erased.v1"
 
+// erasedKey takes the whole clear part for the key's id.
+func erasedKey(clear []byte) (key eventstore.KeyID, ok bool) {
+	return key, copy(key[:], clear) == len(key)
+}
+
 // fixture is a closed log of 700 events: two full tiles and a bit, in twenty
 // streams, every second event sealed, a checkpoint each hundred events.
 type fixture struct {
@@ -157,7 +162,7 @@ func (f *fixture) verify(t *testing.T, anchors ...[]byte) sqlite.Report {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasure: erasure, Anchors: anchors}, nil)
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasure: erasure, ErasedKey: erasedKey, Anchors: anchors}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +187,7 @@ func TestVerifySound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasure: erasure, Anchors: anchors}, func(done, total int64) {
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasure: erasure, ErasedKey: erasedKey, Anchors: anchors}, func(done, total int64) {
 		if total != fixtureEvents {
 			t.Errorf("progress of %d, want %d", total, fixtureEvents)
 		}
@@ -393,8 +398,14 @@ func TestVerifyUncoveredAndErased(t *testing.T) {
 		return r.Last
 	}
 	write("account.changed.v1", 0)
-	write(erasure, 1)
-	after := write("account.changed.v1", 2)
+	key := sealedEvent("", 0).KeyID
+	if _, err := s.Append(t.Context(), eventstore.Commit{Writes: []eventstore.Write{{
+		Stream: "account-of-the-key", Expected: eventstore.NoStream,
+		Events: []eventstore.Event{{ID: [16]byte{77}, Type: erasure, Clear: key[:]}},
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	after := write("account.changed.v1", 1)
 	f.tamperLive(t, "DELETE FROM sealed WHERE position = 701")
 	if got := names(f.verify(t).Faults); len(got) > 0 {
 		t.Errorf("after an erasure: %q", got)
@@ -430,7 +441,7 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 	// Another ledger's key: every checkpoint is worth nothing.
 	_, other := newSigner(t)
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: other, Erasure: erasure}, nil)
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: other, Erasure: erasure, ErasedKey: erasedKey}, nil)
 	if err != nil || len(report.Faults) != 7 || report.Checkpoints != 0 || report.Covered != 0 {
 		t.Errorf("under another key: %+v, %v", report, err)
 	}

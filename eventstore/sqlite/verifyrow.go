@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"crypto/sha256"
+	"database/sql/driver"
 	"io"
 	"time"
 
@@ -100,12 +101,12 @@ func (v *verification) checkEvent(e *eventRow, sound bool) error {
 		if err := v.checkChain(e, s); err != nil {
 			return err
 		}
-		if err := v.checkSealed(e, s); err != nil {
+		if err := v.checkSealed(e); err != nil {
 			return err
 		}
 	}
 	if s.num != e.num {
-		*s = seen{num: e.num, erasure: -1}
+		*s = seen{num: e.num}
 	}
 	s.revision, s.position, s.leaf = int64(e.Revision), int64(e.Position), e.leaf
 	return nil
@@ -142,7 +143,7 @@ func (v *verification) checkChain(e *eventRow, s *seen) error {
 }
 
 // checkSealed checks the sealed part, or what explains that it is gone.
-func (v *verification) checkSealed(e *eventRow, s *seen) error {
+func (v *verification) checkSealed(e *eventRow) error {
 	sealed := e.KeyID != eventstore.KeyID{}
 	switch {
 	case e.hasSealed && (!sealed || sha256.Sum256(e.Sealed) != e.sealedHash):
@@ -151,17 +152,35 @@ func (v *verification) checkSealed(e *eventRow, s *seen) error {
 	case e.hasSealed || !sealed:
 		return nil
 	}
-	if s.num != e.num {
-		*s = seen{num: e.num, erasure: -1}
-	}
-	if s.erasure < 0 {
-		if _, err := v.erasure.row(v.row[:1], e.num, v.trust.Erasure); err != nil {
+	if v.erased == nil {
+		if err := v.readErasures(); err != nil {
 			return v.unreadable(int64(e.Position), err)
 		}
-		s.erasure, _ = v.row[0].(int64)
 	}
-	if s.erasure <= int64(e.Position) {
-		v.report.fault(UnexplainedErasure, int64(e.Position), "the sealed part is gone, and no later event of the stream says why")
+	if v.erased[e.KeyID] <= int64(e.Position) {
+		v.report.fault(UnexplainedErasure, int64(e.Position), "the sealed part is gone, and no later event says that its key was destroyed")
+	}
+	return nil
+}
+
+// readErasures collects what erasures there are. Most logs that lack a sealed
+// part lack many, so it is done once; it takes memory by the erased account.
+func (v *verification) readErasures() error {
+	v.erased = map[eventstore.KeyID]int64{}
+	if v.trust.ErasedKey == nil {
+		return nil
+	}
+	rows, err := v.erasures.query(v.trust.Erasure, v.head)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for row := make([]driver.Value, 2); rows.Next(row) == nil; {
+		f := fields{row: row}
+		position, clear := f.int(), f.blob()
+		if key, ok := v.trust.ErasedKey(clear); ok && !f.bad {
+			v.erased[key] = position
+		}
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 // nobody waits longer than for the running transaction and their own.
 type writer struct {
 	queue   chan *request
+	erasing chan erasure
 	closing chan struct{} // closed by close
 	ended   chan struct{} // closed when run has returned
 	once    sync.Once
@@ -52,6 +53,7 @@ type writer struct {
 	insertClaim, deleteClaim  *stmt
 	insertCheckpoint, replace *stmt
 	selectCheckpoint          *stmt
+	selectSealed, eraseSealed *stmt
 	row                       [2]driver.Value
 }
 
@@ -107,7 +109,7 @@ func (h *heads) put(stream string, at head) {
 
 func newWriter(db *conn, c Config) (*writer, error) {
 	w := &writer{
-		queue: make(chan *request, queueLength), closing: make(chan struct{}), ended: make(chan struct{}),
+		queue: make(chan *request, queueLength), erasing: make(chan erasure), closing: make(chan struct{}), ended: make(chan struct{}),
 		signer: c.Signer, interval: c.CheckpointInterval, now: c.Now, db: db,
 	}
 	err := db.keep(map[**stmt]string{
@@ -126,6 +128,8 @@ func newWriter(db *conn, c Config) (*writer, error) {
 		&w.deleteClaim:      `DELETE FROM claims WHERE kind = ? AND key = ? AND stream = ?`,
 		&w.insertCheckpoint: `INSERT INTO checkpoints (size, time, note) VALUES (?, ?, ?)`,
 		&w.selectCheckpoint: `SELECT note FROM checkpoints WHERE size = ?`,
+		&w.selectSealed:     `SELECT e.position FROM events e JOIN sealed p ON p.position = e.position WHERE e.stream = +? AND e.kid = ?`,
+		&w.eraseSealed:      `DELETE FROM sealed WHERE position = ?`,
 		&w.replace:          `DELETE FROM checkpoints WHERE size < ? AND time >= ?`,
 	})
 	if err != nil {
