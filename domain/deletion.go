@@ -4,6 +4,10 @@ import (
 	"encoding/hex"
 	"slices"
 	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"accountledger/eventstore"
 )
 
 // Deletion is an account's scheduled deletion. When it is due says the
@@ -180,4 +184,15 @@ func (c CompleteErasure) decide(_ Setting, a Account) ([]Event, error) {
 		return nil, nil
 	}
 	return []Event{ErasureCompleted(c)}, nil
+}
+
+// ErasedKey reads from the clear bytes of an ErasedType event which key was
+// destroyed: for verifiers, who decode no events.
+func ErasedKey(clear []byte) (key eventstore.KeyID, ok bool) {
+	var d document[AccountErased]
+	if err := json.Unmarshal(clear, &d); err != nil {
+		return key, false
+	}
+	id, err := hex.DecodeString(d.Data.KeyID)
+	return key, err == nil && copy(key[:], id) == len(key)
 }

@@ -405,7 +405,8 @@ func TestVerifyUncoveredAndErased(t *testing.T) {
 	}}}); err != nil {
 		t.Fatal(err)
 	}
-	after := write("account.changed.v1", 1)
+	write("account.changed.v1", 1)
+	after := write("account.changed.v1", 2)
 	f.tamperLive(t, "DELETE FROM sealed WHERE position = 701")
 	if got := names(f.verify(t).Faults); len(got) > 0 {
 		t.Errorf("after an erasure: %q", got)
