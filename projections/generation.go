@@ -158,7 +158,7 @@ func (g *generation) apply(ctx context.Context, recs []eventstore.Recorded) erro
 		if want := g.position + 1 + eventstore.Position(i); rec.Position != want {
 			return fmt.Errorf("the log goes from position %d to %d", want-1, rec.Position)
 		}
-		if _, waits := g.parked[rec.Stream]; !waits && g.view.follows(rec.Stream) {
+		if _, waits := g.parked[rec.Stream]; !waits && g.view.wants(&rec) {
 			mine = append(mine, rec)
 		}
 	}

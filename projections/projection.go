@@ -18,6 +18,7 @@ type projection struct {
 	name    string
 	version int64                    // of its rows; those of another version are made again
 	follows func(stream string) bool // what it does not follow is not even opened
+	types   map[string]bool          // of events it applies; nil for all
 	tables  string                   // SQL that makes the tables
 	clear   []string                 // SQL that deletes some rows of a table each, to be run until none is left
 	drop    string                   // SQL that drops the empty tables
@@ -29,6 +30,11 @@ type projection struct {
 	// serve gets ready to answer from a generation; swap lets it answer, and
 	// returns when no reader is left on the one before.
 	serve func(ctx context.Context, generation int64) (swap func(), err error)
+}
+
+// wants reports whether p applies rec at all: what it does not, is not opened.
+func (p *projection) wants(rec *eventstore.Recorded) bool {
+	return p.follows(rec.Stream) && (p.types == nil || p.types[rec.Type])
 }
 
 // writer is the writing side of one generation. Entries of one stream come in

@@ -196,6 +196,9 @@ func (g *generation) read(ctx context.Context, s *share, head eventstore.Positio
 		}
 	}
 	add := func(rec eventstore.Recorded) error {
+		if !g.view.wants(&rec) {
+			return nil
+		}
 		if piece = append(piece, g.view.views.decode(rec)); len(piece) < pieceEntries {
 			return nil
 		}

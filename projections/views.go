@@ -39,17 +39,18 @@ type Config struct {
 // Views are the read models in one file, views.db. All methods may be called
 // at once by many goroutines; Run by one.
 type Views struct {
-	path     string
-	log      eventstore.Store
-	codec    domain.Codec
-	logger   *slog.Logger
-	retry    time.Duration
-	write    *sql.DB // one connection: SQLite has one writer, so queue here; nil for a reader
-	read     *sql.DB // many connections that only read
-	accounts *Accounts
-	all      []*view
-	closed   chan struct{}
-	close    sync.Once
+	path      string
+	log       eventstore.Store
+	codec     domain.Codec
+	logger    *slog.Logger
+	retry     time.Duration
+	write     *sql.DB // one connection: SQLite has one writer, so queue here; nil for a reader
+	read      *sql.DB // many connections that only read
+	accounts  *Accounts
+	schedules *Schedules
+	all       []*view
+	closed    chan struct{}
+	close     sync.Once
 }
 
 // ErrClosed is returned by Await when the Views are closed.
@@ -104,7 +105,8 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 	}
 	v := &Views{path: c.Path, log: c.Log, codec: c.Codec, logger: c.Logger, retry: c.Retry, write: write, read: read, closed: make(chan struct{})}
 	v.accounts = &Accounts{views: v}
-	v.all = []*view{{projection: v.accounts.projection(), views: v}}
+	v.schedules = &Schedules{views: v, changed: make(chan struct{})}
+	v.all = []*view{{projection: v.accounts.projection(), views: v}, {projection: v.schedules.projection(), views: v}}
 	v.accounts.view = v.all[0]
 	for _, w := range v.all {
 		w.moved, w.builder = make(chan struct{}), make(chan struct{}, 1)
@@ -178,6 +180,9 @@ func (v *Views) find(name string) (*view, error) {
 
 // Accounts is the account view.
 func (v *Views) Accounts() *Accounts { return v.accounts }
+
+// Schedules is the view of what is planned.
+func (v *Views) Schedules() *Schedules { return v.schedules }
 
 // The states of a view.
 const (

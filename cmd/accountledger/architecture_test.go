@@ -19,6 +19,7 @@ var mayImport = map[string][]string{
 	"domain":                     {"eventstore", "eventstore/seal"},
 	"projections":                {"domain", "eventstore", "eventstore/seal"},
 	"projections/webhooks":       {"domain", "eventstore", "eventstore/seal"},
+	"projections/scheduler":      {"domain", "eventstore", "projections"},
 	"httpapi":                    {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks"},
 	"cmd/accountledger":          nil, // everything
 	"cmd/accountledger/internal": nil,

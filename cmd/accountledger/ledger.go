@@ -15,22 +15,24 @@ import (
 	"accountledger/eventstore/seal"
 	"accountledger/eventstore/sqlite"
 	"accountledger/projections"
+	"accountledger/projections/scheduler"
 	"accountledger/projections/webhooks"
 )
 
 // ledger is a data directory opened as a whole, for writing. There is one at a
 // time.
 type ledger struct {
-	dir    directory
-	vkey   string // verifies the log's checkpoints
-	keys   *seal.Keys
-	log    *sqlite.Store
-	codec  domain.Codec
-	ledger *domain.Ledger
-	views  *projections.Views
-	hooks  *webhooks.Webhooks
-	lock   *os.File
-	work   chan func(context.Context) // for run to start
+	dir       directory
+	vkey      string // verifies the log's checkpoints
+	keys      *seal.Keys
+	log       *sqlite.Store
+	codec     domain.Codec
+	ledger    *domain.Ledger
+	views     *projections.Views
+	hooks     *webhooks.Webhooks
+	schedules *scheduler.Scheduler
+	lock      *os.File
+	work      chan func(context.Context) // for run to start
 }
 
 // openLedger opens the ledger in c.Data, or makes one there. It fails with
@@ -74,6 +76,7 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 		return nil, err
 	}
 	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec, Census: l.views.Census()})
+	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger})
 	l.hooks, err = webhooks.Open(ctx, webhooks.Config{
 		Path: l.dir.path(deliveryFile), Log: l.log, Codec: l.codec, Ledger: l.ledger, Keys: l.keys,
 		Allow: c.WebhookAllow, UserAgent: "accountledger/" + version(), Logger: logger,
@@ -87,6 +90,7 @@ func (l *ledger) run(ctx context.Context) error {
 	loops, ctx := errgroup.WithContext(ctx)
 	loops.Go(func() error { return l.views.Run(ctx) })
 	loops.Go(func() error { return l.hooks.Run(ctx) })
+	loops.Go(func() error { return l.schedules.Run(ctx) })
 	loops.Go(func() error {
 		for {
 			select {
