@@ -34,6 +34,7 @@ import (
 	"accountledger/eventstore/seal"
 	"accountledger/eventstore/sqlite"
 	"accountledger/projections"
+	"accountledger/projections/scheduler"
 	"accountledger/projections/webhooks"
 )
 
@@ -104,6 +105,7 @@ func (f files) open(t testing.TB, changes ...func(*Config)) *ledger {
 	}
 	running.Go(func() { views.Run(ctx) })
 	running.Go(func() { hooks.Run(ctx) })
+	running.Go(func() { scheduler.New(scheduler.Config{Ledger: accounts, Views: views}).Run(ctx) })
 	server := httptest.NewServer(New(l.Config))
 	l.url = server.URL
 	l.client = &http.Client{Transport: newConformance(t, l.url)}

@@ -20,7 +20,7 @@ import (
 // generations counts the rows and the tables of the view's generations.
 func generations(t *testing.T, v *Views) (rows, tables int) {
 	t.Helper()
-	err := v.read.QueryRow(`SELECT (SELECT count(*) FROM views), (SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name LIKE 'accounts%')`).Scan(&rows, &tables)
+	err := v.read.QueryRow(`SELECT (SELECT count(*) FROM views WHERE name = 'accounts'), (SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name LIKE 'accounts%')`).Scan(&rows, &tables)
 	if err != nil {
 		t.Fatal(err)
 	}
