@@ -100,7 +100,7 @@ type IdentityUnlinked struct {
 func (IdentityUnlinked) eventType() string { return "account.identity-unlinked.v1" }
 
 func (e IdentityUnlinked) evolve(a Account, _ Entry) Account {
-	a.Identities = slices.DeleteFunc(slices.Clone(a.Identities), func(i Identity) bool { return i.IdentityID == e.IdentityID })
+	a.Identities = ranked(slices.DeleteFunc(slices.Clone(a.Identities), func(i Identity) bool { return i.IdentityID == e.IdentityID }))
 	a.UserIDs = userIDs(a)
 	return a
 }

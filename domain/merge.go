@@ -45,14 +45,14 @@ type AccountMerged struct {
 func (AccountMerged) eventType() string { return "account.merged.v1" }
 
 func (e AccountMerged) evolve(a Account, x Entry) Account {
-	a.Identities = slices.Clip(a.Identities)
+	a.Identities = slices.Clone(a.Identities)
 	for _, i := range e.Identities {
 		if i.From == "" {
 			i.From = e.From
 		}
-		i.Secondary = i.Provider == ProviderSelf && a.hasSelf()
 		a.Identities = append(a.Identities, i)
 	}
+	a.Identities = ranked(a.Identities)
 	a.CombinedFrom = append(slices.Clip(a.CombinedFrom), Combined{
 		Sub: e.From, Via: e.Via, Status: e.Status, CreatedTime: e.CreatedTime, CombinedTime: x.OccurredTime(),
 		FilledFields: e.Filled, Groups: e.Groups, key: x.keyID,
@@ -92,7 +92,7 @@ type AccountSeparated struct {
 func (AccountSeparated) eventType() string { return "account.separated.v1" }
 
 func (e AccountSeparated) evolve(a Account, _ Entry) Account {
-	a.Identities = slices.DeleteFunc(slices.Clone(a.Identities), func(i Identity) bool { return slices.Contains(e.IdentityIDs, i.IdentityID) })
+	a.Identities = ranked(slices.DeleteFunc(slices.Clone(a.Identities), func(i Identity) bool { return slices.Contains(e.IdentityIDs, i.IdentityID) }))
 	a.CombinedFrom = slices.DeleteFunc(slices.Clone(a.CombinedFrom), func(c Combined) bool { return c.Sub == e.From || c.Via == e.From })
 	if len(a.CombinedFrom) == 0 {
 		a.CombinedFrom = nil // as before the first merge
@@ -118,7 +118,7 @@ func (AccountRestored) eventType() string { return "account.restored.v1" }
 
 func (e AccountRestored) evolve(a Account, _ Entry) Account {
 	a.Status, a.CombinedInto = e.To, ""
-	a.Identities = slices.Clone(e.Identities)
+	a.Identities = ranked(slices.Clone(e.Identities))
 	a.UserIDs = userIDs(a)
 	return a
 }
@@ -134,17 +134,21 @@ type IdentitiesReturned struct {
 func (IdentitiesReturned) eventType() string { return "account.identities-returned.v1" }
 
 func (e IdentitiesReturned) evolve(a Account, _ Entry) Account {
-	a.Identities = slices.Clip(a.Identities)
-	for _, i := range e.Identities {
-		i.Secondary = i.Provider == ProviderSelf && a.hasSelf()
-		a.Identities = append(a.Identities, i)
-	}
+	a.Identities = ranked(slices.Concat(a.Identities, e.Identities))
 	a.UserIDs = userIDs(a)
 	return a
 }
 
-func (a Account) hasSelf() bool {
-	return slices.ContainsFunc(a.Identities, func(i Identity) bool { return i.Provider == ProviderSelf })
+// ranked marks all identities of provider self but the first as secondary. It
+// changes the slice it is given.
+func ranked(identities []Identity) []Identity {
+	self := false
+	for i := range identities {
+		own := identities[i].Provider == ProviderSelf
+		identities[i].Secondary = own && self
+		self = self || own
+	}
+	return identities
 }
 
 // changedSince returns merged without these fields among the filled ones: what
@@ -263,7 +267,6 @@ func (c MergeAccount) decideJoint(s Setting, a Account, others []Account) ([]Eve
 func (a Account) identitiesOf(from string) (all []Identity, ids []string) {
 	for _, i := range a.Identities {
 		if i.From == from {
-			i.Secondary = false // it was in neither account alone
 			all, ids = append(all, i), append(ids, i.IdentityID)
 		}
 	}

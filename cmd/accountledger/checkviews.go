@@ -123,6 +123,10 @@ func (p prefix) Append(context.Context, eventstore.Commit) (eventstore.Receipt, 
 	return eventstore.Receipt{}, fmt.Errorf("append to a log that is read: %w", errors.ErrUnsupported)
 }
 
+func (p prefix) Erase(context.Context, eventstore.KeyID, ...string) error {
+	return fmt.Errorf("erase in a log that is read: %w", errors.ErrUnsupported)
+}
+
 func (p prefix) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
 	return func(yield func(eventstore.Recorded, error) bool) {
 		for rec, err := range p.log.ReadStream(ctx, stream, from) {
