@@ -24,9 +24,11 @@ type Account struct {
 	CustomFields     map[string]jsontext.Value `json:"customFields"`
 	CombinedInto     string                    `json:"combinedInto,omitzero"` // the sub of the account that has its identities now
 	CombinedFrom     []Combined                `json:"combinedFrom,omitzero"`
-	Groups           []Membership              `json:"groups"`            // in the order of joining
-	Schedules        []Schedule                `json:"schedules"`         // those that ended first, then the planned ones
-	Deletion         Deletion                  `json:"deletion,omitzero"` // while it is scheduled
+	Groups           []Membership              `json:"groups"`               // in the order of joining
+	Schedules        []Schedule                `json:"schedules"`            // those that ended first, then the planned ones
+	Deletion         Deletion                  `json:"deletion,omitzero"`    // while it is scheduled
+	FieldClaims      map[string]Kind           `json:"fieldClaims,omitzero"` // fields of which no other account may have the same value
+	Consents         []ConsentDecision         `json:"consents"`             // the latest of each consent, by consentId
 	CreatedTime      time.Time                 `json:"createdTime"`
 	UpdatedTime      time.Time                 `json:"updatedTime"`
 	LastLoggedInTime time.Time                 `json:"lastLoggedInTime,omitzero"`
@@ -99,6 +101,9 @@ type AccountCreated struct {
 	CustomFields   map[string]jsontext.Value `json:"customFields,omitzero" pii:"seal"`
 	Registration   Situation                 `json:"registration,omitzero" pii:"seal"`
 	Groups         []GroupJoined             `json:"groups,omitzero" pii:"clear"` // the memberships it begins with
+
+	ClearCustomFields map[string]jsontext.Value `json:"clearCustomFields,omitzero" pii:"clear"` // see CustomFieldsUpdated
+	FieldClaims       map[string]Kind           `json:"fieldClaims,omitzero" pii:"clear"`
 }
 
 func (AccountCreated) eventType() string { return "account.created.v1" }
@@ -114,12 +119,17 @@ func (e AccountCreated) evolve(a Account, x Entry) Account {
 	a.Status = e.Status
 	a.CreatedTime = x.OccurredTime()
 	a.Identities = []Identity{newIdentity(e.IdentityID, e.Provider, e.ProviderUserID, e.Profile, x)}
-	a.CustomFields = e.CustomFields
+	a.CustomFields = merged(e.CustomFields, e.ClearCustomFields)
 	if a.CustomFields == nil {
 		a.CustomFields = map[string]jsontext.Value{}
 	}
 	for _, g := range e.Groups {
 		a.Groups = append(slices.Clip(a.Groups), g.membership(x))
+	}
+	for key, kind := range e.FieldClaims {
+		if _, left := a.CustomFields[key]; left { // not erased
+			a.FieldClaims = with(a.FieldClaims, key, kind)
+		}
 	}
 	a.UserIDs = userIDs(a)
 	return a

@@ -91,24 +91,23 @@ func (c CreateAccount) decide(s Setting, a Account) ([]Event, error) {
 	f.text("/registration/client", c.Registration.Client, 255)
 	f.text("/registration/device", c.Registration.Device, 255)
 	f.text("/registration/location", c.Registration.Location, 255)
-	fields := f.customFields("/customFields", c.CustomFields)
-	for key, value := range fields {
-		if value.Kind() == 'n' {
-			delete(fields, key) // null unsets, and here nothing is set yet
-		}
-	}
+	fields := f.customFields(s, "/customFields", nil, c.CustomFields)
+	f.requiredFields(s, c.Origin, c.CustomFields)
 	identities := f.identities(c.Identities)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
 	first := identities[0]
+	set := s.Config.customFieldsUpdated(fields)
 	events := []Event{AccountCreated{
-		Origin: c.Origin, Status: status, Registration: c.Registration, CustomFields: fields,
+		Origin: c.Origin, Status: status, Registration: c.Registration,
+		CustomFields: set.Values, ClearCustomFields: set.ClearValues, FieldClaims: set.FieldClaims,
 		IdentityID: first.IdentityID, Provider: first.Provider, ProviderUserID: first.ProviderUserID, Profile: first.Profile,
 		Groups: firstGroups(s.Config),
 	}}
 	for _, n := range identities[1:] {
 		events = append(events, IdentityLinked(n))
 	}
+	events = append(events, linkedDecisions(s, a, fields)...)
 	return append(events, autoSchedules(s, a.Sub, status)...), nil
 }

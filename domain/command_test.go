@@ -99,12 +99,12 @@ func TestDecide(t *testing.T) {
 		{name: "update an unknown identity", given: []Event{adaCreated}, when: UpdateProfile{IdentityID: "i9", Patch: value(`{}`)}, code: CodeIdentityNotFound},
 
 		{name: "set fields", given: []Event{adaCreated}, when: SetCustomFields{map[string]jsontext.Value{"tier": value(`"gold"`), "gone": value("null"), "n": value("1.0")}},
-			then: []Event{CustomFieldsUpdated{[]string{"n", "tier"}, map[string]jsontext.Value{"tier": value(`"gold"`), "n": value("1")}}}},
-		{name: "set the same fields", given: []Event{adaCreated, CustomFieldsUpdated{[]string{"o"}, map[string]jsontext.Value{"o": value(`{"a":1,"b":2}`)}}},
+			then: []Event{CustomFieldsUpdated{Fields: []string{"n", "tier"}, Values: map[string]jsontext.Value{"tier": value(`"gold"`), "n": value("1")}}}},
+		{name: "set the same fields", given: []Event{adaCreated, CustomFieldsUpdated{Fields: []string{"o"}, Values: map[string]jsontext.Value{"o": value(`{"a":1,"b":2}`)}}},
 			when: SetCustomFields{map[string]jsontext.Value{"o": value(`{ "b": 2, "a": 1 }`)}}},
-		{name: "unset a field", given: []Event{adaCreated, CustomFieldsUpdated{[]string{"tier"}, map[string]jsontext.Value{"tier": value(`"gold"`)}}},
+		{name: "unset a field", given: []Event{adaCreated, CustomFieldsUpdated{Fields: []string{"tier"}, Values: map[string]jsontext.Value{"tier": value(`"gold"`)}}},
 			when: SetCustomFields{map[string]jsontext.Value{"tier": value("null")}},
-			then: []Event{CustomFieldsUpdated{[]string{"tier"}, map[string]jsontext.Value{"tier": value("null")}}}},
+			then: []Event{CustomFieldsUpdated{Fields: []string{"tier"}, Values: map[string]jsontext.Value{"tier": value("null")}}}},
 		{name: "set a field with a bad key", given: []Event{adaCreated}, when: SetCustomFields{map[string]jsontext.Value{"a b": value("1")}}, code: CodeInvalidRequest, faults: []string{""}},
 
 		{name: "change an erased account", given: []Event{adaCreated, AccountErased{}}, when: SetStatus{Status: StatusVerified}, code: CodeAccountErased},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"time"
 
@@ -17,10 +18,13 @@ type Config struct {
 	GroupTypes     map[string]GroupType     // by GroupType.GroupType
 	Groups         map[string]Group         // by Group.GroupID; a tree
 	ScheduleSetups map[string]ScheduleSetup // by ScheduleSetup.SetupID
+	Fields         map[string]Field         // by Field.FieldKey
+	Consents       map[string]Consent       // by Consent.ConsentID
 
 	Revision eventstore.Revision // of its stream
 	Position eventstore.Position // of its last event
 
+	hidden   Hidden
 	commands commands
 }
 
@@ -31,6 +35,7 @@ const ConfigStream = "configuration"
 // the start.
 func NewConfig() *Config {
 	c := &Config{Roles: map[string]Role{}, GroupTypes: map[string]GroupType{}, Groups: map[string]Group{},
+		Fields: map[string]Field{}, Consents: map[string]Consent{},
 		ScheduleSetups: map[string]ScheduleSetup{}, Revision: eventstore.NoStream}
 	for _, r := range systemRoles {
 		c.Roles[r.Role] = r
@@ -50,6 +55,7 @@ func (c *Config) clone() *Config {
 	d := *c
 	d.Roles, d.GroupTypes, d.Groups = maps.Clone(c.Roles), maps.Clone(c.GroupTypes), maps.Clone(c.Groups)
 	d.ScheduleSetups = maps.Clone(c.ScheduleSetups)
+	d.Fields, d.Consents = maps.Clone(c.Fields), maps.Clone(c.Consents)
 	return &d
 }
 
@@ -91,6 +97,11 @@ type Census interface {
 	// a group; an empty one stands for any. With the role NoRole it counts those
 	// without one.
 	Members(ctx context.Context, groupID, role string) (int64, error)
+
+	// Accounts yields every account as it was at one position of the log or
+	// later. Unlike the others it is asked while accounts change: it takes as
+	// long as there are many.
+	Accounts(ctx context.Context) (at eventstore.Position, accounts iter.Seq2[Account, error], err error)
 }
 
 // surveyed is a ConfigCommand that depends on what all accounts together are.
@@ -109,10 +120,7 @@ type ConfigResult struct {
 
 // Config returns the configuration as it is now. It is not to be changed.
 func (l *Ledger) Config(ctx context.Context) (*Config, error) {
-	l.configuring.RLock()
-	c := l.config
-	l.configuring.RUnlock()
-	if c != nil {
+	if c := l.config.Load(); c != nil {
 		return c, nil
 	}
 	l.configuring.Lock()
@@ -123,7 +131,7 @@ func (l *Ledger) Config(ctx context.Context) (*Config, error) {
 // loadConfig brings the Config in memory up to its stream's end. The caller
 // holds l.configuring for writing.
 func (l *Ledger) loadConfig(ctx context.Context) (*Config, error) {
-	before := l.config
+	before := l.config.Load()
 	if before == nil {
 		before = NewConfig()
 	}
@@ -137,7 +145,7 @@ func (l *Ledger) loadConfig(ctx context.Context) (*Config, error) {
 		}
 		c.Evolve(x)
 	}
-	l.config = c
+	l.config.Store(c)
 	return c, nil
 }
 
@@ -160,19 +168,30 @@ func (l *Ledger) configAt(ctx context.Context, revision eventstore.Revision) (*C
 // returns. A refusal is an *Error. No command on an account is under way
 // while it decides and appends.
 func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (ConfigResult, error) {
-	l.configuring.Lock()
-	defer l.configuring.Unlock()
 	for range tries {
-		before, err := l.loadConfig(ctx)
+		seen, err := l.inspect(ctx, cmd)
 		if err != nil {
 			return ConfigResult{}, err
 		}
-		result, err := l.configure(ctx, r, before, cmd)
+		result, err := l.configureInspected(ctx, r, cmd, seen)
 		if _, conflict := errors.AsType[*eventstore.ConflictError](err); !conflict {
 			return result, err
 		}
 	}
 	return ConfigResult{}, refuse(CodeConcurrentChange, "Others change the configuration all the time; try again.")
+}
+
+func (l *Ledger) configureInspected(ctx context.Context, r Request, cmd ConfigCommand, seen inspection) (ConfigResult, error) {
+	l.configuring.Lock()
+	defer l.configuring.Unlock()
+	before, err := l.loadConfig(ctx)
+	if err == nil {
+		cmd, err = l.conclude(ctx, before, cmd, seen)
+	}
+	if err != nil {
+		return ConfigResult{}, err
+	}
+	return l.configure(ctx, r, before, cmd)
 }
 
 func (l *Ledger) configure(ctx context.Context, r Request, before *Config, cmd ConfigCommand) (ConfigResult, error) {
@@ -222,7 +241,7 @@ func (l *Ledger) configure(ctx context.Context, r Request, before *Config, cmd C
 		after.Evolve(x)
 	}
 	if !r.DryRun {
-		l.config = after
+		l.config.Store(after)
 	}
 	return ConfigResult{Config: after, Events: entries}, nil
 }

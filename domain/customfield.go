@@ -13,50 +13,101 @@ import (
 const (
 	maxCustomFields     = 200
 	maxCustomFieldValue = 16 << 10 // bytes of JSON
+	maxClearValues      = 16 << 10 // bytes of JSON in one change: an event's clear part is small
 )
 
 var customFieldKey = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]{0,63}$`)
 
 // CustomFieldsUpdated sets fields of an application's own; null unsets.
 type CustomFieldsUpdated struct {
-	Fields []string                  `json:"fields" pii:"clear"`         // keys of Values, sorted
-	Values map[string]jsontext.Value `json:"values,omitzero" pii:"seal"` // unknown fields are personal
+	Fields      []string                  `json:"fields" pii:"clear"`               // keys of Values and ClearValues, sorted
+	Values      map[string]jsontext.Value `json:"values,omitzero" pii:"seal"`       // what is not known to be nobody's is personal
+	ClearValues map[string]jsontext.Value `json:"clearValues,omitzero" pii:"clear"` // of fields that are defined not to be personal
+	FieldClaims map[string]Kind           `json:"fieldClaims,omitzero" pii:"clear"` // which of the fields no other account may have the same value of
 }
 
 func (CustomFieldsUpdated) eventType() string { return "account.custom-fields-updated.v1" }
 
 func (e CustomFieldsUpdated) evolve(a Account, _ Entry) Account {
 	a.CustomFields = maps.Clone(a.CustomFields)
-	for key, value := range e.Values {
-		if value.Kind() == 'n' {
-			delete(a.CustomFields, key)
-		} else {
+	claims := maps.Clone(a.FieldClaims)
+	for _, values := range []map[string]jsontext.Value{e.Values, e.ClearValues} {
+		for key, value := range values {
+			delete(claims, key)
+			if value.Kind() == 'n' {
+				delete(a.CustomFields, key)
+				continue
+			}
 			a.CustomFields[key] = value
+			if kind, ok := e.FieldClaims[key]; ok {
+				claims = with(claims, key, kind)
+			}
 		}
+	}
+	if a.FieldClaims = claims; len(claims) == 0 {
+		a.FieldClaims = nil
 	}
 	a.CombinedFrom = changedSince(a.CombinedFrom, e.Fields)
 	a.UserIDs = userIDs(a)
 	return a
 }
 
+// all are the values of e, wherever it keeps them.
+func (e CustomFieldsUpdated) all() map[string]jsontext.Value { return merged(e.Values, e.ClearValues) }
+
+func merged(a, b map[string]jsontext.Value) map[string]jsontext.Value {
+	if len(b) == 0 {
+		return a
+	}
+	all := maps.Clone(b)
+	maps.Copy(all, a)
+	return all
+}
+
+// with sets a member of m, which it makes where there is none.
+func with[V any](m map[string]V, key string, value V) map[string]V {
+	if m == nil {
+		m = map[string]V{}
+	}
+	m[key] = value
+	return m
+}
+
+// customFieldsUpdated is the event that makes changes, which are checked: what
+// the fold has to know of the definitions is recorded with it, for those may
+// be others when it is folded again.
+func (c *Config) customFieldsUpdated(changes map[string]jsontext.Value) CustomFieldsUpdated {
+	e := CustomFieldsUpdated{Fields: slices.Sorted(maps.Keys(changes))}
+	for _, key := range e.Fields {
+		f, defined := c.Fields[key]
+		if defined && !f.Personal {
+			e.ClearValues = with(e.ClearValues, key, changes[key])
+		} else {
+			e.Values = with(e.Values, key, changes[key])
+		}
+		if kind := f.claim(); kind != "" && changes[key].Kind() != 'n' {
+			e.FieldClaims = with(e.FieldClaims, key, kind)
+		}
+	}
+	return e
+}
+
 // SetCustomFields sets the fields given and leaves the others; null unsets.
+// Values of fields that the operators have defined are held to their
+// definition. Other keys need none: their values are any JSON, and personal.
 type SetCustomFields struct {
 	Values map[string]jsontext.Value
 }
 
 func (SetCustomFields) command() {}
 
-func (c SetCustomFields) decide(_ Setting, a Account) ([]Event, error) {
+func (c SetCustomFields) decide(s Setting, a Account) ([]Event, error) {
 	var f faults
-	values := f.customFields("", c.Values)
+	changes := f.customFields(s, "", a.CustomFields, c.Values)
 	left := len(a.CustomFields)
-	for key, value := range values {
-		old, had := a.CustomFields[key]
-		unset := value.Kind() == 'n'
-		switch {
-		case !had && unset, had && bytes.Equal(old, value):
-			delete(values, key)
-		case had && unset:
+	for key, value := range changes {
+		switch _, had := a.CustomFields[key]; {
+		case value.Kind() == 'n':
 			left--
 		case !had:
 			left++
@@ -65,32 +116,86 @@ func (c SetCustomFields) decide(_ Setting, a Account) ([]Event, error) {
 	if left > maxCustomFields {
 		f.add("", "an account has at most %d custom fields", maxCustomFields)
 	}
-	if err := f.err(); err != nil || len(values) == 0 {
+	if err := f.err(); err != nil || len(changes) == 0 {
 		return nil, err
 	}
-	return []Event{CustomFieldsUpdated{Fields: slices.Sorted(maps.Keys(values)), Values: values}}, nil
+	return append([]Event{s.Config.customFieldsUpdated(changes)}, linkedDecisions(s, a, changes)...), nil
 }
 
-// customFields checks keys and values and returns the values in canonical
-// form (RFC 8785), so that equal values are equal bytes.
-func (f *faults) customFields(pointer string, values map[string]jsontext.Value) map[string]jsontext.Value {
-	canonical := make(map[string]jsontext.Value, len(values))
+// customFields checks keys and values against their definitions. It returns
+// those that differ from the old ones, in the form in which they are stored:
+// canonical (RFC 8785), so that equal values are equal bytes.
+func (f *faults) customFields(s Setting, pointer string, old, values map[string]jsontext.Value) map[string]jsontext.Value {
+	changes := make(map[string]jsontext.Value, len(values))
+	clear := 0
 	for _, key := range slices.Sorted(maps.Keys(values)) {
-		value := values[key].Clone()
 		at := pointer + "/" + string(jsontext.Pointer("").AppendToken(key)[1:])
+		field, defined := s.Config.Fields[key]
 		switch {
 		case !customFieldKey.MatchString(key):
 			f.add(pointer, "a field key is a letter and up to 63 letters, digits, '_', '.' or '-'")
-		case len(value) > maxCustomFieldValue:
-			f.add(at, "at most %d bytes", maxCustomFieldValue)
-		case value.Canonicalize() != nil:
-			f.add(at, "not valid JSON")
-		default:
-			canonical[key] = value
+			continue
+		case field.Internal && !s.Admin: // also where nothing would change, or one could try values
+			f.add(at, "only an admin may change it")
+			continue
 		}
+		value, ok := f.customField(at, field, values[key])
+		had := old[key]
+		unset := value.Kind() == 'n'
+		switch {
+		case !ok, had == nil && unset, had != nil && bytes.Equal(had, value):
+			continue
+		case field.ReadOnly && !s.Admin:
+			f.add(at, "only an admin may change it")
+		case field.Required && unset:
+			f.add(at, "required: must not be unset")
+		}
+		if changes[key] = value; defined && !field.Personal {
+			clear += len(value)
+		}
+	}
+	if clear > maxClearValues {
+		f.add(pointer, "the values of fields that are not personal may have at most %d bytes together", maxClearValues)
 	}
 	if len(values) > maxCustomFields {
 		f.add(pointer, "at most %d custom fields", maxCustomFields)
 	}
-	return canonical
+	return changes
+}
+
+// customField checks one value. A field without a definition takes any.
+func (f *faults) customField(at string, field Field, given jsontext.Value) (value jsontext.Value, ok bool) {
+	value = given.Clone()
+	if len(value) > maxCustomFieldValue {
+		f.add(at, "at most %d bytes", maxCustomFieldValue)
+		return nil, false
+	}
+	if rule, defined := field.DataType.rule(); defined && value.Kind() != 'n' {
+		checked, wrong := rule.check(field, value)
+		if wrong != "" {
+			f.add(at, "%s", wrong)
+			return nil, false
+		}
+		value = checked
+	}
+	if value.Canonicalize() != nil {
+		f.add(at, "not valid JSON")
+		return nil, false
+	}
+	return value, true
+}
+
+// requiredFields reports the fields that a new account lacks. Whoever may not
+// write a field is not asked for it; an imported account comes as it is, and
+// shows as not conforming.
+func (f *faults) requiredFields(s Setting, origin Origin, given map[string]jsontext.Value) {
+	if origin == OriginImported {
+		return
+	}
+	for key, field := range s.Config.Fields {
+		value, ok := given[key]
+		if field.Required && (!ok || value.Kind() == 'n') && (s.Admin || !field.ReadOnly && !field.Internal) {
+			f.add("/customFields/"+key, "required")
+		}
+	}
 }

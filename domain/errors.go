@@ -45,6 +45,10 @@ const (
 	CodeScheduleSetupNotFound   Code = "schedule-setup-not-found"
 	CodeScheduleSetupOrder      Code = "schedule-setup-order"
 	CodeDeletionNotFound        Code = "deletion-not-found"
+	CodeFieldNotFound           Code = "field-not-found"
+	CodeFieldInConflict         Code = "field-in-conflict"
+	CodeConsentNotFound         Code = "consent-not-found"
+	CodeConsentNotAccepted      Code = "consent-not-accepted"
 	CodeWebhookNotFound         Code = "webhook-not-found"
 )
 
@@ -57,6 +61,7 @@ var Codes = []Code{
 	CodeMergeRefused, CodeInUse, CodeSystemManaged, CodeRoleNotFound,
 	CodeGroupNotFound, CodeGroupTypeNotFound, CodeAdminRequired,
 	CodeScheduleNotFound, CodeScheduleEnded, CodeScheduleSetupNotFound, CodeScheduleSetupOrder, CodeDeletionNotFound,
+	CodeFieldNotFound, CodeFieldInConflict, CodeConsentNotFound, CodeConsentNotAccepted,
 }
 
 // Error is a refusal by rule: the caller's to mend. Anything else that fails

@@ -362,8 +362,7 @@ func (p PutGroup) decide(c *Config, _ time.Time) ([]Event, error) {
 		f.add("/groupType", "must be a group type that exists")
 	}
 	f.parent(c, p)
-	fields := f.customFields("/customFields", p.CustomFields)
-	maps.DeleteFunc(fields, func(_ string, v jsontext.Value) bool { return v.Kind() == 'n' })
+	fields := f.customFields(Setting{Config: &Config{}}, "/customFields", nil, p.CustomFields) // definitions are of accounts' fields
 	if err := f.err(); err != nil {
 		return nil, err
 	}

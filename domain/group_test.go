@@ -3,6 +3,7 @@ package domain
 import (
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -12,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
+
+	"accountledger/eventstore"
 )
 
 // configure is the configuration after events, which begin where c is.
@@ -25,6 +28,16 @@ func configure(c *Config, events ...Event) *Config {
 
 // folding is a census of accounts in memory.
 type folding []Account
+
+func (f folding) Accounts(context.Context) (eventstore.Position, iter.Seq2[Account, error], error) {
+	return 0, func(yield func(Account, error) bool) {
+		for _, a := range f {
+			if !yield(a, nil) {
+				return
+			}
+		}
+	}, nil
+}
 
 func (f folding) Members(_ context.Context, groupID, role string) (n int64, _ error) {
 	for _, a := range f {

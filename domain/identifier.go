@@ -1,15 +1,19 @@
 package domain
 
 import (
+	"cmp"
 	"errors"
+	"maps"
 	"net/mail"
 	"slices"
 	"strings"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nyaruka/phonenumbers"
 	"golang.org/x/net/idna"
 	"golang.org/x/text/cases"
 	"golang.org/x/text/secure/precis"
+	"golang.org/x/text/unicode/norm"
 
 	"accountledger/eventstore"
 )
@@ -48,11 +52,18 @@ func compareKey(kind Kind, provider, value string) string {
 		if key, err := precis.UsernameCaseMapped.CompareKey(value); err == nil {
 			return key
 		}
-		return value
+		return folded(value) // of a custom field, which may hold more than usernames
 	case KindProviderUserID:
 		return provider + "\x00" + value
+	case KindMobileNumber:
+		return value
 	}
-	return value
+	return folded(value) // of a unique custom field
+}
+
+// folded is a value as it is compared without regard to case and form.
+func folded(value string) string {
+	return norm.NFKC.String(cases.Fold().String(norm.NFKC.String(value)))
 }
 
 // userIDs lists every identifier that leads to a.
@@ -70,6 +81,32 @@ func userIDs(a Account) []UserID {
 				ids = append(ids, u)
 			}
 		}
+	}
+	own := len(ids)
+	ids = append(ids, fieldIDs(a.CustomFields, a.FieldClaims, true)...)
+	for _, c := range a.CombinedFrom {
+		for _, u := range fieldIDs(c.CustomFields, c.FieldClaims, true) {
+			if !slices.Contains(ids[own:], u) { // filled in, it is a's already
+				ids = append(ids, u)
+			}
+		}
+	}
+	return ids
+}
+
+// fieldIDs are the custom fields that are identifiers: those that lead to
+// their account, or all that no other account may have.
+func fieldIDs(fields map[string]jsontext.Value, claims map[string]Kind, leading bool) []UserID {
+	var ids []UserID
+	for _, key := range slices.Sorted(maps.Keys(claims)) {
+		u := UserID{Type: claims[key], Value: string(fields[key]), FieldKey: key}
+		switch {
+		case u.Type == KindUsername:
+			u.Value, _ = text(fields[key])
+		case leading:
+			continue
+		}
+		ids = append(ids, u)
 	}
 	return ids
 }
@@ -109,13 +146,31 @@ type identifier struct {
 func holders(accounts []Account) map[identifier][]string {
 	m := make(map[identifier][]string, 4*len(accounts))
 	for _, a := range accounts {
-		for _, u := range a.UserIDs {
-			id, sub := identifier{u.Type, u.Key()}, a.Sub
-			if i, ok := a.identity(u.IdentityID); ok && i.From != "" {
-				sub = i.From
-			}
-			if !slices.Contains(m[id], sub) {
+		hold := func(u UserID, sub string) {
+			if id := (identifier{u.Type, u.Key()}); !slices.Contains(m[id], sub) {
 				m[id] = append(m[id], sub)
+			}
+		}
+		for _, u := range a.UserIDs {
+			if i, ok := a.identity(u.IdentityID); ok {
+				hold(u, cmp.Or(i.From, a.Sub))
+			}
+		}
+		if a.CombinedInto != "" {
+			continue // the survivor has what a's fields claim
+		}
+		for _, u := range fieldIDs(a.CustomFields, a.FieldClaims, false) {
+			sub := a.Sub
+			for _, c := range a.CombinedFrom {
+				if slices.Contains(c.FilledFields, u.FieldKey) {
+					sub = c.Sub
+				}
+			}
+			hold(u, sub)
+		}
+		for _, c := range a.CombinedFrom {
+			for _, u := range fieldIDs(c.CustomFields, c.FieldClaims, false) {
+				hold(u, c.Sub)
 			}
 		}
 	}
@@ -213,8 +268,13 @@ func Candidates(kind Kind, provider, value string) []Candidate {
 		kinds = []Kind{KindEmail, KindMobileNumber, KindUsername}
 	}
 	var found []Candidate
+	value = strings.TrimSpace(value)
 	for _, k := range kinds {
-		if normal, err := Normalize(k, strings.TrimSpace(value)); err == nil {
+		normal, err := Normalize(k, value)
+		if err != nil && k == KindUsername && value != "" && len(value) <= 255 {
+			normal, err = value, nil // a custom field of type USERNAME may hold it
+		}
+		if err == nil {
 			found = append(found, Candidate{k, compareKey(k, provider, normal)})
 		}
 	}

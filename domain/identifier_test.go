@@ -130,7 +130,9 @@ func TestCandidates(t *testing.T) {
 		want            []Candidate
 	}{
 		{"", "", "Ada@Example.com", []Candidate{{KindEmail, "ada@example.com"}, {KindUsername, "ada@example.com"}}},
-		{"", "", "+49 1511 2345678", []Candidate{{KindMobileNumber, "+4915112345678"}}},
+		{"", "", "+49 1511 2345678", []Candidate{{KindMobileNumber, "+4915112345678"}, {KindUsername, "+49 1511 2345678"}}},
+		{"", "", " Ada  Straße ", []Candidate{{KindUsername, "ada  strasse"}}}, // of a custom field
+		{KindUsername, "", " ", nil},
 		{"", "", "Countess", []Candidate{{KindUsername, "countess"}}},
 		{KindProviderUserID, "google", "1095", []Candidate{{KindProviderUserID, "google\x001095"}}},
 		{KindEmail, "", "Countess", nil},

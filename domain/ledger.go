@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -35,7 +36,7 @@ type Ledger struct {
 	// and for writing by a change of the configuration: no account changes by
 	// rules that no longer hold. Between processes that is not so.
 	configuring sync.RWMutex
-	config      *Config // nil until it was asked for
+	config      atomic.Pointer[Config] // nil until it was asked for; changes under configuring, and is read without
 }
 
 // LedgerConfig says what a Ledger works with.
@@ -66,7 +67,7 @@ type Request struct {
 	Meta     Metadata
 	Expected *eventstore.Revision // refuse with CodeStaleRevision if the account is at another one
 	DryRun   bool                 // decide, and append nothing
-	Admin    bool                 // the caller may write what is read-only or internal to users
+	Admin    bool                 // the caller may write what is read-only to users, and see and write what is internal
 }
 
 // Result is what came of a command.
@@ -92,8 +93,20 @@ type joint interface {
 const tries = 5
 
 // Execute asks cmd of the account sub. The events are durable when it
-// returns. A refusal is an *Error.
+// returns. A refusal is an *Error. The result is as the caller may see it.
 func (l *Ledger) Execute(ctx context.Context, r Request, sub string, cmd Command) (Result, error) {
+	result, err := l.execute(ctx, r, sub, cmd)
+	if err != nil || r.Admin {
+		return result, err
+	}
+	c, err := l.Config(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	return result.Without(c.Hidden()), nil
+}
+
+func (l *Ledger) execute(ctx context.Context, r Request, sub string, cmd Command) (Result, error) {
 	if cmd, ok := cmd.(joint); ok {
 		return l.executeJoint(ctx, r, sub, cmd)
 	}
@@ -206,7 +219,7 @@ func (l *Ledger) try(ctx context.Context, r Request, cmd Command, before []Accou
 	}
 	l.configuring.RLock()
 	defer l.configuring.RUnlock()
-	setting := Setting{Config: l.config, Now: l.now().UTC().Truncate(time.Microsecond), Admin: r.Admin}
+	setting := Setting{Config: l.config.Load(), Now: l.now().UTC().Truncate(time.Microsecond), Admin: r.Admin}
 	decided, err := decide(setting)
 	if err != nil {
 		return Result{}, err

@@ -23,6 +23,11 @@ type Combined struct {
 
 	Groups []Membership `json:"groups,omitzero"` // it brought along, as long as they have not been set since
 
+	// What it brought that no other account may have leads here, whatever
+	// became of it, until un-merging gives it back.
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero"`
+	FieldClaims  map[string]Kind           `json:"fieldClaims,omitzero"`
+
 	key eventstore.KeyID // of its personal data
 }
 
@@ -40,6 +45,8 @@ type AccountMerged struct {
 	Filled       []string                  `json:"filledFields" pii:"clear"`    // those of them that were taken over
 	Conflicts    []string                  `json:"conflicts" pii:"clear"`       // those that were not, because the survivor had another value
 	Groups       []Membership              `json:"groups,omitzero" pii:"clear"` // From was a member of
+
+	FieldClaims map[string]Kind `json:"fieldClaims,omitzero" pii:"clear"` // those that no other account may have the same value of
 }
 
 func (AccountMerged) eventType() string { return "account.merged.v1" }
@@ -53,14 +60,23 @@ func (e AccountMerged) evolve(a Account, x Entry) Account {
 		a.Identities = append(a.Identities, i)
 	}
 	a.Identities = ranked(a.Identities)
-	a.CombinedFrom = append(slices.Clip(a.CombinedFrom), Combined{
+	c := Combined{
 		Sub: e.From, Via: e.Via, Status: e.Status, CreatedTime: e.CreatedTime, CombinedTime: x.OccurredTime(),
 		FilledFields: e.Filled, Groups: e.Groups, key: x.keyID,
-	})
-	a.CustomFields = maps.Clone(a.CustomFields)
+	}
+	for key, kind := range e.FieldClaims {
+		if value, left := e.CustomFields[key]; left {
+			c.CustomFields, c.FieldClaims = with(c.CustomFields, key, value), with(c.FieldClaims, key, kind)
+		}
+	}
+	a.CombinedFrom = append(slices.Clip(a.CombinedFrom), c)
+	a.CustomFields, a.FieldClaims = maps.Clone(a.CustomFields), maps.Clone(a.FieldClaims)
 	for _, key := range e.Filled {
 		if value, ok := e.CustomFields[key]; ok {
 			a.CustomFields[key] = value
+		}
+		if kind, ok := c.FieldClaims[key]; ok {
+			a.FieldClaims = with(a.FieldClaims, key, kind)
 		}
 	}
 	a.UserIDs = userIDs(a)
@@ -97,9 +113,13 @@ func (e AccountSeparated) evolve(a Account, _ Entry) Account {
 	if len(a.CombinedFrom) == 0 {
 		a.CombinedFrom = nil // as before the first merge
 	}
-	a.CustomFields = maps.Clone(a.CustomFields)
+	a.CustomFields, a.FieldClaims = maps.Clone(a.CustomFields), maps.Clone(a.FieldClaims)
 	for _, key := range e.Unset {
 		delete(a.CustomFields, key)
+		delete(a.FieldClaims, key)
+	}
+	if len(a.FieldClaims) == 0 {
+		a.FieldClaims = nil
 	}
 	a.UserIDs = userIDs(a)
 	return a.regroup()
@@ -231,7 +251,7 @@ func (c MergeAccount) decideJoint(s Setting, a Account, others []Account) ([]Eve
 	if _, admin := b.membership(GroupAdmins); admin && !s.Admin {
 		return nil, nil, refuse(CodeAdminRequired, "Only administrators merge an administrator's account into another one.")
 	}
-	merged := AccountMerged{From: b.Sub, Status: b.Status, CreatedTime: b.CreatedTime, CustomFields: b.CustomFields}
+	merged := AccountMerged{From: b.Sub, Status: b.Status, CreatedTime: b.CreatedTime, CustomFields: b.CustomFields, FieldClaims: b.FieldClaims}
 	for _, m := range b.Groups {
 		m.OwnRoles, m.Merged = nil, false
 		merged.Groups = append(merged.Groups, m)
@@ -254,7 +274,7 @@ func (c MergeAccount) decideJoint(s Setting, a Account, others []Account) ([]Eve
 	merged.Identities, merged.IdentityIDs = b.identitiesOf("")
 	events := []Event{merged}
 	for _, n := range b.CombinedFrom {
-		nested := AccountMerged{From: n.Sub, Via: b.Sub, Status: n.Status, CreatedTime: n.CreatedTime}
+		nested := AccountMerged{From: n.Sub, Via: b.Sub, Status: n.Status, CreatedTime: n.CreatedTime, CustomFields: n.CustomFields, FieldClaims: n.FieldClaims}
 		nested.Identities, nested.IdentityIDs = b.identitiesOf(n.Sub)
 		events = append(events, nested)
 	}
@@ -317,9 +337,10 @@ func (c UnmergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]E
 	for _, e := range events {
 		back = e.(accountEvent).evolve(back, Entry{})
 	}
-	for _, u := range left.UserIDs {
-		if slices.ContainsFunc(back.UserIDs, func(v UserID) bool { return u.Type == v.Type && u.Key() == v.Key() }) {
-			return nil, nil, refuse(CodeIdentifierTaken, "Both accounts would have the same %s; change it in one of them first.", u.Type)
+	both := holders([]Account{back})
+	for id := range holders([]Account{left}) {
+		if len(both[id]) > 0 {
+			return nil, nil, refuse(CodeIdentifierTaken, "Both accounts would have the same %s; change it in one of them first.", id.kind)
 		}
 	}
 	if !reachable(left.Identities) || !reachable(back.Identities) {

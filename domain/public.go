@@ -33,7 +33,7 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 		created := userCreated{
 			Sub: x.Sub(), Email: e.Profile.Email, GivenName: e.Profile.GivenName, FamilyName: e.Profile.FamilyName,
 			EmailVerified: e.Profile.EmailVerified, Status: e.Status, Provider: e.Provider,
-			CreatedTime: x.OccurredTime(), CustomFields: e.CustomFields,
+			CreatedTime: x.OccurredTime(), CustomFields: merged(e.CustomFields, e.ClearCustomFields),
 		}
 		events := []publicEvent{{"USER_CREATED", created}}
 		if e.Origin == OriginRegistered {
@@ -50,11 +50,15 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	},
 	"account.custom-fields-updated.v1": func(x Entry) []publicEvent {
 		e := x.Event.(CustomFieldsUpdated)
-		return []publicEvent{{"USER_UPDATED", userUpdated{x.Sub(), "", x.OccurredTime(), prefixed("customFields.", e.Fields), map[string]any{"customFields": e.Values}}}}
+		return []publicEvent{{"USER_UPDATED", userUpdated{x.Sub(), "", x.OccurredTime(), prefixed("customFields.", e.Fields), map[string]any{"customFields": e.all()}}}}
 	},
 	"account.status-changed.v1": func(x Entry) []publicEvent {
 		e := x.Event.(StatusChanged)
 		return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, e.To, x.Meta.ReasonCode}}}
+	},
+	"account.consent-decided.v1": func(x Entry) []publicEvent {
+		e := x.Event.(ConsentDecided)
+		return []publicEvent{{"CONSENT_" + strings.ToUpper(string(e.Status)), consentDecided{x.Sub(), e.ConsentID, e.Version, e.Decision(x).Time}}}
 	},
 	"account.identity-linked.v1": func(x Entry) []publicEvent {
 		e := x.Event.(IdentityLinked)
@@ -166,6 +170,20 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	"schedule-setup.deleted.v1": func(x Entry) []publicEvent {
 		return []publicEvent{{"SCHEDULE_SETUP_DELETED", configChanged{x.Event.(ScheduleSetupDeleted).SetupID, nil}}}
 	},
+	"field.set.v1": func(x Entry) []publicEvent {
+		e := x.Event.(FieldSet)
+		return configEventOf("FIELD", e.Created, e.Field.FieldKey, e.Fields)
+	},
+	"field.deleted.v1": func(x Entry) []publicEvent {
+		return []publicEvent{{"FIELD_DELETED", configChanged{x.Event.(FieldDeleted).FieldKey, nil}}}
+	},
+	"consent-definition.set.v1": func(x Entry) []publicEvent {
+		e := x.Event.(ConsentDefinitionSet)
+		return configEventOf("CONSENT_DEFINITION", e.Created, e.ConsentID, e.Fields)
+	},
+	"consent-definition.deleted.v1": func(x Entry) []publicEvent {
+		return []publicEvent{{"CONSENT_DEFINITION_DELETED", configChanged{x.Event.(ConsentDefinitionDeleted).ConsentID, nil}}}
+	},
 	"webhook.created.v1":       webhookEvent("WEBHOOK_CREATED"),
 	"webhook.state-changed.v1": webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.deleted.v1":       webhookEvent("WEBHOOK_DELETED"),
@@ -173,6 +191,8 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 
 // PublicNames is the public catalogue, sorted.
 var PublicNames = []string{
+	"CONSENT_ACCEPTED", "CONSENT_DECLINED", "CONSENT_DEFINITION_CREATED", "CONSENT_DEFINITION_DELETED", "CONSENT_DEFINITION_UPDATED", "CONSENT_REVOKED",
+	"FIELD_CREATED", "FIELD_DELETED", "FIELD_UPDATED",
 	"GROUP_CREATED", "GROUP_DELETED", "GROUP_MEMBER_ADDED", "GROUP_MEMBER_REMOVED", "GROUP_MEMBER_ROLES_CHANGED",
 	"GROUP_TYPE_CREATED", "GROUP_TYPE_DELETED", "GROUP_TYPE_UPDATED", "GROUP_UPDATED",
 	"IDENTITY_LINKED", "IDENTITY_UNLINKED",
@@ -280,6 +300,12 @@ type (
 	deletionCancelled struct {
 		Sub    string `json:"sub"`
 		Status Status `json:"userStatus"` // restored
+	}
+	consentDecided struct {
+		Sub       string    `json:"sub"`
+		ConsentID string    `json:"consentId"`
+		Version   int       `json:"version"`
+		Time      time.Time `json:"time"`
 	}
 	configChanged struct {
 		ID     string   `json:"id"`

@@ -60,7 +60,7 @@ type getAccountInput struct {
 	IfNoneMatch string `header:"If-None-Match" doc:"Answer 304 if the account is still at the revision of this ETag." example:"\"3\""`
 }
 
-func (s *server) getAccount(ctx context.Context, _ *call, in *getAccountInput) (*answer, error) {
+func (s *server) getAccount(ctx context.Context, c *call, in *getAccountInput) (*answer, error) {
 	a, err := s.fresh(ctx, in.Query)
 	if err != nil {
 		return nil, err
@@ -70,13 +70,13 @@ func (s *server) getAccount(ctx context.Context, _ *call, in *getAccountInput) (
 		return nil, err
 	}
 	if in.Revision >= 0 {
-		return s.accountAt(ctx, a, sub, eventstore.Revision(in.Revision))
+		return s.accountAt(ctx, c, a, sub, eventstore.Revision(in.Revision))
 	}
 	row, err := s.Views.Accounts().Get(ctx, sub)
 	if err != nil {
 		return nil, missing(err)
 	}
-	a, err = a.account(row)
+	a, err = s.account(ctx, c, a, row)
 	if err == nil && matches(in.IfNoneMatch, a.ETag) {
 		a.Status, a.Body = http.StatusNotModified, nil
 	}
@@ -85,7 +85,7 @@ func (s *server) getAccount(ctx context.Context, _ *call, in *getAccountInput) (
 
 // accountAt answers with the account as its own events say it was. What was
 // erased since is not in it.
-func (s *server) accountAt(ctx context.Context, a *answer, sub string, r eventstore.Revision) (*answer, error) {
+func (s *server) accountAt(ctx context.Context, c *call, a *answer, sub string, r eventstore.Revision) (*answer, error) {
 	then, err := s.Ledger.AccountAt(ctx, sub, r)
 	switch {
 	case err != nil:
@@ -95,18 +95,44 @@ func (s *server) accountAt(ctx context.Context, a *answer, sub string, r eventst
 	case then.Revision < r:
 		return nil, newProblem(codeRevisionNotFound, "The account is at revision %d.", then.Revision)
 	}
+	hidden, err := s.hidden(ctx, c)
+	if err != nil {
+		return nil, err
+	}
 	a.ETag = etag(then.Revision)
-	a.Body, err = then.JSON()
+	a.Body, err = then.Without(hidden).JSON()
 	return a, err
 }
 
-// account gives a the account as its body, byte for byte as the view has it.
-func (a *answer) account(row projections.AccountRow) (*answer, error) {
+// account gives a the account as its body, byte for byte as the view has it
+// unless there is something the caller must not see.
+func (s *server) account(ctx context.Context, c *call, a *answer, row projections.AccountRow) (*answer, error) {
 	if !row.ErasedTime.IsZero() {
 		return nil, erased(row.ErasedTime)
 	}
 	a.ETag, a.Body = etag(row.Revision), row.JSON
-	return a, nil
+	hidden, err := s.hidden(ctx, c)
+	if err != nil || len(hidden) == 0 {
+		return a, err
+	}
+	account, err := row.Account()
+	if err != nil {
+		return nil, err
+	}
+	a.Body, err = account.Without(hidden).JSON()
+	return a, err
+}
+
+// hidden is what the caller must not see of accounts and their events.
+func (s *server) hidden(ctx context.Context, c *call) (domain.Hidden, error) {
+	if c.admin {
+		return nil, nil
+	}
+	config, err := s.Ledger.Config(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return config.Hidden(), nil
 }
 
 // erased refuses an account that has ended, and says when.

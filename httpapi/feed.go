@@ -47,7 +47,11 @@ func (s *server) getEvents(ctx context.Context, c *call, in *getEventsInput) (*a
 	if err != nil {
 		return nil, err
 	}
-	page, next, err := s.feed(ctx, after, types, in.Limit, time.Duration(in.Wait)*time.Second)
+	hidden, err := s.hidden(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	page, next, err := s.feed(ctx, after, selection{types, in.Limit, hidden}, time.Duration(in.Wait)*time.Second)
 	if err != nil {
 		return nil, err
 	}
@@ -66,8 +70,15 @@ type place struct {
 	seen     int
 }
 
+// selection is what of the log a page of the feed is to hold.
+type selection struct {
+	types  []string // patterns; nil for all
+	limit  int
+	hidden domain.Hidden
+}
+
 // feed reads the page after a place. Where there is nothing it waits a while.
-func (s *server) feed(ctx context.Context, after place, types []string, limit int, wait time.Duration) (feed, place, error) {
+func (s *server) feed(ctx context.Context, after place, which selection, wait time.Duration) (feed, place, error) {
 	var page feed
 	head, err := s.Log.Head(ctx)
 	if err != nil || after.position >= head && wait == 0 {
@@ -90,7 +101,7 @@ func (s *server) feed(ctx context.Context, after place, types []string, limit in
 		}
 		for _, rec := range records {
 			var full bool
-			if page.Events, after, full, err = s.public(page.Events, after, rec, types, limit); err != nil {
+			if page.Events, after, full, err = s.public(page.Events, after, rec, which); err != nil {
 				return page, after, err
 			}
 			scanned++
@@ -108,25 +119,25 @@ func (s *server) feed(ctx context.Context, after place, types []string, limit in
 
 // public appends what rec is in public, as far as it is asked for and has room,
 // and moves the place. It reports whether the page is full.
-func (s *server) public(events []domain.PublicEvent, after place, rec eventstore.Recorded, types []string, limit int) ([]domain.PublicEvent, place, bool, error) {
+func (s *server) public(events []domain.PublicEvent, after place, rec eventstore.Recorded, which selection) ([]domain.PublicEvent, place, bool, error) {
 	x, err := s.Codec.Decode(rec)
 	if err != nil {
 		return events, after, false, err
 	}
-	public, err := domain.Public(x)
+	public, err := domain.Public(x.Without(which.hidden))
 	if err != nil {
 		return events, after, false, err
 	}
 	for i := min(after.seen, len(public)); i < len(public); i++ {
-		if types != nil && !slices.ContainsFunc(types, func(pattern string) bool { return domain.Selects(pattern, public[i].Type) }) {
+		if which.types != nil && !slices.ContainsFunc(which.types, func(pattern string) bool { return domain.Selects(pattern, public[i].Type) }) {
 			continue
 		}
-		if len(events) == limit {
+		if len(events) == which.limit {
 			return events, place{after.position, i}, true, nil
 		}
 		events = append(events, public[i])
 	}
-	return events, place{rec.Position, 0}, len(events) == limit, nil
+	return events, place{rec.Position, 0}, len(events) == which.limit, nil
 }
 
 // selected cuts the parameter types into patterns; nil selects everything.

@@ -55,7 +55,11 @@ func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.history(ctx, sub, from, in.Limit)
+	hidden, err := s.hidden(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	page, err := s.history(ctx, sub, from, in.Limit, hidden)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +69,7 @@ func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (
 	return a.rendered(page)
 }
 
-func (s *server) history(ctx context.Context, sub string, from eventstore.Revision, limit int) (history, error) {
+func (s *server) history(ctx context.Context, sub string, from eventstore.Revision, limit int, hidden domain.Hidden) (history, error) {
 	var page history
 	for x, err := range s.Ledger.History(ctx, sub, from) {
 		if err != nil {
@@ -76,7 +80,7 @@ func (s *server) history(ctx context.Context, sub string, from eventstore.Revisi
 			page.Next = &next
 			break
 		}
-		data, err := x.Data()
+		data, err := x.Without(hidden).Data()
 		if err != nil {
 			return page, err
 		}

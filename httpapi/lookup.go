@@ -44,7 +44,7 @@ func (i identifier) check() error {
 	return nil
 }
 
-func (s *server) lookup(ctx context.Context, _ *call, in *lookupInput) (*answer, error) {
+func (s *server) lookup(ctx context.Context, c *call, in *lookupInput) (*answer, error) {
 	a, err := s.fresh(ctx, in.Query)
 	if err == nil {
 		err = in.value.check()
@@ -56,7 +56,7 @@ func (s *server) lookup(ctx context.Context, _ *call, in *lookupInput) (*answer,
 	if err != nil {
 		return nil, err
 	}
-	return a.account(row)
+	return s.account(ctx, c, a, row)
 }
 
 // find returns the account an identifier leads to.

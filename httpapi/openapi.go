@@ -39,6 +39,8 @@ func (s *server) document() *huma.OpenAPI {
 			{Name: "events", Description: "What happened, for systems that poll."},
 			{Name: "webhooks", Description: "What happened, for systems that are called."},
 			{Name: "roles", Description: "What members of groups may be there."},
+			{Name: "fields", Description: "The custom fields of accounts."},
+			{Name: "consents", Description: "What people may consent to."},
 			{Name: "projections", Description: "The read models."},
 		},
 		Components: &huma.Components{
@@ -165,6 +167,11 @@ func (s *server) describe() []byte {
 	delete(schemas, "ErrorModel") // huma's own, which transform replaces
 	delete(schemas, "ErrorDetail")
 	schemas["NewIdentity"].Required = []string{"provider"} // a profile states what it states
+	types := make([]domain.DataType, len(domain.DataTypes))
+	for i, t := range domain.DataTypes {
+		types[i] = t.Type
+	}
+	schemas["NewField"].Properties["dataType"].Enum = enum(types)
 	schemas["Account"].Properties["userStatus"].Enum = enum(domain.Statuses)
 	schemas["UserID"].Properties["type"].Enum = enum(kinds[1:slices.Index(kinds, kindSub)])
 	for name, schema := range schemas {

@@ -74,7 +74,7 @@ func (s *server) routes() {
 	handle(s, route{
 		method: "PATCH", path: "/v1/accounts/{sub}/custom-fields", name: "patchCustomFields", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Set and unset custom fields",
-		text:    "Sets the fields given and leaves the others; null unsets.",
+		text:    "Sets the fields given and leaves the others; null unsets. Values of fields that are defined are held to their definition; other keys take any JSON.",
 		example: `{"employee_id":null,"tier":"gold"}`,
 		codes:   onChange,
 	}, s.patchCustomFields)
@@ -176,6 +176,8 @@ func (s *server) routes() {
 	s.loginRoutes()
 	s.membershipRoutes()
 	s.scheduleRoutes()
+	s.fieldRoutes()
+	s.consentRoutes()
 }
 
 // answer is what a handler answers. Bodies are bytes already: an account goes

@@ -148,10 +148,11 @@ func (s *server) present(ctx context.Context, q Query, sub Sub) (*answer, domain
 	if err != nil {
 		return nil, domain.Account{}, missing(err)
 	}
-	if a, err = a.account(row); err != nil {
-		return nil, domain.Account{}, err
+	if !row.ErasedTime.IsZero() {
+		return nil, domain.Account{}, erased(row.ErasedTime)
 	}
-	account, err := domain.ParseAccount(row.JSON)
+	a.ETag = etag(row.Revision)
+	account, err := row.Account()
 	return a, account, err
 }
 

@@ -11,6 +11,8 @@ var memberTexts = map[string]map[string]string{
 		"identities":         "The ways to sign in.",
 		"userIds":            "Every identifier that leads to this account.",
 		"customFields":       "Values of the application's own fields, by field key.",
+		"fieldClaims":        "Which of the fields no other account may have the same value of, each with the kind of identifier it is.",
+		"consents":           "The latest decision on each consent.",
 		"combinedInto":       "The account it was merged into: that one has its identities now.",
 		"combinedFrom":       "The accounts that were merged into this one.",
 		"groups":             "The groups it is a member of, in the order of joining.",
@@ -303,6 +305,8 @@ var memberTexts = map[string]map[string]string{
 		"combinedTime": "When it was merged in.",
 		"filledFields": "Custom fields whose values come from it and were not changed since.",
 		"groups":       "Memberships it brought along, as long as they have not been set since.",
+		"customFields": "What it brought that no other account may have the same value of.",
+		"fieldClaims":  "The kind of identifier each of those is.",
 	},
 	"Conflict": {
 		"field":   "The member in which the accounts differed.",
@@ -401,6 +405,83 @@ var memberTexts = map[string]map[string]string{
 		"roles": "All of them, by id.",
 		"next":  "Always null: they fit on one page.",
 	},
+	"Consent": {
+		"consentId":  "The consent's id.",
+		"name":       "Its name, for people.",
+		"purpose":    "What is consented to.",
+		"legalBasis": "Why that is allowed, or has to be asked.",
+		"versions":   "All versions of its text, oldest first. A published one never changes.",
+		"revision":   "Of the configuration when it last changed, also the ETag.",
+	},
+	"ConsentVersion": {
+		"version":      "1, 2, 3 and so on.",
+		"text":         "The text, by language tag.",
+		"url":          "Where more is said.",
+		"requiredFrom": "From when a decision on it is due. Default: at once.",
+	},
+	"Consents": {
+		"consents": "All of them, by id.",
+		"next":     "Always null: they fit on one page.",
+	},
+	"RecordedDecision": {
+		"consentId":    "The consent's id.",
+		"version":      "The version decided on.",
+		"status":       "accepted, declined or revoked.",
+		"time":         "When it was decided.",
+		"channel":      "Where: web, phone, paper.",
+		"client":       "The application.",
+		"evidence":     "What shows that it was decided; any JSON.",
+		"revision":     "Of the account, when it was recorded.",
+		"recordedTime": "When it was recorded.",
+		"actor":        "Who recorded it.",
+	},
+	"Decision": {
+		"consentId":     "The consent's id.",
+		"version":       "The version decided on.",
+		"status":        "accepted, declined or revoked.",
+		"time":          "When it was decided.",
+		"channel":       "Where: web, phone, paper.",
+		"client":        "The application.",
+		"evidence":      "What shows that it was decided; any JSON.",
+		"newestVersion": "The version published last.",
+		"due":           "A version is required by now that is newer than the one decided on.",
+	},
+	"Decisions": {
+		"consents": "Each consent with the latest decision on it, by consentId.",
+		"history":  "Every decision there ever was, oldest first.",
+	},
+	"Field": {
+		"fieldKey":      "The field's key. It never changes.",
+		"dataType":      "What the values are: TEXT, NUMBER, SELECT and so on.",
+		"required":      "A new account must have it, unless it is imported, and none may unset it.",
+		"readOnly":      "Only callers with the scope accounts:admin may change it.",
+		"internal":      "Only callers with the scope accounts:admin may see and change it. Webhooks never tell of it.",
+		"unique":        "At most one account has a value; case does not matter. A USERNAME always is.",
+		"searchable":    "Accounts can be found by it.",
+		"personal":      "Its values are sealed, and can be erased. Default true.",
+		"min":           "The least value of a NUMBER.",
+		"max":           "The greatest value of a NUMBER.",
+		"minLength":     "At least so many characters, or elements.",
+		"maxLength":     "At most so many characters, or elements; 0 for the data type's own limit.",
+		"regex":         "A regular expression of RE2 that the whole value must match.",
+		"options":       "What may be chosen.",
+		"labels":        "What the field is called, by language tag.",
+		"linkedConsent": "The consentId of a consent that true accepts and anything else revokes.",
+		"revision":      "Of the configuration when it last changed, also the ETag.",
+		"force":         "Change it although accounts have values that it does not allow.",
+	},
+	"Fields": {
+		"fields": "All of them, by key.",
+		"next":   "Always null: they fit on one page.",
+	},
+	"NonConforming": {
+		"accounts": "In the order of their subs.",
+		"next":     "Cursor of the next page, null on the last one.",
+	},
+	"NonConformingAccount": {
+		"sub":    "The account.",
+		"detail": "The rule that its value breaks; never the value.",
+	},
 	"Situation": {
 		"client":   "The application.",
 		"device":   "The device.",
@@ -424,4 +505,4 @@ var memberTexts = map[string]map[string]string{
 }
 
 // textsOf are schemas that share the members, and their texts, of another.
-var textsOf = map[string]string{"NewIdentity": "Identity", "NewEndpoint": "Endpoint", "Webhook": "Endpoint"}
+var textsOf = map[string]string{"NewIdentity": "Identity", "NewEndpoint": "Endpoint", "NewField": "Field", "NewConsent": "Consent", "NewDecision": "Decision", "ConsentDecision": "Decision", "Webhook": "Endpoint"}

@@ -41,6 +41,15 @@ type AccountRow struct {
 	ErasedTime time.Time           // UTC; zero unless the account's personal data is gone
 }
 
+// Account is the row's document, decoded.
+func (r AccountRow) Account() (domain.Account, error) {
+	a, err := domain.ParseAccount(r.JSON)
+	if err != nil {
+		return a, fmt.Errorf("projections: a row of the account view does not parse: %T", err) // it may quote what it stumbled over
+	}
+	return a, nil
+}
+
 // An account's number follows the order of arrival, and its row stays where
 // it is for good: keys in random order cost four times as much to write. Rows
 // are never deleted, so the highest number is their count.
@@ -364,6 +373,7 @@ const (
 	accountColumns = `SELECT a.sub, a.json, a.revision, a.position, a.erased FROM accounts_%[1]d a`
 	getAccount     = accountColumns + ` WHERE a.sub = ?`
 	lookupAccount  = accountColumns + ` JOIN identifiers_%[1]d i ON i.account = a.id WHERE i.kind = ? AND i.key = ?`
+	nextAccounts   = accountColumns + ` WHERE a.sub > ? ORDER BY a.sub LIMIT ?`
 	allAccounts    = accountColumns + ` ORDER BY a.sub`
 )
 
@@ -458,6 +468,30 @@ func (a *Accounts) snapshot(ctx context.Context) (tx *sql.Tx, generation int64, 
 		return nil, 0, 0, err
 	}
 	return tx, generation, at, nil
+}
+
+// Next returns the accounts whose subs come after a sub, at most limit of
+// them, in the order of their subs; erased ones too.
+func (a *Accounts) Next(ctx context.Context, after string, limit int) ([]AccountRow, error) {
+	tx, generation, _, err := a.snapshot(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("projections: next accounts: %w", err)
+	}
+	defer tx.Rollback()
+	rows, err := tx.QueryContext(ctx, fmt.Sprintf(nextAccounts, generation), after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("projections: next accounts: %w", err)
+	}
+	defer rows.Close()
+	var page []AccountRow
+	for rows.Next() {
+		row, err := scanAccount(rows)
+		if err != nil {
+			return nil, fmt.Errorf("projections: next accounts: %w", err)
+		}
+		page = append(page, row)
+	}
+	return page, rows.Err()
 }
 
 func scanAccount(row interface{ Scan(...any) error }) (AccountRow, error) {

@@ -5,10 +5,12 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 
 	"accountledger/domain"
+	"accountledger/eventstore"
 )
 
 const (
@@ -113,4 +115,32 @@ func (c census) current(ctx context.Context, ask func(tx *sql.Tx, generation int
 		return fmt.Errorf("%d accounts wait because an event of theirs could not be applied", len(parked))
 	}
 	return ask(tx, generation)
+}
+
+// Accounts implements domain.Census.
+func (c census) Accounts(ctx context.Context) (eventstore.Position, iter.Seq2[domain.Account, error], error) {
+	status, err := c.views.Status(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, s := range status {
+		if s.Name == AccountsView && len(s.Parked) > 0 {
+			return 0, nil, fmt.Errorf("projections: %d accounts wait because an event of theirs could not be applied", len(s.Parked))
+		}
+	}
+	at, _, rows, err := c.views.accounts.All(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
+	return at, func(yield func(domain.Account, error) bool) {
+		for row, err := range rows {
+			var a domain.Account
+			if err == nil {
+				a, err = row.Account()
+			}
+			if !yield(a, err) || err != nil {
+				return
+			}
+		}
+	}, nil
 }

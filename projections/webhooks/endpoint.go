@@ -32,7 +32,7 @@ const (
 type endpoint struct {
 	conf   domain.Webhook
 	log    eventstore.Store
-	codec  domain.Codec
+	opener opener
 	feed   *feed
 	target *target
 	save   chan<- checkpoint
@@ -208,7 +208,7 @@ func (e *endpoint) send(d *delivery) {
 // ours.
 func (e *endpoint) attempt(d *delivery, part int, gap eventstore.Revision) result {
 	r := result{delivery: d, time: e.now()}
-	messages, err := d.open(e.codec, r.time)
+	messages, err := d.open(e.opener, r.time)
 	if err == nil {
 		if messages = e.selected(messages); part >= len(messages) {
 			err = errors.New("webhooks: the event has changed its public form")
@@ -268,7 +268,7 @@ func (e *endpoint) follow(ctx context.Context, pages chan<- page, after eventsto
 		}
 		p := page{after: after, last: slots[len(slots)-1].rec.Position}
 		for _, s := range slots {
-			messages, err := s.open(e.codec, e.now())
+			messages, err := s.open(e.opener, e.now())
 			// What cannot be opened may be wanted: its lane will try again.
 			if err != nil || len(e.selected(messages)) > 0 {
 				p.wanted = append(p.wanted, s)

@@ -101,7 +101,7 @@ func TestI4LaneWithTheCursor(t *testing.T) {
 					continue
 				}
 				s := newSlot(rec)
-				messages, err := s.open(w.config.Codec, time.Now())
+				messages, err := s.open(opener{w.config.Codec, w.config.Ledger}, time.Now())
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -62,7 +62,7 @@ func (e *endpoint) readLane(ctx context.Context, l *lane, from eventstore.Revisi
 			break
 		}
 		d := &delivery{slot: newSlot(rec), lane: l}
-		messages, err := d.open(e.codec, e.now())
+		messages, err := d.open(e.opener, e.now())
 		if err != nil {
 			r.err = err
 			break

@@ -2,6 +2,7 @@ package webhooks
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"slices"
 	"strconv"
@@ -37,21 +38,41 @@ func newSlot(rec eventstore.Recorded) *slot {
 
 func (s *slot) size() int { return len(s.rec.Clear) + len(s.rec.Sealed) }
 
+// opener opens events of the log as external systems may see them.
+type opener struct {
+	codec  domain.Codec
+	ledger *domain.Ledger
+}
+
+// public leaves internal custom fields out, for every endpoint: whoever may
+// register one need not be somebody who may see them.
+func (o opener) public(rec eventstore.Recorded) ([]domain.PublicEvent, error) {
+	entry, err := o.codec.Decode(rec)
+	if err != nil {
+		return nil, err
+	}
+	config, err := o.ledger.Config(context.Background()) // in memory, but for the first time
+	if err != nil {
+		return nil, err
+	}
+	public, err := domain.Public(entry.Without(config.Hidden()))
+	if err != nil {
+		return nil, fmt.Errorf("webhooks: public events of position %d: %T", rec.Position, err)
+	}
+	return public, nil
+}
+
 // open returns the public events of s, none for most changes of
 // configuration. An error is ours, never the endpoint's.
-func (s *slot) open(codec domain.Codec, now time.Time) ([]*message, error) {
+func (s *slot) open(o opener, now time.Time) ([]*message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.opened.IsZero() && now.Sub(s.opened) < reopenAfter {
 		return s.messages, nil
 	}
-	entry, err := codec.Decode(s.rec)
+	public, err := o.public(s.rec)
 	if err != nil {
 		return nil, err
-	}
-	public, err := domain.Public(entry)
-	if err != nil {
-		return nil, fmt.Errorf("webhooks: public events of position %d: %T", s.rec.Position, err)
 	}
 	messages := make([]*message, len(public))
 	for i, e := range public {

@@ -132,7 +132,7 @@ func (e *endpoint) settled(ctx context.Context) (pending []placed) {
 }
 
 func (e *endpoint) pending(d *delivery) (all []placed) {
-	messages, err := d.open(e.codec, e.now())
+	messages, err := d.open(e.opener, e.now())
 	if err != nil {
 		return nil
 	}

@@ -271,7 +271,7 @@ func (r *runner) endpoint(ctx context.Context, conf domain.Webhook) (*endpoint, 
 	p.breaker.escalated = p.breaker.reason == codeFailing
 	g := newGuard(r.c.Allow, u.Scheme == "http")
 	e := &endpoint{
-		conf: conf, log: r.c.Log, codec: r.c.Codec, feed: r.feed, save: r.saves, now: r.c.Now, logger: r.c.Logger,
+		conf: conf, log: r.c.Log, opener: opener{r.c.Codec, r.c.Ledger}, feed: r.feed, save: r.saves, now: r.c.Now, logger: r.c.Logger,
 		target: &target{url: u, userAgent: r.c.UserAgent, timeout: r.c.Timeout, signers: signers,
 			transport: r.transport(g, r.c), now: r.c.Now, private: g.private.Load},
 		giveUp:   func(code string) { r.all.Go(func() { r.disable(conf.WebhookID, code) }) },

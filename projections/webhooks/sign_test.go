@@ -153,7 +153,7 @@ func TestI7IDIsOfTheEvent(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := newSlot(rec)
-			messages, err := s.open(w.config.Codec, time.Now())
+			messages, err := s.open(opener{w.config.Codec, w.config.Ledger}, time.Now())
 			if err != nil || len(messages) != 3 {
 				t.Fatalf("%d messages, %v; want three", len(messages), err)
 			}

@@ -171,7 +171,7 @@ func (n *identityDraft) is(x domain.Identity) bool {
 // mapping has a policy for, it asks what is left. place brings the pointer of a
 // fault into the form it has in an account.
 func (c *change) ask(ctx context.Context, effective time.Time, place func(string) string, command func() domain.Command) error {
-	request := domain.Request{DryRun: c.dryRun, Meta: domain.Metadata{
+	request := domain.Request{DryRun: c.dryRun, Admin: true, Meta: domain.Metadata{
 		Actor: domain.Actor{Kind: "import", ID: c.Mapping.Source}, CorrelationID: c.run,
 		ReasonCode: "import", EffectiveTime: effective,
 	}}

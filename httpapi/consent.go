@@ -1,0 +1,220 @@
+package httpapi
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+func (s *server) consentRoutes() {
+	onConsent := []domain.Code{domain.CodeConsentNotFound}
+	handle(s, route{
+		method: "GET", path: "/v1/consents", name: "listConsents", scope: scopeConfigRead, status: 200, answer: consents{},
+		summary: "List the consents",
+		text:    "In the order of their ids, each with all its versions.",
+		codes:   onQuery,
+	}, s.listConsents)
+	handle(s, route{
+		method: "GET", path: "/v1/consents/{consentId}", name: "getConsent", scope: scopeConfigRead, status: 200, answer: domain.Consent{},
+		summary: "Get a consent",
+		text:    "What people may consent to, with all its versions.",
+		codes:   codes(onConsent, onQuery),
+	}, s.getConsent)
+	handle(s, route{
+		method: "PUT", path: "/v1/consents/{consentId}", name: "putConsent", scope: scopeConfigWrite, status: 200, answer: domain.Consent{},
+		summary: "Define or change a consent",
+		text:    "versions lists all there are to be: those published, unchanged, and then new ones. A new version asks again.",
+		example: `{"name":"Newsletter","purpose":"To tell you what is new.","legalBasis":"consent","versions":[{"version":1,"text":{"en":"Yes, send me the newsletter."}}]}`,
+		codes:   onCommand,
+	}, s.putConsent)
+	handle(s, route{
+		method: "DELETE", path: "/v1/consents/{consentId}", name: "deleteConsent", scope: scopeConfigWrite, status: 204,
+		summary: "Delete a consent",
+		text:    "Refused once an account has decided on it, and while a custom field is linked to it.",
+		codes:   codes(onConsent, onCommand, []domain.Code{domain.CodeInUse}),
+	}, s.deleteConsent)
+
+	handle(s, route{
+		method: "POST", path: "/v1/accounts/{sub}/consents", name: "decideConsent", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Record a decision on a consent",
+		text:    "What the account's person decided on one version. Only what is accepted can be revoked. The same decision again changes nothing.",
+		example: `{"consentId":"newsletter","version":1,"status":"accepted"}`,
+		codes:   codes(onChange, onConsent, []domain.Code{domain.CodeConsentNotAccepted}),
+	}, s.decideConsent)
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}/consents", name: "getDecisions", scope: scopeAccountsRead, status: 200, answer: decisions{},
+		summary: "Get an account's decisions on consents",
+		text:    "Of each consent the latest decision, and whether one is due, because there is none on the version required by now; and every decision there ever was, oldest first.",
+		codes:   codes(onAccount, onQuery),
+	}, s.getDecisions)
+}
+
+// ConsentID is the consent a request is about.
+type ConsentID struct {
+	ConsentID string `path:"consentId" doc:"The consent's id." example:"newsletter"`
+}
+
+// consents is the list of all consents.
+type consents struct {
+	Consents []domain.Consent `json:"consents"`
+	Next     *string          `json:"next"` // always null: they fit on one page
+}
+
+type listConsentsInput struct{ Query }
+
+func (s *server) listConsents(ctx context.Context, _ *call, in *listConsentsInput) (*answer, error) {
+	a, config, err := s.config(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	var list consents
+	for _, id := range slices.Sorted(maps.Keys(config.Consents)) {
+		list.Consents = append(list.Consents, config.Consents[id])
+	}
+	return a.rendered(list)
+}
+
+type getConsentInput struct {
+	ConsentID
+	Query
+}
+
+func (s *server) getConsent(ctx context.Context, _ *call, in *getConsentInput) (*answer, error) {
+	a, config, err := s.config(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	consent, ok := config.Consents[in.ConsentID.ConsentID]
+	if !ok {
+		return nil, &domain.Error{Code: domain.CodeConsentNotFound, Detail: "There is no such consent."}
+	}
+	a.ETag = etag(consent.Revision)
+	return a.rendered(consent)
+}
+
+type putConsentInput struct {
+	ConsentID
+	Command
+	JSON[newConsent]
+}
+
+// newConsent is the body of PUT /v1/consents/{consentId}.
+type newConsent struct {
+	Name       string                  `json:"name" maxLength:"255"`
+	Purpose    string                  `json:"purpose,omitzero" maxLength:"2048"`
+	LegalBasis string                  `json:"legalBasis,omitzero" maxLength:"255"`
+	Versions   []domain.ConsentVersion `json:"versions" minItems:"1"`
+}
+
+func (s *server) putConsent(ctx context.Context, c *call, in *putConsentInput) (*answer, error) {
+	id, v := in.ConsentID.ConsentID, in.value
+	cmd := domain.PutConsent{ConsentID: id, Name: v.Name, Purpose: v.Purpose, LegalBasis: v.LegalBasis, Versions: v.Versions}
+	return s.configure(ctx, c, in.Command, cmd, func(config *domain.Config) (any, eventstore.Revision) {
+		consent := config.Consents[id]
+		return consent, consent.Revision
+	})
+}
+
+type deleteConsentInput struct {
+	ConsentID
+	Command
+}
+
+func (s *server) deleteConsent(ctx context.Context, c *call, in *deleteConsentInput) (*answer, error) {
+	return s.configure(ctx, c, in.Command, domain.DeleteConsent{ConsentID: in.ConsentID.ConsentID}, gone)
+}
+
+type decideConsentInput struct {
+	Sub
+	Command
+	JSON[newDecision]
+}
+
+// newDecision is the body of POST /v1/accounts/{sub}/consents.
+type newDecision struct {
+	ConsentID string               `json:"consentId"`
+	Version   int                  `json:"version" minimum:"1"`
+	Status    domain.ConsentStatus `json:"status" enum:"accepted,declined,revoked"`
+	Time      time.Time            `json:"time,omitzero"`
+	Channel   string               `json:"channel,omitzero" maxLength:"64"`
+	Client    string               `json:"client,omitzero" maxLength:"255"`
+	Evidence  jsontext.Value       `json:"evidence,omitzero"`
+}
+
+func (s *server) decideConsent(ctx context.Context, c *call, in *decideConsentInput) (*answer, error) {
+	return s.execute(ctx, c, in.Command, in.Sub.Sub, domain.DecideConsent(in.value))
+}
+
+// decisions is what an account decided.
+type decisions struct {
+	Consents []decision         `json:"consents"` // by consentId
+	History  []recordedDecision `json:"history"`  // oldest first
+}
+
+// decision is the latest decision on one consent, if there is any.
+type decision struct {
+	ConsentID string               `json:"consentId"`
+	Newest    int                  `json:"newestVersion"`
+	Due       bool                 `json:"due"`
+	Version   int                  `json:"version,omitzero"`
+	Status    domain.ConsentStatus `json:"status,omitzero"`
+	Time      time.Time            `json:"time,omitzero"`
+	Channel   string               `json:"channel,omitzero"`
+	Client    string               `json:"client,omitzero"`
+	Evidence  jsontext.Value       `json:"evidence,omitzero"`
+}
+
+// recordedDecision is a decision with the event that recorded it.
+type recordedDecision struct {
+	domain.ConsentDecision
+	Revision eventstore.Revision `json:"revision"`
+	Recorded time.Time           `json:"recordedTime"`
+	Actor    domain.Actor        `json:"actor"`
+}
+
+type getDecisionsInput struct {
+	Sub
+	Query
+}
+
+func (s *server) getDecisions(ctx context.Context, _ *call, in *getDecisionsInput) (*answer, error) {
+	a, config, err := s.config(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	sub, err := canonical(in.Sub.Sub)
+	if err != nil {
+		return nil, err
+	}
+	row, err := s.Views.Accounts().Get(ctx, sub)
+	if err != nil {
+		return nil, missing(err)
+	}
+	if !row.ErasedTime.IsZero() {
+		return nil, erased(row.ErasedTime)
+	}
+	account, err := row.Account()
+	if err != nil {
+		return nil, err
+	}
+	var list decisions
+	for _, id := range slices.Sorted(maps.Keys(config.Consents)) {
+		consent, d := config.Consents[id], account.Consent(id)
+		list.Consents = append(list.Consents, decision{id, consent.Newest(), consent.Due(d, s.Now()), d.Version, d.Status, d.Time, d.Channel, d.Client, d.Evidence})
+	}
+	for x, err := range s.Ledger.History(ctx, sub, 0) {
+		if err != nil {
+			return nil, err
+		}
+		if e, ok := x.Event.(domain.ConsentDecided); ok {
+			list.History = append(list.History, recordedDecision{e.Decision(x), x.Revision, x.Time, x.Meta.Actor})
+		}
+	}
+	return a.rendered(list)
+}

@@ -1,0 +1,216 @@
+package httpapi
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+func (s *server) fieldRoutes() {
+	onField := []domain.Code{domain.CodeFieldNotFound}
+	handle(s, route{
+		method: "GET", path: "/v1/fields", name: "listFields", scope: scopeConfigRead, status: 200, answer: fields{},
+		summary: "List the custom fields",
+		text:    "Those that are defined, in the order of their keys. Other keys may be used without a definition: their values are any JSON, and personal.",
+		codes:   onQuery,
+	}, s.listFields)
+	handle(s, route{
+		method: "GET", path: "/v1/fields/{fieldKey}", name: "getField", scope: scopeConfigRead, status: 200, answer: domain.Field{},
+		summary: "Get the definition of a custom field",
+		text:    "What its values are held to whenever they are written.",
+		codes:   codes(onField, onQuery),
+	}, s.getField)
+	handle(s, route{
+		method: "PUT", path: "/v1/fields/{fieldKey}", name: "putField", scope: scopeConfigWrite, status: 200, answer: domain.Field{},
+		summary: "Define or change a custom field",
+		text: "A definition that values break which accounts have is refused with their number, unless force is set: then those accounts are listed as non-conforming. " +
+			"A field becomes unique or a USERNAME, or stops being so, only while no account has a value of it.",
+		example: `{"dataType":"SELECT","options":["gold","silver"],"labels":{"en":"Tier"},"searchable":true}`,
+		codes:   codes(onCommand, []domain.Code{domain.CodeInUse, domain.CodeFieldInConflict}),
+	}, s.putField)
+	handle(s, route{
+		method: "DELETE", path: "/v1/fields/{fieldKey}", name: "deleteField", scope: scopeConfigWrite, status: 204,
+		summary: "Delete the definition of a custom field",
+		text:    "Values stay, as those of any field without a definition. Refused of a unique field or a USERNAME while accounts have a value of it.",
+		codes:   codes(onField, onCommand, []domain.Code{domain.CodeInUse}),
+	}, s.deleteField)
+	handle(s, route{
+		method: "GET", path: "/v1/fields/{fieldKey}/non-conforming", name: "listNonConforming", scope: scopeConfigRead, status: 200, answer: nonConforming{}, paged: true,
+		summary: "List the accounts that do not conform to a definition",
+		text:    "In the order of their subs. A page may be short or empty although more follows, where most accounts conform.",
+		codes:   codes(onField, onQuery, []domain.Code{codeInvalidCursor}),
+	}, s.listNonConforming)
+}
+
+// FieldKey is the custom field a request is about.
+type FieldKey struct {
+	FieldKey string `path:"fieldKey" doc:"The field's key." example:"tier"`
+}
+
+// fields is the list of all definitions.
+type fields struct {
+	Fields []domain.Field `json:"fields"`
+	Next   *string        `json:"next"` // always null: they fit on one page
+}
+
+type listFieldsInput struct{ Query }
+
+func (s *server) listFields(ctx context.Context, _ *call, in *listFieldsInput) (*answer, error) {
+	a, config, err := s.config(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	var list fields
+	for _, key := range slices.Sorted(maps.Keys(config.Fields)) {
+		list.Fields = append(list.Fields, config.Fields[key])
+	}
+	return a.rendered(list)
+}
+
+type getFieldInput struct {
+	FieldKey
+	Query
+}
+
+func (s *server) getField(ctx context.Context, _ *call, in *getFieldInput) (*answer, error) {
+	a, field, err := s.field(ctx, in.Query, in.FieldKey.FieldKey)
+	if err != nil {
+		return nil, err
+	}
+	a.ETag = etag(field.Revision)
+	return a.rendered(field)
+}
+
+// field begins an answer that is about one definition.
+func (s *server) field(ctx context.Context, q Query, key string) (*answer, domain.Field, error) {
+	a, config, err := s.config(ctx, q)
+	if err != nil {
+		return nil, domain.Field{}, err
+	}
+	field, ok := config.Fields[key]
+	if !ok {
+		return nil, field, &domain.Error{Code: domain.CodeFieldNotFound, Detail: "There is no definition of such a field."}
+	}
+	return a, field, nil
+}
+
+type putFieldInput struct {
+	FieldKey
+	Command
+	JSON[newField]
+}
+
+// newField is the body of PUT /v1/fields/{fieldKey}.
+type newField struct {
+	DataType      domain.DataType   `json:"dataType"`
+	Required      bool              `json:"required,omitzero"`
+	ReadOnly      bool              `json:"readOnly,omitzero"`
+	Internal      bool              `json:"internal,omitzero"`
+	Unique        bool              `json:"unique,omitzero"`
+	Searchable    bool              `json:"searchable,omitzero"`
+	Personal      *bool             `json:"personal,omitzero" default:"true"`
+	Min           *float64          `json:"min,omitzero"`
+	Max           *float64          `json:"max,omitzero"`
+	MinLength     int               `json:"minLength,omitzero" minimum:"0"`
+	MaxLength     int               `json:"maxLength,omitzero" minimum:"0"`
+	Regex         string            `json:"regex,omitzero" maxLength:"1000"`
+	Options       []string          `json:"options,omitzero" maxItems:"500"`
+	Labels        map[string]string `json:"labels,omitzero"`
+	LinkedConsent string            `json:"linkedConsent,omitzero"`
+	Force         bool              `json:"force,omitzero"`
+}
+
+func (n newField) definition(key string) domain.FieldDefinition {
+	return domain.FieldDefinition{
+		FieldKey: key, DataType: n.DataType, Required: n.Required, ReadOnly: n.ReadOnly, Internal: n.Internal, Unique: n.Unique,
+		Searchable: n.Searchable, Personal: n.Personal == nil || *n.Personal, Min: n.Min, Max: n.Max, MinLength: n.MinLength,
+		MaxLength: n.MaxLength, Regex: n.Regex, Options: n.Options, Labels: n.Labels, LinkedConsent: n.LinkedConsent,
+	}
+}
+
+func (s *server) putField(ctx context.Context, c *call, in *putFieldInput) (*answer, error) {
+	key := in.FieldKey.FieldKey
+	cmd := domain.PutField{FieldDefinition: in.value.definition(key), Force: in.value.Force}
+	return s.configure(ctx, c, in.Command, cmd, func(config *domain.Config) (any, eventstore.Revision) {
+		field := config.Fields[key]
+		return field, field.Revision
+	})
+}
+
+type deleteFieldInput struct {
+	FieldKey
+	Command
+}
+
+func (s *server) deleteField(ctx context.Context, c *call, in *deleteFieldInput) (*answer, error) {
+	return s.configure(ctx, c, in.Command, domain.DeleteField{FieldKey: in.FieldKey.FieldKey}, gone)
+}
+
+type listNonConformingInput struct {
+	FieldKey
+	Query
+	After string `query:"after" maxLength:"36" doc:"Continue after this cursor, the next of an earlier page. Default: from the first account."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Accounts on a page, at most."`
+}
+
+// nonConforming is a page of accounts that do not conform to a definition.
+type nonConforming struct {
+	Accounts []nonConformingAccount `json:"accounts"`
+	Next     *string                `json:"next"` // null on the last page
+}
+
+type nonConformingAccount struct {
+	Sub    string `json:"sub"`
+	Detail string `json:"detail"` // the rule, never the value
+}
+
+// Accounts are looked at in steps, and so many for one page.
+const (
+	conformingStep = 500
+	conformingScan = 20_000
+)
+
+func (s *server) listNonConforming(ctx context.Context, c *call, in *listNonConformingInput) (*answer, error) {
+	a, field, err := s.field(ctx, in.Query, in.FieldKey.FieldKey)
+	if err != nil {
+		return nil, err
+	}
+	if in.After != "" {
+		if _, err := canonical(in.After); err != nil {
+			return nil, newProblem(codeInvalidCursor, "The cursor is not one of this resource.")
+		}
+	}
+	var page nonConforming
+	after := in.After
+	for scanned := 0; scanned < conformingScan; {
+		rows, err := s.Views.Accounts().Next(ctx, after, conformingStep)
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range rows {
+			if len(page.Accounts) == in.Limit {
+				page.Next = &after
+				a.next(c, after)
+				return a.rendered(page)
+			}
+			account, err := row.Account()
+			if err != nil {
+				return nil, err
+			}
+			if fault := field.Fault(account); fault != "" {
+				page.Accounts = append(page.Accounts, nonConformingAccount{row.Sub, fault})
+			}
+			after = row.Sub
+		}
+		if len(rows) < conformingStep {
+			return a.rendered(page)
+		}
+		scanned += len(rows)
+	}
+	page.Next = &after
+	a.next(c, after)
+	return a.rendered(page)
+}
