@@ -209,6 +209,20 @@ type ConsentDecision struct {
 	Channel   string         `json:"channel,omitzero"` // where: web, phone, paper
 	Client    string         `json:"client,omitzero"`  // the application
 	Evidence  jsontext.Value `json:"evidence,omitzero"`
+
+	// Where an account that was merged into this one decided later, its
+	// decision stands here, and under Own the account's own.
+	From string           `json:"from,omitzero"`
+	Own  *ConsentDecision `json:"own,omitzero"`
+}
+
+// over reports whether d stands against o: the later decision does, and of two
+// made at the same time the one that consents to less.
+func (d ConsentDecision) over(o ConsentDecision) bool {
+	if !d.Time.Equal(o.Time) {
+		return d.Time.After(o.Time)
+	}
+	return d.Status != ConsentAccepted && o.Status == ConsentAccepted
 }
 
 // ConsentDecided records a decision.
@@ -230,7 +244,7 @@ func (e ConsentDecided) Decision(x Entry) ConsentDecision {
 	if at.IsZero() {
 		at = x.OccurredTime()
 	}
-	return ConsentDecision{e.ConsentID, e.Version, e.Status, at, e.Channel, e.Client, e.Evidence}
+	return ConsentDecision{ConsentID: e.ConsentID, Version: e.Version, Status: e.Status, Time: at, Channel: e.Channel, Client: e.Client, Evidence: e.Evidence}
 }
 
 func (e ConsentDecided) evolve(a Account, x Entry) Account {
@@ -241,6 +255,53 @@ func (e ConsentDecided) evolve(a Account, x Entry) Account {
 	} else {
 		a.Consents = slices.Insert(a.Consents, i, e.Decision(x))
 	}
+	a.CombinedFrom = decidedSince(a.CombinedFrom, e.ConsentID)
+	return a
+}
+
+// decidedSince returns merged without what they brought along of a consent:
+// the person has decided since.
+func decidedSince(merged []Combined, consentID string) []Combined {
+	on := func(d ConsentDecision) bool { return d.ConsentID == consentID }
+	if !slices.ContainsFunc(merged, func(c Combined) bool { return slices.ContainsFunc(c.Consents, on) }) {
+		return merged
+	}
+	merged = slices.Clone(merged)
+	for i := range merged {
+		merged[i].Consents = slices.DeleteFunc(slices.Clone(merged[i].Consents), on)
+	}
+	return merged
+}
+
+// reconsent makes each of a's decisions the one that stands among its own and
+// those that the accounts merged into it brought along.
+func (a Account) reconsent() Account {
+	var decisions []ConsentDecision
+	for _, d := range a.Consents {
+		switch {
+		case d.From == "":
+			decisions = append(decisions, d)
+		case d.Own != nil:
+			decisions = append(decisions, *d.Own)
+		}
+	}
+	for _, c := range a.CombinedFrom {
+		for _, brought := range c.Consents {
+			brought.From = c.Sub
+			i, known := findConsent(decisions, brought.ConsentID)
+			switch {
+			case !known:
+				decisions = slices.Insert(decisions, i, brought)
+			case brought.over(decisions[i]):
+				if brought.Own = decisions[i].Own; decisions[i].From == "" {
+					own := decisions[i]
+					brought.Own = &own
+				}
+				decisions[i] = brought
+			}
+		}
+	}
+	a.Consents = decisions
 	return a
 }
 

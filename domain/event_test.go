@@ -36,6 +36,7 @@ var goldenEvents = []Event{
 		CreatedTime: goldenMeta.EffectiveTime, IdentityIDs: []string{fullIdentity.IdentityID}, Identities: []Identity{fullIdentity},
 		CustomFields: map[string]jsontext.Value{"tier": value(`"silver"`)}, Filled: []string{"employee_id"}, Conflicts: []string{"tier"},
 		Groups:      []Membership{{GroupID: "BERLIN", GroupType: "OFFICE", Path: "/EUROPE/BERLIN", Roles: []string{"USER"}, JoinedTime: goldenMeta.EffectiveTime}},
+		Consents:    []ConsentDecision{{ConsentID: "newsletter", Version: 2, Status: ConsentAccepted, Time: goldenMeta.EffectiveTime, Channel: "web"}},
 		FieldClaims: map[string]Kind{"tier": "customFields.tier"}},
 	AccountCombined{"0190a1b2-0000-7000-8000-000000000001", StatusPending},
 	AccountSeparated{From: "0190a1b2-0000-7000-8000-000000000002", IdentityIDs: []string{fullIdentity.IdentityID}, Unset: []string{"employee_id"}},

@@ -21,7 +21,8 @@ type Combined struct {
 	CombinedTime time.Time `json:"combinedTime"`
 	FilledFields []string  `json:"filledFields"` // custom fields it filled, as long as they have not changed since
 
-	Groups []Membership `json:"groups,omitzero"` // it brought along, as long as they have not been set since
+	Groups   []Membership      `json:"groups,omitzero"`   // it brought along, as long as they have not been set since
+	Consents []ConsentDecision `json:"consents,omitzero"` // likewise
 
 	// What it brought that no other account may have leads here, whatever
 	// became of it, until un-merging gives it back.
@@ -47,6 +48,8 @@ type AccountMerged struct {
 	Groups       []Membership              `json:"groups,omitzero" pii:"clear"` // From was a member of
 
 	FieldClaims map[string]Kind `json:"fieldClaims,omitzero" pii:"clear"` // those that no other account may have the same value of
+
+	Consents []ConsentDecision `json:"consents,omitzero" pii:"seal"` // the decisions of From
 }
 
 func (AccountMerged) eventType() string { return "account.merged.v1" }
@@ -62,7 +65,7 @@ func (e AccountMerged) evolve(a Account, x Entry) Account {
 	a.Identities = ranked(a.Identities)
 	c := Combined{
 		Sub: e.From, Via: e.Via, Status: e.Status, CreatedTime: e.CreatedTime, CombinedTime: x.OccurredTime(),
-		FilledFields: e.Filled, Groups: e.Groups, key: x.keyID,
+		FilledFields: e.Filled, Groups: e.Groups, Consents: e.Consents, key: x.keyID,
 	}
 	for key, kind := range e.FieldClaims {
 		if value, left := e.CustomFields[key]; left {
@@ -80,7 +83,7 @@ func (e AccountMerged) evolve(a Account, x Entry) Account {
 		}
 	}
 	a.UserIDs = userIDs(a)
-	return a.regroup()
+	return a.regroup().reconsent()
 }
 
 // AccountCombined ends an account that was merged into another: that one has
@@ -122,7 +125,7 @@ func (e AccountSeparated) evolve(a Account, _ Entry) Account {
 		a.FieldClaims = nil
 	}
 	a.UserIDs = userIDs(a)
-	return a.regroup()
+	return a.regroup().reconsent()
 }
 
 // AccountRestored makes an account that was combined its own again, with its
@@ -255,6 +258,10 @@ func (c MergeAccount) decideJoint(s Setting, a Account, others []Account) ([]Eve
 	for _, m := range b.Groups {
 		m.OwnRoles, m.Merged = nil, false
 		merged.Groups = append(merged.Groups, m)
+	}
+	for _, d := range b.Consents {
+		d.From, d.Own = "", nil
+		merged.Consents = append(merged.Consents, d)
 	}
 	for _, key := range slices.Sorted(maps.Keys(b.CustomFields)) {
 		kept, has := a.CustomFields[key]

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/go-cmp/cmp"
@@ -285,4 +286,46 @@ func TestMergeErased(t *testing.T) {
 			t.Errorf("revision %d: erased %v, %v", x.Revision, x.Erased, err)
 		}
 	}
+}
+
+// TestMergeConsents holds that the latest decision stands, of two at the same
+// time the stricter one, and that an un-merge gives back the account's own.
+func TestMergeConsents(t *testing.T) {
+	w := newWorld()
+	for _, id := range []string{"later", "earlier", "same", "only", "again"} {
+		w.configure(PutConsent{ConsentID: id, Name: id, Versions: []ConsentVersion{{Version: 1, Text: map[string]string{"en": "?"}}}})
+	}
+	w.must(t, subA, createWith(nil, identityOf("a1", ProviderSelf, "", "ada@example.com")))
+	w.must(t, subB, createWith(nil, identityOf("b1", ProviderSelf, "", "ada@work.example")))
+	noon := w.now
+	w.now = w.now.Add(time.Hour)
+	decide := func(sub, id string, status ConsentStatus, minute int) {
+		w.must(t, sub, DecideConsent{ConsentID: id, Version: 1, Status: status, Time: noon.Add(time.Duration(minute) * time.Minute)})
+	}
+	decide(subA, "later", ConsentAccepted, 1)
+	decide(subB, "later", ConsentDeclined, 2)
+	decide(subA, "earlier", ConsentAccepted, 2)
+	decide(subB, "earlier", ConsentDeclined, 1)
+	decide(subA, "same", ConsentAccepted, 3)
+	decide(subB, "same", ConsentDeclined, 3)
+	decide(subB, "only", ConsentAccepted, 1)
+	decide(subA, "again", ConsentAccepted, 1)
+	decide(subB, "again", ConsentDeclined, 2)
+	stands := func(want string) {
+		t.Helper()
+		var all []string
+		for _, d := range w.accounts[subA].Consents {
+			all = append(all, d.ConsentID+" "+string(d.Status))
+		}
+		if got := strings.Join(all, ", "); got != want {
+			t.Errorf("decisions: %s, want %s", got, want)
+		}
+	}
+	w.must(t, subA, MergeAccount{From: subB})
+	w.check(t)
+	stands("again declined, earlier accepted, later declined, only accepted, same declined")
+	decide(subA, "again", ConsentAccepted, 5)
+	w.must(t, subA, UnmergeAccount{Sub: subB})
+	w.check(t)
+	stands("again accepted, earlier accepted, later accepted, same accepted")
 }

@@ -61,7 +61,7 @@ type conflict struct {
 }
 
 // conflicts lists what a merge decided against the account that was merged.
-func conflicts(r domain.Result) []conflict {
+func conflicts(r domain.Result) ([]conflict, error) {
 	list := []conflict{}
 	for _, x := range r.Events {
 		e, ok := x.Event.(domain.AccountMerged)
@@ -71,8 +71,30 @@ func conflicts(r domain.Result) []conflict {
 		for _, key := range e.Conflicts {
 			list = append(list, conflict{"customFields." + key, r.Account.CustomFields[key], e.CustomFields[key]})
 		}
+		for _, brought := range e.Consents {
+			kept, dropped := r.Account.Consent(brought.ConsentID), brought
+			if kept.From == e.From {
+				if kept.Own == nil {
+					continue // only one of them had decided
+				}
+				dropped = *kept.Own
+			}
+			if kept.Status == dropped.Status && kept.Version == dropped.Version {
+				continue
+			}
+			kept.Own = nil
+			k, err := json.Marshal(kept, json.Deterministic(true))
+			if err != nil {
+				return nil, err
+			}
+			d, err := json.Marshal(dropped, json.Deterministic(true))
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, conflict{"consents." + brought.ConsentID, k, d})
+		}
 	}
-	return list
+	return list, nil
 }
 
 // joint asks a command of two accounts and begins the answer.
@@ -113,7 +135,11 @@ func (s *server) mergeAccount(ctx context.Context, c *call, in *mergeAccountInpu
 	if err != nil || in.DryRun {
 		return a, err
 	}
-	return a.rendered(merged{result.Account, conflicts(result)})
+	found, err := conflicts(result)
+	if err != nil {
+		return nil, err
+	}
+	return a.rendered(merged{result.Account, found})
 }
 
 type previewMergeInput struct {
@@ -140,7 +166,10 @@ func (s *server) previewMerge(ctx context.Context, c *call, in *previewMergeInpu
 	if err != nil {
 		return nil, err
 	}
-	preview := mergePreview{Account: result.Account, Conflicts: conflicts(result)}
+	preview := mergePreview{Account: result.Account}
+	if preview.Conflicts, err = conflicts(result); err != nil {
+		return nil, err
+	}
 	if preview.Events, err = planned(result.Events); err != nil {
 		return nil, err
 	}

@@ -305,6 +305,7 @@ var memberTexts = map[string]map[string]string{
 		"combinedTime": "When it was merged in.",
 		"filledFields": "Custom fields whose values come from it and were not changed since.",
 		"groups":       "Memberships it brought along, as long as they have not been set since.",
+		"consents":     "Decisions it brought along, as long as none was made since.",
 		"customFields": "What it brought that no other account may have the same value of.",
 		"fieldClaims":  "The kind of identifier each of those is.",
 	},
