@@ -78,7 +78,7 @@ CREATE TABLE members_%[1]d ( -- how many; who they are is in their accounts
 func (a *Accounts) projection() projection {
 	return projection{
 		name:    AccountsView,
-		version: 3,
+		version: 4,
 		follows: func(stream string) bool { return strings.HasPrefix(stream, domain.AccountStream("")) },
 		tables:  accountTables,
 		clear: []string{

@@ -3,6 +3,7 @@ package webhooks
 import (
 	"context"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,6 +100,17 @@ func (l *memoryLog) Head(context.Context) (eventstore.Position, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return eventstore.Position(len(l.records)), nil
+}
+
+func (l *memoryLog) Erase(_ context.Context, key eventstore.KeyID, streams ...string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.records {
+		if rec := &l.records[i]; rec.KeyID == key && slices.Contains(streams, rec.Stream) {
+			rec.Sealed = nil
+		}
+	}
+	return nil
 }
 
 func (l *memoryLog) Close() error { return nil }
