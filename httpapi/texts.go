@@ -425,6 +425,8 @@ var memberTexts = map[string]map[string]string{
 		"next":     "Always null: they fit on one page.",
 	},
 	"RecordedDecision": {
+		"from":         "The merged account whose decision this is.",
+		"own":          "The account's own decision, which a merged account's has overruled.",
 		"consentId":    "The consent's id.",
 		"version":      "The version decided on.",
 		"status":       "accepted, declined or revoked.",
@@ -437,6 +439,8 @@ var memberTexts = map[string]map[string]string{
 		"actor":        "Who recorded it.",
 	},
 	"Decision": {
+		"from":          "The merged account whose decision this is.",
+		"own":           "The account's own decision, which a merged account's has overruled.",
 		"consentId":     "The consent's id.",
 		"version":       "The version decided on.",
 		"status":        "accepted, declined or revoked.",
