@@ -364,6 +364,14 @@ func (l *Ledger) AccountAt(ctx context.Context, sub string, revision eventstore.
 	return a, nil
 }
 
+// Forget drops accounts from memory: what was folded while a key was being
+// destroyed is not to stay there.
+func (l *Ledger) Forget(subs ...string) {
+	for _, sub := range subs {
+		l.cache.Invalidate(sub)
+	}
+}
+
 // History yields the account's events from a revision on.
 func (l *Ledger) History(ctx context.Context, sub string, from eventstore.Revision) iter.Seq2[Entry, error] {
 	return l.entries(ctx, AccountStream(sub), from)

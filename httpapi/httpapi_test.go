@@ -34,6 +34,7 @@ import (
 	"accountledger/eventstore/seal"
 	"accountledger/eventstore/sqlite"
 	"accountledger/projections"
+	"accountledger/projections/erasure"
 	"accountledger/projections/scheduler"
 	"accountledger/projections/webhooks"
 )
@@ -95,9 +96,10 @@ func (f files) open(t testing.TB, changes ...func(*Config)) *ledger {
 	admin, err := os.ReadFile(filepath.Join(f.dir, "admin.key"))
 	check(t, err)
 
+	eraser := erasure.New(erasure.Config{Ledger: accounts, Log: log, Keys: keys, Views: views, Webhooks: hooks, Logger: logger})
 	var running sync.WaitGroup
 	l := &ledger{admin: strings.TrimSpace(string(admin)), Config: Config{
-		Ledger: accounts, Views: views, Webhooks: hooks, Log: log, Codec: codec, Keys: keys, Logger: logger, Version: "test",
+		Ledger: accounts, Views: views, Webhooks: hooks, Log: log, Codec: codec, Keys: keys, Erasure: eraser, Logger: logger, Version: "test",
 		Background: func(work func(context.Context)) { running.Go(func() { work(ctx) }) },
 	}}
 	for _, change := range changes {
@@ -105,6 +107,7 @@ func (f files) open(t testing.TB, changes ...func(*Config)) *ledger {
 	}
 	running.Go(func() { views.Run(ctx) })
 	running.Go(func() { hooks.Run(ctx) })
+	running.Go(func() { eraser.Run(ctx) })
 	running.Go(func() { scheduler.New(scheduler.Config{Ledger: accounts, Views: views}).Run(ctx) })
 	server := httptest.NewServer(New(l.Config))
 	l.url = server.URL

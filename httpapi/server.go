@@ -31,6 +31,7 @@ import (
 	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
 	"accountledger/projections"
+	"accountledger/projections/erasure"
 	"accountledger/projections/webhooks"
 )
 
@@ -42,6 +43,7 @@ type Config struct {
 	Log      eventstore.Store   // is read for the feed
 	Codec    domain.Codec       // opens it
 	Keys     *seal.Keys         // keeps the credentials, see Bootstrap
+	Erasure  *erasure.Eraser    // completes erasures; somebody runs it
 
 	Logger  *slog.Logger // default: discards
 	Version string       // of this program, shown in the OpenAPI document; default "dev"

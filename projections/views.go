@@ -48,6 +48,7 @@ type Views struct {
 	read      *sql.DB // many connections that only read
 	accounts  *Accounts
 	schedules *Schedules
+	erasures  *Erasures
 	all       []*view
 	closed    chan struct{}
 	close     sync.Once
@@ -106,7 +107,10 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 	v := &Views{path: c.Path, log: c.Log, codec: c.Codec, logger: c.Logger, retry: c.Retry, write: write, read: read, closed: make(chan struct{})}
 	v.accounts = &Accounts{views: v}
 	v.schedules = &Schedules{views: v, changed: make(chan struct{})}
-	v.all = []*view{{projection: v.accounts.projection(), views: v}, {projection: v.schedules.projection(), views: v}}
+	v.erasures = &Erasures{views: v, changed: make(chan struct{})}
+	for _, p := range []projection{v.accounts.projection(), v.schedules.projection(), v.erasures.projection()} {
+		v.all = append(v.all, &view{projection: p, views: v})
+	}
 	v.accounts.view = v.all[0]
 	for _, w := range v.all {
 		w.moved, w.builder = make(chan struct{}), make(chan struct{}, 1)
@@ -183,6 +187,9 @@ func (v *Views) Accounts() *Accounts { return v.accounts }
 
 // Schedules is the view of what is planned.
 func (v *Views) Schedules() *Schedules { return v.schedules }
+
+// Erasures is the view of erasures that are under way.
+func (v *Views) Erasures() *Erasures { return v.erasures }
 
 // The states of a view.
 const (

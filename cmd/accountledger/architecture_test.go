@@ -20,7 +20,8 @@ var mayImport = map[string][]string{
 	"projections":                {"domain", "eventstore", "eventstore/seal"},
 	"projections/webhooks":       {"domain", "eventstore", "eventstore/seal"},
 	"projections/scheduler":      {"domain", "eventstore", "projections"},
-	"httpapi":                    {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks"},
+	"projections/erasure":        {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks"},
+	"httpapi":                    {"domain", "eventstore", "eventstore/seal", "projections", "projections/erasure", "projections/webhooks"},
 	"cmd/accountledger":          nil, // everything
 	"cmd/accountledger/internal": nil,
 	"testdata":                   {},

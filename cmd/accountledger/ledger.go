@@ -15,6 +15,7 @@ import (
 	"accountledger/eventstore/seal"
 	"accountledger/eventstore/sqlite"
 	"accountledger/projections"
+	"accountledger/projections/erasure"
 	"accountledger/projections/scheduler"
 	"accountledger/projections/webhooks"
 )
@@ -31,6 +32,7 @@ type ledger struct {
 	views     *projections.Views
 	hooks     *webhooks.Webhooks
 	schedules *scheduler.Scheduler
+	erasures  *erasure.Eraser
 	lock      *os.File
 	work      chan func(context.Context) // for run to start
 }
@@ -81,16 +83,24 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 		Path: l.dir.path(deliveryFile), Log: l.log, Codec: l.codec, Ledger: l.ledger, Keys: l.keys,
 		Allow: c.WebhookAllow, UserAgent: "accountledger/" + version(), Logger: logger,
 	})
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	l.erasures = erasure.New(erasure.Config{
+		Ledger: l.ledger, Log: l.log, Keys: l.keys, Views: l.views, Webhooks: l.hooks, Logger: logger,
+	})
+	return l, nil
 }
 
-// run keeps the views up to date and delivers webhooks until ctx is done. It
+// run keeps the views up to date, delivers webhooks, executes schedules and
+// completes erasures until ctx is done. It
 // returns nil when it ended because of that.
 func (l *ledger) run(ctx context.Context) error {
 	loops, ctx := errgroup.WithContext(ctx)
 	loops.Go(func() error { return l.views.Run(ctx) })
 	loops.Go(func() error { return l.hooks.Run(ctx) })
 	loops.Go(func() error { return l.schedules.Run(ctx) })
+	loops.Go(func() error { return l.erasures.Run(ctx) })
 	loops.Go(func() error {
 		for {
 			select {

@@ -423,6 +423,18 @@ func (s *store) forget(ctx context.Context, sub string) error {
 	return err
 }
 
+// scrub empties the write-ahead log, which still has what was overwritten.
+func (s *store) scrub(ctx context.Context) error {
+	var busy, pages, moved int
+	if err := s.write.QueryRowContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &pages, &moved); err != nil {
+		return err
+	}
+	if busy != 0 {
+		return ErrBusy
+	}
+	return nil
+}
+
 // deliveries reads up to limit deliveries of an endpoint, newest first, from
 // before a place in the log on.
 func (s *store) deliveries(ctx context.Context, id string, before eventstore.Position, beforePart, limit int) ([]placed, error) {

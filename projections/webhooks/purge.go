@@ -1,0 +1,29 @@
+package webhooks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// ErrBusy is returned by Purge when old pages cannot be removed, because
+// someone reads the file for long. Ask again.
+var ErrBusy = errors.New("webhooks: old pages are still on disk, another reader holds them")
+
+// Purge removes what receivers answered about these accounts, which may quote
+// what they were sent, from the file and its write-ahead log. What was sent is
+// not in the file. It works while Run runs, and without.
+//
+// BUG(webhooks): The answer to a request that is under way meanwhile is written later,
+// and stays until it is expired.
+func (w *Webhooks) Purge(ctx context.Context, subs ...string) error {
+	for _, sub := range subs {
+		if err := w.store.forget(ctx, sub); err != nil {
+			return fmt.Errorf("webhooks: purge: %w", err)
+		}
+	}
+	if err := w.store.scrub(ctx); err != nil {
+		return fmt.Errorf("webhooks: purge: %w", err)
+	}
+	return nil
+}
