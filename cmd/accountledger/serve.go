@@ -173,7 +173,7 @@ func newServer(l *ledger, logger *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: httpapi.New(httpapi.Config{
 			Ledger: l.ledger, Views: l.views, Webhooks: l.hooks, Log: l.log, Codec: l.codec, Keys: l.keys,
-			Logger: logger, Version: version(), Background: l.background,
+			Erasure: l.erasures, Logger: logger, Version: version(), Background: l.background,
 		}),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,

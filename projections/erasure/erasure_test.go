@@ -1,0 +1,335 @@
+package erasure
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
+	"accountledger/eventstore/sqlite"
+	"accountledger/eventstore/tlog"
+	"accountledger/projections"
+	"accountledger/projections/webhooks"
+)
+
+// world is a ledger over real files that can be closed and opened again.
+type world struct {
+	dir      string
+	master   seal.Master
+	signer   note.Signer
+	verifier note.Verifier
+}
+
+func newWorld(t *testing.T) *world {
+	key, vkey, err := tlog.GenerateKey("accountledger/test")
+	check(t, err)
+	signer, err := note.NewSigner(key)
+	check(t, err)
+	verifier, err := note.NewVerifier(vkey)
+	check(t, err)
+	return &world{t.TempDir(), seal.NewMaster(), signer, verifier}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+type running struct {
+	*domain.Ledger
+	log    *sqlite.Store
+	views  *projections.Views
+	eraser *Eraser
+	ended  chan struct{} // closed when the eraser's Run has returned
+	close  func()
+}
+
+// open opens the ledger with an eraser that ends with the first error of
+// done; nil is one that never ends there.
+func (w *world) open(t *testing.T, done func(step string) error) running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	log, err := sqlite.Open(ctx, sqlite.Config{Dir: w.dir, Signer: w.signer})
+	check(t, err)
+	keys, err := seal.Open(ctx, seal.Config{Path: filepath.Join(w.dir, "keys.db"), Master: w.master})
+	check(t, err)
+	codec := domain.Codec{Keys: keys}
+	views, err := projections.Open(ctx, projections.Config{Path: filepath.Join(w.dir, "views.db"), Log: log, Codec: codec})
+	check(t, err)
+	ledger := domain.NewLedger(domain.LedgerConfig{Log: log, Codec: codec})
+	hooks, err := webhooks.Open(ctx, webhooks.Config{Path: filepath.Join(w.dir, "delivery.db"), Log: log, Codec: codec, Ledger: ledger, Keys: keys})
+	check(t, err)
+	e := New(Config{Ledger: ledger, Log: log, Keys: keys, Views: views, Webhooks: hooks})
+	erasing, kill := context.WithCancel(ctx)
+	if done != nil {
+		e.done = func(step string) error {
+			err := done(step)
+			if err != nil {
+				kill()
+			}
+			return err
+		}
+	}
+	ended := make(chan struct{})
+	var loops sync.WaitGroup
+	loops.Go(func() { views.Run(ctx) })
+	loops.Go(func() { hooks.Run(ctx) })
+	loops.Go(func() {
+		defer close(ended)
+		if err := e.Run(erasing); err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	})
+	r := running{ledger, log, views, e, ended, sync.OnceFunc(func() {
+		cancel()
+		loops.Wait()
+		kill()
+		hooks.Close()
+		views.Close()
+		log.Close()
+		keys.Close()
+	})}
+	t.Cleanup(r.close)
+	return r
+}
+
+func (r running) do(t *testing.T, sub string, cmd domain.Command) domain.Result {
+	t.Helper()
+	result, err := r.Execute(t.Context(), domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}, sub, cmd)
+	if err != nil {
+		t.Fatalf("%T of %s: %v", cmd, sub, err)
+	}
+	return result
+}
+
+// mail is an address that no other account's contains.
+func mail(sub string) string { return sub + ".zebra@example.com" }
+
+func (r running) create(t *testing.T, sub string) {
+	t.Helper()
+	r.do(t, sub, domain.CreateAccount{Origin: domain.OriginCreated, Identities: []domain.NewIdentity{
+		{IdentityID: "i-" + sub, Provider: domain.ProviderSelf, Profile: domain.Profile{Email: mail(sub)}}}})
+}
+
+// secrets are byte strings that must be in no file once an account is erased:
+// its address, what is sealed under its key in any of these streams, and its
+// wrapped key. Each is in a file now.
+func (w *world) secrets(t *testing.T, r running, sub string, streams ...string) map[string][]byte {
+	t.Helper()
+	all := map[string][]byte{"address": []byte(mail(sub))}
+	var key eventstore.KeyID
+	for _, s := range append([]string{sub}, streams...) {
+		for rec, err := range r.log.ReadStream(t.Context(), domain.AccountStream(s), 0) {
+			check(t, err)
+			if rec.Sealed != nil && key == (eventstore.KeyID{}) {
+				key = rec.KeyID
+			}
+			if rec.Sealed != nil && rec.KeyID == key {
+				all[fmt.Sprint("sealed part of ", s, " ", rec.Revision)] = bytes.Clone(rec.Sealed)
+			}
+		}
+	}
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(w.dir, "keys.db")+"?mode=ro")
+	check(t, err)
+	defer db.Close()
+	var wrapped []byte
+	check(t, db.QueryRow(`SELECT wrapped FROM keys WHERE slot = ?`, int64(binary.BigEndian.Uint64(key[:]))).Scan(&wrapped))
+	all["wrapped key"] = wrapped
+	a, err := r.Account(t.Context(), sub)
+	check(t, err)
+	check(t, r.views.Await(t.Context(), projections.AccountsView, a.Position))
+	for name := range all {
+		if files := w.holding(t, all[name]); len(files) == 0 {
+			t.Fatalf("%s of %s is in no file yet, so its absence would show nothing", name, sub)
+		}
+	}
+	return all
+}
+
+// holding are the files that have these bytes.
+func (w *world) holding(t *testing.T, secret []byte) (files []string) {
+	t.Helper()
+	for _, pattern := range []string{"*.db", "*-wal", "*-shm"} {
+		names, err := filepath.Glob(filepath.Join(w.dir, pattern))
+		check(t, err)
+		for _, name := range names {
+			content, err := os.ReadFile(name)
+			check(t, err)
+			if bytes.Contains(content, secret) {
+				files = append(files, filepath.Base(name))
+			}
+		}
+	}
+	return files
+}
+
+func (w *world) gone(t *testing.T, sub string, secrets map[string][]byte) {
+	t.Helper()
+	for name, secret := range secrets {
+		if files := w.holding(t, secret); len(files) > 0 {
+			t.Errorf("%s of %s is still in %v", name, sub, files)
+		}
+	}
+}
+
+func (w *world) verify(t *testing.T, r running) {
+	t.Helper()
+	report, err := r.log.Verify(t.Context(), sqlite.Trust{Verifier: w.verifier, Erasure: domain.ErasedType, ErasedKey: domain.ErasedKey}, nil)
+	check(t, err)
+	if !report.OK() {
+		t.Errorf("verify: %v", report.Faults)
+	}
+}
+
+// await waits for the erasure, and complains of an eraser that ended first.
+func (r running) await(t *testing.T, sub string) {
+	t.Helper()
+	if err := r.eraser.Await(t.Context(), sub); err != nil {
+		t.Fatalf("Await(%s) = %v", sub, err)
+	}
+}
+
+// TestErase holds that of erased accounts among others nothing is left in any
+// file, that all others still open, and that to run again adds nothing.
+func TestErase(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.open(t, nil)
+	const accounts, erased = 40, 8
+	subs := make([]string, accounts)
+	for i := range subs {
+		subs[i] = fmt.Sprintf("a%02d", i)
+		r.create(t, subs[i])
+	}
+	rand.Shuffle(len(subs), func(i, j int) { subs[i], subs[j] = subs[j], subs[i] })
+	secrets := map[string]map[string][]byte{}
+	for _, sub := range subs[:erased] {
+		secrets[sub] = w.secrets(t, r, sub)
+	}
+	for _, sub := range subs[:erased] {
+		r.do(t, sub, domain.EraseAccount{})
+	}
+	for _, sub := range subs[:erased] {
+		r.await(t, sub)
+		w.gone(t, sub, secrets[sub])
+	}
+	w.verify(t, r)
+	head, err := r.log.Head(t.Context())
+	check(t, err)
+	r.close()
+
+	check(t, os.Remove(filepath.Join(w.dir, "views.db"))) // so that it learns of all erasures again
+	r = w.open(t, nil)
+	for _, sub := range subs[:erased] {
+		r.await(t, sub)
+		w.gone(t, sub, secrets[sub])
+		check(t, r.eraser.complete(t.Context(), open(t, r, sub)))
+	}
+	if again, err := r.log.Head(t.Context()); err != nil || again != head {
+		t.Errorf("running again: head %d, %v; want %d", again, err, head)
+	}
+	for _, sub := range subs[erased:] {
+		if a, err := r.Account(t.Context(), sub); err != nil || a.UserIDs[0].Value != mail(sub) {
+			t.Errorf("account %s = %v, %v", sub, a.UserIDs, err)
+		}
+	}
+	r.do(t, "new", domain.CreateAccount{Origin: domain.OriginCreated, Identities: []domain.NewIdentity{
+		{IdentityID: "i", Provider: domain.ProviderSelf, Profile: domain.Profile{Email: mail(subs[0])}}}})
+}
+
+// open is the erasure of sub as the view gave it.
+func open(t *testing.T, r running, sub string) projections.Erasure {
+	t.Helper()
+	for x, err := range r.History(t.Context(), sub, 0) {
+		check(t, err)
+		if e, ok := x.Event.(domain.AccountErased); ok {
+			return projections.Erasure{Sub: sub, KeyID: e.KeyID, Position: x.Position}
+		}
+	}
+	t.Fatalf("%s was not erased", sub)
+	return projections.Erasure{}
+}
+
+// TestKilled holds that an erasure that ended after any of its steps is
+// completed at the next start, once.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	for _, after := range []string{"", stepKey, stepLog, stepViews, stepDelivery, stepDone} {
+		t.Run("after "+after, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			killed := errors.New("killed")
+			r := w.open(t, func(step string) error {
+				if step == after {
+					return killed
+				}
+				return nil
+			})
+			r.create(t, "a")
+			secrets := w.secrets(t, r, "a")
+			if after == "" { // before the first step
+				r.close()
+				r = w.open(t, func(string) error { return killed })
+			}
+			r.do(t, "a", domain.EraseAccount{})
+			<-r.ended
+			r.close()
+			r = w.open(t, nil)
+			r.await(t, "a")
+			w.gone(t, "a", secrets)
+			w.verify(t, r)
+			completed := 0
+			for x, err := range r.History(t.Context(), "a", 0) {
+				check(t, err)
+				if _, ok := x.Event.(domain.ErasureCompleted); ok {
+					completed++
+				}
+			}
+			if completed != 1 {
+				t.Errorf("completed %d times, want once", completed)
+			}
+		})
+	}
+}
+
+// TestCombined holds that what a merged account left in the streams of others
+// goes when it is erased after it was separated again.
+func TestCombined(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.open(t, nil)
+	for _, sub := range []string{"a", "b", "c"} {
+		r.create(t, sub)
+	}
+	r.do(t, "b", domain.MergeAccount{From: "c"})
+	r.do(t, "a", domain.MergeAccount{From: "b"}) // with c's data again
+	r.do(t, "a", domain.UnmergeAccount{Sub: "b"})
+	r.do(t, "b", domain.UnmergeAccount{Sub: "c"})
+	secrets := w.secrets(t, r, "c", "a", "b")
+	if len(secrets) < 5 {
+		t.Fatalf("only %d secrets: nothing of c is in the other streams", len(secrets))
+	}
+	r.do(t, "c", domain.EraseAccount{})
+	r.await(t, "c")
+	w.gone(t, "c", secrets)
+	w.verify(t, r)
+	for _, sub := range []string{"a", "b"} {
+		if a, err := r.Account(t.Context(), sub); err != nil || len(a.UserIDs) != 1 || a.UserIDs[0].Value != mail(sub) {
+			t.Errorf("account %s = %v, %v; want its own address", sub, a.UserIDs, err)
+		}
+	}
+}
