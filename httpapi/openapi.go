@@ -84,6 +84,10 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 			success.Content = content(&huma.Schema{OneOf: []*huma.Schema{schema(rt.answer), tried}})
 		} else {
 			responses["200"] = &huma.Response{Description: "Of a dry run", Content: content(tried)}
+			if rt.done != nil {
+				responses["200"] = &huma.Response{Description: "Done at once, or of a dry run",
+					Content: content(&huma.Schema{OneOf: []*huma.Schema{schema(rt.done), tried}})}
+			}
 		}
 	}
 	if rt.name == "getAccount" {

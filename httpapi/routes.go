@@ -21,6 +21,7 @@ type route struct {
 	scope        scope
 	status       int    // of success
 	answer       any    // a value of the type that is answered; nil for an empty body
+	done         any    // what is answered with 200 instead, where what the status promises is done at once
 	summary      string // a phrase
 	text         string // sentences
 	example      string // of the body
@@ -170,6 +171,7 @@ func (s *server) routes() {
 		text:    "From the log, beside the live one, which goes on answering until they are switched. GET /v1/projections shows the progress.",
 		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
 	}, s.rebuildProjection)
+	s.deletionRoutes()
 	s.mergeRoutes()
 	s.roleRoutes()
 	s.groupRoutes()

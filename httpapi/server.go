@@ -61,6 +61,10 @@ type Config struct {
 	// with the server. Default: such work is refused.
 	Background func(work func(context.Context))
 
+	// DeletionGrace is how long a deleted account can be restored where the
+	// request does not say it; default 48 hours.
+	DeletionGrace time.Duration
+
 	Now func() time.Time // default time.Now
 }
 
@@ -90,6 +94,9 @@ func New(c Config) http.Handler {
 	}
 	if c.AwaitTimeout == 0 {
 		c.AwaitTimeout = 5 * time.Second
+	}
+	if c.DeletionGrace == 0 {
+		c.DeletionGrace = 48 * time.Hour
 	}
 	if c.Now == nil {
 		c.Now = time.Now

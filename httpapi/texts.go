@@ -55,6 +55,41 @@ var memberTexts = map[string]map[string]string{
 	"AccountPatch": {
 		"identity": "RFC 7396 merge patch of one identity's profile; null removes a member.",
 	},
+	"Certificate": {
+		"sub":           "The account that was erased.",
+		"keyId":         "The key that was destroyed.",
+		"erasedTime":    "When.",
+		"actor":         "Who asked for it.",
+		"position":      "The place of the erasure in the log.",
+		"completedTime": "When nothing was left in any file.",
+		"events":        "What was sealed under the key.",
+		"checkpoint":    "A signed checkpoint that covers the erasure; it is there within a second of it.",
+		"subscribers":   "Webhooks that are told of erasures, and whether they were told of this one.",
+	},
+	"SealedEvent": {
+		"position": "Its place in the log.",
+		"revision": "Its number in the account.",
+		"type":     "Its type in the log, with its version.",
+		"time":     "When it was recorded.",
+	},
+	"Subscriber": {
+		"webhookId": "The webhook's id.",
+		"status":    "delivered, pending, retrying or dead.",
+	},
+	"Certified": {
+		"certificate": "What was erased, when and by whom.",
+	},
+	"PlannedDeletion": {
+		"status":  "scheduled.",
+		"dueTime": "When the account is erased.",
+	},
+	"DeletionState": {
+		"deletion":    "What is scheduled.",
+		"certificate": "Of an erased account: what was erased, when and by whom.",
+	},
+	"ScheduledDeletion": {
+		"deletion": "What is scheduled.",
+	},
 	"Deliveries": {
 		"deliveries": "Newest first.",
 		"next":       "Cursor of the next page, null on the last one.",

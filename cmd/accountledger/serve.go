@@ -64,7 +64,7 @@ keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 			return serve(cmd.Context(), c, logger, cmd.OutOrStdout())
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "webhook-allow", "shutdown-grace", "log-format", "log-level")
+	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "webhook-allow", "deletion-grace", "shutdown-grace", "log-format", "log-level")
 	return cmd
 }
 
@@ -103,7 +103,7 @@ func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, 
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
-	server := newServer(l, logger)
+	server := newServer(c, l, logger)
 
 	// The loops outlive the requests, which wait for them.
 	loopsCtx, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
@@ -169,11 +169,11 @@ func waitFor(grace context.Context, loops *errgroup.Group, logger *slog.Logger) 
 	}
 }
 
-func newServer(l *ledger, logger *slog.Logger) *http.Server {
+func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: httpapi.New(httpapi.Config{
 			Ledger: l.ledger, Views: l.views, Webhooks: l.hooks, Log: l.log, Codec: l.codec, Keys: l.keys,
-			Erasure: l.erasures, Logger: logger, Version: version(), Background: l.background,
+			Erasure: l.erasures, Logger: logger, Version: version(), Background: l.background, DeletionGrace: c.DeletionGrace,
 		}),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,

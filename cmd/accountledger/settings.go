@@ -36,6 +36,7 @@ type config struct {
 	Listen         string         `koanf:"listen" default:"127.0.0.1:8080" usage:"address to serve on; port 0 takes a free one"`
 	InsecureListen bool           `koanf:"insecure-listen" usage:"serve other machines too, without TLS: behind a proxy that has it"`
 	WebhookAllow   []netip.Prefix `koanf:"webhook-allow" usage:"networks, as CIDR, that webhooks may reach although they are private"`
+	DeletionGrace  time.Duration  `koanf:"deletion-grace" default:"48h" usage:"how long a deleted account can be restored, where the request does not say it"`
 	ShutdownGrace  time.Duration  `koanf:"shutdown-grace" default:"15s" usage:"how long requests and deliveries may take to end at shutdown"`
 	LogFormat      string         `koanf:"log-format" default:"text" usage:"text or json"`
 	LogLevel       slog.Level     `koanf:"log-level" default:"info" usage:"debug, info, warn or error"`

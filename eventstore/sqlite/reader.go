@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"database/sql/driver"
 	"fmt"
@@ -228,6 +229,28 @@ func (r *Reader) Head(ctx context.Context) (eventstore.Position, error) {
 		return 0, fmt.Errorf("sqlite: head: %w", err)
 	}
 	return eventstore.Position(head), nil
+}
+
+// Checkpoint returns the oldest signed checkpoint there is that covers p, nil
+// if there is none yet.
+func (r *Reader) Checkpoint(ctx context.Context, p eventstore.Position) (note []byte, err error) {
+	err = r.use(ctx, func(c *readConn) error {
+		s, err := c.prepare(`SELECT note FROM checkpoints WHERE size >= ? ORDER BY size LIMIT 1`)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		found, err := s.row(c.row[:1], int64(p))
+		if found {
+			f := fields{row: c.row[:1]}
+			note = f.blob()
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: checkpoint: %w", err)
+	}
+	return bytes.Clone(note), nil
 }
 
 // ReadStream is eventstore.Store's.

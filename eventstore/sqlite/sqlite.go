@@ -186,6 +186,11 @@ func (s *Store) Head(ctx context.Context) (eventstore.Position, error) {
 	}
 }
 
+// Checkpoint is Reader.Checkpoint of the open log.
+func (s *Store) Checkpoint(ctx context.Context, p eventstore.Position) ([]byte, error) {
+	return s.files.Checkpoint(ctx, p)
+}
+
 // ReadStream is eventstore.Store's.
 func (s *Store) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
 	return s.files.readStream(ctx, stream, from, s.Head)

@@ -97,10 +97,10 @@ type verification struct {
 	block, next, predecessor, erasures, tile, checkpoint *stmt
 
 	row     [14]driver.Value
-	buf     []byte // to encode leaves in
-	streams []seen // by stream number modulo its length
+	buf     []byte                     // to encode leaves in
+	streams []seen                     // by stream number modulo its length
 	erased  map[eventstore.KeyID]int64 // position of the erasure; nil until a sealed part is missed
-	time    int64  // of the last sound event
+	time    int64                      // of the last sound event
 
 	// tree is built of the hashes that have most on their side. lost is set
 	// once a hash is not to be had, and with it all that the tree would prove.

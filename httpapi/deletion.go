@@ -1,0 +1,151 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"accountledger/domain"
+	"accountledger/projections/erasure"
+)
+
+func (s *server) deletionRoutes() {
+	onDeletion := []domain.Code{domain.CodeAccountNotFound, domain.CodeDeletionNotFound}
+	handle(s, route{
+		method: "DELETE", path: "/v1/accounts/{sub}", name: "deleteAccount", scope: scopeAccountsWrite, status: 202, answer: scheduledDeletion{}, done: certified{},
+		summary: "Delete an account",
+		text: "The account is DELETED at once and keeps its identifiers. When the grace is over it is erased: its data key is destroyed, and with it all personal data, also of the accounts merged into it; its identifiers are free again. " +
+			"With immediate=true that happens now and is answered with 200 and a certificate. Asking again changes nothing.",
+		codes: codes(onChange, []domain.Code{domain.CodeAccountNotFound}),
+	}, s.deleteAccount)
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}/deletion", name: "getDeletion", scope: scopeAccountsRead, status: 200, answer: deletionState{},
+		summary: "Get the deletion of an account",
+		text:    "While it is scheduled, when it is due; once the account is erased, its certificate.",
+		codes:   codes(onDeletion, onQuery),
+	}, s.getDeletion)
+	handle(s, route{
+		method: "DELETE", path: "/v1/accounts/{sub}/deletion", name: "cancelDeletion", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Cancel the deletion of an account",
+		text:    "Restores the status the account had. Setting the status VERIFIED restores it, too.",
+		codes:   codes(onChange, onDeletion),
+	}, s.cancelDeletion)
+}
+
+type deleteAccountInput struct {
+	Sub
+	Command
+	Grace     string `query:"grace" maxLength:"16" doc:"How long the account can be restored, like 48h; the default is configured (deletion-grace)." example:"48h"`
+	Immediate bool   `query:"immediate" doc:"Erase the account now."`
+}
+
+// plannedDeletion is what is to come.
+type plannedDeletion struct {
+	Status  string    `json:"status"` // scheduled
+	DueTime time.Time `json:"dueTime"`
+}
+
+type scheduledDeletion struct {
+	Deletion plannedDeletion `json:"deletion"`
+}
+
+// certified is what is answered when an account is erased.
+type certified struct {
+	Certificate erasure.Certificate `json:"certificate"`
+}
+
+// deletionState is one of the two above.
+type deletionState struct {
+	Deletion    *plannedDeletion     `json:"deletion,omitzero"`
+	Certificate *erasure.Certificate `json:"certificate,omitzero"`
+}
+
+func (s *server) deleteAccount(ctx context.Context, c *call, in *deleteAccountInput) (*answer, error) {
+	if in.Immediate {
+		return s.eraseAccount(ctx, c, in)
+	}
+	grace := s.DeletionGrace
+	if in.Grace != "" {
+		var err error
+		if grace, err = time.ParseDuration(in.Grace); err != nil || grace < 0 || grace > domain.MaxGrace {
+			p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
+			p.Errors = []fault{{Parameter: "grace", Detail: "a duration of up to ten years, like 48h"}}
+			return nil, p
+		}
+	}
+	cmd := domain.ScheduleAccountDeletion{ScheduleID: in.newID(c), Grace: grace}
+	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, cmd, func(a *answer, result domain.Result) (*answer, error) {
+		planned, _ := result.Account.Schedule(result.Account.Deletion.ScheduleID)
+		return a.rendered(scheduledDeletion{plannedDeletion{"scheduled", planned.DueTime}})
+	})
+}
+
+// eraseAccount answers when nothing of the account is left.
+func (s *server) eraseAccount(ctx context.Context, c *call, in *deleteAccountInput) (*answer, error) {
+	if in.Grace != "" {
+		p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
+		p.Errors = []fault{{Parameter: "grace", Detail: "there is none with immediate"}}
+		return nil, p
+	}
+	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, domain.EraseAccount{}, func(a *answer, result domain.Result) (*answer, error) {
+		// What takes longer goes on by itself; the certificate says how far it is.
+		awaited, cancel := context.WithTimeout(ctx, s.AwaitTimeout)
+		defer cancel()
+		for _, ended := range append([]domain.Account{result.Account}, result.Others...) {
+			if err := s.Erasure.Await(awaited, ended.Sub); err != nil && (awaited.Err() == nil || ctx.Err() != nil) {
+				return nil, err
+			}
+		}
+		certificate, err := s.Erasure.Certificate(ctx, result.Account.Sub)
+		if err != nil {
+			return nil, err
+		}
+		a.Status, a.ETag = http.StatusOK, ""
+		return a.rendered(certified{certificate})
+	})
+}
+
+type getDeletionInput struct {
+	Sub
+	Query
+}
+
+func (s *server) getDeletion(ctx context.Context, _ *call, in *getDeletionInput) (*answer, error) {
+	a, err := s.fresh(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	sub, err := canonical(in.Sub.Sub)
+	if err != nil {
+		return nil, err
+	}
+	row, err := s.Views.Accounts().Get(ctx, sub)
+	if err != nil {
+		return nil, missing(err)
+	}
+	if !row.ErasedTime.IsZero() {
+		certificate, err := s.Erasure.Certificate(ctx, sub)
+		if err != nil {
+			return nil, err
+		}
+		return a.rendered(deletionState{Certificate: &certificate})
+	}
+	account, err := domain.ParseAccount(row.JSON)
+	if err != nil {
+		return nil, err
+	}
+	planned, ok := account.Schedule(account.Deletion.ScheduleID)
+	if !ok {
+		return nil, &domain.Error{Code: domain.CodeDeletionNotFound, Detail: "No deletion of the account is scheduled."}
+	}
+	return a.rendered(deletionState{Deletion: &plannedDeletion{"scheduled", planned.DueTime}})
+}
+
+type cancelDeletionInput struct {
+	Sub
+	Command
+}
+
+func (s *server) cancelDeletion(ctx context.Context, c *call, in *cancelDeletionInput) (*answer, error) {
+	return s.execute(ctx, c, in.Command, in.Sub.Sub, domain.CancelAccountDeletion{})
+}

@@ -1,0 +1,126 @@
+package erasure
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// Certificate says what an erasure destroyed, when and by whom. All of it can
+// be checked against the log, which goes on proving that the events were there.
+type Certificate struct {
+	Sub           string              `json:"sub"`
+	KeyID         string              `json:"keyId"` // of the destroyed key, in hexadecimal
+	ErasedTime    time.Time           `json:"erasedTime"`
+	Actor         domain.Actor        `json:"actor"`
+	Position      eventstore.Position `json:"position"`               // of the erasure event
+	CompletedTime time.Time           `json:"completedTime,omitzero"` // when nothing was left in any file
+	Events        []SealedEvent       `json:"events"`
+	Checkpoint    string              `json:"checkpoint,omitzero"` // signed, and including the erasure event; there within a second of it
+	Subscribers   []Subscriber        `json:"subscribers"`
+}
+
+// SealedEvent is an event of the account that was sealed under the key.
+type SealedEvent struct {
+	Position eventstore.Position `json:"position"`
+	Revision eventstore.Revision `json:"revision"`
+	Type     string              `json:"type"`
+	Time     time.Time           `json:"time"`
+}
+
+// Subscriber is a webhook that is told of erasures, and whether it was told of
+// this one: delivered, pending, retrying or dead. A delivery so old that its
+// attempts are forgotten counts as delivered.
+type Subscriber struct {
+	WebhookID string `json:"webhookId"`
+	Status    string `json:"status"`
+}
+
+// ErrNotErased is returned for an account that was not erased.
+var ErrNotErased = errors.New("erasure: the account was not erased")
+
+// publicName is what external systems are told of an erasure.
+const publicName = "USER_DELETED"
+
+// checkpoints is a log that signs what it holds.
+type checkpoints interface {
+	// Checkpoint returns the oldest signed checkpoint there is that covers p,
+	// nil if there is none yet.
+	Checkpoint(ctx context.Context, p eventstore.Position) ([]byte, error)
+}
+
+// Certificate returns the certificate of an erased account, or ErrNotErased.
+func (e *Eraser) Certificate(ctx context.Context, sub string) (Certificate, error) {
+	c := Certificate{Sub: sub, Events: []SealedEvent{}, Subscribers: []Subscriber{}}
+	var key eventstore.KeyID
+	for x, err := range e.Ledger.History(ctx, sub, 0) {
+		if err != nil {
+			return c, err
+		}
+		switch erased := x.Event.(type) {
+		case domain.AccountErased:
+			id, err := hex.DecodeString(erased.KeyID)
+			if err != nil || copy(key[:], id) != len(key) {
+				return c, fmt.Errorf("erasure: the event at position %d names no key", x.Position)
+			}
+			c.KeyID, c.ErasedTime, c.Actor, c.Position = erased.KeyID, x.Time, x.Meta.Actor, x.Position
+		case domain.ErasureCompleted:
+			c.CompletedTime = x.Time
+		}
+	}
+	if c.Position == 0 {
+		return c, ErrNotErased
+	}
+	for rec, err := range e.Log.ReadStream(ctx, domain.AccountStream(sub), 0) {
+		if err != nil {
+			return c, fmt.Errorf("erasure: certificate: %w", err)
+		}
+		if rec.KeyID == key {
+			c.Events = append(c.Events, SealedEvent{rec.Position, rec.Revision, rec.Type, rec.Time})
+		}
+	}
+	if log, ok := e.Log.(checkpoints); ok {
+		note, err := log.Checkpoint(ctx, c.Position)
+		if err != nil {
+			return c, fmt.Errorf("erasure: certificate: %w", err)
+		}
+		c.Checkpoint = string(note)
+	}
+	return c, e.subscribers(ctx, &c)
+}
+
+func (e *Eraser) subscribers(ctx context.Context, c *Certificate) error {
+	if e.Webhooks == nil {
+		return nil
+	}
+	endpoints, err := e.Webhooks.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, w := range endpoints {
+		told := slices.ContainsFunc(w.Events, func(pattern string) bool { return domain.Selects(pattern, publicName) })
+		if !told || w.After >= c.Position {
+			continue
+		}
+		// The page that begins with the event right after is this one's.
+		deliveries, _, err := e.Webhooks.Deliveries(ctx, w.WebhookID, fmt.Sprintf("%d.0", c.Position+1), 1)
+		if err != nil {
+			return err
+		}
+		status := "pending"
+		switch {
+		case len(deliveries) > 0 && deliveries[0].Position == c.Position:
+			status = deliveries[0].Status
+		case w.Position >= c.Position:
+			status = "delivered"
+		}
+		c.Subscribers = append(c.Subscribers, Subscriber{w.WebhookID, status})
+	}
+	return nil
+}
