@@ -17,8 +17,9 @@ func TestDemo(t *testing.T) {
 	for _, want := range []string{
 		"imported: 208 created, 0 failed", "imported again: 208 unchanged", "none of the 208 e-mail addresses is in it",
 		"kept as customFields.phone_as_exported", "emily.johnson@gmail.com leads to the same account now",
-		"userStatus is DECLINED", "userStatus is VERIFIED", "IDENTITY_LINKED", "verified -> 204", "account.created.v1",
-		"212 events, 212 of them under", ", 0 faults", "altered@", "All of it was as it should be.",
+		"userStatus is DECLINED", "userStatus is VERIFIED", "IDENTITY_LINKED", "USER_SEPARATED", "CONSENT_ACCEPTED",
+		"SCHEDULE_EXECUTED", "USER_DELETED", "its sub answers 410", "verified -> 204", "account.created.v1",
+		"223 events, 223 of them under", ", 0 faults", "altered@", "All of it was as it should be.",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("the demo does not say %q:\n%s", want, stdout)
