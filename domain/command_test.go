@@ -113,22 +113,29 @@ func TestDecide(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			got, err := Decide(Setting{Config: NewConfig()}, fold(tt.given...), tt.when)
-			if code := CodeOf(err); code != tt.code || (err == nil) != (tt.code == "") {
-				t.Fatalf("error = %v, want code %q", err, tt.code)
-			}
-			if diff := cmp.Diff(tt.then, got, cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("events (-want +got):\n%s", diff)
-			}
-			var pointers []string
-			if e, ok := err.(*Error); ok {
-				for _, f := range e.Faults {
-					pointers = append(pointers, f.Pointer)
-				}
-			}
-			if diff := cmp.Diff(tt.faults, slices.Compact(pointers), cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("faults (-want +got):\n%s", diff)
-			}
+			decided(t, got, err, tt.then, tt.code, tt.faults)
 		})
+	}
+}
+
+// decided holds what a decision came to against the events, or the code and
+// the places of the faults, that were wanted.
+func decided(t *testing.T, got []Event, err error, then []Event, code Code, faults []string) {
+	t.Helper()
+	if got := CodeOf(err); got != code || (err == nil) != (code == "") {
+		t.Fatalf("error = %v, want code %q", err, code)
+	}
+	if diff := cmp.Diff(then, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+	var pointers []string
+	if e, ok := err.(*Error); ok {
+		for _, f := range e.Faults {
+			pointers = append(pointers, f.Pointer)
+		}
+	}
+	if diff := cmp.Diff(faults, slices.Compact(pointers), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("faults (-want +got):\n%s", diff)
 	}
 }
 

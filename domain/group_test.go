@@ -124,21 +124,7 @@ func TestDecideGroups(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := ask(t, c, folding{berliner}, tt.when)
-			if code := CodeOf(err); code != tt.code || (err == nil) != (tt.code == "") {
-				t.Fatalf("error = %v, want code %q", err, tt.code)
-			}
-			if diff := cmp.Diff(tt.then, got, cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("events (-want +got):\n%s", diff)
-			}
-			var pointers []string
-			if e, ok := err.(*Error); ok {
-				for _, f := range e.Faults {
-					pointers = append(pointers, f.Pointer)
-				}
-			}
-			if diff := cmp.Diff(tt.faults, pointers, cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("faults (-want +got):\n%s", diff)
-			}
+			decided(t, got, err, tt.then, tt.code, tt.faults)
 		})
 	}
 }

@@ -243,7 +243,10 @@ func (l *Ledger) try(ctx context.Context, r Request, cmd Command, before []Accou
 func (l *Ledger) evolve(a Account, m Metadata, events []Event, now time.Time) (Account, []Entry) {
 	entries := make([]Entry, len(events))
 	for i, e := range events {
-		m.CombinedSubs = strings.Join(a.subs()[1:], " ")
+		m.CombinedSubs = ""
+		if len(a.CombinedFrom) > 0 {
+			m.CombinedSubs = strings.Join(a.subs()[1:], " ")
+		}
 		entries[i] = Entry{ID: NewID(), Type: e.eventType(), Stream: AccountStream(a.Sub), Revision: a.Revision + 1,
 			Position: a.Position, Time: now, Meta: m, Event: e}
 		a = Evolve(a, entries[i])

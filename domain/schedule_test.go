@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"accountledger/eventstore"
 )
@@ -116,21 +115,7 @@ func TestDecideSchedules(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := Decide(Setting{Config: NewConfig(), Now: hour}, fold(tt.given...), tt.when)
-			if code := CodeOf(err); code != tt.code || (err == nil) != (tt.code == "") {
-				t.Fatalf("error = %v, want code %q", err, tt.code)
-			}
-			if diff := cmp.Diff(tt.then, got, cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("events (-want +got):\n%s", diff)
-			}
-			var pointers []string
-			if e, ok := err.(*Error); ok {
-				for _, f := range e.Faults {
-					pointers = append(pointers, f.Pointer)
-				}
-			}
-			if diff := cmp.Diff(tt.faults, pointers, cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("faults (-want +got):\n%s", diff)
-			}
+			decided(t, got, err, tt.then, tt.code, tt.faults)
 		})
 	}
 }
