@@ -15,8 +15,8 @@ import (
 // ConsentVersion is one text that people are asked to consent to. Once it is
 // published it never changes: it is what they agreed to.
 type ConsentVersion struct {
-	Version      int               `json:"version"` // 1, 2, 3 ...
-	Text         map[string]string `json:"text"`    // by language tag
+	Version      int               `json:"version"`       // 1, 2, 3 ...
+	Text         map[string]string `json:"text,omitzero"` // by language tag
 	URL          string            `json:"url,omitzero"`
 	RequiredFrom time.Time         `json:"requiredFrom,omitzero"` // from when a decision on it is asked for; zero: at once
 }

@@ -24,7 +24,7 @@ func (s *server) loginRoutes() {
 
 type recordLoginInput struct {
 	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Makes the request safe to repeat."`
-	DryRun         bool   `query:"dry_run" doc:"Answer, and record nothing. Needs the scope accounts:read."`
+	DryRun         bool   `query:"dry_run" doc:"Answer, with the events it would append, and record nothing. Needs the scope accounts:read."`
 	JSON[newLogin]
 }
 
@@ -45,6 +45,7 @@ type loginAnswer struct {
 	Allowed bool                `json:"allowed"`
 	Sub     string              `json:"sub,omitzero"`
 	Reason  domain.LoginRefusal `json:"reason,omitzero"`
+	Events  []plannedEvent      `json:"events,omitzero"` // of a dry run
 }
 
 // loginRefused is the only reason that callers without accounts:read learn.
@@ -134,7 +135,7 @@ func (s *server) login(ctx context.Context, c *call, r domain.Request, sub strin
 		if err != nil {
 			return nil, err
 		}
-		position = x.Position
+		position, result.Events = x.Position, []domain.Entry{x}
 	case err != nil:
 		return nil, err
 	default:
@@ -151,6 +152,9 @@ func (s *server) login(ctx context.Context, c *call, r domain.Request, sub strin
 		told.Reason = loginRefused
 	}
 	if r.DryRun {
+		if told.Events, err = planned(result.Events); err != nil {
+			return nil, err
+		}
 		return (&answer{LedgerPosition: strconv.FormatInt(int64(position), 10)}).rendered(told)
 	}
 	return s.settled(ctx, position).rendered(told)

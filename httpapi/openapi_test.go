@@ -43,6 +43,11 @@ func TestOpenAPI(t *testing.T) {
 			if op.Summary == "" || op.Description == "" || op.Security == nil {
 				t.Errorf("%s %s lacks a summary, a description or its security", method, path)
 			}
+			for _, tag := range op.Tags {
+				if document.Tags.Get(tag) == nil {
+					t.Errorf("%s %s has the tag %s, which is not described", method, path, tag)
+				}
+			}
 			for _, p := range op.Parameters {
 				if p.Value.Description == "" {
 					t.Errorf("the parameter %s of %s %s has no description", p.Value.Name, method, path)

@@ -219,6 +219,7 @@ var memberTexts = map[string]map[string]string{
 		"allowed": "The account may log in.",
 		"sub":     "The account that logs in: of a combined one, the survivor.",
 		"reason":  "Why not: pending, declined, combined, deleted or unknown; for callers without accounts:read always refused.",
+		"events":  "Of a dry run, what it would append.",
 	},
 	"NewLogin": {
 		"identifier": "An e-mail address, mobile number, username or user id at the provider, however it is written.",
