@@ -3,16 +3,20 @@ package httpapi
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"accountledger/domain"
 )
@@ -23,7 +27,8 @@ const docs = "../docs"
 // TestDocs does what the pages in docs show: every block marked http is a
 // request and what is answered, on one ledger a page. An answer shows some of
 // the members; what it shows must be so. <name> in an answer stands for any
-// text the first time, and for the same text from then on, also in requests.
+// text the first time, and for the same text from then on, also in requests;
+// <appKey> is the key of an application that is no administrator.
 func TestDocs(t *testing.T) {
 	t.Parallel()
 	pages, err := filepath.Glob(filepath.Join(docs, "*.md"))
@@ -37,7 +42,7 @@ func TestDocs(t *testing.T) {
 			text, err := os.ReadFile(page)
 			check(t, err)
 			l := start(t)
-			names := map[string]string{}
+			names := map[string]string{"<appKey>": l.key(t, "app", scopeAccountsRead, scopeAccountsWrite)}
 			for _, x := range transcripts(t, text) {
 				x.run(t, l, names)
 			}
@@ -104,18 +109,10 @@ var (
 
 func (x exchange) run(t *testing.T, l *ledger, names map[string]string) {
 	t.Helper()
-	known := func(text string) string {
-		return nameInText.ReplaceAllStringFunc(text, func(name string) string {
-			if value, ok := names[name]; ok {
-				return value
-			}
-			return name
-		})
-	}
 	for i, h := range x.headers {
-		x.headers[i] = known(h)
+		x.headers[i] = known(h, names)
 	}
-	r := l.send(t, x.method, known(x.path), strings.TrimSpace(known(x.body)), x.headers...)
+	r := l.send(t, x.method, known(x.path, names), strings.TrimSpace(known(x.body, names)), x.headers...)
 	if r.status != x.status {
 		t.Fatalf("line %d: %s %s = %d %s, the page says %d %s", x.line, x.method, x.path, r.status, r.body, x.status, http.StatusText(x.status))
 	}
@@ -132,6 +129,13 @@ func (x exchange) run(t *testing.T, l *ledger, names map[string]string) {
 	if at := differs(want, got, names); at != "" {
 		t.Fatalf("line %d: %s %s: the answer is not as the page shows at %s:\n%s", x.line, x.method, x.path, at, r.body)
 	}
+}
+
+// known is text with what the names in it stand for.
+func known(text string, names map[string]string) string {
+	return nameInText.ReplaceAllStringFunc(text, func(name string) string {
+		return cmp.Or(names[name], name)
+	})
 }
 
 // differs returns where got does not have what want shows, "" if it does. A
@@ -179,6 +183,58 @@ func differs(want, got any, names map[string]string) string {
 	return ""
 }
 
+// sampleValues has a value of every data type that a field of it takes whose
+// options are "gold" and "silver", see TestSampleValues.
+var sampleValues = map[domain.DataType]string{
+	domain.TypeText:        `"Berlin"`,
+	domain.TypeTextarea:    `"Line 1\nLine 2"`,
+	domain.TypeNumber:      `0.25`,
+	domain.TypeBoolean:     `true`,
+	domain.TypeCheckbox:    `false`,
+	domain.TypeDate:        `"1815-12-10"`,
+	domain.TypeURL:         `"https://example.com/ada"`,
+	domain.TypeEmail:       `"ada@example.com"`,
+	domain.TypeMobile:      `"+4915112345678"`,
+	domain.TypeSelect:      `"gold"`,
+	domain.TypeRadio:       `"silver"`,
+	domain.TypeMultiselect: `["gold","silver"]`,
+	domain.TypeArray:       `[1,"two",null]`,
+	domain.TypeJSON:        `{"any":["thing"]}`,
+	domain.TypeUsername:    `"Ada 1815"`,
+}
+
+// someAccount is one that can be changed.
+func someAccount() domain.Account {
+	a := domain.NewAccount(domain.NewID().String())
+	a.Status, a.Revision = domain.StatusVerified, 0
+	return a
+}
+
+// TestSampleValues holds the values that the pages show to their data types:
+// each is taken by its own, and not by all of the others.
+func TestSampleValues(t *testing.T) {
+	takes := func(d domain.DataType, value string) bool {
+		config := domain.NewConfig()
+		config.Fields["f"] = domain.Field{FieldDefinition: domain.FieldDefinition{FieldKey: "f", DataType: d, Options: []string{"gold", "silver"}}}
+		_, err := domain.Decide(domain.Setting{Config: config}, someAccount(), domain.SetCustomFields{Values: map[string]jsontext.Value{"f": jsontext.Value(value)}})
+		return err == nil
+	}
+	for _, d := range domain.DataTypes {
+		if !takes(d.Type, sampleValues[d.Type]) {
+			t.Errorf("a field of type %s does not take %s", d.Type, sampleValues[d.Type])
+		}
+		refused := 0
+		for _, value := range sampleValues {
+			if !takes(d.Type, value) {
+				refused++
+			}
+		}
+		if refused == 0 && d.Type != domain.TypeJSON {
+			t.Errorf("a field of type %s takes everything", d.Type)
+		}
+	}
+}
+
 // docTables are the tables in the pages that the code writes: between
 // <!-- name --> and <!-- end -->.
 var docTables = map[string]func() string{
@@ -206,6 +262,44 @@ var docTables = map[string]func() string{
 				fmt.Fprintf(&b, " %s |", cell)
 			}
 			b.WriteString("\n")
+		}
+		return b.String()
+	},
+	"data types": func() string {
+		var b strings.Builder
+		b.WriteString("| data type | a value | what it is | may have |\n|---|---|---|---|\n")
+		for _, d := range domain.DataTypes {
+			var may []string
+			for _, m := range []struct {
+				may   bool
+				rules string
+			}{
+				{d.Bounded, "`min`, `max`"}, {d.Sized, "`minLength`, `maxLength`"}, {d.Patterned, "`regex`"}, {d.Chosen, "`options`, and must"},
+				{d.Unique && d.Type == domain.TypeUsername, "`unique`, and always is"}, {d.Unique && d.Type != domain.TypeUsername, "`unique`"},
+				{d.Linked, "`linkedConsent`"},
+			} {
+				if m.may {
+					may = append(may, m.rules)
+				}
+			}
+			fmt.Fprintf(&b, "| %s | `%s` | %s | %s |\n", d.Type, sampleValues[d.Type], d.Meaning, strings.Join(may, ", "))
+		}
+		return b.String()
+	},
+	"role modes": func() string {
+		config := domain.NewConfig()
+		may := func(mode domain.RoleMode, roles ...string) string {
+			config.GroupTypes["T"] = domain.GroupType{GroupType: "T", RoleMode: mode, AllowedRoles: []string{"CUSTOMER"}}
+			config.Groups["G"] = domain.Group{GroupID: "G", GroupType: "T"}
+			if _, err := domain.Decide(domain.Setting{Config: config}, someAccount(), domain.SetMembership{GroupID: "G", Roles: roles}); err != nil {
+				return "no"
+			}
+			return "yes"
+		}
+		var b strings.Builder
+		b.WriteString("| `roleMode` | no role | a role in `allowedRoles` | any other |\n|---|---|---|---|\n")
+		for _, mode := range domain.RoleModes {
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", mode, may(mode), may(mode, "CUSTOMER"), may(mode, "USER"))
 		}
 		return b.String()
 	},
@@ -252,4 +346,73 @@ func TestDocTables(t *testing.T) {
 			t.Errorf("no page shows the table %q", name)
 		}
 	}
+}
+
+// notOnPages are what the pages leave out: tags of the OpenAPI document, or
+// ids of operations, and why.
+var notOnPages = map[string]string{
+	"webhooks":    "the README shows them: their answers take a receiver",
+	"projections": "for who operates the ledger",
+}
+
+// TestDocsAreWhole fails where the pages show no successful request of an
+// operation, one that is more than a dry run.
+func TestDocsAreWhole(t *testing.T) {
+	t.Parallel()
+	document := description(t)
+	shown := map[string]bool{}
+	pages, err := filepath.Glob(filepath.Join(docs, "*.md"))
+	check(t, err)
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		check(t, err)
+		for _, x := range transcripts(t, text) {
+			if op := operationAt(document, x.method, x.path); op == nil {
+				t.Errorf("%s, line %d: the API has no %s %s", page, x.line, x.method, x.path)
+			} else if x.status < 300 && !strings.Contains(x.path, "dry_run=true") {
+				shown[op.OperationID] = true
+			}
+		}
+	}
+	left := map[string]bool{}
+	for path, item := range document.Paths.Map() {
+		for method, op := range item.Operations() {
+			tag := op.Tags[0]
+			switch left[tag], left[op.OperationID] = true, true; {
+			case notOnPages[tag] != "" || notOnPages[op.OperationID] != "":
+				if shown[op.OperationID] {
+					t.Errorf("a page shows %s %s, which is said to be left out", method, path)
+				}
+			case !shown[op.OperationID]:
+				t.Errorf("no page shows %s %s (%s)", method, path, op.OperationID)
+			}
+		}
+	}
+	for name := range notOnPages {
+		if !left[name] {
+			t.Errorf("%s is left out of the pages, and there is no such thing", name)
+		}
+	}
+}
+
+// description is the committed OpenAPI document, which TestOpenAPI holds to the
+// served one.
+func description(t *testing.T) *openapi3.T {
+	t.Helper()
+	document, err := openapi3.NewLoader().LoadFromFile("openapi.json")
+	check(t, err)
+	return document
+}
+
+// operationAt is the operation that a request asks for, nil if there is none.
+func operationAt(document *openapi3.T, method, target string) *openapi3.Operation {
+	path, _, _ := strings.Cut(target, "?")
+	segments := strings.Split(path, "/")
+	for pattern, item := range document.Paths.Map() {
+		fits := func(want, got string) bool { return want == got || strings.HasPrefix(want, "{") && got != "" }
+		if slices.EqualFunc(strings.Split(pattern, "/"), segments, fits) && item.GetOperation(method) != nil {
+			return item.GetOperation(method)
+		}
+	}
+	return nil
 }

@@ -1,0 +1,118 @@
+package httpapi
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+)
+
+// writes has a request for every operation that changes something, in an order
+// in which each finds what it needs. <name> stands for an id that is there
+// from the start or that an earlier answer had in the member keep.
+var writes = []struct {
+	method, path, body string
+	keep               string
+}{
+	{method: "POST", path: "/v1/accounts", body: `{"identities":[{"provider":"self","email":"eve@example.com"}]}`},
+	{method: "PATCH", path: "/v1/accounts/<ada>", body: `{"identity":{"family_name":"King"}}`},
+	{method: "PUT", path: "/v1/accounts/<ada>/status", body: `{"userStatus":"DECLINED"}`},
+	{method: "PUT", path: "/v1/accounts/<ada>/status", body: `{"userStatus":"VERIFIED"}`},
+	{method: "PATCH", path: "/v1/accounts/<ada>/custom-fields", body: `{"tier":"gold"}`},
+	{method: "POST", path: "/v1/accounts/<ada>/identities", body: `{"provider":"google","providerUserId":"1095"}`, keep: "identities.1.identityId"},
+	{method: "PATCH", path: "/v1/accounts/<ada>/identities/<identityId>", body: `{"nickname":"ada"}`},
+	{method: "DELETE", path: "/v1/accounts/<ada>/identities/<identityId>"},
+	{method: "POST", path: "/v1/logins", body: `{"identifier":"ada@example.com","provider":"self","client":"web"}`},
+	{method: "PUT", path: "/v1/roles/AUDITOR", body: `{"name":"Auditor"}`},
+	{method: "DELETE", path: "/v1/roles/AUDITOR"},
+	{method: "PUT", path: "/v1/group-types/OFFICE", body: `{"roleMode":"any_roles"}`},
+	{method: "PUT", path: "/v1/groups/BERLIN", body: `{"groupName":"Berlin","groupType":"OFFICE"}`},
+	{method: "PUT", path: "/v1/accounts/<ada>/groups/BERLIN", body: `{"roles":["USER"]}`},
+	{method: "DELETE", path: "/v1/accounts/<ada>/groups/BERLIN"},
+	{method: "DELETE", path: "/v1/groups/BERLIN"},
+	{method: "DELETE", path: "/v1/group-types/OFFICE"},
+	{method: "PUT", path: "/v1/fields/desk", body: `{"dataType":"TEXT"}`},
+	{method: "DELETE", path: "/v1/fields/desk"},
+	{method: "PUT", path: "/v1/consents/terms", body: `{"name":"Terms","versions":[{"version":1,"text":{"en":"Yes."}}]}`},
+	{method: "DELETE", path: "/v1/consents/terms"},
+	{method: "PUT", path: "/v1/consents/news", body: `{"name":"News","versions":[{"version":1,"text":{"en":"Yes."}}]}`},
+	{method: "POST", path: "/v1/accounts/<ada>/consents", body: `{"consentId":"news","version":1,"status":"accepted"}`},
+	{method: "PUT", path: "/v1/schedule-setups/first", body: `{"kind":"reminder","reminderNo":1,"offset":"P7D"}`},
+	{method: "DELETE", path: "/v1/schedule-setups/first"},
+	{method: "POST", path: "/v1/accounts/<ada>/schedules", body: `{"kind":"reminder","dueTime":"2099-01-01T00:00:00Z"}`, keep: "scheduleId"},
+	{method: "PATCH", path: "/v1/accounts/<ada>/schedules/<scheduleId>", body: `{"dueTime":"2099-02-01T00:00:00Z"}`},
+	{method: "DELETE", path: "/v1/accounts/<ada>/schedules/<scheduleId>"},
+	{method: "POST", path: "/v1/webhooks", body: `{"url":"http://127.0.0.1:9/","events":["USER_*"]}`, keep: "webhookId"},
+	{method: "PUT", path: "/v1/webhooks/<webhookId>/state", body: `{"state":"disabled"}`},
+	{method: "DELETE", path: "/v1/webhooks/<webhookId>"},
+	{method: "POST", path: "/v1/accounts/<ada>/merge", body: `{"from":"<bob>"}`},
+	{method: "POST", path: "/v1/accounts/<ada>/unmerge", body: `{"sub":"<bob>"}`},
+	{method: "DELETE", path: "/v1/accounts/<bob>?grace=48h"},
+	{method: "DELETE", path: "/v1/accounts/<bob>/deletion"},
+	{method: "DELETE", path: "/v1/accounts/<bob>?immediate=true"},
+}
+
+// changesNothing are the operations that are not GET and append no event
+// either, and why.
+var changesNothing = map[string]string{
+	"lookup":            "asks; in a body, to keep the identifier out of logs",
+	"previewMerge":      "is the dry run of mergeAccount",
+	"rebuildProjection": "makes a read model again and leaves the log alone",
+}
+
+// TestDryRuns holds that a dry run of every operation says what would be
+// appended and appends nothing, and that the same request without it does.
+func TestDryRuns(t *testing.T) {
+	t.Parallel()
+	l := start(t)
+	names := map[string]string{"<ada>": l.create(t, "ada@example.com"), "<bob>": l.create(t, "bob@example.com")}
+	document := description(t)
+	head := func() int64 {
+		position, err := l.Log.Head(t.Context())
+		check(t, err)
+		return int64(position)
+	}
+	tried := map[string]bool{}
+	for _, w := range writes {
+		op := operationAt(document, w.method, w.path)
+		if op == nil {
+			t.Fatalf("the API has no %s %s", w.method, w.path)
+		}
+		tried[op.OperationID] = true
+		path, body, sign := known(w.path, names), known(w.body, names), "?"
+		if strings.Contains(path, "?") {
+			sign = "&"
+		}
+		before := head()
+		r := l.want(t, http.StatusOK, w.method, path+sign+"dry_run=true", body)
+		if after := head(); after != before {
+			t.Errorf("a dry run of %s: the log ends at %d, before it at %d", op.OperationID, after, before)
+		}
+		if r.member(t, "events.0.type") == nil {
+			t.Errorf("a dry run of %s says nothing of what it would append: %s", op.OperationID, r.body)
+		}
+		r = l.send(t, w.method, path, body)
+		if after := head(); r.status >= 300 || after == before {
+			t.Errorf("%s answers %d %s and appends %d events, so its dry run shows nothing", op.OperationID, r.status, r.body, after-before)
+		}
+		if w.keep != "" {
+			names["<"+w.keep[strings.LastIndex(w.keep, ".")+1:]+">"] = r.text(t, w.keep)
+		}
+	}
+	for path, item := range document.Paths.Map() {
+		for method, op := range item.Operations() {
+			switch {
+			case method == http.MethodGet:
+			case changesNothing[op.OperationID] != "":
+				if tried[op.OperationID] {
+					t.Errorf("%s is said to change nothing", op.OperationID)
+				}
+			case op.Parameters.GetByInAndName(openapi3.ParameterInQuery, "dry_run") == nil:
+				t.Errorf("%s %s takes no dry_run", method, path)
+			case !tried[op.OperationID]:
+				t.Errorf("no dry run of %s %s (%s) is tried", method, path, op.OperationID)
+			}
+		}
+	}
+}
