@@ -128,6 +128,17 @@ type Store interface {
 	Close() error
 }
 
+// StreamReader is a Store that can also be read one stream after another: so
+// whoever makes something of each stream needs to hold one at a time only. A
+// backend that cannot read so quicker than by ReadStream is not one.
+type StreamReader interface {
+	// ByStream yields the events up to a position, in pages like those of
+	// Subscribe: each stream whole, from its first event on, and the streams in
+	// an order that is the same each time. It ends after the last, or with an
+	// error. A position after Head reads up to Head.
+	ByStream(ctx context.Context, to Position) iter.Seq2[[]Recorded, error]
+}
+
 // ErrClosed is returned by everything a closed store is asked.
 var ErrClosed = errors.New("eventstore: closed")
 

@@ -89,8 +89,16 @@ func (l *warpedLog) ReadStream(ctx context.Context, stream string, from eventsto
 }
 
 func (l *warpedLog) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return l.pages(l.Store.Subscribe(ctx, after))
+}
+
+func (l *warpedLog) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return l.pages(l.Store.(eventstore.StreamReader).ByStream(ctx, to))
+}
+
+func (l *warpedLog) pages(pages iter.Seq2[[]eventstore.Recorded, error]) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {
-		for page, err := range l.Store.Subscribe(ctx, after) {
+		for page, err := range pages {
 			page = slices.Clone(page)
 			for i := range page {
 				page[i] = l.through(page[i])

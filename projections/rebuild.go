@@ -88,62 +88,62 @@ func (g *generation) build(ctx context.Context, progress func(done, total int64)
 	}
 }
 
-// share is some streams of a bulk build, on its way from the scan that finds
-// them through a worker that reads them to the one who applies them.
-type share struct {
-	streams  []start
-	entries  chan []decoded      // of these streams; closed after the last
-	position eventstore.Position // how far the scan was, and the event there
-	event    [16]byte
+// piece is a page of the log on its way from the reader through a worker that
+// decodes it to the one who applies it.
+type piece struct {
+	events  int // of the log; some may not be the view's
+	recs    []eventstore.Recorded
+	decoded chan []decoded // of recs
 }
 
-// start is a stream and its first events, which the scan has read anyway.
-type start struct {
-	stream string
-	recs   []eventstore.Recorded
-}
+// bulkStreams is how many streams are written in one transaction; the live
+// generation waits that long.
+const bulkStreams = 2 << 10
 
-// Sizes, for bounded memory.
-const (
-	shareStreams = 32
-	shareEvents  = 1 << 10 // of the log, in which a share's streams start
-	pieceEntries = 1 << 8  // a long stream comes in several pieces
-	bulkStreams  = 2 << 10 // in one transaction; the live generation waits that long
-)
-
-// bulk fills an empty generation with the log up to head, stream by stream:
-// when the scan of the log meets the first event of a stream, the stream is
-// read to its end. Each row is so written once, however the accounts' events
-// are interleaved, and memory does not depend on their number. It pays because
-// reading on in a stream is cheaper than loading, parsing and writing a row
-// each time one of its events comes by.
+// bulk fills an empty generation with the log up to head, stream by stream, if
+// the log can be read so. Each row is then written once, however the events of
+// the accounts are interleaved, and memory does not depend on their number. It
+// pays because going from stream to stream in the log costs less than loading,
+// parsing and writing a row each time one of its events comes by.
 func (g *generation) bulk(ctx context.Context, head eventstore.Position, progress func(done, total int64)) error {
-	if head == 0 {
+	log, ok := g.view.views.log.(eventstore.StreamReader)
+	if !ok || head == 0 {
 		return nil
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	workers := runtime.GOMAXPROCS(0)
-	work, order := make(chan *share, workers), make(chan *share, 2*workers)
+	work, order := make(chan *piece, workers), make(chan *piece, 2*workers)
 	group.Go(func() error {
 		defer close(work)
 		defer close(order)
-		return g.scan(ctx, head, func(s *share) error {
-			for _, to := range []chan *share{order, work} {
+		for page, err := range log.ByStream(ctx, head) {
+			if err != nil {
+				return err
+			}
+			p := &piece{events: len(page), decoded: make(chan []decoded, 1)}
+			for i := range page {
+				if g.view.wants(&page[i]) {
+					p.recs = append(p.recs, page[i])
+				}
+			}
+			for _, to := range []chan *piece{order, work} {
 				select {
-				case to <- s:
+				case to <- p:
 				case <-ctx.Done():
 					return ctx.Err()
 				}
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 	for range workers {
 		group.Go(func() error {
-			for s := range work {
-				if err := g.read(ctx, s, head); err != nil {
-					return err
+			for p := range work {
+				all := make([]decoded, len(p.recs))
+				for i, rec := range p.recs {
+					all[i] = g.view.views.decode(rec)
 				}
+				p.decoded <- all
 			}
 			return nil
 		})
@@ -152,115 +152,48 @@ func (g *generation) bulk(ctx context.Context, head eventstore.Position, progres
 	return group.Wait()
 }
 
-// scan yields the streams of the log up to head in the order of their first
-// events.
-func (g *generation) scan(ctx context.Context, head eventstore.Position, yield func(*share) error) error {
-	s, seen, started := &share{}, 0, map[string]int{}
-	for page, err := range g.view.views.log.Subscribe(ctx, 0) {
-		if err != nil {
-			return err
-		}
-		for _, rec := range page {
-			seen++
-			if i, ok := started[rec.Stream]; ok {
-				s.streams[i].recs = append(s.streams[i].recs, rec)
-			} else if rec.Revision == 0 && g.view.follows(rec.Stream) {
-				started[rec.Stream] = len(s.streams)
-				s.streams = append(s.streams, start{rec.Stream, []eventstore.Recorded{rec}})
-			}
-			if len(s.streams) < shareStreams && seen < shareEvents && rec.Position < head {
-				continue
-			}
-			s.position, s.event, s.entries = rec.Position, rec.ID, make(chan []decoded, 1)
-			if err := yield(s); err != nil || rec.Position == head {
-				return err
-			}
-			s, seen = &share{}, 0
-			clear(started)
-		}
-	}
-	return ctx.Err()
-}
-
-// read reads the streams of s to their ends, or to head, and decodes them.
-func (g *generation) read(ctx context.Context, s *share, head eventstore.Position) error {
-	defer close(s.entries)
-	var piece []decoded
-	send := func() error {
-		select {
-		case s.entries <- piece:
-			piece = nil
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	add := func(rec eventstore.Recorded) error {
-		if !g.view.wants(&rec) {
-			return nil
-		}
-		if piece = append(piece, g.view.views.decode(rec)); len(piece) < pieceEntries {
-			return nil
-		}
-		return send()
-	}
-	for _, stream := range s.streams {
-		for _, rec := range stream.recs {
-			if err := add(rec); err != nil {
-				return err
-			}
-		}
-		for rec, err := range g.view.views.log.ReadStream(ctx, stream.stream, eventstore.Revision(len(stream.recs))) {
-			if err != nil {
-				return err
-			}
-			if rec.Position > head {
-				break
-			}
-			if err := add(rec); err != nil {
-				return err
-			}
-		}
-	}
-	return send()
-}
-
-// collect applies what the workers have read.
-func (g *generation) collect(ctx context.Context, order <-chan *share, head eventstore.Position, progress func(done, total int64)) error {
+// collect applies what the workers have decoded. A batch ends where a stream
+// does.
+func (g *generation) collect(ctx context.Context, order <-chan *piece, head eventstore.Position, progress func(done, total int64)) error {
 	begin := func() *batch {
 		b := g.begin()
 		b.whole = true
 		return b
 	}
-	b, streams := begin(), 0
+	b, stream, streams, done := begin(), "", 0, 0
 	defer func() { b.rollback() }()
-	for s := range order {
-		for more := true; more; {
-			var piece []decoded
-			select {
-			case piece, more = <-s.entries:
-			case <-ctx.Done():
-				return ctx.Err() // the worker may be gone
+	for p := range order {
+		var all []decoded
+		select {
+		case all = <-p.decoded:
+		case <-ctx.Done():
+			return ctx.Err() // the worker may be gone
+		}
+		for _, d := range all {
+			if d.Stream != stream {
+				stream, streams = d.Stream, streams+1
 			}
-			for _, d := range piece {
-				if err := b.add(ctx, d); err != nil {
+			if streams > bulkStreams {
+				if err := b.commit(ctx, d.Position, d.ID); err != nil { // nobody goes on from there, but it can be seen
 					return err
 				}
+				b, streams = begin(), 1
+			}
+			if err := b.add(ctx, d); err != nil {
+				return err
 			}
 		}
-		if ctx.Err() != nil {
-			return ctx.Err() // and not the end of the streams
-		}
-		if streams += len(s.streams); streams < bulkStreams && s.position < head {
-			continue
-		}
-		if err := b.commit(ctx, s.position, s.event); err != nil {
-			return err
-		}
-		b, streams = begin(), 0
-		progress(int64(s.position), int64(head))
+		done += p.events
+		progress(int64(done), int64(head))
 	}
-	return nil
+	if ctx.Err() != nil {
+		return ctx.Err() // and not the end of the log
+	}
+	last, err := g.view.eventAt(ctx, head)
+	if err != nil {
+		return err
+	}
+	return b.commit(ctx, head, last)
 }
 
 // catchUp applies the log in order up to head.

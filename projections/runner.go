@@ -278,11 +278,17 @@ func (w *view) sameLog(ctx context.Context, position eventstore.Position, event 
 	if position == 0 || position > head {
 		return position == 0, nil
 	}
+	found, err := w.eventAt(ctx, position)
+	return err == nil && found == event, err
+}
+
+// eventAt is the id of the event at a position of the log.
+func (w *view) eventAt(ctx context.Context, position eventstore.Position) (id [16]byte, err error) {
 	for page, err := range w.views.log.Subscribe(ctx, position-1) {
 		if err != nil {
-			return false, err
+			return id, err
 		}
-		return page[0].ID == event, nil
+		return page[0].ID, nil
 	}
-	return false, ctx.Err()
+	return id, ctx.Err()
 }

@@ -117,7 +117,10 @@ type prefix struct {
 	end eventstore.Position
 }
 
-var _ eventstore.Store = prefix{}
+var (
+	_ eventstore.Store        = prefix{}
+	_ eventstore.StreamReader = prefix{}
+)
 
 func (p prefix) Append(context.Context, eventstore.Commit) (eventstore.Receipt, error) {
 	return eventstore.Receipt{}, fmt.Errorf("append to a log that is read: %w", errors.ErrUnsupported)
@@ -135,6 +138,10 @@ func (p prefix) ReadStream(ctx context.Context, stream string, from eventstore.R
 			}
 		}
 	}
+}
+
+func (p prefix) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return p.log.ByStream(ctx, min(to, p.end))
 }
 
 func (p prefix) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {

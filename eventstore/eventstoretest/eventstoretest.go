@@ -24,7 +24,8 @@ import (
 //
 // A backend that cannot commit several writes as one says so with
 // errors.ErrUnsupported; the cases that need it then check that the refusal
-// leaves no trace. Nothing else is optional.
+// leaves no trace. One that is an eventstore.StreamReader is held to that, too.
+// Nothing else is optional.
 func Run(t *testing.T, open func(t *testing.T, dir string) eventstore.Store) {
 	for _, c := range cases() {
 		t.Run(c.name, func(t *testing.T) {
@@ -44,6 +45,7 @@ type promise struct {
 
 func cases() []promise {
 	return slices.Concat(appendCases(), claimCases(), readCases(), subscribeCases(), []promise{
+		{"ByStream", byStream},
 		{"Head", head},
 		{"Erase", erase},
 		{"Closed", closed},

@@ -43,6 +43,7 @@ type Reader struct {
 type readConn struct {
 	*conn
 	head, page, stream *stmt
+	streams            *stmt
 	row                [recordedColumns]driver.Value
 }
 
@@ -131,9 +132,10 @@ func (r *Reader) dial() (*readConn, error) {
 	}
 	c := &readConn{conn: raw}
 	err = raw.keep(map[**stmt]string{
-		&c.head:   `SELECT position FROM events ORDER BY position DESC LIMIT 1`,
-		&c.page:   selectRecorded + ` WHERE e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ` + fmt.Sprint(pageEvents),
-		&c.stream: selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
+		&c.head:    `SELECT position FROM events ORDER BY position DESC LIMIT 1`,
+		&c.page:    selectRecorded + ` WHERE e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ` + fmt.Sprint(pageEvents),
+		&c.stream:  selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
+		&c.streams: selectRecorded + ` WHERE (e.stream, e.revision) > (ifnull((SELECT num FROM streams WHERE name = ?), 0), ?) AND e.position <= ? ORDER BY e.stream, e.revision LIMIT ` + fmt.Sprint(pageEvents),
 	})
 	if err != nil {
 		raw.close()
@@ -294,6 +296,59 @@ func (r *Reader) readStream(ctx context.Context, stream string, from eventstore.
 			if len(page) == 0 {
 				return
 			}
+		}
+	}
+}
+
+// ByStream is eventstore.StreamReader's. Streams come in the order of their
+// numbers, so one page follows the other in the index.
+func (r *Reader) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return r.byStream(ctx, to, r.Head)
+}
+
+func (r *Reader) byStream(ctx context.Context, to eventstore.Position,
+	headOf func(context.Context) (eventstore.Position, error)) iter.Seq2[[]eventstore.Recorded, error] {
+	return func(yield func([]eventstore.Recorded, error) bool) {
+		read := func() error {
+			head, err := headOf(ctx)
+			if err != nil {
+				return err
+			}
+			to = min(to, head)
+			last, left := eventstore.Recorded{Revision: eventstore.NoStream}, to
+			for page, more := []eventstore.Recorded(nil), true; more; {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				err := r.use(ctx, func(c *readConn) (err error) {
+					page, more, err = c.events(page[:0], c.streams, last.Stream, int64(last.Revision), int64(to))
+					return err
+				})
+				if err != nil {
+					return err
+				}
+				for _, rec := range page {
+					next := eventstore.Revision(0)
+					if rec.Stream == last.Stream {
+						next = last.Revision + 1
+					}
+					if rec.Revision != next {
+						return corrupt("revision %d of %s is missing", next, rec.Stream)
+					}
+					last = rec
+				}
+				left -= eventstore.Position(len(page))
+				if len(page) > 0 && !yield(page, nil) {
+					return nil
+				}
+			}
+			if left != 0 {
+				return corrupt("%d of the events up to %d are missing", left, to)
+			}
+			return nil
+		}
+		if err := read(); err != nil {
+			yield(nil, fmt.Errorf("sqlite: read by stream: %w", err))
 		}
 	}
 }

@@ -196,6 +196,11 @@ func (s *Store) ReadStream(ctx context.Context, stream string, from eventstore.R
 	return s.files.readStream(ctx, stream, from, s.Head)
 }
 
+// ByStream is eventstore.StreamReader's.
+func (s *Store) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+	return s.files.byStream(ctx, to, s.Head)
+}
+
 // Subscribe is eventstore.Store's. The events of a page are shared with other
 // subscribers: their bytes are to be read and not to be changed.
 func (s *Store) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
