@@ -17,92 +17,12 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
-	"github.com/google/uuid"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
+	"accountledger/projections/projectionstest"
 )
-
-// history is a log of some size.
-type history struct {
-	accounts, events int
-	interleaved      bool // the accounts' events lie in turns, not side by side
-}
-
-// write appends h as an importer would, in large commits. The events are what
-// the ledger writes: of about 400 bytes, their personal part sealed.
-func (f *fixture) write(t testing.TB, h history) {
-	t.Helper()
-	type stream struct {
-		sub      string
-		key      eventstore.KeyID
-		revision eventstore.Revision
-	}
-	streams := make([]stream, h.accounts)
-	for i := range streams {
-		key, err := f.keys.NewKey(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		streams[i] = stream{domain.NewID().String(), key, eventstore.NoStream}
-	}
-	per := h.events / h.accounts
-	var commit eventstore.Commit
-	for n := range per * h.accounts {
-		i := n / per
-		if h.interleaved {
-			i = n % h.accounts
-		}
-		s := &streams[i]
-		s.revision++
-		eventType, clear, personal := body(i, int(s.revision))
-		e := eventstore.Event{ID: uuid.Must(uuid.NewV7()), Type: eventType, Actor: "import:bench", KeyID: s.key, Clear: clear}
-		var err error
-		e.Sealed, err = f.keys.Seal(s.key, seal.Context{EventID: e.ID, Stream: domain.AccountStream(s.sub), Revision: s.revision, Type: eventType}, personal)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if w := len(commit.Writes); w > 0 && commit.Writes[w-1].Stream == domain.AccountStream(s.sub) {
-			commit.Writes[w-1].Events = append(commit.Writes[w-1].Events, e)
-		} else {
-			commit.Writes = append(commit.Writes, eventstore.Write{Stream: domain.AccountStream(s.sub), Expected: s.revision - 1, Events: []eventstore.Event{e}})
-		}
-		if (n+1)%min(1000, h.accounts) == 0 || n+1 == per*h.accounts {
-			if _, err := f.log.Append(t.Context(), commit); err != nil {
-				t.Fatal(err)
-			}
-			commit = eventstore.Commit{}
-		}
-	}
-}
-
-// body is the event of an account at a revision: its creation, then in turns
-// what happens to accounts.
-func body(account, revision int) (eventType string, clear, personal []byte) {
-	meta := fmt.Sprintf(`"meta":{"actor":{"kind":"import","id":"bench"},"commandId":"%d-%d"}`, account, revision)
-	identity := fmt.Sprintf("00000000-0000-7000-8000-%012d", account)
-	doc := func(clear, personal string) ([]byte, []byte) {
-		return []byte(`{` + meta + `,"data":` + clear + `}`), []byte(`{"data":` + personal + `}`)
-	}
-	switch {
-	case revision == 0:
-		eventType = "account.created.v1"
-		clear, personal = doc(`{"origin":"imported","userStatus":"VERIFIED","identityId":"`+identity+`","provider":"self"}`,
-			fmt.Sprintf(`{"profile":{"given_name":"Given %[1]d","family_name":"Family %[1]d","email":"person%[1]d@example.org","email_verified":true,"mobile_number":"+49151%08[1]d","mobile_number_verified":false,"locale":"de-DE"},"customFields":{"employee_id":"%[1]d"}}`, account))
-	case revision%3 == 0:
-		eventType = "account.status-changed.v1"
-		clear, personal = doc(`{"from":"VERIFIED","to":"VERIFIED"}`, `{"reason":"reviewed by the back office"}`)
-	case revision%3 == 1:
-		eventType = "account.profile-updated.v1"
-		clear, personal = doc(`{"identityId":"`+identity+`","fields":["family_name","nickname"]}`,
-			fmt.Sprintf(`{"changes":{"family_name":"Family %d of %d","nickname":"Nick %d"}}`, revision, account, account))
-	default:
-		eventType = "account.custom-fields-updated.v1"
-		clear, personal = doc(`{"fields":["tier","visits"]}`, fmt.Sprintf(`{"values":{"tier":"gold","visits":%d}}`, revision))
-	}
-	return eventType, clear, personal
-}
 
 // BenchmarkRebuild measures events per second. ACCOUNTLEDGER_BENCH_EVENTS sets
 // the size of the log, of which a tenth are accounts.
@@ -114,14 +34,18 @@ func BenchmarkRebuild(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	for _, h := range []history{{events / 10, events, false}, {events / 10, events, true}, {events, events, false}} {
-		b.Run(fmt.Sprintf("events=%d/accounts=%d/interleaved=%t", h.events, h.accounts, h.interleaved), func(b *testing.B) {
+	for _, h := range []projectionstest.History{
+		{Accounts: events / 10, Events: events},
+		{Accounts: events / 10, Events: events, Interleaved: true},
+		{Accounts: events, Events: events},
+	} {
+		b.Run(fmt.Sprintf("events=%d/accounts=%d/interleaved=%t", h.Events, h.Accounts, h.Interleaved), func(b *testing.B) {
 			f := newFixture(b)
-			f.write(b, h)
+			h.Write(b, f.log, f.keys)
 			f.keys.Close() // what it has in memory
 			b.Run("rebuild", func(b *testing.B) {
 				for range b.N {
-					f.bench(b, h.events, func(v *Views, head eventstore.Position) error {
+					f.bench(b, h.Events, func(v *Views, head eventstore.Position) error {
 						return v.Rebuild(b.Context(), AccountsView, nil)
 					})
 				}
@@ -129,7 +53,7 @@ func BenchmarkRebuild(b *testing.B) {
 			b.Run("limit", func(b *testing.B) { limit(b, h) })
 			b.Run("catchup", func(b *testing.B) {
 				for range b.N {
-					f.bench(b, h.events, func(v *Views, head eventstore.Position) error {
+					f.bench(b, h.Events, func(v *Views, head eventstore.Position) error {
 						return v.all[0].live.catchUp(b.Context(), head)
 					})
 				}
@@ -142,7 +66,7 @@ func BenchmarkRebuild(b *testing.B) {
 // events, whole and unsealed, from a table page by page in a goroutine, decodes
 // each, folds them in a map and writes each account's row once, all at the end,
 // without any other index. Its memory grows with the accounts.
-func limit(b *testing.B, h history) {
+func limit(b *testing.B, h projectionstest.History) {
 	db, err := sql.Open("sqlite3", "file:"+filepath.Join(b.TempDir(), "limit.db")+"?_journal_mode=WAL&_synchronous=NORMAL&_txlock=immediate&_cache_size=-16384")
 	if err != nil {
 		b.Fatal(err)
@@ -166,13 +90,13 @@ func limit(b *testing.B, h history) {
 	}
 	within(func(tx *sql.Tx) {
 		exec(tx, "CREATE TABLE log (position INTEGER PRIMARY KEY, stream TEXT NOT NULL, bytes BLOB NOT NULL) STRICT")
-		per := h.events / h.accounts
-		for n := range per * h.accounts {
+		per := h.Events / h.Accounts
+		for n := range per * h.Accounts {
 			i, revision := n/per, n%per
-			if h.interleaved {
-				i, revision = n%h.accounts, n/h.accounts
+			if h.Interleaved {
+				i, revision = n%h.Accounts, n/h.Accounts
 			}
-			_, clear, personal := body(i, revision)
+			_, clear, personal := projectionstest.Body(i, revision)
 			clear = append(clear[:len(clear)-1], `,"personal":`...)
 			exec(tx, "INSERT INTO log (stream, bytes) VALUES (?, ?)", fmt.Sprintf("account-%032d", i), append(append(clear, personal...), '}'))
 		}
@@ -199,8 +123,8 @@ func limit(b *testing.B, h history) {
 		})
 	}
 	b.StopTimer()
-	b.ReportMetric(float64((cpu(b)-before).Nanoseconds())/float64(h.events*b.N), "cpu-ns/event")
-	b.ReportMetric(float64(h.events)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(float64((cpu(b)-before).Nanoseconds())/float64(h.Events*b.N), "cpu-ns/event")
+	b.ReportMetric(float64(h.Events)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
 
 // plainAccount is the account of limit: the members of the events' data.
@@ -327,7 +251,7 @@ func peakMiB(b *testing.B) float64 {
 func BenchmarkGet(b *testing.B) {
 	f := newFixture(b)
 	const accounts = 20_000
-	f.write(b, history{accounts: accounts, events: accounts})
+	projectionstest.History{Accounts: accounts, Events: accounts}.Write(b, f.log, f.keys)
 	v := f.open(b)
 	run(b, v)
 	f.caughtUp(b, v)

@@ -15,6 +15,7 @@ import (
 	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
+	"accountledger/projections/projectionstest"
 )
 
 // generations counts the rows and the tables of the view's generations.
@@ -196,7 +197,7 @@ func TestRebuildCut(t *testing.T) {
 func TestRebuildFailing(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.write(t, history{accounts: 400, events: 400})
+	projectionstest.History{Accounts: 400, Events: 400}.Write(t, f.log, f.keys)
 	v := f.open(t)
 	f.keys.Close() // no key can be read, unless it is in memory
 	keys, err := seal.Open(t.Context(), seal.Config{Path: filepath.Join(f.dir, "keys.db"), Master: f.master})
@@ -252,7 +253,7 @@ func TestRebuildLosing(t *testing.T) {
 func TestFarBehind(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.write(t, history{accounts: 1000, events: 9000, interleaved: true})
+	projectionstest.History{Accounts: 1000, Events: 9000, Interleaved: true}.Write(t, f.log, f.keys)
 	v := f.open(t)
 	stop := run(t, v)
 	f.caughtUp(t, v)

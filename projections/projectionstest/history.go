@@ -1,0 +1,94 @@
+// Package projectionstest writes logs for tests and benchmarks of what follows
+// a log: large ones, quickly.
+package projectionstest
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
+)
+
+// History is a log of some size.
+type History struct {
+	Accounts, Events int
+	Interleaved      bool // the accounts' events lie in turns, not side by side
+}
+
+// Write appends h to log as an importer would, in large commits. The events
+// are what the ledger writes: of about 400 bytes, their personal part sealed.
+func (h History) Write(t testing.TB, log eventstore.Store, keys *seal.Keys) {
+	t.Helper()
+	type stream struct {
+		sub      string
+		key      eventstore.KeyID
+		revision eventstore.Revision
+	}
+	streams := make([]stream, h.Accounts)
+	for i := range streams {
+		key, err := keys.NewKey(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams[i] = stream{domain.NewID().String(), key, eventstore.NoStream}
+	}
+	per := h.Events / h.Accounts
+	var commit eventstore.Commit
+	for n := range per * h.Accounts {
+		i := n / per
+		if h.Interleaved {
+			i = n % h.Accounts
+		}
+		s := &streams[i]
+		s.revision++
+		eventType, clear, personal := Body(i, int(s.revision))
+		e := eventstore.Event{ID: uuid.Must(uuid.NewV7()), Type: eventType, Actor: "import:bench", KeyID: s.key, Clear: clear}
+		var err error
+		e.Sealed, err = keys.Seal(s.key, seal.Context{EventID: e.ID, Stream: domain.AccountStream(s.sub), Revision: s.revision, Type: eventType}, personal)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := len(commit.Writes); w > 0 && commit.Writes[w-1].Stream == domain.AccountStream(s.sub) {
+			commit.Writes[w-1].Events = append(commit.Writes[w-1].Events, e)
+		} else {
+			commit.Writes = append(commit.Writes, eventstore.Write{Stream: domain.AccountStream(s.sub), Expected: s.revision - 1, Events: []eventstore.Event{e}})
+		}
+		if (n+1)%min(1000, h.Accounts) == 0 || n+1 == per*h.Accounts {
+			if _, err := log.Append(t.Context(), commit); err != nil {
+				t.Fatal(err)
+			}
+			commit = eventstore.Commit{}
+		}
+	}
+}
+
+// Body is the event of an account at a revision: its creation, then in turns
+// what happens to accounts. Personal is what is to be sealed.
+func Body(account, revision int) (eventType string, clear, personal []byte) {
+	meta := fmt.Sprintf(`"meta":{"actor":{"kind":"import","id":"bench"},"commandId":"%d-%d"}`, account, revision)
+	identity := fmt.Sprintf("00000000-0000-7000-8000-%012d", account)
+	doc := func(clear, personal string) ([]byte, []byte) {
+		return []byte(`{` + meta + `,"data":` + clear + `}`), []byte(`{"data":` + personal + `}`)
+	}
+	switch {
+	case revision == 0:
+		eventType = "account.created.v1"
+		clear, personal = doc(`{"origin":"imported","userStatus":"VERIFIED","identityId":"`+identity+`","provider":"self"}`,
+			fmt.Sprintf(`{"profile":{"given_name":"Given %[1]d","family_name":"Family %[1]d","email":"person%[1]d@example.org","email_verified":true,"mobile_number":"+49151%08[1]d","mobile_number_verified":false,"locale":"de-DE"},"customFields":{"employee_id":"%[1]d"}}`, account))
+	case revision%3 == 0:
+		eventType = "account.status-changed.v1"
+		clear, personal = doc(`{"from":"VERIFIED","to":"VERIFIED"}`, `{"reason":"reviewed by the back office"}`)
+	case revision%3 == 1:
+		eventType = "account.profile-updated.v1"
+		clear, personal = doc(`{"identityId":"`+identity+`","fields":["family_name","nickname"]}`,
+			fmt.Sprintf(`{"changes":{"family_name":"Family %d of %d","nickname":"Nick %d"}}`, revision, account, account))
+	default:
+		eventType = "account.custom-fields-updated.v1"
+		clear, personal = doc(`{"fields":["tier","visits"]}`, fmt.Sprintf(`{"values":{"tier":"gold","visits":%d}}`, revision))
+	}
+	return eventType, clear, personal
+}
