@@ -1,0 +1,238 @@
+package projections
+
+import (
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"accountledger/domain"
+)
+
+// TestFile holds which files are opened, made new and refused.
+func TestFile(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.live(t, 3, 2)
+	v := f.open(t)
+	stop := run(t, v)
+	f.caughtUp(t, v)
+	want := dump(t, f.path())
+	stop()
+	v.Close()
+	if info, err := os.Stat(f.path()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode = %v, %v: others may not read it", info.Mode(), err)
+	}
+	good, err := os.ReadFile(f.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sqlFile := func(statement string) []byte {
+		path := filepath.Join(t.TempDir(), "other.db")
+		db, err := sql.Open("sqlite3", "file:"+path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	damage := func(from, to int) []byte {
+		data := append([]byte{}, good...)
+		for i := from; i < to; i++ {
+			data[i] ^= 0x5a
+		}
+		return data
+	}
+	for _, tt := range []struct {
+		name    string
+		data    []byte
+		refused bool
+	}{
+		{"whole", good, false},
+		{"empty", []byte{}, false},
+		{"of an older layout", sqlFile(`PRAGMA application_id = 0x414c5657; CREATE TABLE old (x)`), false},
+		{"first page damaged", damage(100, 4096), false},
+		{"cut off", good[:4096], false},
+		{"of a newer program", sqlFile(`PRAGMA application_id = 0x414c5657; PRAGMA user_version = 2; CREATE TABLE newer (x)`), true},
+		{"another application's", sqlFile(`PRAGMA application_id = 7; CREATE TABLE foreign_table (x)`), true},
+		{"nobody's", sqlFile(`CREATE TABLE notes (x)`), true},
+		{"not a database", []byte(strings.Repeat("a diary, and not a database ", 100)), true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "views.db")
+			if err := os.WriteFile(path, tt.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			v, err := Open(t.Context(), Config{Path: path, Log: f.log, Codec: domain.Codec{Keys: f.keys}})
+			if tt.refused {
+				after, _ := os.ReadFile(path)
+				if err == nil || string(after) != string(tt.data) {
+					t.Errorf("Open = %v, want a refusal that leaves the file alone", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close()
+			stop := run(t, v)
+			defer stop()
+			f.caughtUp(t, v)
+			f.checkFolds(t, v, subs)
+			if diff := cmp.Diff(want, dump(t, path)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestDamagedWhileRunning holds that a damaged file ends Run, and that the
+// next start makes it new.
+func TestDamagedWhileRunning(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.live(t, 50, 1)
+	v := f.open(t)
+	stop := run(t, v)
+	f.caughtUp(t, v)
+	stop()
+	v.Close()
+	data, err := os.ReadFile(f.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 8 * 4096; i < len(data); i++ { // tables of accounts, not the schema
+		data[i] = 0xff
+	}
+	if err := os.WriteFile(f.path(), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v = f.open(t)
+	for _, sub := range subs {
+		f.change(t, sub, 1)
+	}
+	if err := v.Check(t.Context()); err == nil {
+		t.Error("Check of a damaged file = nil")
+	}
+	if err := v.Run(t.Context()); !damaged(err) {
+		t.Errorf("Run = %v, want that the file is damaged", err)
+	}
+	v.Close()
+	v = f.open(t)
+	run(t, v)
+	f.caughtUp(t, v)
+	f.checkFolds(t, v, subs)
+}
+
+// TestAnotherLog holds that views of a log that is no longer there, because
+// an older copy was put in its place, start over.
+func TestAnotherLog(t *testing.T) {
+	t.Parallel()
+	f, g := newFixture(t), newFixture(t)
+	f.live(t, 3, 2)
+	v := f.open(t)
+	stop := run(t, v)
+	f.caughtUp(t, v)
+	stop()
+	v.Close()
+	subs := g.live(t, 3, 3) // longer
+	g.dir = f.dir
+	v = g.open(t)
+	stop = run(t, v)
+	g.untilLive(t, v, subs)
+	want := dump(t, v.path)
+	stop()
+	v.Close()
+
+	h := newFixture(t)
+	subs = h.live(t, 2, 1) // shorter
+	h.dir = f.dir
+	v = h.open(t)
+	run(t, v)
+	h.untilLive(t, v, subs)
+	if dump(t, v.path) == want {
+		t.Error("the view is still of the other log")
+	}
+}
+
+func (f *fixture) untilLive(t *testing.T, v *Views, subs []string) {
+	t.Helper()
+	until(t, func() bool {
+		status, err := v.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = v.Accounts().Get(t.Context(), subs[0])
+		return err == nil && status[0].Position == status[0].Head
+	})
+	f.checkFolds(t, v, subs)
+}
+
+// TestReader holds what a second process sees beside the one that runs.
+func TestReader(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	if _, err := OpenReader(t.Context(), f.path()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("OpenReader of no file = %v", err)
+	}
+	v := f.open(t)
+	run(t, v)
+	subs := f.live(t, 3, 4)
+	f.caughtUp(t, v)
+	r, err := OpenReader(t.Context(), f.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for range 3 {
+		f.checkFolds(t, r, subs)
+		status, err := r.Status(t.Context())
+		if err != nil || status[0].Position != v.Accounts().Position() || status[0].Lag != -1 {
+			t.Errorf("Status = %+v, %v", status, err)
+		}
+		// Its tables are replaced under its feet.
+		if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
+			t.Fatal(err)
+		}
+		f.change(t, subs[0], 1)
+		f.caughtUp(t, v)
+	}
+	if err := r.Rebuild(t.Context(), AccountsView, nil); err == nil {
+		t.Error("a reader rebuilt")
+	}
+}
+
+func TestBackup(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	v := f.open(t)
+	run(t, v)
+	f.live(t, 3, 4)
+	f.caughtUp(t, v)
+	dest := filepath.Join(t.TempDir(), "copy.db")
+	if err := v.Backup(t.Context(), dest); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(dump(t, f.path()), dump(t, dest)); diff != "" {
+		t.Errorf("(-live +copy):\n%s", diff)
+	}
+	if err := v.Backup(t.Context(), dest); err == nil {
+		t.Error("Backup over a file = nil")
+	}
+	c, err := Open(t.Context(), Config{Path: dest, Log: f.log, Codec: domain.Codec{Keys: f.keys}})
+	if err != nil {
+		t.Fatalf("the copy does not open: %v", err)
+	}
+	c.Close()
+}
