@@ -2,6 +2,8 @@ package webhooks
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -17,6 +19,7 @@ const (
 	StatusRetrying  = "retrying" // the last attempt failed; there will be others
 	StatusDead      = "dead"     // given up
 	StatusPending   = "pending"  // read, and waiting for its first attempt
+	StatusSettled   = "settled"  // nothing is left to send, and what came of it is not remembered any more
 )
 
 // Delivery is one public event on its way to one endpoint.
@@ -93,4 +96,48 @@ func (w *Webhooks) Deliveries(ctx context.Context, id string, after string, limi
 		all[i] = p.Delivery
 	}
 	return all, next, nil
+}
+
+// Outcome says what became of the event at position p of a stream, which the
+// endpoint asked for: one of the statuses.
+func (w *Webhooks) Outcome(ctx context.Context, id, stream string, p eventstore.Position) (status string, err error) {
+	// First this: what is settled in between has attempts then.
+	settled, err := w.settled(ctx, id, stream, p)
+	if err != nil {
+		return "", err
+	}
+	// The page that begins with the event right after is this one's.
+	all, _, err := w.Deliveries(ctx, id, fmt.Sprintf("%d.0", p+1), 1)
+	switch {
+	case err != nil:
+		return "", err
+	case len(all) > 0 && all[0].Position == p:
+		return all[0].Status, nil
+	case settled:
+		return StatusSettled, nil
+	}
+	return StatusPending, nil
+}
+
+// settled reports whether nothing of an event is left to send: the cursor has
+// passed it, and no lane of its stream owes it.
+func (w *Webhooks) settled(ctx context.Context, id, stream string, p eventstore.Position) (settled bool, err error) {
+	if live := w.running(id); live != nil {
+		asked := live.ask(ctx, func() {
+			l := live.lanes.byStream[stream]
+			settled = live.cursor.has(p) && (l == nil || l.idle || l.position > p)
+		})
+		if asked {
+			return settled, nil
+		}
+	}
+	stored, err := w.store.load(ctx, id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil // not copied yet
+	}
+	if err != nil {
+		return false, err
+	}
+	owed, err := w.store.owes(ctx, stored.no, stream, p)
+	return stored.cursor.has(p) && !owed, err
 }

@@ -12,13 +12,11 @@ var ErrBusy = errors.New("webhooks: old pages are still on disk, another reader 
 
 // Purge removes what receivers answered about these accounts, which may quote
 // what they were sent, from the file and its write-ahead log. What was sent is
-// not in the file. It works while Run runs, and without.
-//
-// BUG(webhooks): The answer to a request that is under way meanwhile is written later,
-// and stays until it is expired.
+// not in the file. Nor is the answer to a request written that is under way.
+// Purge works while Run runs, and without.
 func (w *Webhooks) Purge(ctx context.Context, subs ...string) error {
 	for _, sub := range subs {
-		if err := w.store.forget(ctx, sub); err != nil {
+		if err := w.forget(ctx, sub); err != nil {
 			return fmt.Errorf("webhooks: purge: %w", err)
 		}
 	}
@@ -26,4 +24,10 @@ func (w *Webhooks) Purge(ctx context.Context, subs ...string) error {
 		return fmt.Errorf("webhooks: purge: %w", err)
 	}
 	return nil
+}
+
+// forget removes what receivers answered about an account, and what they are
+// still to answer: what was opened before is sent for a while yet.
+func (w *Webhooks) forget(ctx context.Context, sub string) error {
+	return w.store.forget(ctx, sub, w.c.Now().Add(reopenAfter))
 }

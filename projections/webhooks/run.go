@@ -122,7 +122,7 @@ func (r *runner) learn(page []eventstore.Recorded) bool {
 		}
 		if rec.Type == erasedType {
 			found = true
-			r.again("erasure", func() error { return r.store.forget(r.ctx, place.Sub()) })
+			r.again("erasure", func() error { return r.forget(r.ctx, place.Sub()) })
 		}
 	}
 	return found

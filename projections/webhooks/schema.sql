@@ -1,4 +1,4 @@
--- delivery.db, version 1: how far each endpoint has been told. All of it is
+-- delivery.db, version 2: how far each endpoint has been told. All of it is
 -- derived; losing the file loses no event, it sends some of them again.
 
 -- How far the log has been followed for changes of endpoints.
@@ -76,4 +76,11 @@ CREATE TABLE attempt (
 	error    TEXT    NOT NULL, -- a code
 	response BLOB,             -- the start of a refusal's body; never of a private address
 	PRIMARY KEY (endpoint, slot)
+) STRICT, WITHOUT ROWID;
+
+-- Accounts of which something was erased. What receivers answer to requests
+-- begun before a time may quote it, and is not kept.
+CREATE TABLE erased (
+	sub   TEXT    PRIMARY KEY,
+	until INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;

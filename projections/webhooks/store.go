@@ -23,7 +23,7 @@ import (
 // What makes a file ours, see PRAGMA application_id and user_version.
 const (
 	applicationID = 0x414c6477 // "ALdw"
-	schemaVersion = 1
+	schemaVersion = 2
 )
 
 //go:embed schema.sql
@@ -87,6 +87,9 @@ func (s *store) prepare(ctx context.Context) error {
 			return err
 		case app != applicationID:
 			return errors.New("not a delivery file of this program")
+		case version == 1:
+			_, err := tx.ExecContext(ctx, `CREATE TABLE erased (sub TEXT PRIMARY KEY, until INTEGER NOT NULL) STRICT, WITHOUT ROWID; PRAGMA user_version = 2`)
+			return err
 		case version != schemaVersion:
 			return fmt.Errorf("its format is version %d, this program reads version %d", version, schemaVersion)
 		}
@@ -269,6 +272,15 @@ func (s *store) lanes(ctx context.Context, no int64) ([]*lane, error) {
 	return all, rows.Err()
 }
 
+// owes reports whether a lane has not come past position p of its stream.
+func (s *store) owes(ctx context.Context, no int64, stream string, p eventstore.Position) (owes bool, err error) {
+	err = s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM lane WHERE endpoint = ? AND stream = ? AND next_position <= ?)`, no, stream, p).Scan(&owes)
+	if err != nil {
+		return false, fmt.Errorf("webhooks: look at lane: %w", err)
+	}
+	return owes, nil
+}
+
 // checkpoint is what an endpoint has to write down after some results: all of
 // it in one transaction, after the results are known, never before sending.
 type checkpoint struct {
@@ -366,7 +378,8 @@ func (s *store) saveResults(ctx context.Context, tx *sql.Tx, c checkpoint) error
 	if len(c.attempts) == 0 {
 		return nil
 	}
-	insert, err := tx.PrepareContext(ctx, `INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+	insert, err := tx.PrepareContext(ctx, `INSERT OR REPLACE INTO attempt VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
+		CASE WHEN EXISTS (SELECT 1 FROM erased WHERE sub = ?8 AND until > ?10) THEN NULL ELSE ?14 END)`)
 	if err != nil {
 		return err
 	}
@@ -410,17 +423,29 @@ func (s *store) clamp(ctx context.Context, head eventstore.Position) (n int64, e
 	return n, err
 }
 
-// expire forgets attempts from before a time.
+// expire forgets attempts from before a time, and erasures that no request
+// begun after it could quote.
 func (s *store) expire(ctx context.Context, before time.Time) error {
-	_, err := s.write.ExecContext(ctx, `DELETE FROM attempt WHERE time < ?`, micro(before))
-	return err
+	return s.update(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM attempt WHERE time < ?`, micro(before)); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `DELETE FROM erased WHERE until < ?`, micro(before))
+		return err
+	})
 }
 
-// forget removes what receivers answered about an account: they may have
-// quoted what they were sent.
-func (s *store) forget(ctx context.Context, sub string) error {
-	_, err := s.write.ExecContext(ctx, `UPDATE attempt SET response = NULL WHERE sub = ? AND response IS NOT NULL`, sub)
-	return err
+// forget removes what receivers answered about an account, for they may have
+// quoted what they were sent, and has save leave out what they are still to
+// answer to requests begun before until.
+func (s *store) forget(ctx context.Context, sub string, until time.Time) error {
+	return s.update(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO erased VALUES (?, ?) ON CONFLICT DO UPDATE SET until = max(until, excluded.until)`, sub, micro(until)); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `UPDATE attempt SET response = NULL WHERE sub = ? AND response IS NOT NULL`, sub)
+		return err
+	})
 }
 
 // scrub empties the write-ahead log, which still has what was overwritten.

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -489,6 +490,106 @@ func TestErased(t *testing.T) {
 	})
 }
 
+// answers is a receiver that answers as told, with a body.
+type answers func(*http.Request) (status int, body string)
+
+func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
+	status, body := a(r)
+	return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
+}
+
+// The answer to a request that was under way when an account was purged is
+// written without what the receiver said; what it says later is kept again.
+func TestErasedInFlight(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		begun, hang := make(chan struct{}, 100), make(chan struct{})
+		w := newWorld(t, Config{})
+		w.transport = answers(func(*http.Request) (int, string) {
+			begun <- struct{}{}
+			<-hang
+			return 400, "no ada@example.com here"
+		})
+		w.hook("crm", "https://crm.example/hook")
+		w.run()
+		w.account("ada")
+		w.account("bob")
+		<-begun
+		<-begun
+		if err := w.hooks.Purge(t.Context(), "ada"); err != nil {
+			t.Fatal(err)
+		}
+		close(hang)
+		time.Sleep(time.Second)
+		said := func(sub string) (all []string) {
+			for _, d := range w.deliveries("crm") {
+				for _, a := range d.Attempts {
+					if d.Sub == sub {
+						all = append(all, a.Response)
+					}
+				}
+			}
+			return all
+		}
+		if ada, bob := said("ada"), said("bob"); len(ada) != 1 || ada[0] != "" || len(bob) != 1 || bob[0] == "" {
+			t.Errorf("of ada %q is written and of bob %q, want of bob alone what was answered", ada, bob)
+		}
+		time.Sleep(time.Hour) // what is sent now was opened after the purge
+		if ada := said("ada"); len(ada) < 2 || ada[0] != "" || ada[len(ada)-1] == "" {
+			t.Errorf("of ada %q is written later, want what was answered to the last request", ada)
+		}
+		w.stop()
+	})
+}
+
+// What became of an event is known as long as its attempts are remembered.
+// Longer ago, it says no more than that nothing is left to send; not while a
+// lane owes it.
+func TestOutcome(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{answer: func(g got, n int) (int, http.Header) {
+			if g.Sub == "bad" {
+				return 400, nil
+			}
+			return 200, nil
+		}}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.hook("crm", "https://crm.example/hook")
+		w.run()
+		w.account("ada")
+		ada := w.head()
+		w.account("bad")
+		refused := w.head()
+		w.touch("bad", 1)
+		owed := w.head()
+		time.Sleep(time.Second)
+		want := func(sub string, p eventstore.Position, want string) {
+			t.Helper()
+			if got, err := w.hooks.Outcome(t.Context(), "crm", domain.AccountStream(sub), p); err != nil || got != want {
+				t.Errorf("position %d of %s is %q, %v; want %q", p, sub, got, err, want)
+			}
+		}
+		if e := w.get("crm"); e.Position < owed {
+			t.Fatalf("the cursor is at %d, want it to have passed %d", e.Position, owed)
+		}
+		for range 2 { // while it delivers, and from the file
+			want("ada", ada, StatusDelivered)
+			want("bad", refused, StatusRetrying)
+			want("bad", owed, StatusPending)
+			w.stopDelivery()
+		}
+		if err := w.hooks.store.expire(t.Context(), time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		want("ada", ada, StatusSettled)
+		want("bad", refused, StatusPending)
+		want("ada", w.head()+1, StatusPending)
+		w.stop()
+	})
+}
+
 func TestFile(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
@@ -513,6 +614,24 @@ func TestFile(t *testing.T) {
 		t.Errorf("the copy has %+v, %v", list, err)
 	}
 	if err := restored.Close(); err != nil {
+		t.Error(err)
+	}
+	db, err := connect(dest, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(`DROP TABLE erased; PRAGMA user_version = 1`); err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	older, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatalf("a file of version 1: %v", err)
+	}
+	if err := older.Purge(t.Context(), "ada"); err != nil {
+		t.Error(err)
+	}
+	if err := older.Close(); err != nil {
 		t.Error(err)
 	}
 	for name, spoil := range map[string]string{
