@@ -10,6 +10,7 @@ import (
 
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/projections/webhooks"
 )
 
 // Certificate says what an erasure destroyed, when and by whom. All of it can
@@ -34,13 +35,16 @@ type SealedEvent struct {
 	Time     time.Time           `json:"time"`
 }
 
-// Subscriber is a webhook that is told of erasures, and whether it was told of
-// this one: delivered, pending, retrying or dead. A delivery so old that its
-// attempts are forgotten counts as delivered.
+// Subscriber is a webhook that is told of erasures, and how it was told of
+// this one: Acknowledged, or a status of package webhooks. One that is settled
+// so long ago that its attempts are forgotten is settled, and no more is known.
 type Subscriber struct {
 	WebhookID string `json:"webhookId"`
 	Status    string `json:"status"`
 }
+
+// Acknowledged says that the subscriber has answered that it knows.
+const Acknowledged = "acknowledged"
 
 // ErrNotErased is returned for an account that was not erased.
 var ErrNotErased = errors.New("erasure: the account was not erased")
@@ -108,17 +112,12 @@ func (e *Eraser) subscribers(ctx context.Context, c *Certificate) error {
 		if !told || w.After >= c.Position {
 			continue
 		}
-		// The page that begins with the event right after is this one's.
-		deliveries, _, err := e.Webhooks.Deliveries(ctx, w.WebhookID, fmt.Sprintf("%d.0", c.Position+1), 1)
+		status, err := e.Webhooks.Outcome(ctx, w.WebhookID, domain.AccountStream(c.Sub), c.Position)
 		if err != nil {
 			return err
 		}
-		status := "pending"
-		switch {
-		case len(deliveries) > 0 && deliveries[0].Position == c.Position:
-			status = deliveries[0].Status
-		case w.Position >= c.Position:
-			status = "delivered"
+		if status == webhooks.StatusDelivered {
+			status = Acknowledged
 		}
 		c.Subscribers = append(c.Subscribers, Subscriber{w.WebhookID, status})
 	}

@@ -7,11 +7,16 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -30,6 +35,8 @@ type world struct {
 	master   seal.Master
 	signer   note.Signer
 	verifier note.Verifier
+	logger   *slog.Logger                         // the eraser's
+	after    func(time.Duration) <-chan time.Time // likewise
 }
 
 func newWorld(t *testing.T) *world {
@@ -39,7 +46,7 @@ func newWorld(t *testing.T) *world {
 	check(t, err)
 	verifier, err := note.NewVerifier(vkey)
 	check(t, err)
-	return &world{t.TempDir(), seal.NewMaster(), signer, verifier}
+	return &world{dir: t.TempDir(), master: seal.NewMaster(), signer: signer, verifier: verifier}
 }
 
 func check(t *testing.T, err error) {
@@ -71,9 +78,10 @@ func (w *world) open(t *testing.T, done func(step string) error) running {
 	views, err := projections.Open(ctx, projections.Config{Path: filepath.Join(w.dir, "views.db"), Log: log, Codec: codec})
 	check(t, err)
 	ledger := domain.NewLedger(domain.LedgerConfig{Log: log, Codec: codec})
-	hooks, err := webhooks.Open(ctx, webhooks.Config{Path: filepath.Join(w.dir, "delivery.db"), Log: log, Codec: codec, Ledger: ledger, Keys: keys})
+	hooks, err := webhooks.Open(ctx, webhooks.Config{Path: filepath.Join(w.dir, "delivery.db"), Log: log, Codec: codec, Ledger: ledger, Keys: keys,
+		Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 	check(t, err)
-	e := New(Config{Ledger: ledger, Log: log, Keys: keys, Views: views, Webhooks: hooks})
+	e := New(Config{Ledger: ledger, Log: log, Keys: keys, Views: views, Webhooks: hooks, Logger: w.logger, After: w.after})
 	erasing, kill := context.WithCancel(ctx)
 	if done != nil {
 		e.done = func(step string) error {
@@ -332,4 +340,105 @@ func TestCombined(t *testing.T) {
 			t.Errorf("account %s = %v, %v; want its own address", sub, a.UserIDs, err)
 		}
 	}
+}
+
+// failures takes the errors that are logged.
+type failures chan error
+
+func (f failures) Enabled(context.Context, slog.Level) bool { return true }
+func (f failures) WithAttrs([]slog.Attr) slog.Handler       { return f }
+func (f failures) WithGroup(string) slog.Handler            { return f }
+
+func (f failures) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if err, ok := a.Value.Any().(error); ok {
+			f <- err
+		}
+		return true
+	})
+	return nil
+}
+
+// TestBusy holds that an erasure is not said to be complete while a reader
+// keeps old pages in a file, and is completed when the reader has gone.
+func TestBusy(t *testing.T) {
+	t.Parallel()
+	for file, busy := range map[string]error{"log.db": sqlite.ErrBusy, "views.db": projections.ErrBusy, "delivery.db": webhooks.ErrBusy} {
+		t.Run(file, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			failed, again := make(failures, 100), make(chan time.Time)
+			w.logger, w.after = slog.New(failed), func(time.Duration) <-chan time.Time { return again }
+			r := w.open(t, nil)
+			r.create(t, "a")
+			secrets := w.secrets(t, r, "a")
+			db, err := sql.Open("sqlite3", "file:"+filepath.Join(w.dir, file)+"?mode=ro")
+			check(t, err)
+			defer db.Close()
+			reader, err := db.BeginTx(t.Context(), nil)
+			check(t, err)
+			defer reader.Rollback()
+			var tables int
+			check(t, reader.QueryRow(`SELECT count(*) FROM sqlite_schema`).Scan(&tables))
+
+			r.do(t, "a", domain.EraseAccount{})
+			if err := <-failed; !errors.Is(err, busy) {
+				t.Fatalf("with a reader of %s the erasure fails with %v, want %v", file, err, busy)
+			}
+			if open, err := r.views.Erasures().Open(t.Context(), "a"); err != nil || !open {
+				t.Errorf("it counts as completed: %v, %v", !open, err)
+			}
+			if c, err := r.eraser.Certificate(t.Context(), "a"); err != nil || !c.CompletedTime.IsZero() {
+				t.Errorf("its certificate says it was completed at %s, %v", c.CompletedTime, err)
+			}
+			check(t, reader.Rollback())
+			close(again)
+			r.await(t, "a")
+			w.gone(t, "a", secrets)
+			w.verify(t, r)
+		})
+	}
+}
+
+// TestSubscribers holds that a certificate calls acknowledged what a receiver
+// has answered, and no more than settled what is not remembered.
+func TestSubscribers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.open(t, nil)
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+	defer receiver.Close()
+	request := domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}
+	for id, events := range map[string]string{"told": "USER_DELETED", "other": "USER_LOGIN"} {
+		_, _, _, err := r.eraser.Webhooks.Create(t.Context(), request, id, domain.CreateWebhook{
+			URL: receiver.URL, Events: []string{events}, Format: domain.FormatStandard, Payload: domain.PayloadThin}, "")
+		check(t, err)
+	}
+	r.create(t, "a")
+	r.do(t, "a", domain.EraseAccount{})
+	r.await(t, "a")
+	says := func(want string) {
+		t.Helper()
+		for {
+			c, err := r.eraser.Certificate(t.Context(), "a")
+			check(t, err)
+			if len(c.Subscribers) != 1 || c.Subscribers[0].WebhookID != "told" {
+				t.Fatalf("subscribers: %v, want the one that is told of erasures", c.Subscribers)
+			}
+			if got := c.Subscribers[0].Status; got != webhooks.StatusPending {
+				if got != want {
+					t.Errorf("it is %s by the subscriber, want %s", got, want)
+				}
+				return
+			}
+		}
+	}
+	says(Acknowledged)
+	r.close()
+	db, err := sql.Open("sqlite3", filepath.Join(w.dir, "delivery.db"))
+	check(t, err)
+	_, err = db.Exec(`DELETE FROM attempt`) // as after a month
+	check(t, errors.Join(err, db.Close()))
+	r = w.open(t, nil)
+	says(webhooks.StatusSettled)
 }
