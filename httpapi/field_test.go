@@ -127,3 +127,28 @@ func TestInternalFields(t *testing.T) {
 		}
 	}
 }
+
+// TestNonConformingByMerge: what a merge fills in stays as it was, and an
+// account that comes to break a definition so is listed.
+func TestNonConformingByMerge(t *testing.T) {
+	t.Parallel()
+	l := start(t)
+	l.want(t, 200, "PUT", "/v1/fields/tier", `{"dataType":"SELECT","options":["gold","silver"]}`)
+	survivor, merged := l.create(t, "ada@example.com"), l.create(t, "ada@work.example")
+	l.want(t, 200, "PATCH", "/v1/accounts/"+merged+"/custom-fields", `{"tier":"gold"}`)
+	l.want(t, 200, "PUT", "/v1/fields/tier", `{"dataType":"SELECT","options":["silver"],"force":true}`)
+	listed := func(want string) {
+		t.Helper()
+		if r := l.want(t, 200, "GET", "/v1/fields/tier/non-conforming", ""); r.text(t, "accounts.0.sub") != want || r.text(t, "accounts.1.sub") != "" {
+			t.Errorf("listed: %s, want %s alone", r.body, want)
+		}
+	}
+	listed(merged)
+	r := l.want(t, 200, "POST", "/v1/accounts/"+survivor+"/merge", `{"from":"`+merged+`"}`)
+	if r.text(t, "account.customFields.tier") != "gold" {
+		t.Errorf("merged: %s, want the value as it was", r.body)
+	}
+	listed(survivor)
+	l.want(t, 200, "POST", "/v1/accounts/"+survivor+"/unmerge", `{"sub":"`+merged+`"}`)
+	listed(merged)
+}

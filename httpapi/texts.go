@@ -74,7 +74,7 @@ var memberTexts = map[string]map[string]string{
 	},
 	"Subscriber": {
 		"webhookId": "The webhook's id.",
-		"status":    "delivered, pending, retrying or dead.",
+		"status":    "acknowledged, pending, retrying, dead, or settled: nothing is left to send, and what came of it is not remembered any more.",
 	},
 	"Certified": {
 		"certificate": "What was erased, when and by whom.",
