@@ -1,225 +1,237 @@
 package domain
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 )
 
-// model is what accounts are, said a second time and otherwise: no events, no
-// folding, one map for the whole ledger. It knows the rules by the words of
-// the specification only.
-type model struct {
-	accounts map[string]*modelAccount
-	ways     map[string]*modelWay // by identityId
-}
-
-type modelAccount struct {
-	status Status
-	fields map[string]string
-	into   string // COMBINED
-	was    Status // before it was combined
-	filled map[string]map[string]bool
-	groups map[string][]string            // its own
-	shared map[string]map[string][]string // brought along, by the account that did
-}
-
-// effective are the memberships of a.
-func (a *modelAccount) effective() map[string][]string {
-	all := maps.Clone(a.groups)
-	for _, brought := range a.shared {
-		for group, roles := range brought {
-			both := slices.Concat(all[group], roles)
-			slices.Sort(both)
-			all[group] = slices.Compact(both)
-		}
-	}
-	return all
-}
-
-// modelWay is an identity: whose it is by origin, and whose it is now.
-type modelWay struct {
-	origin, at        string
-	provider, user    string
-	email, name, nick string
-}
-
-func newModel() *model {
-	return &model{accounts: map[string]*modelAccount{}, ways: map[string]*modelWay{}}
-}
-
-// taken reports whether an account other than sub has an identifier.
-func (m *model) taken(sub string, w modelWay) bool {
-	for _, o := range m.ways {
-		if o.at == sub {
-			continue
-		}
-		if w.email != "" && strings.EqualFold(o.email, w.email) || w.name != "" && o.name == w.name ||
-			w.user != "" && o.provider == w.provider && o.user == w.user {
-			return true
-		}
-	}
-	return false
-}
-
-func (m *model) at(sub string) (ids []string) {
-	for id, w := range m.ways {
-		if w.at == sub {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	return ids
-}
-
-// reachable reports whether sub had an identifier left without the identity
-// left out, and with another in the place of one it has.
-func (m *model) reachable(sub, without string, instead map[string]modelWay) bool {
-	for _, id := range m.at(sub) {
-		w := *m.ways[id]
-		if other, ok := instead[id]; ok {
-			w = other
-		}
-		if id != without && (w.email != "" || w.name != "") {
-			return true
-		}
-	}
-	return false
-}
-
-var errModel = errors.New("refused")
-
 // machine drives a world and a model side by side with random commands.
 type machine struct {
-	w *world
-	m *model
-	n int // identities made
+	w     *world
+	m     *model
+	n     int // ids made
+	start time.Time
 }
 
-func (c *machine) init(_ *rapid.T, w *world) { c.w, c.m = w, newModel() }
+// What is defined: how many versions consents have, and after how long what
+// happens to an account that is not VERIFIED.
+var (
+	newestVersions = map[string]int{"news": 2, "terms": 1}
+	setups          = map[ScheduleKind]time.Duration{ScheduleReminder: time.Hour, ScheduleStatusChange: 24 * time.Hour, ScheduleDeletion: 72 * time.Hour}
+)
+
+// init defines them, and two fields that are identifiers.
+func (c *machine) init(_ *rapid.T, w *world) {
+	c.w, c.m, c.start = w, newModel(), w.now
+	w.configure(PutField{FieldDefinition: FieldDefinition{FieldKey: "login", DataType: TypeUsername, Personal: true}})
+	w.configure(PutField{FieldDefinition: FieldDefinition{FieldKey: "badge", DataType: TypeText, Unique: true}})
+	for id, newest := range newestVersions {
+		p := PutConsent{ConsentID: id, Name: id}
+		for v := range newest {
+			p.Versions = append(p.Versions, ConsentVersion{Version: v + 1, Text: map[string]string{"en": "?"}})
+		}
+		w.configure(p)
+	}
+	for kind, after := range setups {
+		p := PutScheduleSetup{SetupID: string(kind), Kind: kind, OffsetSeconds: int64(after / time.Second)}
+		switch kind {
+		case ScheduleReminder:
+			p.ReminderNo = 1
+		case ScheduleStatusChange:
+			p.TargetStatus = StatusDeclined
+		}
+		w.configure(p)
+	}
+}
 
 func (c *machine) subs() []string { return slices.Sorted(maps.Keys(c.w.accounts)) }
 
-// open refuses what an account that is not there or has ended refuses.
-func (m *model) open(sub string) (*modelAccount, error) {
-	a := m.accounts[sub]
-	if a == nil || a.status == StatusCombined || a.status == StatusDeleted {
-		return nil, errModel
-	}
-	return a, nil
-}
+// draw chooses one of some.
+func draw[T any](t *rapid.T, name string, some ...T) T { return rapid.SampledFrom(some).Draw(t, name) }
 
-func (c *machine) way(t *rapid.T) (NewIdentity, modelWay) {
+func drawSub(t *rapid.T, name string) string { return testSub(rapid.IntRange(1, 6).Draw(t, name)) }
+
+func (c *machine) id(prefix string) string {
 	c.n++
-	w := modelWay{provider: rapid.SampledFrom([]string{"self", "google", "saml"}).Draw(t, "provider"),
-		email: rapid.SampledFrom([]string{"", "a@example.com", "b@example.com", "c@example.com", "d@example.com", "E@example.com"}).Draw(t, "email"),
-		name:  rapid.SampledFrom([]string{"", "", "ann", "bob", "cyd"}).Draw(t, "username")}
-	if w.provider != ProviderSelf {
-		w.user = rapid.SampledFrom([]string{"1", "2", "3", "4"}).Draw(t, "user")
-	}
-	return NewIdentity{IdentityID: fmt.Sprintf("i%03d", c.n), Provider: w.provider, ProviderUserID: w.user, Profile: Profile{Email: w.email, Username: w.name}}, w
+	return fmt.Sprintf("%s%03d", prefix, c.n)
 }
 
 // step asks one random command of both and compares what came of it.
 func (c *machine) step(t *rapid.T) {
-	sub := testSub(rapid.IntRange(1, 5).Draw(t, "sub"))
-	commands := map[string]func() (Command, func() error){
-		"create": func() (Command, func() error) { return c.create(t, sub) },
-		"link":   func() (Command, func() error) { return c.link(t, sub) },
-		"unlink": func() (Command, func() error) { return c.unlink(t, sub) },
-		"update": func() (Command, func() error) { return c.update(t, sub) },
-		"fields": func() (Command, func() error) { return c.fields(t, sub) },
-		"status": func() (Command, func() error) { return c.status(t, sub) },
-		"group":  func() (Command, func() error) { return c.group(t, sub) },
-		"merge":  func() (Command, func() error) { return c.merge(t, sub) },
-		"part":   func() (Command, func() error) { return c.separate(t, sub) },
+	sub := drawSub(t, "sub")
+	commands := map[string]func(*rapid.T, string) (Command, change){
+		"link": c.link, "unlink": c.unlink, "update": c.update, "fields": c.fields, "set field": c.fields, "status": c.status,
+		"group": c.group, "consent": c.consent, "decide": c.consent, "merge": c.merge, "join": c.merge, "part": c.separate, "take apart": c.separate,
+		"plan": c.plan, "postpone": c.postpone, "cancel": c.cancel, "execute": c.execute, "do": c.execute,
+		"delete": c.delete, "restore": c.restore, "erase": c.erase, "wait": nil,
 	}
-	name := rapid.SampledFrom(slices.Sorted(maps.Keys(commands))).Draw(t, "command")
+	name := draw(t, "command", slices.Sorted(maps.Keys(commands))...)
+	if name == "wait" {
+		c.w.now = c.w.now.Add(draw(t, "for", time.Hour, 25*time.Hour))
+		return
+	}
+	ask := commands[name]
 	if !c.w.account(sub).Exists() {
-		name = "create"
+		name, ask = "create", c.create
 	}
-	cmd, ask := commands[name]()
-	_, got := c.w.execute(sub, cmd)
-	want := ask()
+	c.m.now = c.w.now
+	cmd, asked := ask(t, sub)
+	events, got := c.w.execute(sub, cmd)
+	changed, want := c.m.ask(asked)
 	if (got == nil) != (want == nil) {
 		t.Fatalf("%s of %s: %v, the model says %v", name, sub, got, want)
 	}
 	if got != nil && CodeOf(got) == "" {
 		t.Fatalf("%s: %v is no refusal", name, got)
 	}
+	if changed != (len(events) > 0) {
+		t.Fatalf("%s of %s: %d events, the model says it changes something: %t", name, sub, len(events), changed)
+	}
 	c.compare(t, name)
+}
+
+// shown is what both say of an account.
+type shown struct {
+	status    Status
+	erased    bool
+	into, end string
+	before    Status
+	ways      map[string]modelWay
+	fields    map[string]string
+	groups    map[string][]string
+	consents  map[string]modelDecision
+	schedules map[string]modelSchedule
+}
+
+func (m *model) shown(sub string) shown {
+	a := m.accounts[sub]
+	s := shown{a.status, a.erased, a.into, a.end, a.before, map[string]modelWay{}, a.fields, a.memberships(), a.consents(), a.schedules}
+	for _, id := range m.at(sub) {
+		s.ways[id] = m.ways[id]
+	}
+	return s
+}
+
+func shownAccount(a Account) shown {
+	s := shown{a.Status, a.Erased(), a.CombinedInto, a.Deletion.ScheduleID, a.Deletion.From, map[string]modelWay{},
+		map[string]string{}, map[string][]string{}, map[string]modelDecision{}, map[string]modelSchedule{}}
+	for _, i := range a.Identities {
+		s.ways[i.IdentityID] = modelWay{cmp.Or(i.From, a.Sub), a.Sub, i.Provider, i.ProviderUserID, i.Email, i.Username, i.Nickname}
+	}
+	for key, v := range a.CustomFields {
+		s.fields[key] = string(v)
+	}
+	for _, m := range a.Groups {
+		s.groups[m.GroupID] = m.Roles
+	}
+	for _, d := range a.Consents {
+		s.consents[d.ConsentID] = modelDecision{d.Version, d.Status, d.Time}
+	}
+	for _, x := range a.Schedules {
+		s.schedules[cmp.Or(x.SetupID, x.ScheduleID)] = modelSchedule{x.Kind, x.DueTime, x.State,
+			time.Duration(x.PeriodSeconds) * time.Second, x.Origin == ScheduleAuto, x.Late, x.Reason}
+	}
+	return s
 }
 
 func (c *machine) compare(t failer, after string) {
 	c.w.check(t)
 	for sub, a := range c.w.accounts {
-		m := c.m.accounts[sub]
-		if m.status != a.Status || m.into != a.CombinedInto {
-			t.Fatalf("after %s %s is %s into %q, the model says %s into %q", after, sub, a.Status, a.CombinedInto, m.status, m.into)
+		want, got := c.m.shown(sub), shownAccount(a)
+		if reflect.DeepEqual(want, got) {
+			continue
 		}
-		ways := map[string]modelWay{}
-		for _, i := range a.Identities {
-			origin := i.From
-			if origin == "" {
-				origin = sub
-			}
-			ways[i.IdentityID] = modelWay{origin, sub, i.Provider, i.ProviderUserID, i.Email, i.Username, i.Nickname}
+		if diff := gocmp.Diff(want, got, gocmp.AllowUnexported(shown{}, modelWay{}, modelDecision{}, modelSchedule{}), cmpopts.EquateEmpty()); diff != "" {
+			t.Fatalf("after %s, %s (-model +account):\n%s", after, sub, diff)
 		}
-		want := map[string]modelWay{}
-		for _, id := range c.m.at(sub) {
-			want[id] = *c.m.ways[id]
+	}
+	// Every identifier leads where the model says, and nothing else is held.
+	want, _ := c.m.identifiers()
+	leads, held := map[string]string{}, map[string]string{}
+	for sub, a := range c.w.accounts {
+		for _, u := range a.UserIDs {
+			leads[string(u.Type)+"\x00"+u.Key()] = sub
 		}
-		if diff := cmp.Diff(want, ways, cmp.AllowUnexported(modelWay{})); diff != "" {
-			t.Fatalf("after %s the identities of %s (-model +account):\n%s", after, sub, diff)
-		}
-		fields := map[string]string{}
-		for key, v := range a.CustomFields {
-			fields[key] = string(v)
-		}
-		if diff := cmp.Diff(m.fields, fields); diff != "" {
-			t.Fatalf("after %s the fields of %s (-model +account):\n%s", after, sub, diff)
-		}
-		groups := map[string][]string{}
-		for _, membership := range a.Groups {
-			groups[membership.GroupID] = membership.Roles
-		}
-		if diff := cmp.Diff(m.effective(), groups, cmpopts.EquateEmpty()); diff != "" {
-			t.Fatalf("after %s the groups of %s (-model +account):\n%s", after, sub, diff)
-		}
+	}
+	for id, owner := range c.w.claims {
+		sub, _ := strings.CutPrefix(owner, accountPrefix)
+		held[id] = c.m.survivor(sub)
+	}
+	if !maps.Equal(want, held) {
+		t.Fatalf("after %s the claims (-model +ledger):\n%s", after, gocmp.Diff(want, held))
+	}
+	maps.DeleteFunc(want, func(id, _ string) bool { return strings.HasPrefix(id, unique+"\x00") })
+	if !maps.Equal(want, leads) {
+		t.Fatalf("after %s the identifiers (-model +ledger):\n%s", after, gocmp.Diff(want, leads))
 	}
 }
 
-func (c *machine) create(t *rapid.T, sub string) (Command, func() error) {
-	n, w := c.way(t)
-	status := rapid.SampledFrom([]Status{StatusPending, StatusVerified, StatusDeclined}).Draw(t, "status")
-	return CreateAccount{Origin: OriginCreated, Status: status, Identities: []NewIdentity{n}}, func() error {
-		if c.m.accounts[sub] != nil || w.email == "" && w.name == "" || c.m.taken(sub, w) {
+func (c *machine) way(t *rapid.T, sub string) (NewIdentity, modelWay) {
+	w := modelWay{origin: sub, at: sub, provider: draw(t, "provider", "self", "google", "saml"),
+		email: draw(t, "email", "", "a@example.com", "b@example.com", "c@example.com", "d@example.com", "E@example.com"),
+		name:  draw(t, "username", "", "", "ann", "bob", "Cyd")}
+	if w.provider != ProviderSelf {
+		w.user = draw(t, "user", "1", "2", "3", "4")
+	}
+	return NewIdentity{IdentityID: c.id("i"), Provider: w.provider, ProviderUserID: w.user, Profile: Profile{Email: w.email, Username: w.name}}, w
+}
+
+// field draws a custom field's key and value, and the value as it is kept.
+func field(t *rapid.T) (key, given, kept string) {
+	key = draw(t, "key", "x", "y", "login", "badge")
+	switch key {
+	case "login":
+		given = draw(t, "value", `"ann"`, `"Bob"`, `"cyd"`, `" bob "`, "null")
+	case "badge":
+		given = draw(t, "value", `"b1"`, `"B1"`, `"b2"`, "null")
+	default:
+		given = draw(t, "value", "1", "2", "null")
+	}
+	return key, given, strings.ReplaceAll(given, " ", "")
+}
+
+func (c *machine) create(t *rapid.T, sub string) (Command, change) {
+	n, w := c.way(t, sub)
+	key, given, kept := field(t)
+	status := draw(t, "status", StatusPending, StatusVerified, StatusDeclined)
+	return CreateAccount{Origin: OriginCreated, Status: status, Identities: []NewIdentity{n}, CustomFields: fieldValues(key, given)}, func(m *model) error {
+		if m.accounts[sub] != nil {
 			return errModel
 		}
-		c.m.accounts[sub] = &modelAccount{status: status, fields: map[string]string{}, filled: map[string]map[string]bool{},
-			groups: map[string][]string{"CIDAAS_USERS": {"USER"}}, shared: map[string]map[string][]string{}}
-		w.origin, w.at = sub, sub
-		c.m.ways[n.IdentityID] = &w
+		a := newModelAccount(status)
+		a.groups["CIDAAS_USERS"] = []string{"USER"}
+		if kept != "null" {
+			a.fields[key] = kept
+		}
+		for kind, after := range setups {
+			if status != StatusVerified {
+				a.schedules[string(kind)] = modelSchedule{kind: kind, due: m.now.Add(after), state: SchedulePending, auto: true}
+			}
+		}
+		m.accounts[sub], m.ways[n.IdentityID] = a, w
 		return nil
 	}
 }
 
-func (c *machine) link(t *rapid.T, sub string) (Command, func() error) {
-	n, w := c.way(t)
-	return LinkIdentity{n}, func() error {
-		if _, err := c.m.open(sub); err != nil {
+func (c *machine) link(t *rapid.T, sub string) (Command, change) {
+	n, w := c.way(t, sub)
+	return LinkIdentity{n}, func(m *model) error {
+		if _, err := m.open(sub); err != nil {
 			return err
 		}
-		for _, id := range c.m.at(sub) {
-			o := c.m.ways[id]
+		for _, id := range m.at(sub) {
+			o := m.ways[id]
 			switch {
 			case o.provider != w.provider:
 			case w.provider == ProviderSelf && o.email == w.email && o.name == w.name && o.nick == "":
@@ -230,37 +242,30 @@ func (c *machine) link(t *rapid.T, sub string) (Command, func() error) {
 				return nil
 			}
 		}
-		if c.m.taken(sub, w) {
-			return errModel
-		}
-		w.origin, w.at = sub, sub
-		c.m.ways[n.IdentityID] = &w
+		m.ways[n.IdentityID] = w
 		return nil
 	}
 }
 
 func (c *machine) pick(t *rapid.T, sub string) string {
-	return rapid.SampledFrom(append(c.m.at(sub), "nobody")).Draw(t, "identity")
+	return draw(t, "identity", append(c.m.at(sub), "nobody")...)
 }
 
-func (c *machine) unlink(t *rapid.T, sub string) (Command, func() error) {
+func (c *machine) unlink(t *rapid.T, sub string) (Command, change) {
 	id := c.pick(t, sub)
-	return UnlinkIdentity{id}, func() error {
-		if _, err := c.m.open(sub); err != nil {
-			return err
-		}
-		if id == "nobody" || !c.m.reachable(sub, id, nil) {
+	return UnlinkIdentity{id}, func(m *model) error {
+		if _, err := m.open(sub); err != nil || id == "nobody" {
 			return errModel
 		}
-		delete(c.m.ways, id)
+		delete(m.ways, id)
 		return nil
 	}
 }
 
-func (c *machine) update(t *rapid.T, sub string) (Command, func() error) {
+func (c *machine) update(t *rapid.T, sub string) (Command, change) {
 	id := c.pick(t, sub)
-	member := rapid.SampledFrom([]string{"email", "username", "nickname"}).Draw(t, "member")
-	to := rapid.SampledFrom([]string{"", "f@example.com", "a@example.com", "b@example.com"}).Draw(t, "to")
+	member := draw(t, "member", "email", "username", "nickname")
+	to := draw(t, "to", "", "f@example.com", "a@example.com", "b@example.com")
 	if member != "email" {
 		to, _, _ = strings.Cut(to, "@")
 	}
@@ -268,14 +273,11 @@ func (c *machine) update(t *rapid.T, sub string) (Command, func() error) {
 	if to == "" {
 		patch = fmt.Sprintf(`{%q:null}`, member)
 	}
-	return UpdateProfile{IdentityID: id, Patch: value(patch)}, func() error {
-		if _, err := c.m.open(sub); err != nil {
-			return err
-		}
-		if id == "nobody" {
+	return UpdateProfile{IdentityID: id, Patch: value(patch)}, func(m *model) error {
+		if _, err := m.open(sub); err != nil || id == "nobody" {
 			return errModel
 		}
-		w := *c.m.ways[id]
+		w := m.ways[id]
 		switch member {
 		case "email":
 			w.email = to
@@ -284,32 +286,25 @@ func (c *machine) update(t *rapid.T, sub string) (Command, func() error) {
 		default:
 			w.nick = to
 		}
-		if w == *c.m.ways[id] {
-			return nil
-		}
-		if !c.m.reachable(sub, "", map[string]modelWay{id: w}) || c.m.taken(sub, w) {
-			return errModel
-		}
-		c.m.ways[id] = &w
+		m.ways[id] = w
 		return nil
 	}
 }
 
-func (c *machine) fields(t *rapid.T, sub string) (Command, func() error) {
-	key := rapid.SampledFrom([]string{"x", "y"}).Draw(t, "key")
-	to := rapid.SampledFrom([]string{"1", "2", "null"}).Draw(t, "value")
-	return SetCustomFields{Values: map[string]jsontext.Value{key: value(to)}}, func() error {
-		a, err := c.m.open(sub)
+func (c *machine) fields(t *rapid.T, sub string) (Command, change) {
+	key, given, kept := field(t)
+	return SetCustomFields{Values: map[string]jsontext.Value{key: value(given)}}, func(m *model) error {
+		a, err := m.open(sub)
 		if err != nil {
 			return err
 		}
 		old, had := a.fields[key]
-		if !had && to == "null" || had && old == to {
+		if !had && kept == "null" || had && old == kept {
 			return nil
 		}
 		delete(a.fields, key)
-		if to != "null" {
-			a.fields[key] = to
+		if kept != "null" {
+			a.fields[key] = kept
 		}
 		for _, filled := range a.filled {
 			delete(filled, key)
@@ -318,32 +313,34 @@ func (c *machine) fields(t *rapid.T, sub string) (Command, func() error) {
 	}
 }
 
-func (c *machine) status(t *rapid.T, sub string) (Command, func() error) {
-	to := rapid.SampledFrom([]Status{StatusPending, StatusVerified, StatusDeclined, StatusCombined, StatusDeleted}).Draw(t, "to")
-	return SetStatus{Status: to}, func() error {
-		a := c.m.accounts[sub]
-		if a == nil || to == StatusCombined || to == StatusDeleted || a.status == StatusCombined {
+func (c *machine) status(t *rapid.T, sub string) (Command, change) {
+	to := draw(t, "to", Statuses...)
+	return SetStatus{Status: to}, func(m *model) error {
+		a, err := m.there(sub)
+		if err != nil || to == StatusCombined || to == StatusDeleted || a.status == StatusDeleted && to != StatusVerified {
 			return errModel
 		}
-		a.status = to
+		if to != a.status {
+			a.become(to)
+		}
 		return nil
 	}
 }
 
-func (c *machine) group(t *rapid.T, sub string) (Command, func() error) {
-	group := rapid.SampledFrom([]string{"G", "H"}).Draw(t, "group")
-	roles := rapid.SampledFrom([][]string{nil, {"ADMIN"}, {"CUSTOMER"}, {"ADMIN", "CUSTOMER"}, {"leave"}}).Draw(t, "roles")
+func (c *machine) group(t *rapid.T, sub string) (Command, change) {
+	group := draw(t, "group", "G", "H")
+	roles := draw(t, "roles", nil, []string{"ADMIN"}, []string{"CUSTOMER"}, []string{"ADMIN", "CUSTOMER"}, []string{"leave"})
 	leave := slices.Equal(roles, []string{"leave"})
 	var cmd Command = SetMembership{GroupID: group, Roles: roles}
 	if leave {
 		cmd = LeaveGroup{group}
 	}
-	return cmd, func() error {
-		a, err := c.m.open(sub)
+	return cmd, func(m *model) error {
+		a, err := m.open(sub)
 		if err != nil {
 			return err
 		}
-		now, member := a.effective()[group]
+		now, member := a.memberships()[group]
 		if leave && !member || !leave && member && slices.Equal(now, roles) {
 			return nil
 		}
@@ -358,86 +355,88 @@ func (c *machine) group(t *rapid.T, sub string) (Command, func() error) {
 	}
 }
 
-func (c *machine) merge(t *rapid.T, sub string) (Command, func() error) {
-	from := testSub(rapid.IntRange(1, 5).Draw(t, "from"))
-	return MergeAccount{From: from}, func() error {
-		a, err := c.m.open(sub)
+// consent decides now, at a time that others decide at too, or at one to come.
+func (c *machine) consent(t *rapid.T, sub string) (Command, change) {
+	id, version := draw(t, "consent", "news", "terms", "none"), draw(t, "version", 1, 2)
+	status := draw(t, "decision", ConsentStatuses...)
+	at := draw(t, "at", time.Time{}, c.start, c.start.Add(time.Hour), c.w.now.Add(time.Hour))
+	return DecideConsent{ConsentID: id, Version: version, Status: status, Time: at}, func(m *model) error {
+		a, err := m.open(sub)
 		if err != nil {
 			return err
 		}
-		b := c.m.accounts[from]
+		now := a.consents()[id]
+		d := modelDecision{version, status, at}
+		if at.IsZero() {
+			d.time = m.now
+		}
+		switch {
+		case version > newestVersions[id]:
+			return errModel
+		case version == now.version && status == now.status:
+			return nil
+		case version < now.version && status != ConsentRevoked, d.time.After(m.now), d.time.Before(now.time),
+			status == ConsentRevoked && (now.status != ConsentAccepted || now.version != version):
+			return errModel
+		}
+		a.decided[id] = d
+		for _, brought := range a.brought {
+			delete(brought.decided, id)
+		}
+		return nil
+	}
+}
+
+func (c *machine) merge(t *rapid.T, sub string) (Command, change) {
+	from := drawSub(t, "from")
+	return MergeAccount{From: from}, func(m *model) error {
+		a, err := m.open(sub)
+		if err != nil {
+			return err
+		}
+		b := m.accounts[from]
 		if b != nil && b.into == sub {
 			return nil
 		}
-		if b == nil || from == sub || b.status == StatusCombined || b.status == StatusDeleted || a.status == StatusDeclined {
+		if b, err = m.open(from); err != nil || from == sub || a.status == StatusDeclined {
 			return errModel
 		}
-		for _, id := range c.m.at(from) {
-			c.m.ways[id].at = sub
+		for _, id := range m.at(from) {
+			w := m.ways[id]
+			w.at = sub
+			m.ways[id] = w
 		}
 		a.filled[from] = map[string]bool{}
-		a.shared[from] = b.effective()
+		a.shared[from] = b.memberships()
+		a.brought = append(a.brought, modelBrought{from, b.consents()})
 		for key, v := range b.fields {
 			if _, has := a.fields[key]; !has {
 				a.fields[key] = v
 				a.filled[from][key] = true
 			}
 		}
+		b.cancel("combined", func(string, modelSchedule) bool { return true })
 		b.was, b.status, b.into = b.status, StatusCombined, sub
 		return nil
 	}
 }
 
-func (c *machine) separate(t *rapid.T, sub string) (Command, func() error) {
-	from := testSub(rapid.IntRange(1, 5).Draw(t, "from"))
-	return UnmergeAccount{Sub: from}, func() error {
-		a, err := c.m.open(sub)
+func (c *machine) separate(t *rapid.T, sub string) (Command, change) {
+	from := drawSub(t, "from")
+	return UnmergeAccount{Sub: from}, func(m *model) error {
+		a, err := m.open(sub)
 		if err != nil {
 			return err
 		}
-		b := c.m.accounts[from]
+		b := m.accounts[from]
 		if b == nil || b.into != sub {
 			return errModel
 		}
-		// Whatever stems from b, or from what had been merged into b, goes.
-		goes := map[string]bool{}
-		stems := func(origin string) bool {
-			for origin != from {
-				o := c.m.accounts[origin]
-				if o == nil || o.into == "" {
-					return false
-				}
-				origin = o.into
-			}
-			return true
-		}
-		var stay, go_ int
-		for _, id := range c.m.at(sub) {
-			w := c.m.ways[id]
-			goes[id] = w.origin != sub && stems(w.origin)
-			if w.email != "" || w.name != "" {
-				if goes[id] {
-					go_++
-				} else {
-					stay++
-				}
-			}
-		}
-		if stay == 0 || go_ == 0 {
-			return errModel
-		}
-		for x, gone := range goes {
-			for y, other := range goes {
-				v, w := c.m.ways[x], c.m.ways[y]
-				if gone && !other && (v.email != "" && strings.EqualFold(v.email, w.email) || v.name != "" && v.name == w.name ||
-					v.user != "" && v.provider == w.provider && v.user == w.user) {
-					return errModel
-				}
-			}
-		}
-		for id, gone := range goes {
-			if gone {
-				c.m.ways[id].at = from
+		b.status, b.into = b.was, ""
+		for _, id := range m.at(sub) { // whatever stems from b, or from what had been merged into b
+			if w := m.ways[id]; m.survivor(w.origin) == from {
+				w.at = from
+				m.ways[id] = w
 			}
 		}
 		for key := range a.filled[from] {
@@ -445,7 +444,128 @@ func (c *machine) separate(t *rapid.T, sub string) (Command, func() error) {
 		}
 		delete(a.filled, from)
 		delete(a.shared, from)
-		b.status, b.into = b.was, ""
+		a.brought = slices.DeleteFunc(a.brought, func(b modelBrought) bool { return b.from == from })
+		return nil
+	}
+}
+
+func (c *machine) plan(t *rapid.T, sub string) (Command, change) {
+	id, kind := c.id("s"), draw(t, "kind", ScheduleKinds...)
+	s := modelSchedule{kind: kind, due: c.w.now.Add(draw(t, "in", 30*time.Minute, 2*time.Hour, 30*time.Hour, -time.Minute)), state: SchedulePending}
+	p := PlanSchedule{ScheduleID: id, Kind: kind, DueTime: s.due}
+	switch kind {
+	case ScheduleReminder:
+		s.period = draw(t, "every", 0, 24*time.Hour)
+		p.PeriodSeconds = int64(s.period / time.Second)
+	case ScheduleStatusChange:
+		p.TargetStatus = StatusDeclined
+	}
+	return p, func(m *model) error {
+		a, err := m.open(sub)
+		if err != nil || !s.due.After(m.now) {
+			return errModel
+		}
+		a.schedules[id] = s
+		return nil
+	}
+}
+
+// schedule draws one of the account's: as the model knows it, and its id.
+func (c *machine) schedule(t *rapid.T, sub string) (key, id string) {
+	key = draw(t, "schedule", append(slices.Sorted(maps.Keys(c.m.accounts[sub].schedules)), "none")...)
+	for _, s := range c.w.account(sub).Schedules {
+		if cmp.Or(s.SetupID, s.ScheduleID) == key {
+			return key, s.ScheduleID
+		}
+	}
+	return key, key
+}
+
+func (c *machine) postpone(t *rapid.T, sub string) (Command, change) {
+	key, id := c.schedule(t, sub)
+	due := draw(t, "to", c.w.now.Add(time.Hour), c.w.now.Add(40*time.Hour), c.w.now.Add(-time.Hour), c.m.accounts[sub].schedules[key].due)
+	return PostponeSchedule{id, due}, func(m *model) error {
+		a, err := m.there(sub)
+		if err != nil {
+			return err
+		}
+		s := a.schedules[key]
+		if s.state != SchedulePending || !due.Equal(s.due) && !due.After(m.now) {
+			return errModel
+		}
+		s.due = due
+		a.schedules[key] = s
+		return nil
+	}
+}
+
+func (c *machine) cancel(t *rapid.T, sub string) (Command, change) {
+	key, id := c.schedule(t, sub)
+	return CancelSchedule{id}, func(m *model) error {
+		a, err := m.there(sub)
+		if err != nil {
+			return err
+		}
+		switch s := a.schedules[key]; {
+		case s.state == ScheduleAborted:
+		case s.state != SchedulePending:
+			return errModel
+		case key == a.end:
+			a.become(a.before)
+		default:
+			a.cancel("", func(id string, _ modelSchedule) bool { return id == key })
+		}
+		return nil
+	}
+}
+
+func (c *machine) execute(t *rapid.T, sub string) (Command, change) {
+	key, id := c.schedule(t, sub)
+	due := c.m.accounts[sub].schedules[key].due
+	off := draw(t, "off", 0, 0, 0, time.Second)
+	return ExecuteSchedule{id, due.Add(off)}, func(m *model) error {
+		if m.accounts[sub].erased {
+			return errModel
+		}
+		if off == 0 {
+			m.execute(sub, key)
+		}
+		return nil
+	}
+}
+
+func (c *machine) delete(t *rapid.T, sub string) (Command, change) {
+	id, grace := c.id("d"), draw(t, "grace", 0, time.Hour, 48*time.Hour, -time.Hour)
+	return ScheduleAccountDeletion{id, grace}, func(m *model) error {
+		a, err := m.there(sub)
+		if err != nil || grace < 0 {
+			return errModel
+		}
+		if a.status != StatusDeleted {
+			a.schedules[id] = modelSchedule{kind: ScheduleDeletion, due: m.now.Add(grace), state: SchedulePending}
+			a.end, a.before, a.status = id, a.status, StatusDeleted
+		}
+		return nil
+	}
+}
+
+func (c *machine) restore(_ *rapid.T, sub string) (Command, change) {
+	return CancelAccountDeletion{}, func(m *model) error {
+		a, err := m.there(sub)
+		if err != nil || a.end == "" {
+			return errModel
+		}
+		a.become(a.before)
+		return nil
+	}
+}
+
+func (c *machine) erase(_ *rapid.T, sub string) (Command, change) {
+	return EraseAccount{}, func(m *model) error {
+		if _, err := m.there(sub); err != nil {
+			return err
+		}
+		m.erase(sub)
 		return nil
 	}
 }
