@@ -52,7 +52,7 @@ type world struct {
 	clock  *clock
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	key, _, err := tlog.GenerateKey("accountledger/test")
 	if err != nil {
 		t.Fatal(err)
@@ -67,13 +67,14 @@ func newWorld(t *testing.T) *world {
 
 type running struct {
 	*domain.Ledger
+	log   *sqlite.Store
 	views *projections.Views
 	close func()
 }
 
 // open opens the ledger with so many schedulers at once, each with a ledger
 // of its own over the one log.
-func (w *world) open(t *testing.T, schedulers int) running {
+func (w *world) open(t testing.TB, schedulers int) running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	log, err := sqlite.Open(ctx, sqlite.Config{Dir: w.dir, Signer: w.signer, Now: w.clock.Now})
@@ -102,7 +103,7 @@ func (w *world) open(t *testing.T, schedulers int) running {
 			}
 		})
 	}
-	r := running{ledger(), views, sync.OnceFunc(func() {
+	r := running{ledger(), log, views, sync.OnceFunc(func() {
 		cancel()
 		loops.Wait()
 		views.Close()
@@ -113,7 +114,7 @@ func (w *world) open(t *testing.T, schedulers int) running {
 	return r
 }
 
-func (r running) do(t *testing.T, sub string, cmd domain.Command) {
+func (r running) do(t testing.TB, sub string, cmd domain.Command) {
 	t.Helper()
 	if _, err := r.Execute(t.Context(), domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}, sub, cmd); err != nil {
 		t.Fatalf("%T: %v", cmd, err)
@@ -121,7 +122,7 @@ func (r running) do(t *testing.T, sub string, cmd domain.Command) {
 }
 
 // executions are the marks in an account's history.
-func (r running) executions(t *testing.T, sub string) (all []domain.ScheduleExecuted) {
+func (r running) executions(t testing.TB, sub string) (all []domain.ScheduleExecuted) {
 	t.Helper()
 	for x, err := range r.History(t.Context(), sub, 0) {
 		if err != nil {
@@ -135,26 +136,29 @@ func (r running) executions(t *testing.T, sub string) (all []domain.ScheduleExec
 }
 
 // settle waits until nothing is due any more.
-func (r running) settle(t *testing.T, c *clock) {
+func (r running) settle(t testing.TB, c *clock) {
 	t.Helper()
+	if err := r.settled(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r running) settled(ctx context.Context, c *clock) error {
 	for {
 		changed := r.views.Schedules().Changed()
-		next, err := r.views.Schedules().Next(t.Context(), projections.Due{}, 1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(next) == 0 || next[0].Time.After(c.Now()) {
-			return
+		next, err := r.views.Schedules().Next(ctx, projections.Due{}, 1)
+		if err != nil || len(next) == 0 || next[0].Time.After(c.Now()) {
+			return err
 		}
 		select {
 		case <-changed:
-		case <-t.Context().Done():
-			t.Fatal("nobody executes what is due")
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }
 
-func (r running) plan(t *testing.T, w *world, sub, id string, in time.Duration, period int64) {
+func (r running) plan(t testing.TB, w *world, sub, id string, in time.Duration, period int64) {
 	t.Helper()
 	r.do(t, sub, domain.PlanSchedule{ScheduleID: id, Kind: domain.ScheduleReminder, DueTime: w.clock.Now().Add(in), PeriodSeconds: period})
 	a, err := r.Account(t.Context(), sub)
@@ -166,7 +170,7 @@ func (r running) plan(t *testing.T, w *world, sub, id string, in time.Duration, 
 	}
 }
 
-func (r running) create(t *testing.T, sub string) {
+func (r running) create(t testing.TB, sub string) {
 	r.do(t, sub, domain.CreateAccount{Origin: domain.OriginCreated, Identities: []domain.NewIdentity{
 		{IdentityID: "i-" + sub, Provider: domain.ProviderSelf, Profile: domain.Profile{Email: sub + "@example.com"}}}})
 }
