@@ -60,7 +60,7 @@ func (c *machine) subs() []string { return slices.Sorted(maps.Keys(c.w.accounts)
 // draw chooses one of some.
 func draw[T any](t *rapid.T, name string, some ...T) T { return rapid.SampledFrom(some).Draw(t, name) }
 
-func drawSub(t *rapid.T, name string) string { return testSub(rapid.IntRange(1, 6).Draw(t, name)) }
+func drawSub(t *rapid.T, name string) string { return testSub(rapid.IntRange(1, 5).Draw(t, name)) }
 
 func (c *machine) id(prefix string) string {
 	c.n++
@@ -71,12 +71,13 @@ func (c *machine) id(prefix string) string {
 func (c *machine) step(t *rapid.T) {
 	sub := drawSub(t, "sub")
 	commands := map[string]func(*rapid.T, string) (Command, change){
-		"link": c.link, "unlink": c.unlink, "update": c.update, "fields": c.fields, "set field": c.fields, "status": c.status,
-		"group": c.group, "consent": c.consent, "decide": c.consent, "merge": c.merge, "join": c.merge, "part": c.separate, "take apart": c.separate,
-		"plan": c.plan, "postpone": c.postpone, "cancel": c.cancel, "execute": c.execute, "do": c.execute,
-		"delete": c.delete, "restore": c.restore, "erase": c.erase, "wait": nil,
+		"fields": c.fields, "merge": c.merge, "separate": c.separate, "link": c.link, "unlink": c.unlink, "update": c.update, "group": c.group,
+		"consent": c.consent, "plan": c.plan, "execute": c.execute, "status": c.status, "postpone": c.postpone, "cancel": c.cancel,
+		"delete": c.delete, "restore": c.restore, "erase": c.erase,
 	}
-	name := draw(t, "command", slices.Sorted(maps.Keys(commands))...)
+	// rapid draws the first of them most. An account that was erased is no use.
+	name := draw(t, "command", "merge", "fields", "consent", "separate", "execute", "plan", "link", "update", "wait", "group",
+		"unlink", "status", "postpone", "cancel", "delete", "restore", "erase")
 	if name == "wait" {
 		c.w.now = c.w.now.Add(draw(t, "for", time.Hour, 25*time.Hour))
 		return
@@ -189,7 +190,7 @@ func (c *machine) way(t *rapid.T, sub string) (NewIdentity, modelWay) {
 
 // field draws a custom field's key and value, and the value as it is kept.
 func field(t *rapid.T) (key, given, kept string) {
-	key = draw(t, "key", "x", "y", "login", "badge")
+	key = draw(t, "key", "login", "badge", "x", "y")
 	switch key {
 	case "login":
 		given = draw(t, "value", `"ann"`, `"Bob"`, `"cyd"`, `" bob "`, "null")
@@ -456,7 +457,7 @@ func TestMachine(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var c machine
 		c.init(rt, newWorld())
-		for range rapid.IntRange(1, 60).Draw(rt, "steps") {
+		for range rapid.IntRange(20, 60).Draw(rt, "steps") {
 			c.step(rt)
 		}
 	})
