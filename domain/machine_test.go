@@ -21,6 +21,7 @@ type machine struct {
 	w     *world
 	m     *model
 	n     int // ids made
+	turn  int // steps made
 	start time.Time
 }
 
@@ -60,7 +61,26 @@ func (c *machine) subs() []string { return slices.Sorted(maps.Keys(c.w.accounts)
 // draw chooses one of some.
 func draw[T any](t *rapid.T, name string, some ...T) T { return rapid.SampledFrom(some).Draw(t, name) }
 
-func drawSub(t *rapid.T, name string) string { return testSub(rapid.IntRange(1, 5).Draw(t, name)) }
+// sub draws an account. rapid prefers small numbers, so each step begins to
+// count with another one.
+func (c *machine) sub(t *rapid.T) string {
+	c.turn++
+	return testSub(1 + (c.turn+rapid.IntRange(0, 4).Draw(t, "sub"))%5)
+}
+
+// from draws an account, preferably one that is fit.
+func (c *machine) from(t *rapid.T, fit func(sub string, a *modelAccount) bool) string {
+	var fitting, others []string
+	for i := range 5 {
+		sub := testSub(1 + (c.turn+i)%5)
+		if a := c.m.accounts[sub]; a != nil && fit(sub, a) {
+			fitting = append(fitting, sub)
+		} else {
+			others = append(others, sub)
+		}
+	}
+	return draw(t, "from", append(fitting, others...)...)
+}
 
 func (c *machine) id(prefix string) string {
 	c.n++
@@ -69,7 +89,7 @@ func (c *machine) id(prefix string) string {
 
 // step asks one random command of both and compares what came of it.
 func (c *machine) step(t *rapid.T) {
-	sub := drawSub(t, "sub")
+	sub := c.sub(t)
 	commands := map[string]func(*rapid.T, string) (Command, change){
 		"fields": c.fields, "merge": c.merge, "separate": c.separate, "link": c.link, "unlink": c.unlink, "update": c.update, "group": c.group,
 		"consent": c.consent, "plan": c.plan, "execute": c.execute, "status": c.status, "postpone": c.postpone, "cancel": c.cancel,
@@ -360,7 +380,7 @@ func (c *machine) group(t *rapid.T, sub string) (Command, change) {
 func (c *machine) consent(t *rapid.T, sub string) (Command, change) {
 	id, version := draw(t, "consent", "news", "terms", "none"), draw(t, "version", 1, 2)
 	status := draw(t, "decision", ConsentStatuses...)
-	at := draw(t, "at", time.Time{}, c.start, c.start.Add(time.Hour), c.w.now.Add(time.Hour))
+	at := draw(t, "at", c.start, time.Time{}, c.start.Add(time.Hour), c.w.now.Add(time.Hour))
 	return DecideConsent{ConsentID: id, Version: version, Status: status, Time: at}, func(m *model) error {
 		a, err := m.open(sub)
 		if err != nil {
@@ -389,7 +409,9 @@ func (c *machine) consent(t *rapid.T, sub string) (Command, change) {
 }
 
 func (c *machine) merge(t *rapid.T, sub string) (Command, change) {
-	from := drawSub(t, "from")
+	from := c.from(t, func(from string, a *modelAccount) bool {
+		return from != sub && a.status != StatusCombined && a.status != StatusDeleted
+	})
 	return MergeAccount{From: from}, func(m *model) error {
 		a, err := m.open(sub)
 		if err != nil {
@@ -423,7 +445,7 @@ func (c *machine) merge(t *rapid.T, sub string) (Command, change) {
 }
 
 func (c *machine) separate(t *rapid.T, sub string) (Command, change) {
-	from := drawSub(t, "from")
+	from := c.from(t, func(_ string, a *modelAccount) bool { return a.into == sub })
 	return UnmergeAccount{Sub: from}, func(m *model) error {
 		a, err := m.open(sub)
 		if err != nil {
