@@ -146,14 +146,15 @@ func (c LinkIdentity) decide(_ Setting, a Account) ([]Event, error) {
 	if err := f.err(); err != nil {
 		return nil, err
 	}
+	self := false // of which a merge may have brought further ones
 	for _, i := range a.Identities {
-		switch {
-		case i.Provider != n.Provider:
-		case i.ProviderUserID == n.ProviderUserID && (n.Provider != ProviderSelf || i.Profile.equal(n.Profile)):
+		if i.Provider == n.Provider && i.ProviderUserID == n.ProviderUserID && (n.Provider != ProviderSelf || i.Profile.equal(n.Profile)) {
 			return nil, nil
-		case n.Provider == ProviderSelf:
-			return nil, refuse(CodeIdentityConflict, "An account has at most one identity of provider self.")
 		}
+		self = self || i.Provider == ProviderSelf
+	}
+	if self && n.Provider == ProviderSelf {
+		return nil, refuse(CodeIdentityConflict, "An account has at most one identity of provider self.")
 	}
 	return []Event{IdentityLinked(n)}, nil
 }

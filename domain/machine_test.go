@@ -251,17 +251,16 @@ func (c *machine) link(t *rapid.T, sub string) (Command, change) {
 		if _, err := m.open(sub); err != nil {
 			return err
 		}
+		self := false
 		for _, id := range m.at(sub) {
 			o := m.ways[id]
-			switch {
-			case o.provider != w.provider:
-			case w.provider == ProviderSelf && o.email == w.email && o.name == w.name && o.nick == "":
-				return nil
-			case w.provider == ProviderSelf:
-				return errModel
-			case o.user == w.user:
+			if o.provider == w.provider && o.user == w.user && (w.user != "" || o.email == w.email && o.name == w.name && o.nick == "") {
 				return nil
 			}
+			self = self || o.provider == ProviderSelf
+		}
+		if self && w.provider == ProviderSelf {
+			return errModel
 		}
 		m.ways[n.IdentityID] = w
 		return nil

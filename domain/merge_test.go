@@ -74,6 +74,10 @@ func TestMerge(t *testing.T) {
 	if got := owner(a, merged); got != subB {
 		t.Errorf("the merge is sealed under the key of %s", got)
 	}
+	// It has this one already, though it is not its first of provider self.
+	if again := w.must(t, subA, LinkIdentity{identityOf("b9", ProviderSelf, "", "ada@work.example")}); len(again) != 0 {
+		t.Errorf("linking what a merge brought: %v", again)
+	}
 	// What changes on B's identity after the merge goes back with it; a field
 	// that was changed since stays, one that was not is unset.
 	w.must(t, subA, UpdateProfile{IdentityID: "b1", Patch: value(`{"email":"ada@new.example","nickname":"Countess"}`)})
