@@ -50,6 +50,7 @@ const (
 	CodeConsentNotFound         Code = "consent-not-found"
 	CodeConsentNotAccepted      Code = "consent-not-accepted"
 	CodeWebhookNotFound         Code = "webhook-not-found"
+	CodeTooManyKeys             Code = "too-many-keys"
 )
 
 // Codes lists every code a *Error may carry, for tables that must be complete.
@@ -57,7 +58,7 @@ var Codes = []Code{
 	CodeAccountNotFound, CodeAccountErased, CodeAccountExists, CodeAccountDeleted, CodeAccountCombined,
 	CodeInvalidRequest, CodeIdentifierTaken, CodeIdentifierRequired, CodeIdentityConflict, CodeIdentityNotFound,
 	CodeStatusSystemManaged, CodeInvalidStatusTransition, CodeStaleRevision, CodeConcurrentChange,
-	CodeIdempotencyKeyReused, CodeTooLarge, CodeWebhookNotFound,
+	CodeIdempotencyKeyReused, CodeTooLarge, CodeWebhookNotFound, CodeTooManyKeys,
 	CodeMergeRefused, CodeInUse, CodeSystemManaged, CodeRoleNotFound,
 	CodeGroupNotFound, CodeGroupTypeNotFound, CodeAdminRequired,
 	CodeScheduleNotFound, CodeScheduleEnded, CodeScheduleSetupNotFound, CodeScheduleSetupOrder, CodeDeletionNotFound,

@@ -56,6 +56,8 @@ var decoders = map[string]decoder{
 	"consent-definition.set.v1":        decode[ConsentDefinitionSet],
 	"consent-definition.deleted.v1":    decode[ConsentDefinitionDeleted],
 	"webhook.created.v1":               decode[WebhookCreated],
+	"webhook.updated.v1":               decode[WebhookUpdated],
+	"webhook.key-rotated.v1":           decode[WebhookKeyRotated],
 	"webhook.state-changed.v1":         decode[WebhookStateChanged],
 	"webhook.deleted.v1":               decode[WebhookDeleted],
 }

@@ -75,7 +75,10 @@ var goldenEvents = []Event{
 	ConsentDefinitionSet{"newsletter", "Newsletter", "To tell you what is new.", "consent", []ConsentVersion{{1, map[string]string{"en": "Yes, please."},
 		"https://example.com/newsletter", time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)}}, true, []string{"name", "versions"}},
 	ConsentDefinitionDeleted{"newsletter"},
-	WebhookCreated{"https://crm.example/hook", []string{"USER_*"}, FormatStandard, PayloadFull, 17},
+	WebhookCreated{"https://crm.example/hook", []string{"USER_*"}, FormatStandard, PayloadFull, 17, fullOptions,
+		[]WebhookKey{{KeyID: "0190a1b2-0000-7000-8000-00000000000e", Type: KeyEd25519}}},
+	WebhookUpdated{WebhookSettings{"https://crm.example/hook", []string{"USER_*"}, FormatStandard, PayloadFull, fullOptions}, []string{"events"}},
+	WebhookKeyRotated{WebhookKey{KeyID: "0190a1b2-0000-7000-8000-00000000000f", Type: KeyHMAC}, []string{"first"}, goldenTime},
 	WebhookStateChanged{WebhookEnabled, WebhookDisabled, "gone"},
 	WebhookDeleted{},
 }
@@ -90,6 +93,9 @@ var otherwise = []Event{
 	FieldSet{Fields: []string{"labels"}},
 	ConsentDefinitionSet{Fields: []string{"name"}}, ConsentDecided{Status: ConsentDeclined}, ConsentDecided{Status: ConsentRevoked},
 }
+
+var fullOptions = WebhookOptions{Description: "Sales", HubSignature: true,
+	Preset: "crm", Mapping: WebhookMapping{"customer_id": "sub"}, BatchSize: 10, BatchBytes: 1 << 20}
 
 var fullField = FieldDefinition{
 	FieldKey: "tier", DataType: TypeSelect, Required: true, ReadOnly: true, Internal: true, Unique: true, Searchable: true, Personal: true,
@@ -239,6 +245,8 @@ func TestClassified(t *testing.T) {
 		"ConsentDefinitionSet.Published", "ConsentDefinitionSet.Created", "ConsentDefinitionSet.Fields", "ConsentDefinitionDeleted.ConsentID",
 		"RoleSet.Role", "RoleSet.Name", "RoleSet.Description", "RoleSet.Created", "RoleSet.Fields", "RoleDeleted.Role",
 		"WebhookCreated.URL", "WebhookCreated.Events", "WebhookCreated.Format", "WebhookCreated.Payload", "WebhookCreated.After",
+		"WebhookCreated.Options", "WebhookCreated.Keys", "WebhookUpdated.Settings", "WebhookUpdated.Fields",
+		"WebhookKeyRotated.Key", "WebhookKeyRotated.Replaces", "WebhookKeyRotated.NotAfter",
 		"WebhookStateChanged.From", "WebhookStateChanged.To", "WebhookStateChanged.Reason",
 	}
 	seen := map[string]bool{}

@@ -32,7 +32,7 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 		e := x.Event.(AccountCreated)
 		created := userCreated{
 			Sub: x.Sub(), Email: e.Profile.Email, GivenName: e.Profile.GivenName, FamilyName: e.Profile.FamilyName,
-			EmailVerified: e.Profile.EmailVerified, Status: e.Status, Provider: e.Provider,
+			EmailVerified: e.Profile.EmailVerified, MobileNumber: e.Profile.MobileNumber, Locale: e.Profile.Locale, Status: e.Status, Provider: e.Provider,
 			CreatedTime: x.OccurredTime(), CustomFields: merged(e.CustomFields, e.ClearCustomFields),
 		}
 		events := []publicEvent{{"USER_CREATED", created}}
@@ -185,6 +185,8 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 		return []publicEvent{{"CONSENT_DEFINITION_DELETED", configChanged{x.Event.(ConsentDefinitionDeleted).ConsentID, nil}}}
 	},
 	"webhook.created.v1":       webhookEvent("WEBHOOK_CREATED"),
+	"webhook.updated.v1":       webhookEvent("WEBHOOK_UPDATED"),
+	"webhook.key-rotated.v1":   webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.state-changed.v1": webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.deleted.v1":       webhookEvent("WEBHOOK_DELETED"),
 }
@@ -218,6 +220,8 @@ type (
 		Sub           string                    `json:"sub"`
 		Email         string                    `json:"email,omitzero"`
 		EmailVerified bool                      `json:"email_verified"`
+		MobileNumber  string                    `json:"mobile_number,omitzero"`
+		Locale        string                    `json:"locale,omitzero"`
 		GivenName     string                    `json:"given_name,omitzero"`
 		FamilyName    string                    `json:"family_name,omitzero"`
 		Status        Status                    `json:"userStatus"`
@@ -324,6 +328,10 @@ func webhookEvent(name string) func(Entry) []publicEvent {
 		switch e := x.Event.(type) {
 		case WebhookCreated:
 			data.Fields, data.State = []string{"url", "events", "format", "payload"}, WebhookEnabled
+		case WebhookUpdated:
+			data.Fields = e.Fields
+		case WebhookKeyRotated:
+			data.Fields = []string{"keys"}
 		case WebhookStateChanged:
 			data.Fields, data.State = []string{"state"}, e.To
 		}

@@ -7,22 +7,42 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"accountledger/eventstore"
 )
 
 // Webhook is an endpoint of an external system and what it asked to be told.
 // Its secrets are in the key store; where it stands in the log is delivery's.
 type Webhook struct {
-	WebhookID   string              `json:"webhookId"`
-	URL         string              `json:"url"`
-	Events      []string            `json:"events"`  // public names, or prefixes like USER_*
-	Format      string              `json:"format"`  // standard
-	Payload     string              `json:"payload"` // full or thin
-	After       eventstore.Position `json:"after"`   // it gets the events after this position
+	WebhookID string `json:"webhookId"`
+	WebhookSettings
+	Keys        []WebhookKey        `json:"keys"`  // that deliveries are signed with, newest first
+	After       eventstore.Position `json:"after"` // it gets the events after this position
 	State       WebhookState        `json:"state"`
 	StateReason string              `json:"stateReason,omitzero"`
 	CreatedTime time.Time           `json:"createdTime"`
 	Revision    eventstore.Revision `json:"revision"`
+}
+
+// WebhookSettings is what an endpoint can be configured to.
+type WebhookSettings struct {
+	URL     string   `json:"url"`
+	Events  []string `json:"events"`  // public names, or prefixes like USER_*
+	Format  string   `json:"format"`  // one of Formats
+	Payload string   `json:"payload"` // full, thin or fields
+	WebhookOptions
+}
+
+// WebhookOptions are the settings that may be left out.
+type WebhookOptions struct {
+	Description  string         `json:"description,omitzero"`
+	Preset       string         `json:"preset,omitzero"`       // what it started from; its events and mapping may differ since
+	Mapping      WebhookMapping `json:"mapping,omitzero"`      // of the payload fields
+	BatchSize    int            `json:"batchSize,omitzero"`    // events in a request at most, of FormatBatch
+	BatchBytes   int            `json:"batchBytes,omitzero"`   // of the body at most; an event that is larger goes alone
+	HubSignature bool           `json:"hubSignature,omitzero"` // deliveries carry X-Hub-Signature-256, too
 }
 
 // WebhookState says whether an endpoint is delivered to.
@@ -35,11 +55,25 @@ const (
 	WebhookDisabled WebhookState = "disabled" // by the ledger, because the endpoint is gone
 )
 
-// What a webhook can be asked to look like.
+// How deliveries can look.
 const (
-	FormatStandard = "standard" // Standard Webhooks: type, timestamp, data
-	PayloadFull    = "full"     // all data of the event
-	PayloadThin    = "thin"     // ids only
+	FormatStandard = "standard"           // Standard Webhooks: type, timestamp, data
+	FormatEvent    = "cloudevents"        // CloudEvents 1.0.2, structured
+	FormatBinary   = "cloudevents-binary" // the same with the attributes in headers
+	FormatBatch    = "cloudevents-batch"  // several events in a request
+	PayloadFull    = "full"               // all data of the event
+	PayloadThin    = "thin"               // ids only
+	PayloadFields  = "fields"             // what a mapping names
+)
+
+// Formats are all of them.
+var Formats = []string{FormatStandard, FormatEvent, FormatBinary, FormatBatch}
+
+// Bounds of a batch.
+const (
+	MaxBatchSize  = 1000
+	MinBatchBytes = 1 << 10
+	MaxBatchBytes = 8 << 20
 )
 
 const webhookPrefix = "webhook-"
@@ -63,9 +97,24 @@ type WebhookCreated struct {
 	Format  string              `json:"format" pii:"clear"`
 	Payload string              `json:"payload" pii:"clear"`
 	After   eventstore.Position `json:"after" pii:"clear"`
+	Options WebhookOptions      `json:"options,omitzero" pii:"clear"`
+	Keys    []WebhookKey        `json:"keys,omitzero" pii:"clear"` // none: one with the id FirstKey
 }
 
 func (WebhookCreated) eventType() string { return "webhook.created.v1" }
+
+func (e WebhookCreated) settings() WebhookSettings {
+	return WebhookSettings{e.URL, e.Events, e.Format, e.Payload, e.Options}
+}
+
+// WebhookUpdated changes what an endpoint is configured to. It holds all of
+// it, so that a change never depends on how an older one was merged.
+type WebhookUpdated struct {
+	Settings WebhookSettings `json:"settings" pii:"clear"`
+	Fields   []string        `json:"fields" pii:"clear"` // that changed
+}
+
+func (WebhookUpdated) eventType() string { return "webhook.updated.v1" }
 
 // WebhookStateChanged starts or stops deliveries to an endpoint.
 type WebhookStateChanged struct {
@@ -85,8 +134,15 @@ func (WebhookDeleted) eventType() string { return "webhook.deleted.v1" }
 func (w Webhook) Evolve(x Entry) Webhook {
 	switch e := x.Event.(type) {
 	case WebhookCreated:
-		w = Webhook{WebhookID: x.WebhookID(), URL: e.URL, Events: e.Events, Format: e.Format, Payload: e.Payload,
+		w = Webhook{WebhookID: x.WebhookID(), WebhookSettings: e.settings(), Keys: e.Keys,
 			After: e.After, State: WebhookEnabled, CreatedTime: x.Time}
+		if len(e.Keys) == 0 {
+			w.Keys = []WebhookKey{{KeyID: FirstKey, Type: KeyHMAC}}
+		}
+	case WebhookUpdated:
+		w.WebhookSettings = e.Settings
+	case WebhookKeyRotated:
+		w.Keys = e.rotated(w.Keys, x.Time)
 	case WebhookStateChanged:
 		w.State, w.StateReason = e.To, e.Reason
 	case WebhookDeleted:
@@ -113,41 +169,139 @@ type WebhookCommand interface {
 // to is checked at every connection, not here.
 type CreateWebhook WebhookCreated
 
+// Settings is what the endpoint would be configured to.
+func (c CreateWebhook) Settings() WebhookSettings { return WebhookCreated(c).settings() }
+
 func (c CreateWebhook) decide(w Webhook) ([]Event, error) {
 	if w.Revision >= 0 {
 		return nil, nil
 	}
-	var f faults
-	u, err := url.Parse(c.URL)
-	switch {
-	case err != nil || u.Host == "" || u.Opaque != "" || len(c.URL) > 2048:
-		f.add("/url", "must be an absolute URL of at most 2048 bytes")
-	case u.Scheme != "https" && u.Scheme != "http":
-		f.add("/url", "the scheme must be https or http")
-	case u.User != nil:
-		f.add("/url", "must not carry credentials")
-	case u.Fragment != "":
-		f.add("/url", "must not have a fragment")
+	if f := c.Settings().faults(); len(f) > 0 {
+		return nil, f.err()
 	}
-	if len(c.Events) == 0 || len(c.Events) > 100 {
+	return []Event{WebhookCreated(c)}, nil
+}
+
+// UpdateWebhook configures an endpoint anew.
+type UpdateWebhook struct{ Settings WebhookSettings }
+
+func (c UpdateWebhook) decide(w Webhook) ([]Event, error) {
+	if !w.Exists() {
+		return nil, refuse(CodeWebhookNotFound, "There is no such webhook.")
+	}
+	if f := c.Settings.faults(); len(f) > 0 {
+		return nil, f.err()
+	}
+	fields, err := w.WebhookSettings.changed(c.Settings)
+	if err != nil || len(fields) == 0 {
+		return nil, err
+	}
+	return []Event{WebhookUpdated{c.Settings, fields}}, nil
+}
+
+// Same reports whether s and t are the same settings.
+func (s WebhookSettings) Same(t WebhookSettings) bool {
+	fields, err := s.changed(t)
+	return err == nil && len(fields) == 0
+}
+
+// changed names the members in which s and t differ, sorted.
+func (s WebhookSettings) changed(t WebhookSettings) ([]string, error) {
+	before, err := membersOf(s)
+	if err != nil {
+		return nil, err
+	}
+	after, err := membersOf(t)
+	if err != nil {
+		return nil, err
+	}
+	var fields []string
+	for name, value := range before {
+		if string(after[name]) != string(value) {
+			fields = append(fields, name)
+		}
+	}
+	for name := range after {
+		if _, ok := before[name]; !ok {
+			fields = append(fields, name)
+		}
+	}
+	slices.Sort(fields)
+	return fields, nil
+}
+
+func membersOf(v any) (members map[string]jsontext.Value, err error) {
+	data, err := json.Marshal(v, json.Deterministic(true))
+	if err != nil {
+		return nil, err
+	}
+	return members, json.Unmarshal(data, &members)
+}
+
+// faults is everything that is wrong with s.
+func (s WebhookSettings) faults() faults {
+	var f faults
+	if fault := urlFault(s.URL); fault != "" {
+		f.add("/url", "%s", fault)
+	}
+	if len(s.Events) == 0 || len(s.Events) > 100 {
 		f.add("/events", "1 to 100 names")
 	}
-	for _, name := range c.Events {
+	for _, name := range s.Events {
 		if !selectable(name) {
 			f.add("/events", "must name public events, like USER_CREATED, or prefixes of some, like USER_*")
 			break
 		}
 	}
-	if c.Format != FormatStandard {
-		f.add("/format", "must be %s", FormatStandard)
+	if !slices.Contains(Formats, s.Format) {
+		f.add("/format", "must be one of %s", strings.Join(Formats, ", "))
 	}
-	if c.Payload != PayloadFull && c.Payload != PayloadThin {
-		f.add("/payload", "must be %s or %s", PayloadFull, PayloadThin)
+	s.payloadFaults(&f)
+	if len(s.Description) > 1024 {
+		f.add("/description", "at most 1024 bytes")
 	}
-	if err := f.err(); err != nil {
-		return nil, err
+	return f
+}
+
+func (s WebhookSettings) payloadFaults(f *faults) {
+	switch s.Payload {
+	case PayloadFields:
+		s.Mapping.faults(f)
+	case PayloadFull, PayloadThin:
+		if len(s.Mapping) > 0 {
+			f.add("/mapping", "goes with the payload %s", PayloadFields)
+		}
+	default:
+		f.add("/payload", "must be %s, %s or %s", PayloadFull, PayloadThin, PayloadFields)
 	}
-	return []Event{WebhookCreated(c)}, nil
+	if _, ok := PresetOf(s.Preset); s.Preset != "" && !ok {
+		f.add("/preset", "must be crm, marketing or analytics")
+	}
+	if s.Format != FormatBatch && (s.BatchSize != 0 || s.BatchBytes != 0) {
+		f.add("/batchSize", "goes with the format %s", FormatBatch)
+	}
+	if s.BatchSize < 0 || s.BatchSize > MaxBatchSize {
+		f.add("/batchSize", "1 to %d", MaxBatchSize)
+	}
+	if s.BatchBytes != 0 && (s.BatchBytes < MinBatchBytes || s.BatchBytes > MaxBatchBytes) {
+		f.add("/batchBytes", "%d to %d", MinBatchBytes, MaxBatchBytes)
+	}
+}
+
+// urlFault says what is wrong with an address to send to, or "".
+func urlFault(text string) string {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Host == "" || u.Opaque != "" || len(text) > 2048:
+		return "must be an absolute URL of at most 2048 bytes"
+	case u.Scheme != "https" && u.Scheme != "http":
+		return "the scheme must be https or http"
+	case u.User != nil:
+		return "must not carry credentials"
+	case u.Fragment != "":
+		return "must not have a fragment"
+	}
+	return ""
 }
 
 // SetWebhookState pauses, resumes or disables an endpoint.

@@ -1,0 +1,125 @@
+package domain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// standing is an endpoint after events.
+func standing(events ...Event) Webhook {
+	w := NewWebhook("w")
+	for i, e := range append([]Event{WebhookCreated{URL: "https://crm.example/hook", Events: []string{"USER_*"}, Format: FormatStandard, Payload: PayloadFull}}, events...) {
+		w = w.Evolve(Entry{Stream: WebhookStream("w"), Revision: w.Revision + 1, Time: goldenTime.Add(time.Duration(i) * time.Second), Event: e})
+	}
+	return w
+}
+
+// settingsWith is a valid configuration, changed.
+func settingsWith(change func(s *WebhookSettings)) WebhookSettings {
+	s := standing().WebhookSettings
+	change(&s)
+	return s
+}
+
+func TestWebhookRules(t *testing.T) {
+	t.Parallel()
+	settings := settingsWith
+	rotated := func(id string, kind WebhookKeyType, replaces ...string) WebhookKeyRotated {
+		e := WebhookKeyRotated{Key: WebhookKey{KeyID: id, Type: kind}, Replaces: replaces}
+		if replaces != nil {
+			e.NotAfter = goldenTime.Add(time.Hour)
+		}
+		return e
+	}
+	rotate := func(id string, kind WebhookKeyType) RotateWebhookKey {
+		return RotateWebhookKey{KeyID: id, Type: kind, Overlap: time.Hour, Now: goldenTime}
+	}
+	all := rotate("k2", KeyHMAC)
+	all.All = true
+	var crowd []Event
+	for i := range MaxOldKeys {
+		e := rotated(fmt.Sprint("k", i), KeyHMAC, fmt.Sprint("k", i-1))
+		if i == 0 {
+			e.Replaces = []string{FirstKey}
+		}
+		crowd = append(crowd, e)
+	}
+	for _, tt := range []struct {
+		name  string
+		given Webhook
+		when  WebhookCommand
+		then  []Event
+		code  Code
+		fault string // pointer of the first
+	}{
+		{name: "update", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Description, s.Payload = "Sales", PayloadThin })},
+			then: []Event{WebhookUpdated{settings(func(s *WebhookSettings) { s.Description, s.Payload = "Sales", PayloadThin }), []string{"description", "payload"}}}},
+		{name: "update to the same", given: standing(), when: UpdateWebhook{standing().WebhookSettings}},
+		{name: "update back to a default", given: standing(WebhookUpdated{Settings: settings(func(s *WebhookSettings) { s.Description = "Sales" })}), when: UpdateWebhook{standing().WebhookSettings},
+			then: []Event{WebhookUpdated{standing().WebhookSettings, []string{"description"}}}},
+		{name: "update what is not there", given: NewWebhook("w"), when: UpdateWebhook{standing().WebhookSettings}, code: CodeWebhookNotFound},
+		{name: "update to a bad url", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.URL = "ftp://x" })}, code: CodeInvalidRequest, fault: "/url"},
+		{name: "describe at length", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Description = strings.Repeat("x", 1025) })}, code: CodeInvalidRequest, fault: "/description"},
+		{name: "map nothing", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Payload = PayloadFields })}, code: CodeInvalidRequest, fault: "/mapping"},
+		{name: "map an unknown path", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Payload, s.Mapping = PayloadFields, WebhookMapping{"a": "shoe"} })}, code: CodeInvalidRequest, fault: "/mapping/a"},
+		{name: "map to no name", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Payload, s.Mapping = PayloadFields, WebhookMapping{"": "sub"} })}, code: CodeInvalidRequest, fault: "/mapping"},
+		{name: "map a full payload", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Mapping = WebhookMapping{"a": "sub"} })}, code: CodeInvalidRequest, fault: "/mapping"},
+		{name: "start from nothing known", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Preset = "shoes" })}, code: CodeInvalidRequest, fault: "/preset"},
+		{name: "row 80: a batch", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Format, s.BatchSize = FormatBatch, 10 })},
+			then: []Event{WebhookUpdated{settings(func(s *WebhookSettings) { s.Format, s.BatchSize = FormatBatch, 10 }), []string{"batchSize", "format"}}}},
+		{name: "row 80: a batch that was not asked for", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.BatchSize = 10 })}, code: CodeInvalidRequest, fault: "/batchSize"},
+		{name: "a large batch", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Format, s.BatchSize = FormatBatch, 1001 })}, code: CodeInvalidRequest, fault: "/batchSize"},
+		{name: "a small batch", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Format, s.BatchBytes = FormatBatch, 1 })}, code: CodeInvalidRequest, fault: "/batchBytes"},
+		{name: "rotate", given: standing(), when: rotate("k1", KeyHMAC), then: []Event{rotated("k1", KeyHMAC, FirstKey)}},
+		{name: "rotate again", given: standing(rotated("k1", KeyHMAC, FirstKey)), when: rotate("k2", KeyHMAC), then: []Event{rotated("k2", KeyHMAC, "k1")}},
+		{name: "rotate the same again", given: standing(rotated("k1", KeyHMAC, FirstKey)), when: rotate("k1", KeyHMAC)},
+		{name: "row 7: add a key of another type", given: standing(), when: rotate("k1", KeyEd25519), then: []Event{rotated("k1", KeyEd25519)}},
+		{name: "rotate one of two types", given: standing(rotated("k1", KeyEd25519)), when: rotate("k2", KeyHMAC), then: []Event{rotated("k2", KeyHMAC, FirstKey)}},
+		{name: "rotate all", given: standing(rotated("k1", KeyEd25519)), when: all, then: []Event{rotated("k2", KeyHMAC, "k1", FirstKey)}},
+		{name: "rotate to an unknown type", given: standing(), when: rotate("k1", "v2"), code: CodeInvalidRequest, fault: "/type"},
+		{name: "overlap for ever", given: standing(), when: RotateWebhookKey{KeyID: "k1", Type: KeyHMAC, Overlap: MaxOverlap + 1, Now: goldenTime}, code: CodeInvalidRequest, fault: "/overlap"},
+		{name: "row 15: an eleventh old key", given: standing(crowd...), when: rotate("k10", KeyHMAC), code: CodeTooManyKeys},
+		{name: "row 15: but not where it ends at once", given: standing(crowd...), when: RotateWebhookKey{KeyID: "k10", Type: KeyHMAC, Now: goldenTime},
+			then: []Event{WebhookKeyRotated{Key: WebhookKey{KeyID: "k10", Type: KeyHMAC}, Replaces: []string{"k9"}, NotAfter: goldenTime}}},
+		{name: "row 15: nor when another has ended", given: standing(crowd...), when: RotateWebhookKey{KeyID: "k10", Type: KeyHMAC, Overlap: time.Hour, Now: goldenTime.Add(time.Hour)},
+			then: []Event{WebhookKeyRotated{Key: WebhookKey{KeyID: "k10", Type: KeyHMAC}, Replaces: []string{"k9"}, NotAfter: goldenTime.Add(2 * time.Hour)}}},
+		{name: "rotate what is not there", given: NewWebhook("w"), when: rotate("k1", KeyHMAC), code: CodeWebhookNotFound},
+	} {
+		got, err := tt.when.decide(tt.given)
+		if diff := cmp.Diff(tt.then, got); diff != "" || CodeOf(err) != tt.code {
+			t.Errorf("%s: %v, want code %q; events (-want +got):\n%s", tt.name, err, tt.code, diff)
+		}
+		if tt.fault != "" {
+			if refusal, ok := err.(*Error); !ok || refusal.Faults[0].Pointer != tt.fault {
+				t.Errorf("%s: %v, want a fault at %s", tt.name, err, tt.fault)
+			}
+		}
+	}
+	_, err := rotate("k10", KeyHMAC).decide(standing(crowd...))
+	if want := goldenTime.Add(time.Hour).Format(time.RFC3339); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("row 15: %v, want the date of the next expiry, %s", err, want)
+	}
+}
+
+// What replaced a key is known, what has ended is forgotten.
+func TestWebhookKeys(t *testing.T) {
+	t.Parallel()
+	at := goldenTime
+	w := standing(
+		WebhookKeyRotated{Key: WebhookKey{KeyID: "a", Type: KeyHMAC}, Replaces: []string{FirstKey}, NotAfter: at.Add(90 * time.Second / 60)},
+		WebhookKeyRotated{Key: WebhookKey{KeyID: "b", Type: KeyHMAC}, Replaces: []string{"a"}, NotAfter: at.Add(time.Hour)},
+	)
+	want := []WebhookKey{{KeyID: "b", Type: KeyHMAC}, {KeyID: "a", Type: KeyHMAC, NotAfter: at.Add(time.Hour)}}
+	if diff := cmp.Diff(want, w.Keys); diff != "" {
+		t.Errorf("keys: %s", diff)
+	}
+	used := w.Secrets(at.Add(time.Hour))
+	if ids := []string{"a", "b"}; slices.ContainsFunc(ids, func(id string) bool { return used[id] != (id == "b") }) {
+		t.Errorf("secrets %v, want b alone once the hour is over", used)
+	}
+}

@@ -1,0 +1,34 @@
+package domain
+
+import "slices"
+
+// WebhookPreset is what an endpoint can start from: its events, and its data
+// as a fields payload.
+type WebhookPreset struct {
+	Preset  string
+	Events  []string
+	Mapping WebhookMapping
+}
+
+// WebhookPresets are the presets there are.
+var WebhookPresets = []WebhookPreset{
+	{"crm", []string{"USER_CREATED", "USER_UPDATED", "USER_DELETED"}, WebhookMapping{
+		"customer_id": "sub", "email": "email", "given_name": "given_name", "family_name": "family_name",
+		"email_verified": "email_verified", "createdTime": "createdTime",
+	}},
+	{"marketing", []string{"USER_CREATED", "USER_UPDATED", "CONSENT_ACCEPTED", "CONSENT_REVOKED"}, WebhookMapping{
+		"sub": "sub", "email": "email", "mobile_number": "mobile_number", "newsletter_consent": "customFields.newsletter_consent", "locale": "locale",
+	}},
+	{"analytics", []string{"USER_LOGIN", "USER_REGISTERED", "USER_UPDATED"}, WebhookMapping{
+		"event_type": "type", "timestamp": "timestamp", "sub": "sub", "device": "device", "location": "location", "method": "method",
+	}},
+}
+
+// PresetOf finds a preset by its name.
+func PresetOf(name string) (WebhookPreset, bool) {
+	i := slices.IndexFunc(WebhookPresets, func(p WebhookPreset) bool { return p.Preset == name })
+	if i < 0 {
+		return WebhookPreset{}, false
+	}
+	return WebhookPresets[i], true
+}
