@@ -28,6 +28,7 @@ const (
 	codeInvalidPrecondition  domain.Code = "invalid-precondition"
 	codeInvalidCursor        domain.Code = "invalid-cursor"
 	codeRevisionNotFound     domain.Code = "revision-not-found"
+	codeEventNotFound        domain.Code = "event-not-found"
 	codeProjectionNotFound   domain.Code = "projection-not-found"
 	codeRebuildRunning       domain.Code = "rebuild-running"
 	codeTimeout              domain.Code = "timeout"
@@ -145,6 +146,9 @@ var problemKinds = map[domain.Code]problemKind{
 	domain.CodeWebhookNotFound: {http.StatusNotFound, "Webhook not found",
 		"There is no webhook with this id, or it was deleted.",
 		"List the webhooks and use an id of one of them."},
+	domain.CodeTooManyKeys: {http.StatusConflict, "Too many keys",
+		"So many keys of the webhook sign on after they were replaced that there is no room for another one.",
+		"Wait until the next one ends, at the time in the detail."},
 
 	codeUnauthorized: {http.StatusUnauthorized, "Unauthorized",
 		"The request carries no valid API key.",
@@ -176,6 +180,9 @@ var problemKinds = map[domain.Code]problemKind{
 	codeInvalidCursor: {http.StatusBadRequest, "Invalid cursor",
 		"The cursor was not made by this resource of this ledger, or lies after the end of its log, as after a restore from a backup.",
 		"Start from a position you know, or from 0."},
+	codeEventNotFound: {http.StatusNotFound, "Event not found",
+		"Nothing that external systems are told of is at this place in the log.",
+		"Use the dataref of an event as it was delivered."},
 	codeRevisionNotFound: {http.StatusNotFound, "Revision not found",
 		"The account exists, but has not reached this revision.",
 		"Ask for a revision between 0 and the account's present one."},

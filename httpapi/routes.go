@@ -10,7 +10,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"accountledger/domain"
-	"accountledger/projections/webhooks"
 )
 
 // route is one thing the API can do: how it is reached, who may, and what its
@@ -36,9 +35,8 @@ var (
 	onAccount = []domain.Code{domain.CodeAccountNotFound, domain.CodeAccountErased}
 	onCommand = []domain.Code{domain.CodeInvalidRequest, domain.CodeStaleRevision, domain.CodeConcurrentChange,
 		domain.CodeIdempotencyKeyReused, domain.CodeTooLarge, codeInvalidPrecondition}
-	onChange  = slices.Concat(onAccount, onCommand, []domain.Code{domain.CodeAccountDeleted, domain.CodeAccountCombined})
-	onQuery   = []domain.Code{domain.CodeInvalidRequest, codeNotFresh}
-	onWebhook = []domain.Code{domain.CodeWebhookNotFound}
+	onChange = slices.Concat(onAccount, onCommand, []domain.Code{domain.CodeAccountDeleted, domain.CodeAccountCombined})
+	onQuery  = []domain.Code{domain.CodeInvalidRequest, codeNotFresh}
 )
 
 func codes(lists ...[]domain.Code) []domain.Code { return slices.Concat(lists...) }
@@ -121,45 +119,6 @@ func (s *server) routes() {
 	}, s.getEvents)
 
 	handle(s, route{
-		method: "POST", path: "/v1/webhooks", name: "createWebhook", scope: scopeWebhooksWrite, status: 201, answer: newEndpoint{},
-		summary: "Register a webhook",
-		text:    "Deliveries start after the position given by after, by default with the next event. The secret is shown this once.",
-		example: `{"url":"https://crm.example/hook","events":["USER_*"],"format":"standard","payload":"full"}`,
-		codes:   onCommand,
-	}, s.createWebhook)
-	handle(s, route{
-		method: "GET", path: "/v1/webhooks", name: "listWebhooks", scope: scopeWebhooksRead, status: 200, answer: endpoints{},
-		summary: "List the webhooks",
-		text:    "Oldest first, with how their deliveries go.",
-		codes:   onQuery,
-	}, s.listWebhooks)
-	handle(s, route{
-		method: "GET", path: "/v1/webhooks/{webhookId}", name: "getWebhook", scope: scopeWebhooksRead, status: 200, answer: webhooks.Endpoint{},
-		summary: "Get a webhook",
-		text:    "Its configuration, and how its deliveries go.",
-		codes:   codes(onWebhook, onQuery),
-	}, s.getWebhook)
-	handle(s, route{
-		method: "PUT", path: "/v1/webhooks/{webhookId}/state", name: "setWebhookState", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Endpoint{},
-		summary: "Enable, pause or disable a webhook",
-		text:    "While it is not enabled, its events wait.",
-		example: `{"state":"paused","reason":"maintenance"}`,
-		codes:   codes(onWebhook, onCommand),
-	}, s.setWebhookState)
-	handle(s, route{
-		method: "DELETE", path: "/v1/webhooks/{webhookId}", name: "deleteWebhook", scope: scopeWebhooksWrite, status: 204,
-		summary: "Delete a webhook",
-		text:    "Its secret is destroyed with it. Deleting it again changes nothing.",
-		codes:   codes(onWebhook, onCommand),
-	}, s.deleteWebhook)
-	handle(s, route{
-		method: "GET", path: "/v1/webhooks/{webhookId}/deliveries", name: "listDeliveries", scope: scopeWebhooksRead, status: 200, answer: deliveries{}, paged: true,
-		summary: "List the deliveries of a webhook",
-		text:    "Newest first.",
-		codes:   codes(onWebhook, onQuery),
-	}, s.listDeliveries)
-
-	handle(s, route{
 		method: "GET", path: "/v1/projections", name: "listProjections", scope: scopeAuditRead, status: 200, answer: projectionList{},
 		summary: "List the projections",
 		text:    "Where each stands against the log, and how far a rebuild is.",
@@ -171,6 +130,7 @@ func (s *server) routes() {
 		text:    "From the log, beside the live one, which goes on answering until they are switched. GET /v1/projections shows the progress.",
 		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
 	}, s.rebuildProjection)
+	s.webhookRoutes()
 	s.deletionRoutes()
 	s.mergeRoutes()
 	s.roleRoutes()

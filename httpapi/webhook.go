@@ -1,13 +1,82 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"net/http"
+	"reflect"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/projections/webhooks"
 )
+
+var onWebhook = []domain.Code{domain.CodeWebhookNotFound}
+
+func (s *server) webhookRoutes() {
+	handle(s, route{
+		method: "POST", path: "/v1/webhooks", name: "createWebhook", scope: scopeWebhooksWrite, status: 201, answer: newEndpoint{},
+		summary: "Register a webhook",
+		text:    "Deliveries start after the position given by after, by default with the next event. The secret is shown this once. A preset sets events, payload and mapping where they are not given.",
+		example: `{"url":"https://crm.example/hook","events":["USER_*"],"format":"standard","payload":"full"}`,
+		codes:   onCommand,
+	}, s.createWebhook)
+	handle(s, route{
+		method: "GET", path: "/v1/webhooks", name: "listWebhooks", scope: scopeWebhooksRead, status: 200, answer: endpoints{},
+		summary: "List the webhooks",
+		text:    "Oldest first, with how their deliveries go.",
+		codes:   onQuery,
+	}, s.listWebhooks)
+	handle(s, route{
+		method: "GET", path: "/v1/webhooks/{webhookId}", name: "getWebhook", scope: scopeWebhooksRead, status: 200, answer: webhooks.Endpoint{},
+		summary: "Get a webhook",
+		text:    "Its configuration, and how its deliveries go.",
+		codes:   codes(onWebhook, onQuery),
+	}, s.getWebhook)
+	handle(s, route{
+		method: "PATCH", path: "/v1/webhooks/{webhookId}", name: "patchWebhook", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Endpoint{},
+		summary: "Configure a webhook",
+		text:    "An RFC 7396 merge patch of its settings; null sets a default. What has not been delivered yet is delivered as configured then; the place in the log stays.",
+		example: `{"events":["USER_CREATED","USER_UPDATED"],"description":null}`,
+		codes:   codes(onWebhook, onCommand),
+	}, s.patchWebhook)
+	handle(s, route{
+		method: "POST", path: "/v1/webhooks/{webhookId}/rotate-secret", name: "rotateSecret", scope: scopeWebhooksWrite, status: 200, answer: newEndpoint{},
+		summary: "Rotate the signing key of a webhook",
+		text:    "Makes a key, or takes the one given, and shows its secret this once. The key it replaces, that of the same type, goes on signing beside it for overlap seconds, so that the receiver can change over; a key of another type stays unless all is true. Under an Idempotency-Key a repetition answers the same secret.",
+		example: `{"overlap":3600}`,
+		codes:   codes(onWebhook, onCommand, []domain.Code{domain.CodeTooManyKeys}),
+	}, s.rotateSecret)
+	handle(s, route{
+		method: "PUT", path: "/v1/webhooks/{webhookId}/state", name: "setWebhookState", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Endpoint{},
+		summary: "Enable, pause or disable a webhook",
+		text:    "While it is not enabled, its events wait.",
+		example: `{"state":"paused","reason":"maintenance"}`,
+		codes:   codes(onWebhook, onCommand),
+	}, s.setWebhookState)
+	handle(s, route{
+		method: "DELETE", path: "/v1/webhooks/{webhookId}", name: "deleteWebhook", scope: scopeWebhooksWrite, status: 204,
+		summary: "Delete a webhook",
+		text:    "Its secret is destroyed with it. Deleting it again changes nothing.",
+		codes:   codes(onWebhook, onCommand),
+	}, s.deleteWebhook)
+	handle(s, route{
+		method: "GET", path: "/v1/events/{event}/data", name: "getEventData", scope: scopeEventsRead, status: 200, answer: map[string]jsontext.Value{},
+		summary: "Get the data of a public event",
+		text:    "What the dataref of a thin CloudEvent refers to: the same bytes a full one has as data. Of an account that was erased since, what is not personal.",
+		codes:   codes(onQuery, []domain.Code{codeEventNotFound}),
+	}, s.getEventData)
+	handle(s, route{
+		method: "GET", path: "/v1/webhooks/{webhookId}/deliveries", name: "listDeliveries", scope: scopeWebhooksRead, status: 200, answer: deliveries{}, paged: true,
+		summary: "List the deliveries of a webhook",
+		text:    "Newest first.",
+		codes:   codes(onWebhook, onQuery),
+	}, s.listDeliveries)
+}
 
 type createWebhookInput struct {
 	Command
@@ -16,12 +85,51 @@ type createWebhookInput struct {
 
 // newWebhook is the body of POST /v1/webhooks.
 type newWebhook struct {
-	URL     string               `json:"url" maxLength:"2048"`
-	Events  []string             `json:"events" minItems:"1" maxItems:"100"`
-	Format  string               `json:"format,omitzero" enum:"standard" default:"standard"`
-	Payload string               `json:"payload,omitzero" enum:"full,thin" default:"full"`
-	After   *eventstore.Position `json:"after,omitzero" minimum:"0"`
-	Secret  string               `json:"secret,omitzero"`
+	WebhookBody
+	After   *eventstore.Position  `json:"after,omitzero" minimum:"0"`
+	Secret  string                `json:"secret,omitzero"`
+	KeyType domain.WebhookKeyType `json:"keyType,omitzero" enum:"v1,v1a" default:"v1"`
+}
+
+// WebhookBody is what a caller configures an endpoint to.
+type WebhookBody struct {
+	URL          string                `json:"url" maxLength:"2048"`
+	Events       []string              `json:"events,omitzero" minItems:"1" maxItems:"100"`
+	Format       string                `json:"format,omitzero" enum:"standard,cloudevents,cloudevents-binary,cloudevents-batch" default:"standard"`
+	Payload      string                `json:"payload,omitzero" enum:"full,thin,fields" default:"full"`
+	Preset       string                `json:"preset,omitzero" enum:"crm,marketing,analytics"`
+	Mapping      domain.WebhookMapping `json:"mapping,omitzero"`
+	BatchSize    int                   `json:"batchSize,omitzero" minimum:"1" maximum:"1000"`
+	BatchBytes   int                   `json:"batchBytes,omitzero" minimum:"1024" maximum:"8388608"`
+	Description  string                `json:"description,omitzero" maxLength:"1024"`
+	HubSignature bool                  `json:"hubSignature,omitzero"`
+}
+
+// settings is b as the domain has it, with what a preset or the defaults say
+// where b says nothing.
+func (b WebhookBody) settings() domain.WebhookSettings {
+	if p, ok := domain.PresetOf(b.Preset); ok {
+		if b.Events == nil {
+			b.Events = p.Events
+		}
+		if b.Payload == "" {
+			b.Payload = domain.PayloadFields
+		}
+		if b.Mapping == nil && b.Payload == domain.PayloadFields {
+			b.Mapping = p.Mapping
+		}
+	}
+	return domain.WebhookSettings{URL: b.URL, Events: b.Events, Format: cmp.Or(b.Format, domain.FormatStandard),
+		Payload: cmp.Or(b.Payload, domain.PayloadFull), WebhookOptions: domain.WebhookOptions{
+			Description: b.Description, Preset: b.Preset, Mapping: b.Mapping, BatchSize: b.BatchSize, BatchBytes: b.BatchBytes,
+			HubSignature: b.HubSignature}}
+}
+
+// settingsOf is what a caller would have to say for s.
+func settingsOf(s domain.WebhookSettings) WebhookBody {
+	return WebhookBody{URL: s.URL, Events: s.Events, Format: s.Format, Payload: s.Payload,
+		Description: s.Description, Preset: s.Preset, Mapping: s.Mapping, BatchSize: s.BatchSize, BatchBytes: s.BatchBytes,
+		HubSignature: s.HubSignature}
 }
 
 // newEndpoint is an endpoint with its secret, which is shown this once.
@@ -32,36 +140,130 @@ type newEndpoint struct {
 
 func (s *server) createWebhook(ctx context.Context, c *call, in *createWebhookInput) (*answer, error) {
 	body := in.value
-	cmd := domain.CreateWebhook{URL: body.URL, Events: body.Events, Format: body.Format, Payload: body.Payload, After: -1}
-	if cmd.Format == "" {
-		cmd.Format = domain.FormatStandard
-	}
-	if cmd.Payload == "" {
-		cmd.Payload = domain.PayloadFull
-	}
+	settings := body.settings()
+	creation := webhooks.Creation{CreateWebhook: domain.CreateWebhook{URL: settings.URL, Events: settings.Events, Format: settings.Format,
+		Payload: settings.Payload, Options: settings.WebhookOptions, After: -1}, Secret: body.Secret, KeyType: body.KeyType}
 	if body.After != nil {
-		cmd.After = *body.After
-	}
-	if head, err := s.Log.Head(ctx); err != nil {
-		return nil, err
-	} else if body.After != nil && (*body.After < 0 || *body.After > head) {
-		return nil, invalid([]domain.Fault{{Pointer: "/after", Detail: "must be a position of the log"}})
+		creation.After = *body.After
+		if head, err := s.Log.Head(ctx); err != nil {
+			return nil, err
+		} else if *body.After < 0 || *body.After > head {
+			return nil, invalid([]domain.Fault{{Pointer: "/after", Detail: "must be a position of the log"}})
+		}
 	}
 	r, err := in.request(c)
 	if err != nil {
 		return nil, err
 	}
 	if in.DryRun {
-		w, events, err := s.Webhooks.Try(ctx, r, in.newID(c), cmd, body.Secret)
-		return triedWebhookAnswer(w, events, err)
+		return triedWebhookAnswer(s.Webhooks.Try(ctx, r, in.newID(c), creation))
 	}
-	endpoint, secret, p, err := s.Webhooks.Create(ctx, r, in.newID(c), cmd, body.Secret)
+	endpoint, secret, p, err := s.Webhooks.Create(ctx, r, in.newID(c), creation)
 	if err != nil {
 		return nil, err
 	}
 	a := s.endpointAnswer(ctx, endpoint, p)
 	a.Location = "/v1/webhooks/" + endpoint.WebhookID
 	return a.rendered(newEndpoint{endpoint, secret})
+}
+
+type patchWebhookInput struct {
+	WebhookID
+	Command
+	JSON[webhookPatch]
+}
+
+// webhookPatch is an RFC 7396 merge patch of WebhookBody, as sent.
+type webhookPatch map[string]jsontext.Value
+
+// Schema describes the patch for OpenAPI.
+func (webhookPatch) Schema(r huma.Registry) *huma.Schema {
+	schema := huma.SchemaFromType(r, reflect.TypeFor[WebhookBody]())
+	schema.Required = nil
+	for name, member := range schema.Properties {
+		if member.Ref != "" {
+			schema.Properties[name] = &huma.Schema{AnyOf: []*huma.Schema{member, {Type: "null"}}}
+		} else {
+			member.Nullable = true
+			if member.Enum != nil {
+				member.Enum = append(member.Enum, nil)
+			}
+		}
+		schema.Properties[name].Description = memberTexts["NewWebhook"][name]
+	}
+	return schema
+}
+
+func (s *server) patchWebhook(ctx context.Context, c *call, in *patchWebhookInput) (*answer, error) {
+	id, err := in.check()
+	if err != nil {
+		return nil, err
+	}
+	r, err := in.request(c)
+	if err != nil {
+		return nil, err
+	}
+	change := func(before domain.Webhook) (domain.WebhookSettings, error) {
+		var body WebhookBody
+		now := settingsOf(before.WebhookSettings)
+		if _, anew := in.value["preset"]; anew {
+			now.Events, now.Payload, now.Mapping = nil, "", nil
+		}
+		if err := decodeMerged(now, in.RawBody, &body); err != nil {
+			return domain.WebhookSettings{}, err
+		}
+		return body.settings(), nil
+	}
+	if in.DryRun {
+		return triedWebhookAnswer(s.Webhooks.TryUpdate(ctx, r, id, change))
+	}
+	endpoint, p, err := s.Webhooks.Update(ctx, r, id, change)
+	if err != nil {
+		return nil, err
+	}
+	return s.endpointAnswer(ctx, endpoint, p).rendered(endpoint)
+}
+
+type rotateSecretInput struct {
+	WebhookID
+	Command
+	JSON[secretRotation]
+}
+
+// secretRotation is the body of POST /v1/webhooks/{webhookId}/rotate-secret.
+type secretRotation struct {
+	Type    domain.WebhookKeyType `json:"type,omitzero" enum:"v1,v1a"`
+	Overlap *int64                `json:"overlap,omitzero" minimum:"0" maximum:"2592000" default:"86400"`
+	Secret  string                `json:"secret,omitzero"`
+	All     bool                  `json:"all,omitzero"`
+}
+
+// defaultOverlap is for how long a key that is replaced goes on signing.
+const defaultOverlap = 24 * 60 * 60
+
+func (s *server) rotateSecret(ctx context.Context, c *call, in *rotateSecretInput) (*answer, error) {
+	id, err := in.check()
+	if err != nil {
+		return nil, err
+	}
+	r, err := in.request(c)
+	if err != nil {
+		return nil, err
+	}
+	seconds := int64(defaultOverlap)
+	if in.value.Overlap != nil {
+		seconds = min(max(*in.value.Overlap, -1), int64(domain.MaxOverlap.Seconds())+1) // as a Duration it must not overflow
+	}
+	rotation := webhooks.Rotation{RotateWebhookKey: domain.RotateWebhookKey{KeyID: in.newID(c), Type: in.value.Type,
+		Overlap: time.Duration(seconds) * time.Second, All: in.value.All}, Secret: in.value.Secret}
+	if in.DryRun {
+		return triedWebhookAnswer(s.Webhooks.TryRotate(ctx, r, id, rotation))
+	}
+	endpoint, secret, p, err := s.Webhooks.Rotate(ctx, r, id, rotation)
+	if err != nil {
+		return nil, err
+	}
+	return s.endpointAnswer(ctx, endpoint, p).rendered(newEndpoint{endpoint, secret})
 }
 
 // endpointAnswer begins the answer to a command that left an endpoint so. A

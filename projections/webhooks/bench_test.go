@@ -67,13 +67,13 @@ func BenchmarkDeliver(b *testing.B) {
 			b.Fatal(err)
 		}
 		target := target{url: u, transport: newTransport(newGuard(loopback, true), inFlight), timeout: time.Minute, now: time.Now,
-			signers: []signer{newHMACSigner(make([]byte, 32))}, private: func() bool { return true }}
+			signers: anySigner(), private: func() bool { return true }}
 		m, body := &message{event: domain.PublicEvent{ID: domain.NewID().String()}}, make([]byte, 400)
 		b.SetParallelism(inFlight / 2)
 		before := cpu()
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				target.post(m, body)
+				target.post(content{id: m.event.ID, kind: jsonType, body: body})
 			}
 		})
 		report(b, before)

@@ -77,7 +77,7 @@ func sender(dir, url string) error {
 	if err != nil {
 		return err
 	}
-	if _, _, _, err := hooks.Create(ctx, asAdmin, "crm", creation(url), ""); err != nil {
+	if _, _, _, err := hooks.Create(ctx, asAdmin, "crm", creation(url)); err != nil {
 		return err
 	}
 	done := make(chan error)

@@ -1,9 +1,11 @@
 package webhooks
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"accountledger/domain"
@@ -35,12 +37,14 @@ type endpoint struct {
 	opener opener
 	feed   *feed
 	target *target
+	form   form
+	batch  int // events a request may carry
 	save   chan<- checkpoint
 	giveUp func(code string) // has the ledger disable the endpoint; returns at once
 	now    func() time.Time
 	logger *slog.Logger
 
-	results chan result
+	results chan []result // of one request
 	reads   chan laneRead
 	written chan error
 	asks    chan func() // run with the state in hand
@@ -79,6 +83,7 @@ type result struct {
 	*delivery
 	message  *message
 	parts    int       // public events the endpoint selects of the delivery
+	batch    int       // events in the request
 	time     time.Time // when it was begun
 	duration time.Duration
 	outcome
@@ -107,6 +112,11 @@ func (e *endpoint) selected(messages []*message) []*message {
 	return messages
 }
 
+// selects reports whether an endpoint asked for a public event.
+func selects(patterns []string, name string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool { return domain.Selects(p, name) })
+}
+
 // run delivers until ctx is done; then it sends nothing new, waits for what is
 // under way and writes down where it is. It ends early with errFenced alone.
 func (e *endpoint) run(ctx context.Context) error {
@@ -133,9 +143,9 @@ func (e *endpoint) run(ctx context.Context) error {
 		case p := <-pages:
 			e.take(p)
 		case r := <-e.results:
-			e.handle(r)
+			e.handleAll(r)
 			for len(e.results) > 0 { // look at the others before sending more
-				e.handle(<-e.results)
+				e.handleAll(<-e.results)
 			}
 		case r := <-e.reads:
 			e.handleRead(r)
@@ -188,49 +198,103 @@ func (e *endpoint) launch(now time.Time) {
 		if len(e.ready) == 0 {
 			return
 		}
-		d := e.ready[0]
-		e.ready[0], e.ready = nil, e.ready[1:]
-		e.send(d)
+		e.send(e.turn()...)
 	}
 }
 
-func (e *endpoint) send(d *delivery) {
+// turn takes what is ready for one request: an event, or as many as a batch
+// may have. Of an account there is never more than one among what is ready.
+func (e *endpoint) turn() []*delivery {
+	n := 1
+	for n < min(e.batch, len(e.ready)) && !e.ready[n-1].alone && !e.ready[n].alone {
+		n++
+	}
+	all := slices.Clone(e.ready[:n])
+	clear(e.ready[:n])
+	e.ready = e.ready[n:]
+	return all
+}
+
+// sending is a delivery as it is when its request begins.
+type sending struct {
+	*delivery
+	part int
+	gap  eventstore.Revision
+}
+
+func (e *endpoint) send(all ...*delivery) {
 	e.flight++
-	d.era, d.flying = e.era, true
-	gap := noGap
-	if d.lane != nil {
-		gap = d.lane.gap
+	sends := make([]sending, len(all))
+	for i, d := range all {
+		d.era, d.flying = e.era, true
+		sends[i] = sending{d, d.part, noGap}
+		if d.lane != nil {
+			sends[i].gap = d.lane.gap
+		}
 	}
-	go func() { e.results <- e.attempt(d, d.part, gap) }()
+	go func() { e.results <- e.attempt(sends) }()
 }
 
-// attempt sends one message. What goes wrong before there is a request is
-// ours.
-func (e *endpoint) attempt(d *delivery, part int, gap eventstore.Revision) result {
-	r := result{delivery: d, time: e.now()}
-	messages, err := d.open(e.opener, r.time)
-	if err == nil {
-		if messages = e.selected(messages); part >= len(messages) {
-			err = errors.New("webhooks: the event has changed its public form")
+// attempt makes one request. What goes wrong before there is one is ours.
+func (e *endpoint) attempt(all []sending) []result {
+	start := e.now()
+	results := make([]result, len(all))
+	var posted []int // of results
+	var events []string
+	var bodies [][]byte
+	var request content
+	size := 0
+	for i, s := range all {
+		r := &results[i]
+		*r = result{delivery: s.delivery, time: start}
+		if !r.prepare(e, s) {
+			continue
 		}
-		r.parts = len(messages)
-	}
-	var body []byte
-	if err == nil {
-		r.message = messages[part]
-		if gap == noGap {
-			body, err = r.message.body(e.conf.Payload)
-		} else {
-			body, err = r.message.render(e.conf.Payload, gap)
+		c, err := r.message.content(&e.form, s.gap)
+		switch {
+		case err != nil:
+			r.outcome = outcome{scope: internal, err: err}
+			continue
+		case len(posted) > 0 && size+len(c.body) > e.batchBytes():
+			r.outcome = outcome{scope: unsent}
+			continue
 		}
+		size += len(c.body) + 2
+		request = c
+		posted, events, bodies = append(posted, i), append(events, c.id), append(bodies, c.body)
 	}
+	if len(posted) == 0 {
+		return results
+	}
+	if e.form.format == domain.FormatBatch {
+		request = batched(events, bodies)
+	}
+	o := e.target.post(request)
+	duration := e.now().Sub(start)
+	for _, i := range posted {
+		results[i].outcome, results[i].duration, results[i].batch = o, duration, len(posted)
+	}
+	return results
+}
+
+func (e *endpoint) batchBytes() int { return cmp.Or(e.conf.BatchBytes, 1<<20) }
+
+// prepare finds the message to send; it reports false, with the outcome, where
+// there is none.
+func (r *result) prepare(e *endpoint, s sending) bool {
+	messages, err := s.open(e.opener, r.time)
 	if err != nil {
 		r.outcome = outcome{scope: internal, err: err}
-		return r
+		return false
 	}
-	r.outcome = e.target.post(r.message, body)
-	r.duration = e.now().Sub(r.time)
-	return r
+	messages = e.selected(messages)
+	r.parts = len(messages)
+	if s.part >= r.parts {
+		r.outcome = outcome{scope: unwanted} // not any more, since it was configured anew
+		return false
+	}
+	r.message = messages[s.part]
+	return true
 }
 
 // startReading begins to read the log where it stopped, or again from low

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"accountledger/domain"
 )
 
 // fakeNet is a guard's network: names resolve as told, dialled addresses are
@@ -75,8 +74,8 @@ func TestGuardRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		target := target{url: u, transport: newTransport(f.guard(false), 1), timeout: time.Second, now: time.Now,
-			signers: []signer{newHMACSigner([]byte("key"))}, private: func() bool { return false }}
-		o := target.post(&message{event: domain.PublicEvent{ID: "id"}}, []byte("{}"))
+			signers: anySigner(), private: func() bool { return false }}
+		o := target.post(content{id: "id", body: []byte("{}")})
 		if o.code != codeBlocked || o.scope != unavailable || f.dials.Load() != 0 {
 			t.Errorf("%s: %q after %d dials, want %s after none", host, o.code, f.dials.Load(), codeBlocked)
 		}
@@ -170,8 +169,8 @@ func TestResponseOfPrivateAddress(t *testing.T) {
 	g := newGuard(loopback, true)
 	for _, private := range []func() bool{g.private.Load, func() bool { return false }} {
 		target := target{url: u, transport: newTransport(g, 1), timeout: 5 * time.Second, now: time.Now,
-			signers: []signer{newHMACSigner([]byte("key"))}, private: private}
-		o := target.post(&message{event: domain.PublicEvent{ID: "id"}}, []byte("{}"))
+			signers: anySigner(), private: private}
+		o := target.post(content{id: "id", body: []byte("{}")})
 		if kept := len(o.response) > 0; kept == private() {
 			t.Errorf("response of private address %t kept: %t", private(), kept)
 		}
@@ -179,4 +178,13 @@ func TestResponseOfPrivateAddress(t *testing.T) {
 	if !g.private.Load() {
 		t.Error("loopback is not taken for private")
 	}
+}
+
+func mustURL(t testing.TB, text string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
 }

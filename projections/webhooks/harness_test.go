@@ -131,8 +131,15 @@ func (w *world) hook(id, url string, events ...string) (Endpoint, string) {
 	if len(events) == 0 {
 		events = []string{"USER_*"}
 	}
-	e, secret, _, err := w.hooks.Create(w.t.Context(), asAdmin, id, domain.CreateWebhook{URL: url, Events: events,
-		Format: domain.FormatStandard, Payload: domain.PayloadFull}, "")
+	c := creation(url)
+	c.Events = events
+	return w.create(id, c)
+}
+
+// create creates an endpoint as asked for.
+func (w *world) create(id string, c Creation) (Endpoint, string) {
+	w.t.Helper()
+	e, secret, _, err := w.hooks.Create(w.t.Context(), asAdmin, id, c)
 	if err != nil {
 		w.t.Fatalf("Create = %v", err)
 	}

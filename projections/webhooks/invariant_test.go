@@ -343,8 +343,12 @@ func TestI8OurErrorsAreOurs(t *testing.T) {
 			r := &receiver{answer: func(got, int) (int, http.Header) { return 200, nil }}
 			w := newWorld(t, Config{})
 			w.transport = r
-			_, secret := w.hook("crm", "https://crm.example/hook")
-			if err := w.keys.DeleteSecret(t.Context(), secretName("crm")); err != nil {
+			w.hook("crm", "https://crm.example/hook")
+			kept, err := w.keys.Secret(t.Context(), vaultName("crm"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := w.keys.DeleteSecret(t.Context(), vaultName("crm")); err != nil {
 				t.Fatal(err)
 			}
 			w.account("ada")
@@ -353,7 +357,7 @@ func TestI8OurErrorsAreOurs(t *testing.T) {
 			if e := w.get("crm"); r.count() != 0 || e.SecretFingerprint != "" {
 				t.Errorf("%d requests and fingerprint %q without a secret", r.count(), e.SecretFingerprint)
 			}
-			if err := w.keys.PutSecret(t.Context(), secretName("crm"), []byte(secret)); err != nil {
+			if err := w.keys.PutSecret(t.Context(), vaultName("crm"), kept); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(2 * time.Minute)

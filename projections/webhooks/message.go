@@ -76,19 +76,20 @@ func (s *slot) open(o opener, now time.Time) ([]*message, error) {
 	}
 	messages := make([]*message, len(public))
 	for i, e := range public {
-		messages[i] = &message{event: e, part: i}
+		messages[i] = &message{event: e, position: s.rec.Position, part: i}
 	}
 	s.messages, s.opened = messages, now
 	return messages, nil
 }
 
-// message is a public event as it is sent: rendered once, byte for byte the
-// same for every endpoint and at every attempt.
+// message is a public event as it is sent: byte for byte the same at every
+// attempt.
 type message struct {
-	event domain.PublicEvent
-	part  int // which of its log event's
+	event    domain.PublicEvent
+	position eventstore.Position
+	part     int // which of its log event's
 
-	full, thin rendering
+	rendered [4]rendering // what many endpoints share, see form.shared
 }
 
 type rendering struct {
@@ -97,51 +98,98 @@ type rendering struct {
 	err  error
 }
 
-// body is the request's body for a payload form.
-func (m *message) body(payload string) ([]byte, error) {
-	r := &m.full
-	if payload == domain.PayloadThin {
-		r = &m.thin
+// form is how an endpoint wants to be told.
+type form struct {
+	format, payload string
+	mapping         domain.WebhookMapping
+	source          string // of CloudEvents: the ledger
+	public          string // the ledger's address, for references to data
+}
+
+// shared is where a message keeps what it looks like in this form, for other
+// endpoints and attempts; -1 where it is not kept.
+func (f *form) shared() int {
+	i := slices.Index([]string{domain.PayloadFull, domain.PayloadThin}, f.payload)
+	switch {
+	case i < 0 || f.format == domain.FormatBinary:
+		return -1
+	case f.format == domain.FormatStandard:
+		return i
 	}
-	r.once.Do(func() { r.body, r.err = m.render(payload, noGap) })
+	return 2 + i
+}
+
+// body is the message in a form. gap is the sequence of an event given up
+// before it, so that the receiver sees the hole, or noGap.
+func (m *message) body(f *form, gap eventstore.Revision) ([]byte, error) {
+	i := f.shared()
+	if i < 0 || gap != noGap {
+		return m.render(f, gap)
+	}
+	r := &m.rendered[i]
+	r.once.Do(func() { r.body, r.err = m.render(f, gap) })
 	return r.body, r.err
 }
 
-// render makes the body: what Standard Webhooks wants (type, timestamp, data)
-// and beside it what the feed has in its envelope. gap is the sequence of an
-// event given up before it, so that the receiver sees the hole, or noGap.
-// Written by hand, because it is done for every event there is and data is
-// JSON already.
-func (m *message) render(payload string, gap eventstore.Revision) ([]byte, error) {
+// data is the event's own part of the message.
+func (m *message) data(f *form) (jsontext.Value, error) {
+	switch f.payload {
+	case domain.PayloadThin:
+		return ids(m.event.Data)
+	case domain.PayloadFields:
+		return f.mapping.Apply(m.event)
+	}
+	return m.event.Data, nil
+}
+
+func (m *message) render(f *form, gap eventstore.Revision) ([]byte, error) {
+	data, err := m.data(f)
+	if err != nil || f.format == domain.FormatBinary {
+		return data, err
+	}
+	if f.format != domain.FormatStandard {
+		return m.structured(f, gap, data)
+	}
+	return m.standard(gap, data)
+}
+
+// standard makes what Standard Webhooks wants (type, timestamp, data) and
+// beside it what the feed has in its envelope.
+func (m *message) standard(gap eventstore.Revision, data jsontext.Value) ([]byte, error) {
 	e := &m.event
-	data := e.Data
-	if payload == domain.PayloadThin {
-		var err error
-		if data, err = ids(data); err != nil {
-			return nil, err
-		}
-	}
-	b := make([]byte, 0, 256+len(data))
-	var err error
-	text := func(member, value string) {
-		b = append(b, member...)
-		if b, err = jsontext.AppendQuote(b, value); err != nil {
-			b = append(b, `""`...) // not UTF-8, which no event in the log can be
-		}
-	}
-	text(`{"type":`, e.Type)
-	b = append(b, `,"timestamp":"`...) // when it became true in the world
-	b = e.Time.UTC().AppendFormat(b, time.RFC3339Nano)
-	text(`","id":`, e.ID)
+	w := writer{b: make([]byte, 0, 256+len(data))}
+	w.text(`{"type":`, e.Type)
+	w.time(`,"timestamp":`, e.Time) // when it became true in the world
+	w.text(`,"id":`, e.ID)
 	if e.Sub != "" {
-		text(`,"sub":`, e.Sub)
+		w.text(`,"sub":`, e.Sub)
 	}
-	b = strconv.AppendInt(append(b, `,"sequence":`...), int64(e.Sequence), 10)
+	w.b = strconv.AppendInt(append(w.b, `,"sequence":`...), int64(e.Sequence), 10)
 	if gap != noGap {
-		b = strconv.AppendInt(append(b, `,"previous_sequence":`...), int64(gap), 10)
+		w.b = strconv.AppendInt(append(w.b, `,"previous_sequence":`...), int64(gap), 10)
 	}
-	b = append(append(b, `,"data":`...), data...)
-	return append(b, '}'), err
+	w.b = append(append(append(w.b, `,"data":`...), data...), '}')
+	return w.b, w.err
+}
+
+// writer writes JSON by hand, because it is done for every event there is and
+// data is JSON already.
+type writer struct {
+	b   []byte
+	err error
+}
+
+func (w *writer) text(member, value string) {
+	b, err := jsontext.AppendQuote(append(w.b, member...), value)
+	if err != nil { // not UTF-8, which no event in the log can be
+		b, w.err = append(w.b, `""`...), err
+	}
+	w.b = b
+}
+
+func (w *writer) time(member string, t time.Time) {
+	w.b = append(append(w.b, member...), '"')
+	w.b = append(t.UTC().AppendFormat(w.b, time.RFC3339Nano), '"')
 }
 
 // thinMembers are the members of data that are ids of the ledger's own. An id

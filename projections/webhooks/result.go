@@ -1,13 +1,25 @@
 package webhooks
 
-// handle draws the consequences of a request.
-func (e *endpoint) handle(r result) {
+import "slices"
+
+// handleAll draws the consequences of a request, event by event.
+func (e *endpoint) handleAll(all []result) {
 	e.flight--
-	r.flying = false
-	if r.lane != nil {
-		e.laneFlight--
+	if slices.ContainsFunc(all, func(r result) bool { return r.scope == delivered && r.era == e.era }) {
+		e.breaker.succeed()
 	}
-	if r.scope != internal {
+	for _, r := range all {
+		r.flying = false
+		if r.lane != nil {
+			e.laneFlight--
+		}
+		e.handle(r)
+	}
+}
+
+// handle draws the consequences of a request for one of its events.
+func (e *endpoint) handle(r result) {
+	if r.scope < internal {
 		e.seq++
 		e.attempts = append(e.attempts, r.record(e.seq))
 		e.changed()
@@ -17,18 +29,29 @@ func (e *endpoint) handle(r result) {
 		e.lastSuccess = r.time.Add(r.duration)
 		if r.era == e.era {
 			e.recent.add(r.rec.Stream, true)
-			e.breaker.succeed()
 		}
 		e.advance(r.delivery, r.parts)
-	case refused:
-		e.refuse(r)
-	case aborted:
-		e.abandon(r)
+	case refused, aborted:
+		switch {
+		case r.batch > 1:
+			// Which of them is meant is found out one by one, so that one bad
+			// event holds up nobody but its account.
+			r.alone = true
+			e.again(r.delivery)
+		case r.scope == aborted:
+			e.abandon(r)
+		default:
+			e.refuse(r)
+		}
 	case unavailable:
 		e.unavailable(r, r.code, false)
 	case disabled:
 		e.again(r.delivery)
 		e.freeze(r.code)
+	case unwanted:
+		e.advance(r.delivery, r.parts)
+	case unsent:
+		e.again(r.delivery)
 	case internal:
 		e.logger.Error("webhook delivery failed inside the ledger", "webhook", e.conf.WebhookID, "position", r.rec.Position, "err", r.err)
 		if l := e.laneOf(r.delivery); l != nil {

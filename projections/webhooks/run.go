@@ -1,6 +1,7 @@
 package webhooks
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -248,11 +249,11 @@ func (r *runner) endpoint(ctx context.Context, conf domain.Webhook) (*endpoint, 
 	if err != nil {
 		return nil, errors.New("webhooks: its URL cannot be parsed")
 	}
-	secrets, err := r.c.Keys.Secret(ctx, secretName(conf.WebhookID))
+	kept, err := r.vault(ctx, conf.WebhookID)
 	if err != nil {
 		return nil, err
 	}
-	signers, err := parseSigners(string(secrets))
+	signers, err := kept.signers(conf.Keys)
 	if err != nil {
 		return nil, err
 	}
@@ -272,18 +273,33 @@ func (r *runner) endpoint(ctx context.Context, conf domain.Webhook) (*endpoint, 
 	g := newGuard(r.c.Allow, u.Scheme == "http")
 	e := &endpoint{
 		conf: conf, log: r.c.Log, opener: opener{r.c.Codec, r.c.Ledger}, feed: r.feed, save: r.saves, now: r.c.Now, logger: r.c.Logger,
-		target: &target{url: u, userAgent: r.c.UserAgent, timeout: r.c.Timeout, signers: signers,
+		target: &target{url: u, userAgent: r.c.UserAgent, timeout: r.c.Timeout, signers: signers, hub: conf.HubSignature,
 			transport: r.transport(g, r.c), now: r.c.Now, private: g.private.Load},
+		form:     r.form(conf),
+		batch:    1,
 		giveUp:   func(code string) { r.all.Go(func() { r.disable(conf.WebhookID, code) }) },
-		results:  make(chan result, r.c.InFlight),
+		results:  make(chan []result, r.c.InFlight),
 		reads:    make(chan laneRead, r.c.InFlight),
 		written:  make(chan error, 1),
 		asks:     make(chan func()),
 		ended:    make(chan struct{}),
 		progress: p, turns: turns{}, dirty: map[string]bool{},
 	}
+	if conf.Format == domain.FormatBatch {
+		e.batch = cmp.Or(conf.BatchSize, defaultBatch)
+	}
 	e.adopt(lanes)
 	return e, nil
+}
+
+// defaultBatch is how many events a batch has at most where the endpoint does
+// not say.
+const defaultBatch = 100
+
+// form is how an endpoint wants to be told.
+func (w *Webhooks) form(conf domain.Webhook) form {
+	return form{format: conf.Format, payload: conf.Payload, mapping: conf.Mapping, public: w.c.PublicURL,
+		source: cmp.Or(w.c.PublicURL, "/accountledger")}
 }
 
 // close closes the connections kept for the next request.

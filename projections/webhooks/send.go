@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -14,8 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"accountledger/domain"
 )
 
 // scope says what an outcome is about, and so who waits because of it.
@@ -28,6 +27,8 @@ const (
 	aborted           // this event, and the endpoint does not want it again
 	disabled          // the endpoint does not want anything any more
 	internal          // ours: nobody is charged
+	unwanted          // the endpoint has asked for something else since
+	unsent            // there was no room for it in a batch
 )
 
 // Error codes of attempts, beside HTTP's status.
@@ -89,19 +90,20 @@ type target struct {
 	url       *url.URL
 	userAgent string
 	timeout   time.Duration
-	signers   []signer
+	signers   signers
+	hub       bool // sign as GitHub does, too
 	transport http.RoundTripper
 	now       func() time.Time
 	private   func() bool // responses are not kept
 }
 
-// post sends one message and reads what it is answered. It is called on a
+// post sends one request and reads what it is answered. It is called on a
 // RoundTripper, not on a Client, so that no redirect is ever followed. A POST
 // that was written is not repeated by it, so one call is one request.
-func (t *target) post(m *message, body []byte) outcome {
+func (t *target) post(c content) outcome {
 	ctx, cancel := context.WithTimeout(context.Background(), t.timeout)
 	defer cancel()
-	response, err := t.transport.RoundTrip(t.request(ctx, m.event.ID, body))
+	response, err := t.transport.RoundTrip(t.request(ctx, c))
 	if err != nil {
 		return outcome{scope: unavailable, code: transportCode(err)}
 	}
@@ -117,9 +119,10 @@ func (t *target) post(m *message, body []byte) outcome {
 	return o
 }
 
-func (t *target) request(ctx context.Context, id string, body []byte) *http.Request {
-	seconds := strconv.FormatInt(t.now().Unix(), 10)
-	values := [...]string{"application/json", t.userAgent, id, seconds, signatures(t.signers, id, seconds, body)}
+func (t *target) request(ctx context.Context, c content) *http.Request {
+	now := t.now()
+	seconds := strconv.FormatInt(now.Unix(), 10)
+	values := [...]string{c.kind, t.userAgent, c.id, seconds, t.signers.header(c.id, now, seconds, c.body)}
 	r := &http.Request{
 		Method: http.MethodPost, URL: t.url, Host: t.url.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		// The keys are in canonical form, and each value has a capacity of one.
@@ -130,11 +133,17 @@ func (t *target) request(ctx context.Context, id string, body []byte) *http.Requ
 			"Webhook-Timestamp": values[3:4:4],
 			"Webhook-Signature": values[4:5:5],
 		},
-		Body:          io.NopCloser(bytes.NewReader(body)),
-		ContentLength: int64(len(body)),
+		Body:          io.NopCloser(bytes.NewReader(c.body)),
+		ContentLength: int64(len(c.body)),
 		// Lets the transport dial again when an idle connection turns out to
 		// have been closed before anything was written to it.
-		GetBody: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil },
+		GetBody: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(c.body)), nil },
+	}
+	maps.Copy(r.Header, c.header)
+	if t.hub {
+		if value := t.signers.hub(c.body); value != "" {
+			r.Header.Set(HeaderHub, value)
+		}
 	}
 	return r.WithContext(ctx)
 }
@@ -232,14 +241,4 @@ func transportCode(err error) string {
 		return codeReset
 	}
 	return codeConnection
-}
-
-// selects reports whether an endpoint asked for a public event.
-func selects(patterns []string, name string) bool {
-	for _, p := range patterns {
-		if domain.Selects(p, name) {
-			return true
-		}
-	}
-	return false
 }

@@ -20,7 +20,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"accountledger/domain"
 )
 
 // Rows 19 to 23, 36, 37: what each answer means.
@@ -77,9 +76,9 @@ func post(t *testing.T, server string, timeout time.Duration) outcome {
 		t.Fatal(err)
 	}
 	target := target{url: u, transport: newTransport(newGuard(loopback, u.Scheme == "http"), 1), timeout: timeout, now: time.Now,
-		signers: []signer{newHMACSigner([]byte("key"))}, private: func() bool { return false }}
+		signers: anySigner(), private: func() bool { return false }}
 	defer target.transport.(*http.Transport).CloseIdleConnections()
-	return target.post(&message{event: domain.PublicEvent{ID: "id"}}, []byte("{}"))
+	return target.post(content{id: "id", body: []byte("{}")})
 }
 
 // Row 20: a redirect is a failure, and nobody looks where it leads.
@@ -225,8 +224,8 @@ func TestCertificate(t *testing.T) {
 		g.roots = x509.NewCertPool()
 		g.roots.AddCert(server.Certificate())
 		target := target{url: &url.URL{Scheme: "https", Host: fmt.Sprintf("%s:%d", host, port)}, transport: newTransport(g, 1), timeout: 5 * time.Second,
-			now: time.Now, signers: []signer{newHMACSigner([]byte("key"))}, private: g.private.Load}
-		if diff := cmp.Diff(want, target.post(&message{event: domain.PublicEvent{ID: "id"}}, []byte("{}")), cmp.AllowUnexported(outcome{})); diff != "" {
+			now: time.Now, signers: anySigner(), private: g.private.Load}
+		if diff := cmp.Diff(want, target.post(content{id: "id", body: []byte("{}")}), cmp.AllowUnexported(outcome{})); diff != "" {
 			t.Errorf("%s: %s", host, diff)
 		}
 		target.transport.(*http.Transport).CloseIdleConnections()

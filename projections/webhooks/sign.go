@@ -127,23 +127,6 @@ func fingerprint(key []byte) string {
 	return fmt.Sprintf("sha256:%x", sum[:8])
 }
 
-// parseSigners reads what the key store holds for an endpoint: its secrets,
-// newest first, separated by spaces.
-func parseSigners(secrets string) ([]signer, error) {
-	var signers []signer
-	for secret := range strings.FieldsSeq(secrets) {
-		s, err := parseSigner(secret)
-		if err != nil {
-			return nil, err
-		}
-		signers = append(signers, s)
-	}
-	if len(signers) == 0 {
-		return nil, errors.New("webhooks: no secret to sign with")
-	}
-	return signers, nil
-}
-
 func parseSigner(secret string) (signer, error) {
 	text, private := strings.CutPrefix(secret, privatePrefix)
 	if !private {
@@ -160,15 +143,40 @@ func parseSigner(secret string) (signer, error) {
 	return ed25519Signer(key), nil
 }
 
-// signatures is the header's value: one entry per secret, newest first, so
-// that a receiver verifies before, during and after a rotation.
-func signatures(signers []signer, id, seconds string, body []byte) string {
-	if len(signers) == 1 {
-		return signers[0].sign(id, seconds, body)
+// signingKey is a key that signs, maybe only until it was replaced for good.
+type signingKey struct {
+	signer
+	notAfter time.Time // zero: for good
+}
+
+// signers are an endpoint's keys, newest first.
+type signers []signingKey
+
+// header is the signature header's value: one entry per key that signs now, so
+// that a receiver verifies before, during and after a rotation. The first key
+// always signs.
+func (all signers) header(id string, now time.Time, seconds string, body []byte) string {
+	value := all[0].sign(id, seconds, body)
+	for _, k := range all[1:] {
+		if k.notAfter.IsZero() || k.notAfter.After(now) {
+			value += " " + k.sign(id, seconds, body)
+		}
 	}
-	entries := make([]string, len(signers))
-	for i, s := range signers {
-		entries[i] = s.sign(id, seconds, body)
+	return value
+}
+
+// HeaderHub is the header that GitHub has made known: the HMAC of the body
+// alone.
+const HeaderHub = "X-Hub-Signature-256"
+
+// hub is that header's value by the newest shared secret, or "" without one.
+func (all signers) hub(body []byte) string {
+	for _, k := range all {
+		if s, ok := k.signer.(*hmacSigner); ok {
+			h := hmac.New(sha256.New, s.key)
+			h.Write(body)
+			return fmt.Sprintf("sha256=%x", h.Sum(nil))
+		}
 	}
-	return strings.Join(entries, " ")
+	return ""
 }

@@ -30,25 +30,38 @@ const (
 	v3Want    = "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg=="
 )
 
+// signersOf are keys, newest first, separated by spaces.
+func signersOf(t testing.TB, secrets string) (all signers) {
+	t.Helper()
+	for secret := range strings.FieldsSeq(secrets) {
+		s, err := parseSigner(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, signingKey{signer: s})
+	}
+	return all
+}
+
+// anySigner is for tests that are not about signatures.
+func anySigner() signers { return signers{{signer: newHMACSigner([]byte("key"))}} }
+
 func TestSign(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name, secrets, id, seconds, body, want string
 	}{
-		{"V1", v1Secret, v1ID, "1614265330", v1Body, v1Want},
-		{"V2, a short key", "whsec_plJ3nmyCDGBKInavdOK15jsl", "msg_loFOjxBNrRLzqYUf", "1731705121", `{"event_type":"ping","data":{"success":true}}`, "v1,rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0="},
-		{"V3, Ed25519", v3Private, v1ID, "1614265330", v1Body, v3Want},
-		{"empty body", v1Secret, "msg_1", "1614265330", "", "v1,/n9JD+QvCBymh/dplZctdnJL3Jc/7vU4siQ5cz50QYY="},
-		{"UTF-8", v1Secret, "msg_1", "1614265330", `{"name":"Zoë – 日本"}`, "v1,gRUMv8Q+g9EWnAFYsafFR3Q4AwCyesR+IWyDCFDzJew="},
-		{"rotation", "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX " + v1Secret, v1ID, "1614265330", v1Body, "v1,/485aUtxlie+TIScVpHggMfqOB4so2KWb7+Gf727B44= " + v1Want},
-		{"both kinds", v1Secret + " " + v3Private, v1ID, "1614265330", v1Body, v1Want + " " + v3Want},
+		{"row 1: V1", v1Secret, v1ID, "1614265330", v1Body, v1Want},
+		{"row 2: V2, a short key", "whsec_plJ3nmyCDGBKInavdOK15jsl", "msg_loFOjxBNrRLzqYUf", "1731705121", `{"event_type":"ping","data":{"success":true}}`, "v1,rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0="},
+		{"row 3: V3, Ed25519", v3Private, v1ID, "1614265330", v1Body, v3Want},
+		{"row 4: empty body", v1Secret, "msg_1", "1614265330", "", "v1,/n9JD+QvCBymh/dplZctdnJL3Jc/7vU4siQ5cz50QYY="},
+		{"row 5: UTF-8", v1Secret, "msg_1", "1614265330", `{"name":"Zoë – 日本"}`, "v1,gRUMv8Q+g9EWnAFYsafFR3Q4AwCyesR+IWyDCFDzJew="},
+		{"row 6: rotation", "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX " + v1Secret, v1ID, "1614265330", v1Body, "v1,/485aUtxlie+TIScVpHggMfqOB4so2KWb7+Gf727B44= " + v1Want},
+		{"row 7: both kinds", v1Secret + " " + v3Private, v1ID, "1614265330", v1Body, v1Want + " " + v3Want},
 	} {
-		signers, err := parseSigners(tt.secrets)
-		if err != nil {
-			t.Fatal(err)
-		}
+		signers := signersOf(t, tt.secrets)
 		for range 2 { // the second time with a hash used before
-			if got := signatures(signers, tt.id, tt.seconds, []byte(tt.body)); got != tt.want {
+			if got := signers.header(tt.id, time.Unix(1614265330, 0), tt.seconds, []byte(tt.body)); got != tt.want {
 				t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 			}
 		}
@@ -82,16 +95,13 @@ func TestEd25519Verifies(t *testing.T) {
 // we must take what it sends.
 func TestVerify(t *testing.T) {
 	t.Parallel()
-	signers, err := parseSigners("whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX " + v3Private + " " + v1Secret)
-	if err != nil {
-		t.Fatal(err)
-	}
+	signers := signersOf(t, "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX "+v3Private+" "+v1Secret)
 	now := time.Now()
 	seconds := strconv.FormatInt(now.Unix(), 10)
 	header := http.Header{}
 	header.Set(HeaderID, v1ID)
 	header.Set(HeaderTimestamp, seconds)
-	header.Set(HeaderSignature, signatures(signers, v1ID, seconds, []byte(v1Body)))
+	header.Set(HeaderSignature, signers.header(v1ID, now, seconds, []byte(v1Body)))
 	judge, err := standardwebhooks.NewWebhook(v1Secret)
 	if err != nil {
 		t.Fatal(err)
@@ -187,13 +197,13 @@ func TestRender(t *testing.T) {
 		{domain.PayloadThin, noGap, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"identityId":"i","sub":"a\"b"}}`},
 		{domain.PayloadThin, 5, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"previous_sequence":5,"data":{"identityId":"i","sub":"a\"b"}}`},
 	} {
-		got, err := m.render(tt.payload, tt.gap)
+		got, err := m.render(&form{format: domain.FormatStandard, payload: tt.payload}, tt.gap)
 		if err != nil || string(got) != tt.want {
 			t.Errorf("%s after %d:\n%s, %v, want\n%s", tt.payload, tt.gap, got, err, tt.want)
 		}
 	}
-	a, _ := m.body(domain.PayloadThin)
-	b, _ := m.body(domain.PayloadThin)
+	a, _ := m.body(&form{format: domain.FormatStandard, payload: domain.PayloadThin}, noGap)
+	b, _ := m.body(&form{format: domain.FormatStandard, payload: domain.PayloadThin}, noGap)
 	if &a[0] != &b[0] || bytes.Contains(a, []byte("ada@example.com")) {
 		t.Error("a thin body is rendered twice or says more than ids")
 	}

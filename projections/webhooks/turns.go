@@ -10,6 +10,7 @@ type delivery struct {
 	lane   *lane // whose it is; nil for one in the window
 	era    int   // of the endpoint's memory, see endpoint.forget
 	flying bool  // a request is under way
+	alone  bool  // not in a batch with others: one of them was refused
 }
 
 // turns lets deliveries go one at a time per key, in the order they were

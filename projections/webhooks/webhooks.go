@@ -14,7 +14,9 @@
 //
 // where id is also the webhook-id, and previous_sequence is there if the
 // account's event before this one was given up. The body is the same, byte for
-// byte, at every attempt; a payload of ids only has just those in data.
+// byte, at every attempt; a payload of ids only has just those in data, one of
+// fields what a mapping names. Or it is a CloudEvent, or a batch of them: at
+// most one event per account, so that the order stays.
 //
 // An endpoint has a cursor in the log, with a bitmap of what is settled beyond
 // it, and a lane for each account with a failing delivery: what the lane owes
@@ -24,26 +26,23 @@
 //	run.go       follows the log; starts and stops endpoints
 //	feed.go      gives the log's events to the endpoints
 //	endpoint.go  the loop of one endpoint; with cursor, turns, lane, breaker
-//	message.go   the body of a delivery; sign.go signs, send.go sends it
+//	configure.go what endpoints there are and how they are configured
+//	message.go   the body of a delivery; cloudevents.go as CloudEvents; sign.go signs, send.go sends it
 //	guard.go     which addresses are connected to
+//	vault.go     an endpoint's secrets; key.go those it is signed with
 //	store.go     delivery.db
 package webhooks
 
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,6 +61,7 @@ type Config struct {
 	Keys   *seal.Keys       // keeps the endpoints' secrets
 
 	Allow        []netip.Prefix   // private addresses that may be connected to, on any port and over http; metadata services stay closed
+	PublicURL    string           // where others reach the ledger's API, without a slash at the end; "": nothing refers to it
 	UserAgent    string           // default "accountledger"
 	Logger       *slog.Logger     // default: discards
 	Now          func() time.Time // default time.Now
@@ -94,7 +94,7 @@ type Endpoint struct {
 	DeadLetters       int64               `json:"deadLetters"` // events given up
 	Breaker           Breaker             `json:"breaker"`
 	LastSuccessTime   time.Time           `json:"lastSuccessTime,omitzero"`
-	SecretFingerprint string              `json:"secretFingerprint"` // for comparison; of a key pair, the public key
+	SecretFingerprint string              `json:"secretFingerprint"` // of the newest key
 }
 
 // Breaker says whether an endpoint as a whole is left alone for a while.
@@ -147,195 +147,6 @@ func (w *Webhooks) clamp(ctx context.Context) error {
 	}
 	if n > 0 {
 		w.c.Logger.WarnContext(ctx, "the log is older than the progress of webhooks; they go on at its end", "position", head, "webhooks", n)
-	}
-	return nil
-}
-
-func secretName(id string) string { return "webhook/" + id }
-
-// Create registers an endpoint under id and returns it with its secret, which
-// is shown this once, and the position of the event that says so. Without a
-// secret it makes one. A negative After of cmd means the head of the log.
-//
-// The same creation asked for again, which is how a client that lost the
-// response gets it, is answered with the same secret; another creation under
-// the same id is refused with CodeIdempotencyKeyReused.
-func (w *Webhooks) Create(ctx context.Context, r domain.Request, id string, cmd domain.CreateWebhook, secret string) (Endpoint, string, eventstore.Position, error) {
-	w.changing.Lock()
-	defer w.changing.Unlock()
-	before, err := w.c.Ledger.Webhook(ctx, id)
-	if err != nil {
-		return Endpoint{}, "", 0, err
-	}
-	if before.Exists() {
-		return w.created(ctx, before, cmd, secret)
-	}
-	if cmd, err = w.validate(ctx, r, id, cmd, secret); err != nil {
-		return Endpoint{}, "", 0, err
-	}
-	if secret == "" {
-		secret = newSecret()
-	}
-	// First the secret: an endpoint without one could not be delivered to, a
-	// secret without an endpoint hurts nobody.
-	if err := w.c.Keys.PutSecret(ctx, secretName(id), []byte(secret)); err != nil {
-		return Endpoint{}, "", 0, fmt.Errorf("webhooks: create: %w", err)
-	}
-	conf, at, err := w.c.Ledger.ExecuteWebhook(ctx, r, id, cmd)
-	if err != nil {
-		if !conf.Exists() && domain.CodeOf(err) != "" {
-			err = errors.Join(err, w.c.Keys.DeleteSecret(ctx, secretName(id)))
-		}
-		return Endpoint{}, "", 0, err
-	}
-	if err := w.copy(ctx, conf); err != nil {
-		return Endpoint{}, "", 0, err
-	}
-	e, err := w.endpointOf(ctx, conf)
-	return e, secret, at, err
-}
-
-// created answers a repeated creation.
-func (w *Webhooks) created(ctx context.Context, before domain.Webhook, cmd domain.CreateWebhook, secret string) (Endpoint, string, eventstore.Position, error) {
-	kept, err := w.c.Keys.Secret(ctx, secretName(before.WebhookID))
-	if err != nil {
-		return Endpoint{}, "", 0, fmt.Errorf("webhooks: create: %w", err)
-	}
-	same := cmd.URL == before.URL && slices.Equal(cmd.Events, before.Events) && cmd.Format == before.Format && cmd.Payload == before.Payload &&
-		(cmd.After < 0 || cmd.After == before.After) && (secret == "" || secret == string(kept))
-	if !same {
-		return Endpoint{}, "", 0, &domain.Error{Code: domain.CodeIdempotencyKeyReused, Detail: "There is another webhook with this id."}
-	}
-	e, err := w.endpointOf(ctx, before)
-	return e, string(kept), 0, err
-}
-
-// Try decides like Create and changes nothing. It returns the endpoint as it
-// would be and the events there would be.
-func (w *Webhooks) Try(ctx context.Context, r domain.Request, id string, cmd domain.CreateWebhook, secret string) (domain.Webhook, []domain.Entry, error) {
-	cmd, err := w.validate(ctx, r, id, cmd, secret)
-	if err != nil {
-		return domain.Webhook{}, nil, err
-	}
-	return w.c.Ledger.TryWebhook(ctx, r, id, cmd)
-}
-
-// validate collects everything that is wrong with a creation: what the rules
-// of webhooks say and what only delivery knows. It returns cmd with the
-// position to start after.
-func (w *Webhooks) validate(ctx context.Context, r domain.Request, id string, cmd domain.CreateWebhook, secret string) (domain.CreateWebhook, error) {
-	if cmd.After < 0 {
-		var err error
-		if cmd.After, err = w.c.Log.Head(ctx); err != nil {
-			return cmd, fmt.Errorf("webhooks: create: %w", err)
-		}
-	}
-	_, _, err := w.c.Ledger.TryWebhook(ctx, r, id, cmd)
-	refusal, ok := errors.AsType[*domain.Error](err)
-	if err != nil && (!ok || refusal.Code != domain.CodeInvalidRequest) {
-		return cmd, err
-	}
-	var faults []domain.Fault
-	if refusal != nil {
-		faults = refusal.Faults
-	}
-	badURL := slices.ContainsFunc(faults, func(f domain.Fault) bool { return f.Pointer == "/url" })
-	if u, err := url.Parse(cmd.URL); err == nil && !badURL {
-		if fault := newGuard(w.c.Allow, u.Scheme == "http").fault(u); fault != "" {
-			faults = append(faults, domain.Fault{Pointer: "/url", Detail: fault})
-		}
-	}
-	if fault := secretFault(secret); fault != "" {
-		faults = append(faults, domain.Fault{Pointer: "/secret", Detail: fault})
-	}
-	if len(faults) > 0 {
-		return cmd, &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: faults}
-	}
-	return cmd, nil
-}
-
-// How long a secret's key may be, as Standard Webhooks has it.
-const (
-	minKey = 24
-	maxKey = 64
-)
-
-func secretFault(secret string) string {
-	if secret == "" {
-		return ""
-	}
-	if strings.ContainsAny(secret, " \t\r\n") {
-		return "must not contain white space"
-	}
-	if _, err := parseSigner(secret); err != nil {
-		return "must be " + secretPrefix + " or " + privatePrefix + " and a key in base64"
-	}
-	if key, err := ParseSecret(secret); err == nil && (len(key) < minKey || len(key) > maxKey) {
-		return fmt.Sprintf("the key must have %d to %d bytes", minKey, maxKey)
-	}
-	return ""
-}
-
-func newSecret() string {
-	key := make([]byte, 32)
-	rand.Read(key) // never fails, see its documentation
-	return secretPrefix + base64.StdEncoding.EncodeToString(key)
-}
-
-// SetState pauses, resumes or disables an endpoint. What was not sent waits.
-// Resuming one tries it at once, whatever its breaker says.
-func (w *Webhooks) SetState(ctx context.Context, r domain.Request, id string, cmd domain.SetWebhookState) (Endpoint, eventstore.Position, error) {
-	conf, at, err := w.change(ctx, r, id, cmd)
-	if err != nil {
-		return Endpoint{}, 0, err
-	}
-	e, err := w.endpointOf(ctx, conf)
-	return e, at, err
-}
-
-// Delete removes an endpoint, its progress, its dead letters and its secret.
-// Requests under way end; there are no others.
-func (w *Webhooks) Delete(ctx context.Context, r domain.Request, id string) (eventstore.Position, error) {
-	_, at, err := w.change(ctx, r, id, domain.DeleteWebhook{})
-	return at, err
-}
-
-func (w *Webhooks) change(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (domain.Webhook, eventstore.Position, error) {
-	w.changing.Lock()
-	defer w.changing.Unlock()
-	conf, at, err := w.c.Ledger.ExecuteWebhook(ctx, r, id, cmd)
-	if err != nil {
-		return conf, at, err
-	}
-	return conf, at, w.copy(ctx, conf)
-}
-
-// refresh copies what the log says about an endpoint now.
-func (w *Webhooks) refresh(ctx context.Context, id string) error {
-	w.changing.Lock()
-	defer w.changing.Unlock()
-	conf, err := w.c.Ledger.Webhook(ctx, id)
-	if err != nil {
-		return err
-	}
-	return w.copy(ctx, conf)
-}
-
-// copy makes delivery.db and the running deliveries follow conf.
-func (w *Webhooks) copy(ctx context.Context, conf domain.Webhook) error {
-	r := w.runner.Load()
-	if r != nil && !conf.Exists() {
-		r.apply(conf) // stop before its rows go
-	}
-	if err := w.store.put(ctx, conf); err != nil {
-		return fmt.Errorf("webhooks: copy endpoint: %w", err)
-	}
-	if !conf.Exists() {
-		if err := w.c.Keys.DeleteSecret(ctx, secretName(conf.WebhookID)); err != nil {
-			return fmt.Errorf("webhooks: forget endpoint: %w", err)
-		}
-	} else if r != nil {
-		r.apply(conf)
 	}
 	return nil
 }
@@ -394,16 +205,13 @@ func (w *Webhooks) endpointOf(ctx context.Context, conf domain.Webhook) (Endpoin
 	if p.breaker.open() {
 		e.Breaker = Breaker{State: "open", Reason: p.breaker.reason, Step: p.breaker.step, Until: p.breaker.until.UTC().Truncate(time.Microsecond)}
 	}
-	switch secrets, err := w.c.Keys.Secret(ctx, secretName(conf.WebhookID)); {
-	case errors.Is(err, seal.ErrNoSecret): // seen as the missing fingerprint it is
-	case err != nil:
+	kept, err := w.vault(ctx, conf.WebhookID)
+	if err != nil && !errors.Is(err, seal.ErrNoSecret) { // none is seen by the missing fingerprint
 		return e, fmt.Errorf("webhooks: %w", err)
-	default:
-		signers, err := parseSigners(string(secrets))
-		if err != nil {
-			return e, err
-		}
-		e.SecretFingerprint = signers[0].fingerprint()
+	}
+	e.Webhook = kept.fingerprinted(conf, w.c.Now())
+	if len(e.Keys) > 0 {
+		e.SecretFingerprint = e.Keys[0].Fingerprint
 	}
 	return e, nil
 }

@@ -23,8 +23,15 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-func creation(url string) domain.CreateWebhook {
-	return domain.CreateWebhook{URL: url, Events: []string{"USER_*"}, Format: domain.FormatStandard, Payload: domain.PayloadFull}
+func creation(url string) Creation {
+	return Creation{CreateWebhook: domain.CreateWebhook{URL: url, Events: []string{"USER_*"}, Format: domain.FormatStandard, Payload: domain.PayloadFull}}
+}
+
+// secretly is creation with a secret.
+func secretly(url, secret string) Creation {
+	c := creation(url)
+	c.Secret = secret
+	return c
 }
 
 // Rows 13, 14: secrets are checked, shown once and kept out of everything.
@@ -36,7 +43,7 @@ func TestSecrets(t *testing.T) {
 		"whsec_" + encoded(23), "whsec_" + encoded(65), "whsec_!" + encoded(32), encoded(32), "whsk_" + encoded(63), "whsec_",
 		"whsec_" + encoded(32) + " whsec_" + encoded(32), "WHSEC_" + encoded(32),
 	} {
-		_, _, _, err := w.hooks.Create(t.Context(), asAdmin, "bad", creation("https://crm.example"), secret)
+		_, _, _, err := w.hooks.Create(t.Context(), asAdmin, "bad", secretly("https://crm.example", secret))
 		refusal, ok := errors.AsType[*domain.Error](err)
 		if !ok || len(refusal.Faults) != 1 || refusal.Faults[0].Pointer != "/secret" {
 			t.Errorf("%q: %v, want a fault at /secret", secret, err)
@@ -45,12 +52,12 @@ func TestSecrets(t *testing.T) {
 			t.Error("the error quotes the secret")
 		}
 	}
-	if _, err := w.keys.Secret(t.Context(), secretName("bad")); !errors.Is(err, seal.ErrNoSecret) || w.head() != 0 {
+	if _, err := w.keys.Secret(t.Context(), vaultName("bad")); !errors.Is(err, seal.ErrNoSecret) || w.head() != 0 {
 		t.Errorf("a refused creation left a secret (%v) or an event (%d)", err, w.head())
 	}
 	for i, given := range []string{"", "whsec_" + encoded(24), "whsec_" + encoded(64), v3Private} {
 		id := fmt.Sprint("hook", i)
-		e, shown, at, err := w.hooks.Create(t.Context(), asAdmin, id, creation("https://crm.example"), given)
+		e, shown, at, err := w.hooks.Create(t.Context(), asAdmin, id, secretly("https://crm.example", given))
 		if err != nil || at != w.head() || given != "" && shown != given {
 			t.Fatalf("Create(%q) = %q at %d, %v", given, shown, at, err)
 		}
@@ -77,20 +84,20 @@ func TestCreateAgain(t *testing.T) {
 	w.account("ada")
 	cmd := creation("https://crm.example")
 	cmd.After = -1
-	first, secret, at, err := w.hooks.Create(t.Context(), asAdmin, "crm", cmd, "")
+	first, secret, at, err := w.hooks.Create(t.Context(), asAdmin, "crm", cmd)
 	if err != nil || first.After != 1 || at != 2 || first.Position != 1 || first.Backlog != 1 {
 		t.Fatalf("Create = %+v at %d, %v; want it to start after 1", first, at, err)
 	}
-	again, same, at, err := w.hooks.Create(t.Context(), asAdmin, "crm", cmd, "")
+	again, same, at, err := w.hooks.Create(t.Context(), asAdmin, "crm", cmd)
 	if diff := cmp.Diff(first, again); diff != "" || same != secret || at != 0 || err != nil {
 		t.Errorf("again: %s, secret the same: %t, at %d, %v", diff, same == secret, at, err)
 	}
 	other := cmd
 	other.URL = "https://other.example"
-	if _, leaked, _, err := w.hooks.Create(t.Context(), asAdmin, "crm", other, ""); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused || leaked != "" {
+	if _, leaked, _, err := w.hooks.Create(t.Context(), asAdmin, "crm", other); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused || leaked != "" {
 		t.Errorf("another one: %v, want CodeIdempotencyKeyReused", err)
 	}
-	if would, events, err := w.hooks.Try(t.Context(), asAdmin, "dry", cmd, ""); err != nil || len(events) != 1 || would.URL != cmd.URL {
+	if would, events, err := w.hooks.Try(t.Context(), asAdmin, "dry", cmd); err != nil || len(events) != 1 || would.URL != cmd.URL {
 		t.Errorf("dry run: %+v, %v, %v", would, events, err)
 	}
 	if list, err := w.hooks.List(t.Context()); err != nil || len(list) != 1 {
@@ -126,7 +133,7 @@ func TestURLs(t *testing.T) {
 		{"https://", false, false},
 	} {
 		for world, want := range map[*world]bool{w: tt.allowed, closed: tt.not} {
-			_, _, _, err := world.hooks.Create(t.Context(), asAdmin, domain.NewID().String(), creation(tt.url), "")
+			_, _, _, err := world.hooks.Create(t.Context(), asAdmin, domain.NewID().String(), creation(tt.url))
 			refusal, ok := errors.AsType[*domain.Error](err)
 			if (err == nil) != want || !want && (!ok || len(refusal.Faults) == 0 || refusal.Faults[0].Pointer != "/url") {
 				t.Errorf("%s: %v, want it taken: %t", tt.url, err, want)
@@ -261,7 +268,7 @@ func TestDeleteInFlight(t *testing.T) {
 				t.Errorf("%d rows in %s, %v; want none", n, table, err)
 			}
 		}
-		if _, err := w.keys.Secret(t.Context(), secretName("crm")); !errors.Is(err, seal.ErrNoSecret) {
+		if _, err := w.keys.Secret(t.Context(), vaultName("crm")); !errors.Is(err, seal.ErrNoSecret) {
 			t.Errorf("the secret: %v, want ErrNoSecret", err)
 		}
 		if _, err := w.hooks.Get(t.Context(), "crm"); domain.CodeOf(err) != domain.CodeWebhookNotFound {

@@ -1,0 +1,148 @@
+package webhooks
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// CloudEvents 1.0.2 (https://github.com/cloudevents/spec/tree/v1.0.2): an
+// event's id is the public event's, its source the ledger, its subject and
+// partitionkey the account, its sequence the account's revision with zeroes in
+// front, so that it can be compared as text. Where only ids are sent, dataref
+// is where all data can be got from.
+const (
+	structuredType = "application/cloudevents+json; charset=UTF-8"
+	batchType      = "application/cloudevents-batch+json; charset=UTF-8"
+	jsonType       = "application/json"
+)
+
+// attribute is one of a CloudEvent's, by its name on the wire.
+type attribute struct{ name, value string }
+
+// attributes are those of a message, except its content type.
+func (m *message) attributes(f *form, gap eventstore.Revision) []attribute {
+	e := &m.event
+	all := []attribute{
+		{"specversion", "1.0"}, {"id", e.ID}, {"source", f.source}, {"type", e.Type},
+		{"time", e.Time.UTC().Format(time.RFC3339Nano)}, {"sequence", padded(e.Sequence)},
+	}
+	if e.Sub != "" {
+		all = append(all, attribute{"subject", e.Sub}, attribute{"partitionkey", e.Sub})
+	}
+	if gap != noGap {
+		all = append(all, attribute{"previoussequence", padded(gap)})
+	}
+	if f.payload == domain.PayloadThin {
+		all = append(all, attribute{"dataref", fmt.Sprintf("%s/v1/events/%d.%d/data", f.public, m.position, m.part)})
+	}
+	return all
+}
+
+// padded is a sequence with as many digits as any has.
+func padded(sequence eventstore.Revision) string { return fmt.Sprintf("%020d", int64(sequence)) }
+
+// structured is the message as one JSON object.
+func (m *message) structured(f *form, gap eventstore.Revision, data jsontext.Value) ([]byte, error) {
+	w := writer{b: make([]byte, 0, 512+len(data))}
+	separator := byte('{')
+	for _, a := range m.attributes(f, gap) {
+		w.b = append(w.b, separator)
+		w.text(`"`+a.name+`":`, a.value)
+		separator = ','
+	}
+	w.text(`,"datacontenttype":`, jsonType)
+	w.b = append(append(append(w.b, `,"data":`...), data...), '}')
+	return w.b, w.err
+}
+
+// content is what one request carries.
+type content struct {
+	id     string // webhook-id
+	kind   string // Content-Type
+	header http.Header
+	body   []byte
+}
+
+// content is the message as a request of its own.
+func (m *message) content(f *form, gap eventstore.Revision) (content, error) {
+	body, err := m.body(f, gap)
+	c := content{id: m.event.ID, kind: jsonType, body: body}
+	switch f.format {
+	case domain.FormatEvent:
+		c.kind = structuredType
+	case domain.FormatBinary:
+		c.header = http.Header{}
+		for _, a := range m.attributes(f, gap) {
+			c.header.Set("Ce-"+a.name, encodeHeader(a.value))
+		}
+	}
+	return c, err
+}
+
+// batched is several messages' bodies as one request. Its id follows from
+// those of its events, so that the same batch sent again has the same.
+func batched(events []string, bodies [][]byte) content {
+	c := content{id: events[0], kind: batchType, body: []byte{'['}}
+	if len(events) > 1 {
+		c.id = uuid.NewSHA1(uuid.NameSpaceURL, []byte(strings.Join(events, " "))).String()
+	}
+	for i, body := range bodies {
+		if i > 0 {
+			c.body = append(c.body, ',')
+		}
+		c.body = append(c.body, body...)
+	}
+	c.body = append(c.body, ']')
+	return c
+}
+
+// encodeHeader is a value as the HTTP binding, section 3.1.3.2, wants it in a
+// header: what is not printable ASCII, spaces, quotes and percent signs are
+// percent-encoded.
+func encodeHeader(value string) string {
+	if !strings.ContainsFunc(value, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '%' }) {
+		return value
+	}
+	var b strings.Builder
+	for i := range len(value) {
+		if c := value[i]; c <= ' ' || c >= 0x7f || c == '"' || c == '%' {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+var errHeader = errors.New("webhooks: a header is not encoded as CloudEvents say")
+
+// decodeHeader is what encodeHeader has encoded, or another sender: lower-case
+// digits are fine, what is not UTF-8 is not.
+func decodeHeader(value string) (string, error) {
+	if !strings.Contains(value, "%") {
+		return value, nil
+	}
+	decoded, err := url.PathUnescape(value)
+	if err != nil || !utf8.ValidString(decoded) {
+		return "", errHeader
+	}
+	return decoded, nil
+}
+
+// sequenceOf reads padded text.
+func sequenceOf(text string) (eventstore.Revision, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	return eventstore.Revision(n), err
+}
