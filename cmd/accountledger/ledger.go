@@ -79,9 +79,13 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 	}
 	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec, Census: l.views.Census()})
 	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger})
+	public, err := c.publicURL()
+	if err != nil {
+		return nil, err
+	}
 	l.hooks, err = webhooks.Open(ctx, webhooks.Config{
 		Path: l.dir.path(deliveryFile), Log: l.log, Codec: l.codec, Ledger: l.ledger, Keys: l.keys,
-		Allow: c.WebhookAllow, UserAgent: "accountledger/" + version(), Logger: logger,
+		Allow: c.WebhookAllow, PublicURL: public, UserAgent: "accountledger/" + version(), Logger: logger,
 	})
 	if err != nil {
 		return nil, err

@@ -64,7 +64,7 @@ keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 			return serve(cmd.Context(), c, logger, cmd.OutOrStdout())
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "webhook-allow", "deletion-grace", "shutdown-grace", "log-format", "log-level")
+	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "webhook-allow", "public-url", "deletion-grace", "shutdown-grace", "log-format", "log-level")
 	return cmd
 }
 

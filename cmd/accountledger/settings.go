@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"reflect"
 	"slices"
@@ -36,6 +37,7 @@ type config struct {
 	Listen         string         `koanf:"listen" default:"127.0.0.1:8080" usage:"address to serve on; port 0 takes a free one"`
 	InsecureListen bool           `koanf:"insecure-listen" usage:"serve other machines too, without TLS: behind a proxy that has it"`
 	WebhookAllow   []netip.Prefix `koanf:"webhook-allow" usage:"networks, as CIDR, that webhooks may reach although they are private"`
+	PublicURL      string         `koanf:"public-url" usage:"where others reach this ledger, like https://ledger.example; the source of CloudEvents, and what they refer to"`
 	DeletionGrace  time.Duration  `koanf:"deletion-grace" default:"48h" usage:"how long a deleted account can be restored, where the request does not say it"`
 	ShutdownGrace  time.Duration  `koanf:"shutdown-grace" default:"15s" usage:"how long requests and deliveries may take to end at shutdown"`
 	LogFormat      string         `koanf:"log-format" default:"text" usage:"text or json"`
@@ -220,6 +222,18 @@ a setting but in ` + masterKeyEnv + ` or in a file.`,
 		}
 	}
 	return cmd
+}
+
+// publicURL is the setting of this name, checked.
+func (c config) publicURL() (string, error) {
+	if c.PublicURL == "" {
+		return "", nil
+	}
+	u, err := url.Parse(c.PublicURL)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", usagef("public-url is %q; it can be an https URL without query and credentials", c.PublicURL)
+	}
+	return strings.TrimRight(u.String(), "/"), nil
 }
 
 // newLogger makes the logger of a server.
