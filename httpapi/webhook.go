@@ -181,15 +181,17 @@ func (webhookPatch) Schema(r huma.Registry) *huma.Schema {
 	schema := huma.SchemaFromType(r, reflect.TypeFor[WebhookBody]())
 	schema.Required = nil
 	for name, member := range schema.Properties {
-		if member.Ref != "" {
-			schema.Properties[name] = &huma.Schema{AnyOf: []*huma.Schema{member, {Type: "null"}}}
-		} else {
-			member.Nullable = true
-			if member.Enum != nil {
-				member.Enum = append(member.Enum, nil)
-			}
+		switch values, _ := member.AdditionalProperties.(*huma.Schema); {
+		case member.Ref != "": // a part of it is enough
+			member = &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
+		case values != nil:
+			values.Nullable = true
+		case member.Enum != nil:
+			member.Enum = append(member.Enum, nil)
 		}
-		schema.Properties[name].Description = memberTexts["NewWebhook"][name]
+		member.Nullable = true
+		schema.Properties[name] = member
+		member.Description = memberTexts["NewWebhook"][name]
 	}
 	return schema
 }
