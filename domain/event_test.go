@@ -95,7 +95,10 @@ var otherwise = []Event{
 }
 
 var fullOptions = WebhookOptions{Description: "Sales", HubSignature: true,
-	Preset: "crm", Mapping: WebhookMapping{"customer_id": "sub"}, BatchSize: 10, BatchBytes: 1 << 20}
+	Preset: "crm", Mapping: WebhookMapping{"customer_id": "sub"}, BatchSize: 10, BatchBytes: 1 << 20,
+	Auth:              WebhookAuth{Type: AuthAPIKey, In: "header", Name: "X-API-Key", SecretID: "0190a1b2-0000-7000-8000-000000000010"},
+	ClientCertificate: WebhookCertificate{Certificate: "-----BEGIN CERTIFICATE-----", SecretID: "0190a1b2-0000-7000-8000-000000000011"},
+	Headers:           map[string]string{"X-Tenant": "7"}, RateLimit: 2.5, Burst: 5, MaxInFlight: 8, Order: OrderStrict}
 
 var fullField = FieldDefinition{
 	FieldKey: "tier", DataType: TypeSelect, Required: true, ReadOnly: true, Internal: true, Unique: true, Searchable: true, Personal: true,

@@ -43,6 +43,14 @@ type WebhookOptions struct {
 	BatchSize    int            `json:"batchSize,omitzero"`    // events in a request at most, of FormatBatch
 	BatchBytes   int            `json:"batchBytes,omitzero"`   // of the body at most; an event that is larger goes alone
 	HubSignature bool           `json:"hubSignature,omitzero"` // deliveries carry X-Hub-Signature-256, too
+
+	Auth              WebhookAuth        `json:"auth,omitzero"`
+	ClientCertificate WebhookCertificate `json:"clientCertificate,omitzero"`
+	Headers           map[string]string  `json:"headers,omitzero"`     // of its own; nothing secret
+	RateLimit         float64            `json:"rateLimit,omitzero"`   // requests a second; 0: as many as it takes
+	Burst             int                `json:"burst,omitzero"`       // requests at once after a pause, of a rate limit; 0: one
+	MaxInFlight       int                `json:"maxInFlight,omitzero"` // requests at a time; 0: the ledger's default
+	Order             string             `json:"order,omitzero"`       // OrderStrict, or "": per account
 }
 
 // WebhookState says whether an endpoint is delivered to.
@@ -64,6 +72,16 @@ const (
 	PayloadFull    = "full"               // all data of the event
 	PayloadThin    = "thin"               // ids only
 	PayloadFields  = "fields"             // what a mapping names
+)
+
+// OrderStrict keeps the log's order over all accounts: one request at a time,
+// and none after a failure until it is mended.
+const OrderStrict = "strict"
+
+// Bounds of how fast an endpoint can be sent to.
+const (
+	MaxRateLimit = 10_000
+	MaxInFlight  = 256
 )
 
 // Formats are all of them.
@@ -257,6 +275,9 @@ func (s WebhookSettings) faults() faults {
 		f.add("/format", "must be one of %s", strings.Join(Formats, ", "))
 	}
 	s.payloadFaults(&f)
+	s.Auth.faults(&f)
+	s.headerFaults(&f)
+	s.paceFaults(&f)
 	if len(s.Description) > 1024 {
 		f.add("/description", "at most 1024 bytes")
 	}
@@ -285,6 +306,24 @@ func (s WebhookSettings) payloadFaults(f *faults) {
 	}
 	if s.BatchBytes != 0 && (s.BatchBytes < MinBatchBytes || s.BatchBytes > MaxBatchBytes) {
 		f.add("/batchBytes", "%d to %d", MinBatchBytes, MaxBatchBytes)
+	}
+}
+
+func (s WebhookSettings) paceFaults(f *faults) {
+	if s.RateLimit != 0 && !(s.RateLimit >= 0.01 && s.RateLimit <= MaxRateLimit) {
+		f.add("/rateLimit", "0.01 to %d a second", MaxRateLimit)
+	}
+	if s.Burst < 0 || s.Burst > MaxRateLimit || s.Burst > 0 && s.RateLimit == 0 {
+		f.add("/burst", "1 to %d, with a rateLimit", MaxRateLimit)
+	}
+	if s.MaxInFlight < 0 || s.MaxInFlight > MaxInFlight {
+		f.add("/maxInFlight", "1 to %d", MaxInFlight)
+	}
+	if s.Order != "" && s.Order != OrderStrict {
+		f.add("/order", "must be account or %s", OrderStrict)
+	}
+	if s.Order == OrderStrict && s.Format == FormatBatch {
+		f.add("/order", "does not go with the format %s", FormatBatch)
 	}
 }
 

@@ -112,5 +112,6 @@ func (w Webhook) Secrets(at time.Time) map[string]bool {
 	for _, k := range w.Keys {
 		ids[k.KeyID] = k.Signs(at)
 	}
+	ids[w.Auth.SecretID], ids[w.ClientCertificate.SecretID] = true, true
 	return ids
 }

@@ -21,7 +21,7 @@ func (s *server) webhookRoutes() {
 	handle(s, route{
 		method: "POST", path: "/v1/webhooks", name: "createWebhook", scope: scopeWebhooksWrite, status: 201, answer: newEndpoint{},
 		summary: "Register a webhook",
-		text:    "Deliveries start after the position given by after, by default with the next event. The secret is shown this once. A preset sets events, payload and mapping where they are not given.",
+		text:    "Deliveries start after the position given by after, or at start, by default with the next event. The secret is shown this once. A preset sets events, payload and mapping where they are not given.",
 		example: `{"url":"https://crm.example/hook","events":["USER_*"],"format":"standard","payload":"full"}`,
 		codes:   onCommand,
 	}, s.createWebhook)
@@ -87,6 +87,7 @@ type createWebhookInput struct {
 type newWebhook struct {
 	WebhookBody
 	After   *eventstore.Position  `json:"after,omitzero" minimum:"0"`
+	Start   string                `json:"start,omitzero" maxLength:"64"`
 	Secret  string                `json:"secret,omitzero"`
 	KeyType domain.WebhookKeyType `json:"keyType,omitzero" enum:"v1,v1a" default:"v1"`
 }
@@ -103,6 +104,46 @@ type WebhookBody struct {
 	BatchBytes   int                   `json:"batchBytes,omitzero" minimum:"1024" maximum:"8388608"`
 	Description  string                `json:"description,omitzero" maxLength:"1024"`
 	HubSignature bool                  `json:"hubSignature,omitzero"`
+	Headers      map[string]string     `json:"headers,omitzero"`
+	RateLimit    float64               `json:"rateLimit,omitzero" minimum:"0.01" maximum:"10000"`
+	Burst        int                   `json:"burst,omitzero" minimum:"1" maximum:"10000"`
+	MaxInFlight  int                   `json:"maxInFlight,omitzero" minimum:"1" maximum:"256"`
+	Order        string                `json:"order,omitzero" enum:"account,strict" default:"account"`
+
+	Auth              *NewAuth        `json:"auth,omitzero"`
+	ClientCertificate *NewCertificate `json:"clientCertificate,omitzero"`
+}
+
+// NewAuth is how a caller says how to authenticate toward a receiver.
+type NewAuth struct {
+	Type     domain.WebhookAuthType `json:"type" enum:"api-key,basic,totp,oauth2"`
+	In       string                 `json:"in,omitzero" enum:"header,query"`
+	Name     string                 `json:"name,omitzero" maxLength:"64"`
+	Username string                 `json:"username,omitzero" maxLength:"255"`
+	TokenURL string                 `json:"tokenUrl,omitzero" maxLength:"2048"`
+	ClientID string                 `json:"clientId,omitzero" maxLength:"255"`
+	Scope    string                 `json:"scope,omitzero" maxLength:"1024"`
+	Secret   string                 `json:"secret,omitzero" maxLength:"4096"`
+}
+
+// NewCertificate is a client certificate with its key.
+type NewCertificate struct {
+	Certificate string `json:"certificate"`
+	Key         string `json:"key,omitzero"`
+}
+
+// orderAccount is the wire's name of the domain's default.
+const orderAccount = "account"
+
+// secrets are those that b gives.
+func (b WebhookBody) secrets() (s webhooks.Secrets) {
+	if b.Auth != nil {
+		s.Auth = b.Auth.Secret
+	}
+	if b.ClientCertificate != nil {
+		s.ClientKey = b.ClientCertificate.Key
+	}
+	return s
 }
 
 // settings is b as the domain has it, with what a preset or the defaults say
@@ -119,17 +160,34 @@ func (b WebhookBody) settings() domain.WebhookSettings {
 			b.Mapping = p.Mapping
 		}
 	}
-	return domain.WebhookSettings{URL: b.URL, Events: b.Events, Format: cmp.Or(b.Format, domain.FormatStandard),
+	settings := domain.WebhookSettings{URL: b.URL, Events: b.Events, Format: cmp.Or(b.Format, domain.FormatStandard),
 		Payload: cmp.Or(b.Payload, domain.PayloadFull), WebhookOptions: domain.WebhookOptions{
 			Description: b.Description, Preset: b.Preset, Mapping: b.Mapping, BatchSize: b.BatchSize, BatchBytes: b.BatchBytes,
-			HubSignature: b.HubSignature}}
+			HubSignature: b.HubSignature, Headers: b.Headers, RateLimit: b.RateLimit, Burst: b.Burst, MaxInFlight: b.MaxInFlight}}
+	if b.Order != orderAccount {
+		settings.Order = b.Order
+	}
+	if a := b.Auth; a != nil {
+		settings.Auth = domain.WebhookAuth{Type: a.Type, In: a.In, Name: a.Name, Username: a.Username, TokenURL: a.TokenURL, ClientID: a.ClientID, Scope: a.Scope}
+	}
+	if c := b.ClientCertificate; c != nil {
+		settings.ClientCertificate.Certificate = c.Certificate
+	}
+	return settings
 }
 
 // settingsOf is what a caller would have to say for s.
 func settingsOf(s domain.WebhookSettings) WebhookBody {
-	return WebhookBody{URL: s.URL, Events: s.Events, Format: s.Format, Payload: s.Payload,
+	b := WebhookBody{URL: s.URL, Events: s.Events, Format: s.Format, Payload: s.Payload,
 		Description: s.Description, Preset: s.Preset, Mapping: s.Mapping, BatchSize: s.BatchSize, BatchBytes: s.BatchBytes,
-		HubSignature: s.HubSignature}
+		HubSignature: s.HubSignature, Headers: s.Headers, RateLimit: s.RateLimit, Burst: s.Burst, MaxInFlight: s.MaxInFlight, Order: s.Order}
+	if a := s.Auth; a.Type != "" {
+		b.Auth = &NewAuth{Type: a.Type, In: a.In, Name: a.Name, Username: a.Username, TokenURL: a.TokenURL, ClientID: a.ClientID, Scope: a.Scope}
+	}
+	if c := s.ClientCertificate; c.Certificate != "" {
+		b.ClientCertificate = &NewCertificate{Certificate: c.Certificate}
+	}
+	return b
 }
 
 // newEndpoint is an endpoint with its secret, which is shown this once.
@@ -141,16 +199,12 @@ type newEndpoint struct {
 func (s *server) createWebhook(ctx context.Context, c *call, in *createWebhookInput) (*answer, error) {
 	body := in.value
 	settings := body.settings()
-	creation := webhooks.Creation{CreateWebhook: domain.CreateWebhook{URL: settings.URL, Events: settings.Events, Format: settings.Format,
-		Payload: settings.Payload, Options: settings.WebhookOptions, After: -1}, Secret: body.Secret, KeyType: body.KeyType}
-	if body.After != nil {
-		creation.After = *body.After
-		if head, err := s.Log.Head(ctx); err != nil {
-			return nil, err
-		} else if *body.After < 0 || *body.After > head {
-			return nil, invalid([]domain.Fault{{Pointer: "/after", Detail: "must be a position of the log"}})
-		}
+	after, err := s.start(ctx, body)
+	if err != nil {
+		return nil, err
 	}
+	creation := webhooks.Creation{CreateWebhook: domain.CreateWebhook{URL: settings.URL, Events: settings.Events, Format: settings.Format,
+		Payload: settings.Payload, Options: settings.WebhookOptions, After: after}, Secrets: body.secrets(), Secret: body.Secret, KeyType: body.KeyType}
 	r, err := in.request(c)
 	if err != nil {
 		return nil, err
@@ -165,6 +219,31 @@ func (s *server) createWebhook(ctx context.Context, c *call, in *createWebhookIn
 	a := s.endpointAnswer(ctx, endpoint, p)
 	a.Location = "/v1/webhooks/" + endpoint.WebhookID
 	return a.rendered(newEndpoint{endpoint, secret})
+}
+
+// start is the position a new endpoint starts after; -1 for the log's head.
+func (s *server) start(ctx context.Context, body newWebhook) (eventstore.Position, error) {
+	head, err := s.Log.Head(ctx)
+	if err != nil {
+		return 0, err
+	}
+	switch {
+	case body.After != nil && body.Start != "":
+		return 0, invalid([]domain.Fault{{Pointer: "/start", Detail: "does not go with after"}})
+	case body.After != nil && (*body.After < 0 || *body.After > head):
+		return 0, invalid([]domain.Fault{{Pointer: "/after", Detail: "must be a position of the log"}})
+	case body.After != nil:
+		return *body.After, nil
+	case body.Start == "" || body.Start == "now":
+		return -1, nil
+	case body.Start == "beginning":
+		return 0, nil
+	}
+	t, err := time.Parse(time.RFC3339, body.Start)
+	if err != nil {
+		return 0, invalid([]domain.Fault{{Pointer: "/start", Detail: "must be now, beginning, or a time as RFC 3339 has it"}})
+	}
+	return s.Webhooks.StartingAt(ctx, t)
 }
 
 type patchWebhookInput struct {
@@ -205,16 +284,16 @@ func (s *server) patchWebhook(ctx context.Context, c *call, in *patchWebhookInpu
 	if err != nil {
 		return nil, err
 	}
-	change := func(before domain.Webhook) (domain.WebhookSettings, error) {
+	change := func(before domain.Webhook) (domain.WebhookSettings, webhooks.Secrets, error) {
 		var body WebhookBody
 		now := settingsOf(before.WebhookSettings)
 		if _, anew := in.value["preset"]; anew {
 			now.Events, now.Payload, now.Mapping = nil, "", nil
 		}
 		if err := decodeMerged(now, in.RawBody, &body); err != nil {
-			return domain.WebhookSettings{}, err
+			return domain.WebhookSettings{}, webhooks.Secrets{}, err
 		}
-		return body.settings(), nil
+		return body.settings(), body.secrets(), nil
 	}
 	if in.DryRun {
 		return triedWebhookAnswer(s.Webhooks.TryUpdate(ctx, r, id, change))

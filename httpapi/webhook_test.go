@@ -117,3 +117,60 @@ func TestEventData(t *testing.T) {
 		l.refused(t, codeEventNotFound, "GET", "/v1/events/"+place+"/data", "")
 	}
 }
+
+// TestWebhookAuth sets, keeps, replaces and removes what shows a receiver who
+// is sending; it is never read back.
+func TestWebhookAuth(t *testing.T) {
+	t.Parallel()
+	l := start(t)
+	r := l.want(t, 201, "POST", "/v1/webhooks", `{"url":"https://crm.example/hook","events":["USER_*"],"rateLimit":2.5,"burst":5,"order":"account","headers":{"X-Tenant":"7"},
+		"auth":{"type":"api-key","in":"header","name":"X-API-Key","secret":"hunter2"}}`)
+	path := "/v1/webhooks/" + r.text(t, "webhookId")
+	first := r.text(t, "auth.fingerprint")
+	if first == "" || r.text(t, "headers.X-Tenant") != "7" {
+		t.Errorf("created: %s", r.body)
+	}
+	if r := l.want(t, 200, "PATCH", path, `{"headers":{"X-Tenant":null},"maxInFlight":4}`); r.text(t, "auth.fingerprint") != first || strings.Contains(string(r.body), "X-Tenant") {
+		t.Errorf("patched: %s", r.body)
+	}
+	if r := l.want(t, 200, "PATCH", path, `{"auth":{"secret":"hunter3"}}`); r.text(t, "auth.fingerprint") == first || r.text(t, "auth.name") != "X-API-Key" {
+		t.Errorf("another secret: %s", r.body)
+	}
+	for _, r := range []response{l.want(t, 200, "GET", path, ""), l.want(t, 200, "GET", "/v1/webhooks", "")} {
+		if strings.Contains(string(r.body), "hunter") {
+			t.Errorf("the secret is shown: %s", r.body)
+		}
+	}
+	for pointer, body := range map[string]string{
+		"/auth/secret": `{"auth":{"type":"basic","username":"u"}}`, "/headers/Host": `{"headers":{"Host":"x"}}`, "/order": `{"order":"random"}`,
+		"/auth/tokenUrl": `{"auth":{"type":"oauth2","clientId":"c","tokenUrl":"ftp://x","secret":"hunter4"}}`, "/clientCertificate/key": `{"clientCertificate":{"certificate":"x"}}`,
+	} {
+		if r := l.refused(t, domain.CodeInvalidRequest, "PATCH", path, body); r.text(t, "errors.0.pointer") != pointer || strings.Contains(string(r.body), "hunter") {
+			t.Errorf("%s: %s", body, r.body)
+		}
+	}
+	if r := l.want(t, 200, "PATCH", path, `{"auth":null}`); strings.Contains(string(r.body), "X-API-Key") {
+		t.Errorf("removed: %s", r.body)
+	}
+}
+
+// TestStart: where a new endpoint starts.
+func TestStart(t *testing.T) {
+	t.Parallel()
+	l := start(t)
+	l.create(t, "ada@example.com")
+	for begin, want := range map[string]float64{"beginning": 0, "2020-01-01T00:00:00Z": 0, "2999-01-01T00:00:00Z": -1, "now": -1} {
+		r := l.want(t, 200, "POST", "/v1/webhooks?dry_run=true", `{"url":"https://crm.example/","events":["USER_*"],"start":"`+begin+`"}`)
+		if want < 0 {
+			want = 1
+		}
+		if r.member(t, "webhook.after") != want {
+			t.Errorf("%s: %s, want it to start after %v", begin, r.body, want)
+		}
+	}
+	for _, body := range []string{`"start":"yesterday"`, `"start":"now","after":0`} {
+		if r := l.refused(t, domain.CodeInvalidRequest, "POST", "/v1/webhooks", `{"url":"https://crm.example/","events":["USER_*"],`+body+`}`); r.text(t, "errors.0.pointer") != "/start" {
+			t.Errorf("%s: %s", body, r.body)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"time"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
@@ -15,6 +16,7 @@ import (
 // Creation asks for an endpoint.
 type Creation struct {
 	domain.CreateWebhook                       // a negative After means the head of the log
+	Secrets                                    // those its settings need
 	Secret               string                // to sign with; "": one is made
 	KeyType              domain.WebhookKeyType // of the one that is made; default KeyHMAC
 }
@@ -35,7 +37,8 @@ func (w *Webhooks) Create(ctx context.Context, r domain.Request, id string, c Cr
 	if before.Exists() {
 		return w.created(ctx, before, c)
 	}
-	if c, err = w.validate(ctx, r, id, c); err != nil {
+	c, fresh, err := w.validate(ctx, r, id, c)
+	if err != nil {
 		return Endpoint{}, "", 0, err
 	}
 	if c.Secret == "" {
@@ -43,7 +46,8 @@ func (w *Webhooks) Create(ctx context.Context, r domain.Request, id string, c Cr
 	}
 	// First the secret: an endpoint without one could not be delivered to, a
 	// secret without an endpoint hurts nobody.
-	if err := w.putVault(ctx, id, vault{c.Keys[0].KeyID: c.Secret}); err != nil {
+	fresh[c.Keys[0].KeyID] = c.Secret
+	if err := w.putVault(ctx, id, fresh); err != nil {
 		return Endpoint{}, "", 0, err
 	}
 	conf, at, err := w.c.Ledger.ExecuteWebhook(ctx, r, id, c.CreateWebhook)
@@ -67,7 +71,9 @@ func (w *Webhooks) created(ctx context.Context, before domain.Webhook, c Creatio
 		return Endpoint{}, "", 0, fmt.Errorf("webhooks: create: %w", err)
 	}
 	first := before.Keys[len(before.Keys)-1]
-	same := c.Settings().Same(before.WebhookSettings) && (c.After < 0 || c.After == before.After) &&
+	asked, was := c.Settings(), before.WebhookSettings
+	asked.Auth.SecretID, asked.ClientCertificate.SecretID = was.Auth.SecretID, was.ClientCertificate.SecretID
+	same := asked.Same(was) && c.Auth == kept[was.Auth.SecretID] && c.ClientKey == kept[was.ClientCertificate.SecretID] && (c.After < 0 || c.After == before.After) &&
 		(c.Secret == "" || c.Secret == kept[first.KeyID])
 	if !same {
 		return Endpoint{}, "", 0, &domain.Error{Code: domain.CodeIdempotencyKeyReused, Detail: "There is another webhook with this id."}
@@ -79,7 +85,7 @@ func (w *Webhooks) created(ctx context.Context, before domain.Webhook, c Creatio
 // Try decides like Create and changes nothing. It returns the endpoint as it
 // would be and the events there would be.
 func (w *Webhooks) Try(ctx context.Context, r domain.Request, id string, c Creation) (domain.Webhook, []domain.Entry, error) {
-	c, err := w.validate(ctx, r, id, c)
+	c, _, err := w.validate(ctx, r, id, c)
 	if err != nil {
 		return domain.Webhook{}, nil, err
 	}
@@ -88,15 +94,17 @@ func (w *Webhooks) Try(ctx context.Context, r domain.Request, id string, c Creat
 
 // validate collects everything that is wrong with a creation: what the rules
 // of webhooks say and what only delivery knows. It returns c with the position
-// to start after and the id of its key.
-func (w *Webhooks) validate(ctx context.Context, r domain.Request, id string, c Creation) (Creation, error) {
+// to start after and the ids of its secrets, and those but the first key's.
+func (w *Webhooks) validate(ctx context.Context, r domain.Request, id string, c Creation) (Creation, vault, error) {
 	if c.After < 0 {
 		var err error
 		if c.After, err = w.c.Log.Head(ctx); err != nil {
-			return c, fmt.Errorf("webhooks: create: %w", err)
+			return c, nil, fmt.Errorf("webhooks: create: %w", err)
 		}
 	}
-	var faults []domain.Fault
+	settings := c.Settings()
+	fresh, faults := c.Secrets.into(&settings, domain.WebhookSettings{})
+	c.Options = settings.WebhookOptions
 	if c.Secret != "" {
 		if fault := secretFault(c.Secret, c.KeyType); fault != "" {
 			faults = append(faults, domain.Fault{Pointer: "/secret", Detail: fault})
@@ -106,7 +114,7 @@ func (w *Webhooks) validate(ctx context.Context, r domain.Request, id string, c 
 	c.KeyType = cmp.Or(c.KeyType, domain.KeyHMAC)
 	c.Keys = []domain.WebhookKey{{KeyID: domain.NewID().String(), Type: c.KeyType}}
 	_, _, err := w.c.Ledger.TryWebhook(ctx, r, id, c.CreateWebhook)
-	return c, w.check(c.Settings(), faults, err)
+	return c, fresh, w.check(settings, faults, err)
 }
 
 // check adds to what the rules of webhooks refused, or did not, what is wrong
@@ -119,10 +127,12 @@ func (w *Webhooks) check(s domain.WebhookSettings, faults []domain.Fault, err er
 	if refusal != nil {
 		faults = append(refusal.Faults, faults...)
 	}
-	badURL := slices.ContainsFunc(faults, func(f domain.Fault) bool { return f.Pointer == "/url" })
-	if u, err := url.Parse(s.URL); err == nil && !badURL {
-		if fault := newGuard(w.c.Allow, u.Scheme == "http").fault(u); fault != "" {
-			faults = append(faults, domain.Fault{Pointer: "/url", Detail: fault})
+	for pointer, address := range map[string]string{"/url": s.URL, "/auth/tokenUrl": s.Auth.TokenURL} {
+		bad := address == "" || slices.ContainsFunc(faults, func(f domain.Fault) bool { return f.Pointer == pointer })
+		if u, err := url.Parse(address); err == nil && !bad {
+			if fault := newGuard(w.c.Allow, u.Scheme == "http").fault(u); fault != "" {
+				faults = append(faults, domain.Fault{Pointer: pointer, Detail: fault})
+			}
 		}
 	}
 	if w.c.PublicURL == "" && s.Payload == domain.PayloadThin && s.Format != domain.FormatStandard {
@@ -138,19 +148,20 @@ func faulty(faults ...domain.Fault) error {
 	return &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: faults}
 }
 
-// Change says what an endpoint is to be configured to, given what it is.
-type Change func(before domain.Webhook) (domain.WebhookSettings, error)
+// Change says what an endpoint is to be configured to, given what it is, and
+// the secrets that are new.
+type Change func(before domain.Webhook) (domain.WebhookSettings, Secrets, error)
 
 // Update configures an endpoint anew. What it has not been sent yet it is sent
 // as configured then; where it stands in the log stays.
 func (w *Webhooks) Update(ctx context.Context, r domain.Request, id string, change Change) (Endpoint, eventstore.Position, error) {
 	w.changing.Lock()
 	defer w.changing.Unlock()
-	cmd, err := w.updated(ctx, r, id, change)
+	cmd, fresh, err := w.updated(ctx, r, id, change)
 	if err != nil {
 		return Endpoint{}, 0, err
 	}
-	conf, at, err := w.changeWith(ctx, r, id, cmd, nil)
+	conf, at, err := w.changeWith(ctx, r, id, cmd, fresh)
 	if err != nil {
 		return Endpoint{}, 0, err
 	}
@@ -160,26 +171,29 @@ func (w *Webhooks) Update(ctx context.Context, r domain.Request, id string, chan
 
 // TryUpdate decides like Update and changes nothing.
 func (w *Webhooks) TryUpdate(ctx context.Context, r domain.Request, id string, change Change) (domain.Webhook, []domain.Entry, error) {
-	cmd, err := w.updated(ctx, r, id, change)
+	cmd, _, err := w.updated(ctx, r, id, change)
 	if err != nil {
 		return domain.Webhook{}, nil, err
 	}
 	return w.c.Ledger.TryWebhook(ctx, r, id, cmd)
 }
 
-func (w *Webhooks) updated(ctx context.Context, r domain.Request, id string, change Change) (cmd domain.UpdateWebhook, err error) {
+func (w *Webhooks) updated(ctx context.Context, r domain.Request, id string, change Change) (cmd domain.UpdateWebhook, fresh vault, err error) {
 	before, err := w.c.Ledger.Webhook(ctx, id)
 	if err != nil {
-		return cmd, err
+		return cmd, nil, err
 	}
 	if !before.Exists() {
-		return cmd, errNotFound()
+		return cmd, nil, errNotFound()
 	}
-	if cmd.Settings, err = change(before); err != nil {
-		return cmd, err
+	settings, secrets, err := change(before)
+	if err != nil {
+		return cmd, nil, err
 	}
+	fresh, faults := secrets.into(&settings, before.WebhookSettings)
+	cmd.Settings = settings
 	_, _, err = w.c.Ledger.TryWebhook(ctx, r, id, cmd)
-	return cmd, w.check(cmd.Settings, nil, err)
+	return cmd, fresh, w.check(settings, faults, err)
 }
 
 // SetState pauses, resumes or disables an endpoint. What was not sent waits.
@@ -252,4 +266,33 @@ func (w *Webhooks) copy(ctx context.Context, conf domain.Webhook) error {
 		r.apply(conf)
 	}
 	return nil
+}
+
+// StartingAt is the position after which the first event is that was recorded
+// at a time or after it; the head of the log if there is none. An endpoint
+// created with it starts there.
+func (w *Webhooks) StartingAt(ctx context.Context, t time.Time) (eventstore.Position, error) {
+	head, err := w.c.Log.Head(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("webhooks: find a time: %w", err)
+	}
+	low, high := eventstore.Position(0), head // times grow with positions
+	for low < high {
+		middle := low + (high-low)/2 // the event after it is looked at
+		for page, err := range w.c.Log.Subscribe(ctx, middle) {
+			if err != nil {
+				return 0, fmt.Errorf("webhooks: find a time: %w", err)
+			}
+			if page[0].Time.Before(t) {
+				low = middle + 1
+			} else {
+				high = middle
+			}
+			break
+		}
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+	}
+	return low, nil
 }

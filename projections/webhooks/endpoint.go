@@ -39,6 +39,7 @@ type endpoint struct {
 	target *target
 	form   form
 	batch  int // events a request may carry
+	pace   pace
 	save   chan<- checkpoint
 	giveUp func(code string) // has the ledger disable the endpoint; returns at once
 	now    func() time.Time
@@ -176,6 +177,7 @@ func (e *endpoint) wake(now time.Time) time.Time {
 	if e.breaker.open() {
 		sooner(e.breaker.until)
 	}
+	sooner(e.pace.next(now))
 	if len(e.lanes.waiting) > 0 {
 		sooner(e.lanes.waiting[0].due)
 	}
@@ -191,7 +193,7 @@ func (e *endpoint) launch(now time.Time) {
 		return // to read again, everything must be back first
 	}
 	allowed := e.breaker.allowed(now)
-	for e.flight < allowed && e.unflushed() < maxUnflushed {
+	for e.flight < allowed && e.unflushed() < maxUnflushed && !e.pace.next(now).After(now) {
 		if e.launchLane(now, allowed) {
 			continue
 		}
@@ -224,6 +226,7 @@ type sending struct {
 
 func (e *endpoint) send(all ...*delivery) {
 	e.flight++
+	e.pace.take(e.now())
 	sends := make([]sending, len(all))
 	for i, d := range all {
 		d.era, d.flying = e.era, true
@@ -368,6 +371,10 @@ func (e *endpoint) take(p page) {
 	e.changed()
 }
 
+// strict reports whether the order is the log's over all accounts. Nothing is
+// put into a lane then: what fails holds up everything.
+func (e *endpoint) strict() bool { return e.conf.Order == domain.OrderStrict }
+
 func (e *endpoint) line(s *slot) {
 	if e.cursor.has(s.rec.Position) {
 		return // settled before a restart
@@ -376,11 +383,13 @@ func (e *endpoint) line(s *slot) {
 		e.owe(l, s.rec.Position)
 		return
 	}
-	if queue := e.turns[s.rec.Stream]; len(queue) >= maxTurn {
+	d := &delivery{slot: s, part: e.cursor.partial[s.rec.Position], era: e.era}
+	if e.strict() {
+		d.turn = oneTurn
+	} else if queue := e.turns[s.rec.Stream]; len(queue) >= maxTurn {
 		e.owe(e.spill(queue[0]), s.rec.Position)
 		return
 	}
-	d := &delivery{slot: s, part: e.cursor.partial[s.rec.Position], era: e.era}
 	e.waiting++
 	e.bytes += s.size()
 	if e.turns.add(d) {

@@ -51,7 +51,8 @@ type guard struct {
 
 	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 	dialer net.Dialer
-	roots  *x509.CertPool // of authorities; nil: the machine's
+	roots  *x509.CertPool   // of authorities; nil: the machine's
+	client *tls.Certificate // shown where it is asked for; nil: none
 
 	// private is set once a connection went to an address that only the
 	// operator's word opened: what it answers is not shown.
@@ -142,7 +143,11 @@ func (g *guard) dialTLS(ctx context.Context, network, address string) (net.Conn,
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	secure := tls.Client(conn, &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, RootCAs: g.roots})
+	config := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, RootCAs: g.roots}
+	if g.client != nil {
+		config.Certificates = []tls.Certificate{*g.client}
+	}
+	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("%w: %w", errTLS, err)

@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
 )
 
 // fakeNet is a guard's network: names resolve as told, dialled addresses are

@@ -1,6 +1,9 @@
 package webhooks
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 // handleAll draws the consequences of a request, event by event.
 func (e *endpoint) handleAll(all []result) {
@@ -54,7 +57,10 @@ func (e *endpoint) handle(r result) {
 		e.again(r.delivery)
 	case internal:
 		e.logger.Error("webhook delivery failed inside the ledger", "webhook", e.conf.WebhookID, "position", r.rec.Position, "err", r.err)
-		if l := e.laneOf(r.delivery); l != nil {
+		if e.strict() && r.lane == nil {
+			e.again(r.delivery)
+			e.pace.hold = e.now().Add(time.Second)
+		} else if l := e.laneOf(r.delivery); l != nil {
 			e.troubled(l)
 		}
 	}
@@ -101,6 +107,10 @@ func (e *endpoint) again(d *delivery) {
 // refuse makes the event's account wait; or, when most accounts are refused,
 // the endpoint.
 func (e *endpoint) refuse(r result) {
+	if e.strict() {
+		e.unavailable(r, r.code, false)
+		return
+	}
 	if r.era == e.era {
 		e.recent.add(r.rec.Stream, false)
 	}
@@ -130,6 +140,11 @@ func (e *endpoint) refuse(r result) {
 // abandon gives an event up: it becomes a dead letter, and the account's next
 // one tells of the gap.
 func (e *endpoint) abandon(r result) {
+	if e.strict() && r.lane == nil {
+		e.dead = append(e.dead, r.record(0))
+		e.advance(r.delivery, r.parts)
+		return
+	}
 	l := e.laneOf(r.delivery)
 	if l == nil {
 		return

@@ -3,6 +3,7 @@ package webhooks
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -268,18 +269,26 @@ func (r *runner) endpoint(ctx context.Context, conf domain.Webhook) (*endpoint, 
 	if err != nil {
 		return nil, err
 	}
-	p.breaker.limit, p.breaker.width, p.breaker.schedule = r.c.InFlight, r.c.InFlight, r.c.Schedule
+	limit := cmp.Or(conf.MaxInFlight, r.c.InFlight)
+	if conf.Order == domain.OrderStrict {
+		limit = 1
+	}
+	p.breaker.limit, p.breaker.width, p.breaker.schedule = limit, limit, r.c.Schedule
 	p.breaker.escalated = p.breaker.reason == codeFailing
-	g := newGuard(r.c.Allow, u.Scheme == "http")
+	t, err := r.target(conf, u, kept)
+	if err != nil {
+		return nil, err
+	}
+	t.signers = signers
 	e := &endpoint{
 		conf: conf, log: r.c.Log, opener: opener{r.c.Codec, r.c.Ledger}, feed: r.feed, save: r.saves, now: r.c.Now, logger: r.c.Logger,
-		target: &target{url: u, userAgent: r.c.UserAgent, timeout: r.c.Timeout, signers: signers, hub: conf.HubSignature,
-			transport: r.transport(g, r.c), now: r.c.Now, private: g.private.Load},
+		target:   t,
+		pace:     newPace(conf.RateLimit, conf.Burst),
 		form:     r.form(conf),
 		batch:    1,
 		giveUp:   func(code string) { r.all.Go(func() { r.disable(conf.WebhookID, code) }) },
-		results:  make(chan []result, r.c.InFlight),
-		reads:    make(chan laneRead, r.c.InFlight),
+		results:  make(chan []result, limit),
+		reads:    make(chan laneRead, limit),
 		written:  make(chan error, 1),
 		asks:     make(chan func()),
 		ended:    make(chan struct{}),
@@ -290,6 +299,30 @@ func (r *runner) endpoint(ctx context.Context, conf domain.Webhook) (*endpoint, 
 	}
 	e.adopt(lanes)
 	return e, nil
+}
+
+// target is where an endpoint is, and what shows it who is sending.
+func (w *Webhooks) target(conf domain.Webhook, u *url.URL, kept vault) (*target, error) {
+	g := newGuard(w.c.Allow, u.Scheme == "http")
+	if c := conf.ClientCertificate; c.Certificate != "" {
+		pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(kept[c.SecretID]))
+		if err != nil {
+			return nil, errors.New("webhooks: its client certificate and key do not fit")
+		}
+		g.client = &pair
+	}
+	t := &target{url: u, userAgent: w.c.UserAgent, timeout: w.c.Timeout, hub: conf.HubSignature, headers: conf.Headers,
+		auth:      credentials{WebhookAuth: conf.Auth, secret: kept[conf.Auth.SecretID], now: w.c.Now},
+		transport: w.transport(g, w.c), now: w.c.Now, private: g.private.Load}
+	if conf.Auth.Type == domain.AuthOAuth2 {
+		token, err := url.Parse(conf.Auth.TokenURL)
+		if err != nil {
+			return nil, errors.New("webhooks: its token URL cannot be parsed")
+		}
+		t.auth.tokens = &tokens{url: token, client: conf.Auth.ClientID, secret: t.auth.secret, scope: conf.Auth.Scope,
+			userAgent: w.c.UserAgent, transport: w.transport(newGuard(w.c.Allow, token.Scheme == "http"), w.c), now: w.c.Now}
+	}
+	return t, nil
 }
 
 // defaultBatch is how many events a batch has at most where the endpoint does
@@ -304,8 +337,14 @@ func (w *Webhooks) form(conf domain.Webhook) form {
 
 // close closes the connections kept for the next request.
 func (e *endpoint) close() {
-	if t, ok := e.target.transport.(*http.Transport); ok {
-		t.CloseIdleConnections()
+	transports := []http.RoundTripper{e.target.transport}
+	if tokens := e.target.auth.tokens; tokens != nil {
+		transports = append(transports, tokens.transport)
+	}
+	for _, transport := range transports {
+		if t, ok := transport.(*http.Transport); ok {
+			t.CloseIdleConnections()
+		}
 	}
 }
 

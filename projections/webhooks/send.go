@@ -92,6 +92,8 @@ type target struct {
 	timeout   time.Duration
 	signers   signers
 	hub       bool // sign as GitHub does, too
+	headers   map[string]string
+	auth      credentials
 	transport http.RoundTripper
 	now       func() time.Time
 	private   func() bool // responses are not kept
@@ -103,7 +105,7 @@ type target struct {
 func (t *target) post(c content) outcome {
 	ctx, cancel := context.WithTimeout(context.Background(), t.timeout)
 	defer cancel()
-	response, err := t.transport.RoundTrip(t.request(ctx, c))
+	response, err := t.send(ctx, c)
 	if err != nil {
 		return outcome{scope: unavailable, code: transportCode(err)}
 	}
@@ -117,6 +119,26 @@ func (t *target) post(c content) outcome {
 		o.response = kept
 	}
 	return o
+}
+
+// send makes the request, once more with a new token where one was refused.
+func (t *target) send(ctx context.Context, c content) (*http.Response, error) {
+	for again := false; ; again = true {
+		r := t.request(ctx, c)
+		if err := t.auth.add(ctx, r); err != nil {
+			return nil, err
+		}
+		response, err := t.transport.RoundTrip(r)
+		if err != nil || response.StatusCode != http.StatusUnauthorized || t.auth.tokens == nil || again {
+			return response, err
+		}
+		_, err = readResponse(response.Body)
+		response.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+		t.auth.tokens.forget(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
+	}
 }
 
 func (t *target) request(ctx context.Context, c content) *http.Request {
@@ -140,6 +162,9 @@ func (t *target) request(ctx context.Context, c content) *http.Request {
 		GetBody: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(c.body)), nil },
 	}
 	maps.Copy(r.Header, c.header)
+	for name, value := range t.headers {
+		r.Header.Set(name, value)
+	}
 	if t.hub {
 		if value := t.signers.hub(c.body); value != "" {
 			r.Header.Set(HeaderHub, value)
@@ -223,6 +248,8 @@ func transportCode(err error) string {
 	switch {
 	case errors.Is(err, errBlocked):
 		return codeBlocked
+	case errors.Is(err, errToken):
+		return codeAuth
 	case errors.As(err, &dns):
 		return codeDNS
 	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout():

@@ -7,10 +7,22 @@ type delivery struct {
 	*slot
 	part int // which of the public events the endpoint selects is next
 
-	lane   *lane // whose it is; nil for one in the window
-	era    int   // of the endpoint's memory, see endpoint.forget
-	flying bool  // a request is under way
-	alone  bool  // not in a batch with others: one of them was refused
+	turn   []string // its keys, where they are others than its slot's
+	lane   *lane    // whose it is; nil for one in the window
+	era    int      // of the endpoint's memory, see endpoint.forget
+	flying bool     // a request is under way
+	alone  bool     // not in a batch with others: one of them was refused
+}
+
+// oneTurn is the key of all deliveries where their order is the log's.
+var oneTurn = []string{""}
+
+// order is the keys d waits for.
+func (d *delivery) order() []string {
+	if d.turn != nil {
+		return d.turn
+	}
+	return d.keys
 }
 
 // turns lets deliveries go one at a time per key, in the order they were
@@ -23,7 +35,7 @@ type turns map[string][]*delivery
 // add queues d and reports whether it may go.
 func (t turns) add(d *delivery) bool {
 	ready := true
-	for _, key := range d.keys {
+	for _, key := range d.order() {
 		ready = ready && len(t[key]) == 0
 		t[key] = append(t[key], d)
 	}
@@ -32,7 +44,7 @@ func (t turns) add(d *delivery) bool {
 
 // done ends the turn of d and returns those who may go now.
 func (t turns) done(d *delivery) (next []*delivery) {
-	for _, key := range d.keys {
+	for _, key := range d.order() {
 		queue := t[key][1:]
 		if len(queue) == 0 {
 			delete(t, key)
@@ -47,5 +59,5 @@ func (t turns) done(d *delivery) (next []*delivery) {
 }
 
 func (t turns) first(d *delivery) bool {
-	return !slices.ContainsFunc(d.keys, func(key string) bool { return t[key][0] != d })
+	return !slices.ContainsFunc(d.order(), func(key string) bool { return t[key][0] != d })
 }

@@ -115,5 +115,8 @@ func (v vault) fingerprinted(conf domain.Webhook, now time.Time) domain.Webhook 
 		keys = append(keys, k)
 	}
 	conf.Keys = keys
+	if secret, ok := v[conf.Auth.SecretID]; ok && conf.Auth.SecretID != "" {
+		conf.Auth.Fingerprint = fingerprint([]byte(conf.Auth.SecretID + secret))
+	}
 	return conf
 }

@@ -29,6 +29,7 @@
 //	configure.go what endpoints there are and how they are configured
 //	message.go   the body of a delivery; cloudevents.go as CloudEvents; sign.go signs, send.go sends it
 //	guard.go     which addresses are connected to
+//	auth.go      what else shows a receiver who is sending; pace.go how fast
 //	vault.go     an endpoint's secrets; key.go those it is signed with
 //	store.go     delivery.db
 package webhooks

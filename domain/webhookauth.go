@@ -1,0 +1,133 @@
+package domain
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// WebhookAuth is how a receiver is shown who is sending, beside the signature.
+// The secret it needs is in the key store.
+type WebhookAuth struct {
+	Type        WebhookAuthType `json:"type"`
+	In          string          `json:"in,omitzero"`          // of an API key: header or query
+	Name        string          `json:"name,omitzero"`        // of the header or parameter
+	Username    string          `json:"username,omitzero"`    // of AuthBasic
+	TokenURL    string          `json:"tokenUrl,omitzero"`    // of AuthOAuth2
+	ClientID    string          `json:"clientId,omitzero"`    // likewise
+	Scope       string          `json:"scope,omitzero"`       // likewise, may be empty
+	SecretID    string          `json:"secretId,omitzero"`    // of what is in the key store
+	Fingerprint string          `json:"fingerprint,omitzero"` // tells whether there is a secret, and whether it changed; never in an event
+}
+
+// WebhookAuthType is a way to authenticate toward a receiver.
+type WebhookAuthType string
+
+// The ways there are.
+const (
+	AuthAPIKey WebhookAuthType = "api-key" // in a header or a query parameter
+	AuthBasic  WebhookAuthType = "basic"   // RFC 7617
+	AuthTOTP   WebhookAuthType = "totp"    // RFC 6238: six digits, 30 seconds, SHA-1, in a header
+	AuthOAuth2 WebhookAuthType = "oauth2"  // RFC 6749, section 4.4: client credentials
+)
+
+// WebhookCertificate is a client certificate that receivers ask for in TLS.
+type WebhookCertificate struct {
+	Certificate string `json:"certificate"`       // PEM, with the chain
+	SecretID    string `json:"secretId,omitzero"` // of its key, which is in the key store
+}
+
+var (
+	headerName    = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$")
+	parameterName = regexp.MustCompile(`^[A-Za-z0-9_.~-]{1,64}$`)
+)
+
+// ourHeaders are those that deliveries set, or that steer the connection; and
+// by their beginning whole families.
+var (
+	ourHeaders = []string{"accept-encoding", "authorization", "connection", "content-length", "content-type", "cookie", "date", "expect", "host",
+		"idempotency-key", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent", "via", "x-hub-signature-256"}
+	ourFamilies = []string{"webhook-", "ce-", "proxy-", "content-", "sec-"}
+)
+
+// ownHeader says what is wrong with a header's name for an endpoint's own use,
+// or "".
+func ownHeader(name string) string {
+	lower := strings.ToLower(name)
+	switch {
+	case !headerName.MatchString(name):
+		return "is not a header's name"
+	case slices.Contains(ourHeaders, lower) || slices.ContainsFunc(ourFamilies, func(f string) bool { return strings.HasPrefix(lower, f) }):
+		return "is a header that deliveries or connections set themselves"
+	}
+	return ""
+}
+
+// printableASCII reports whether a header can have value.
+func printableASCII(value string) bool {
+	return !strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c > '~' })
+}
+
+func (a WebhookAuth) faults(f *faults) {
+	switch a.Type {
+	case "":
+		if a != (WebhookAuth{}) {
+			f.add("/auth/type", "must be %s, %s, %s or %s", AuthAPIKey, AuthBasic, AuthTOTP, AuthOAuth2)
+		}
+	case AuthAPIKey:
+		if a.In == "query" {
+			if !parameterName.MatchString(a.Name) {
+				f.add("/auth/name", "must be the name of a parameter: letters, digits, dots, dashes, tildes and underscores")
+			}
+		} else if fault := ownHeader(a.Name); a.In != "header" {
+			f.add("/auth/in", "must be header or query")
+		} else if fault != "" {
+			f.add("/auth/name", "%s", fault)
+		}
+	case AuthBasic:
+		if a.Username == "" || len(a.Username) > 255 || strings.Contains(a.Username, ":") {
+			f.add("/auth/username", "1 to 255 bytes without a colon")
+		}
+	case AuthTOTP:
+		if fault := ownHeader(a.Name); fault != "" {
+			f.add("/auth/name", "%s", fault)
+		}
+	case AuthOAuth2:
+		if fault := urlFault(a.TokenURL); fault != "" {
+			f.add("/auth/tokenUrl", "%s", fault)
+		}
+		if a.ClientID == "" || len(a.ClientID) > 255 {
+			f.add("/auth/clientId", "1 to 255 bytes")
+		}
+		if len(a.Scope) > 1024 || !printableASCII(a.Scope) {
+			f.add("/auth/scope", "at most 1024 bytes of printable ASCII")
+		}
+	default:
+		f.add("/auth/type", "must be %s, %s, %s or %s", AuthAPIKey, AuthBasic, AuthTOTP, AuthOAuth2)
+	}
+}
+
+// MaxHeaders is how many headers of its own an endpoint may have.
+const MaxHeaders = 20
+
+func (s WebhookSettings) headerFaults(f *faults) {
+	if len(s.Headers) > MaxHeaders {
+		f.add("/headers", "at most %d", MaxHeaders)
+	}
+	for name, value := range s.Headers {
+		fault := ownHeader(name)
+		if fault == "" && strings.EqualFold(name, s.Auth.Name) && s.Auth.In != "query" {
+			fault = "is the header of auth"
+		}
+		if fault == "" && (len(value) > 1024 || !printableASCII(value)) {
+			fault = "at most 1024 bytes of printable ASCII"
+		}
+		if fault != "" {
+			pointer := "/headers"
+			if headerName.MatchString(name) {
+				pointer += "/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(name)
+			}
+			f.add(pointer, "%s", fault)
+		}
+	}
+}
