@@ -23,6 +23,7 @@ type PublicEvent struct {
 	Sequence eventstore.Revision `json:"sequence"`              // the account's revision: ignore what is not above the last one applied
 	Time     time.Time           `json:"time"`
 	Data     jsontext.Value      `json:"data"`
+	Aliases  []string            `json:"-"` // further names, for those who asked for them, see Told
 }
 
 // publicNames says for each type of event in the log what it is called in
@@ -378,7 +379,7 @@ func Public(x Entry) ([]PublicEvent, error) {
 			}
 			id = uuid.NewSHA1(x.ID, []byte(name))
 		}
-		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), strings.Fields(x.Meta.CombinedSubs), x.Revision, x.OccurredTime(), data})
+		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), strings.Fields(x.Meta.CombinedSubs), x.Revision, x.OccurredTime(), data, p.aliases()})
 	}
 	return events, nil
 }
@@ -390,10 +391,11 @@ func typeOf(e Event) string {
 	return e.eventType()
 }
 
-// selectable reports whether pattern names a public event, or is a prefix of
-// one's name followed by a star.
+// selectable reports whether pattern names a public event or an alias, or is a
+// prefix of one's name followed by a star.
 func selectable(pattern string) bool {
-	return slices.ContainsFunc(PublicNames, func(name string) bool { return Selects(pattern, name) })
+	return slices.ContainsFunc(PublicNames, func(name string) bool { return Selects(pattern, name) }) ||
+		slices.ContainsFunc(aliases, func(a alias) bool { return Selects(pattern, a.name) })
 }
 
 // Selects reports whether pattern, a public name or a prefix followed by a

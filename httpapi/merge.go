@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -197,8 +196,8 @@ func (s *server) plannedWebhooks(ctx context.Context, entries []domain.Entry) ([
 				return nil, err
 			}
 			for _, p := range public {
-				if slices.ContainsFunc(e.Events, func(pattern string) bool { return domain.Selects(pattern, p.Type) }) {
-					w.Events = append(w.Events, p.Type)
+				if name := p.Told(e.Events); name != "" {
+					w.Events = append(w.Events, name)
 				}
 			}
 		}

@@ -110,7 +110,7 @@ var memberTexts = map[string]map[string]string{
 	"Endpoint": {
 		"webhookId":         "The webhook's id.",
 		"url":               "Where deliveries go.",
-		"events":            "Public event names, or prefixes like USER_*.",
+		"events":            "Names of public events or their aliases, like ACCOUNT_MODIFIED, or prefixes like USER_*. An event is told once, by the first of them that selects it, and by an alias if that was asked for.",
 		"format":            "standard: Standard Webhooks; cloudevents: structured; cloudevents-binary: attributes in headers; cloudevents-batch: several a request.",
 		"payload":           "full: all data of the event; thin: ids only; fields: what mapping names.",
 		"preset":            "What it was made from: crm, marketing or analytics.",
@@ -280,7 +280,7 @@ var memberTexts = map[string]map[string]string{
 	},
 	"NewWebhook": {
 		"url":               "Where deliveries go.",
-		"events":            "Public event names, or prefixes like USER_*. May be left out with a preset.",
+		"events":            "Names of public events or their aliases, like ACCOUNT_MODIFIED, or prefixes like USER_*. An event is told once, by the first of them that selects it, and by an alias if that was asked for. May be left out with a preset.",
 		"format":            "standard: Standard Webhooks; cloudevents: CloudEvents 1.0.2, structured; cloudevents-binary: the same with the attributes in headers, which are not signed; cloudevents-batch: several events a request, at most one per account.",
 		"payload":           "full: all data of the event; thin: ids only, and of CloudEvents a dataref; fields: what mapping names.",
 		"preset":            "crm, marketing or analytics: sets events, payload and mapping where they are not given.",

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"accountledger/domain"
@@ -107,9 +106,9 @@ func (e *Eraser) subscribers(ctx context.Context, c *Certificate) error {
 	if err != nil {
 		return err
 	}
+	erased := domain.PublicEvent{Type: publicName, Aliases: []string{"ACCOUNT_DELETED"}}
 	for _, w := range endpoints {
-		told := slices.ContainsFunc(w.Events, func(pattern string) bool { return domain.Selects(pattern, publicName) })
-		if !told || w.After >= c.Position {
+		if erased.Told(w.Events) == "" || w.After >= c.Position {
 			continue
 		}
 		status, err := e.Webhooks.Outcome(ctx, w.WebhookID, domain.AccountStream(c.Sub), c.Position)

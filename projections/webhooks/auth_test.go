@@ -229,7 +229,7 @@ func TestOAuth2(t *testing.T) {
 		time.Sleep(60 * time.Second)
 		step("kept", "token-1")
 		time.Sleep(15 * time.Second)
-		step("30 seconds before its end", "token-2")
+		step("early", "token-2")
 		s.revoked["token-2"] = true
 		step("refused", "token-2", "token-3")
 		if want := "POST led+ger:hunter2 grant_type=client_credentials&scope=hooks"; s.requests[0] != want {
@@ -237,7 +237,7 @@ func TestOAuth2(t *testing.T) {
 		}
 		s.revoked["token-3"], s.revoked["token-4"] = true, true
 		s.seen = nil
-		w.account("refused again")
+		w.account("again")
 		time.Sleep(time.Second)
 		synctest.Wait()
 		if e := w.get("crm"); fmt.Sprint(s.seen) != "[token-3 token-4]" || e.Breaker.Reason != codeAuth {

@@ -96,26 +96,22 @@ type page struct {
 	wanted      []*slot
 }
 
-// selected is the public events the endpoint asked for.
+// selected is the public events the endpoint asked for, by the names it asked
+// for them.
 func (e *endpoint) selected(messages []*message) []*message {
 	for i, m := range messages {
-		if selects(e.conf.Events, m.event.Type) {
+		if m.told(e.conf.Events) == m {
 			continue
 		}
 		some := append([]*message(nil), messages[:i]...)
-		for _, m := range messages[i+1:] {
-			if selects(e.conf.Events, m.event.Type) {
+		for _, m := range messages[i:] {
+			if m = m.told(e.conf.Events); m != nil {
 				some = append(some, m)
 			}
 		}
 		return some
 	}
 	return messages
-}
-
-// selects reports whether an endpoint asked for a public event.
-func selects(patterns []string, name string) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool { return domain.Selects(p, name) })
 }
 
 // run delivers until ctx is done; then it sends nothing new, waits for what is

@@ -51,33 +51,44 @@ func (f *fakeNet) guard(plain bool, allow ...string) *guard {
 
 var errDialled = errors.New("would be dialled")
 
-// Rows 59 to 61, 65: no packet leaves for an address inside.
+// Rows 59 to 63, 65, 66: no packet leaves for an address inside.
 func TestGuardRefuses(t *testing.T) {
 	t.Parallel()
-	for _, host := range []string{
-		"127.0.0.1", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "169.254.169.254",
-		"192.0.0.192", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
-		"[fe80::1%25lo]", "[fd00:ec2::254]", "[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[3fff::1]", "[5f00::1]", "[fec0::1]", "[::127.0.0.1]",
-		"168.63.129.16", "100.100.100.200",
-		"2130706433", "0x7f000001", "127.1", "0177.0.0.1", "0X7F.1", "127.0.0.1.",
-		"8.8.8.8:22", "8.8.8.8:25", "8.8.8.8:6379", "8.8.8.8:5432",
-		"mixed.example", "metadata.example", "inside.example",
-	} {
-		f := &fakeNet{names: map[string][]string{
-			"mixed.example": {"8.8.8.8", "10.0.0.1"}, "metadata.example": {"169.254.169.254"}, "inside.example": {"::1"},
-			// What a C library makes of numbers.
-			"2130706433": {"127.0.0.1"}, "127.1": {"127.0.0.1"},
-		}}
-		u, err := url.Parse("https://" + host)
-		if err != nil {
-			t.Fatal(err)
-		}
-		target := target{url: u, transport: newTransport(f.guard(false), 1), timeout: time.Second, now: time.Now,
-			signers: anySigner(), private: func() bool { return false }}
-		o := target.post(content{id: "id", body: []byte("{}")})
-		if o.code != codeBlocked || o.scope != unavailable || f.dials.Load() != 0 {
-			t.Errorf("%s: %q after %d dials, want %s after none", host, o.code, f.dials.Load(), codeBlocked)
-		}
+	rows := map[string][]string{
+		"row 59": {"127.0.0.1", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "169.254.169.254",
+			"192.0.0.192", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"},
+		"row 60": {"[fe80::1%25lo]", "[fd00:ec2::254]", "[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[3fff::1]", "[5f00::1]", "[fec0::1]", "[::127.0.0.1]"},
+		"row 61": {"2130706433", "0x7f000001", "127.1", "0177.0.0.1", "0X7F.1", "127.0.0.1."},
+		"row 62": {"inside.example"},
+		"row 63": {"mixed.example"},
+		"row 65": {"168.63.129.16", "100.100.100.200", "metadata.example"},
+		"row 66": {"8.8.8.8:22", "8.8.8.8:25", "8.8.8.8:6379", "8.8.8.8:5432"},
+	}
+	for row, hosts := range rows {
+		t.Run(row, func(t *testing.T) {
+			for _, host := range hosts {
+				refusedByGuard(t, host)
+			}
+		})
+	}
+}
+
+func refusedByGuard(t *testing.T, host string) {
+	t.Helper()
+	f := &fakeNet{names: map[string][]string{
+		"mixed.example": {"8.8.8.8", "10.0.0.1"}, "metadata.example": {"169.254.169.254"}, "inside.example": {"::1"},
+		// What a C library makes of numbers.
+		"2130706433": {"127.0.0.1"}, "127.1": {"127.0.0.1"},
+	}}
+	u, err := url.Parse("https://" + host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := target{url: u, transport: newTransport(f.guard(false), 1), timeout: time.Second, now: time.Now,
+		signers: anySigner(), private: func() bool { return false }}
+	o := target.post(content{id: "id", body: []byte("{}")})
+	if o.code != codeBlocked || o.scope != unavailable || f.dials.Load() != 0 {
+		t.Errorf("%s: %q after %d dials, want %s after none", host, o.code, f.dials.Load(), codeBlocked)
 	}
 }
 
@@ -116,7 +127,7 @@ func TestGuardAllows(t *testing.T) {
 		_, err := f.guard(tt.plain, tt.allow...).dial(t.Context(), "tcp", tt.address)
 		dialled := f.dials.Load() > before
 		if dialled != tt.dials || !tt.dials && !errors.Is(err, errBlocked) {
-			t.Errorf("%s, plain %t, allow %v: dialled %t, %v; want %t", tt.address, tt.plain, tt.allow, dialled, err, tt.dials)
+			t.Errorf("rows 62, 66, 69: %s, plain %t, allow %v: dialled %t, %v; want %t", tt.address, tt.plain, tt.allow, dialled, err, tt.dials)
 		}
 	}
 }
@@ -131,7 +142,7 @@ func TestGuardRebinding(t *testing.T) {
 	}
 	f.names["rebind.example"] = []string{"127.0.0.1"}
 	if _, err := g.dial(t.Context(), "tcp", "rebind.example:443"); !errors.Is(err, errBlocked) {
-		t.Errorf("dial = %v, want errBlocked", err)
+		t.Errorf("row 62: dial = %v, want errBlocked", err)
 	}
 	// And should the look-up be bypassed, the socket's address is still asked for.
 	for _, address := range []string{"127.0.0.1:443", "[::1]:443", "8.8.8.8:22", "nonsense"} {
@@ -146,13 +157,13 @@ func TestGuardRebinding(t *testing.T) {
 
 // Row 67: the environment's proxy gets nothing.
 func TestNoProxy(t *testing.T) {
-	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the proxy was asked") }))
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("row 67: the proxy was asked") }))
 	defer proxy.Close()
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy"} {
 		t.Setenv(name, proxy.URL)
 	}
 	if newTransport(newGuard(nil, false), 1).Proxy != nil {
-		t.Error("the transport has a proxy")
+		t.Error("row 67: the transport has a proxy")
 	}
 }
 
@@ -171,7 +182,7 @@ func TestResponseOfPrivateAddress(t *testing.T) {
 			signers: anySigner(), private: private}
 		o := target.post(content{id: "id", body: []byte("{}")})
 		if kept := len(o.response) > 0; kept == private() {
-			t.Errorf("response of private address %t kept: %t", private(), kept)
+			t.Errorf("row 73: response of private address %t kept: %t", private(), kept)
 		}
 	}
 	if !g.private.Load() {
@@ -186,4 +197,17 @@ func mustURL(t testing.TB, text string) *url.URL {
 		t.Fatal(err)
 	}
 	return u
+}
+
+// Row 64: what a redirect leads to is not looked at, were it the metadata
+// service itself.
+func TestRedirectInside(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.RedirectHandler("http://169.254.169.254/latest/meta-data", http.StatusFound))
+	defer server.Close()
+	target := target{url: mustURL(t, server.URL), transport: newTransport(newGuard(loopback, true), 1), timeout: 5 * time.Second, now: time.Now,
+		signers: anySigner(), private: func() bool { return false }}
+	if o := target.post(content{id: "id", body: []byte("{}")}); o.scope != unavailable || o.code != codeRedirect {
+		t.Errorf("row 64: %q, want %s", o.code, codeRedirect)
+	}
 }

@@ -92,6 +92,21 @@ type message struct {
 	rendered [4]rendering // what many endpoints share, see form.shared
 }
 
+// told is m as somebody is told it who asked for patterns, or nil. Under an
+// alias it is a message of its own, which nobody shares.
+func (m *message) told(patterns []string) *message {
+	name := m.event.Told(patterns)
+	switch name {
+	case m.event.Type:
+		return m
+	case "":
+		return nil
+	}
+	other := &message{event: m.event, position: m.position, part: m.part}
+	other.event.Type = name
+	return other
+}
+
 type rendering struct {
 	once sync.Once
 	body []byte

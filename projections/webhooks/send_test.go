@@ -225,7 +225,7 @@ func TestCertificate(t *testing.T) {
 		target := target{url: &url.URL{Scheme: "https", Host: fmt.Sprintf("%s:%d", host, port)}, transport: newTransport(g, 1), timeout: 5 * time.Second,
 			now: time.Now, signers: anySigner(), private: g.private.Load}
 		if diff := cmp.Diff(want, target.post(content{id: "id", body: []byte("{}")}), cmp.AllowUnexported(outcome{})); diff != "" {
-			t.Errorf("%s: %s", host, diff)
+			t.Errorf("row 70: %s: %s", host, diff)
 		}
 		target.transport.(*http.Transport).CloseIdleConnections()
 	}

@@ -136,7 +136,7 @@ func TestURLs(t *testing.T) {
 			_, _, _, err := world.hooks.Create(t.Context(), asAdmin, domain.NewID().String(), creation(tt.url))
 			refusal, ok := errors.AsType[*domain.Error](err)
 			if (err == nil) != want || !want && (!ok || len(refusal.Faults) == 0 || refusal.Faults[0].Pointer != "/url") {
-				t.Errorf("%s: %v, want it taken: %t", tt.url, err, want)
+				t.Errorf("row 66: %s: %v, want it taken: %t", tt.url, err, want)
 			}
 		}
 	}
