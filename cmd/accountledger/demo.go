@@ -174,13 +174,18 @@ func (d *demonstration) live(ctx context.Context) error {
 	defer stop()
 	running, ctx := errgroup.WithContext(ctx)
 
-	secret := make([]byte, 32)
-	rand.Read(secret) // never fails, see its documentation
+	key := make([]byte, 32)
+	rand.Read(key) // never fails, see its documentation
+	secret := "whsec_" + base64.StdEncoding.EncodeToString(key)
+	verifier, err := webhooks.ParseVerifier(secret)
+	if err != nil {
+		return err
+	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", d.config.Listen)
 	if err != nil {
 		return err
 	}
-	r := &receiver{out: console{out: io.Discard, err: io.Discard}, keys: [][]byte{secret}, status: http.StatusNoContent, now: time.Now}
+	r := &receiver{out: console{out: io.Discard, err: io.Discard}, keys: []webhooks.Verifier{verifier}, status: http.StatusNoContent, now: time.Now}
 	r.accepted = func(x delivery) { d.delivered <- x }
 	running.Go(func() error { return receive(ctx, listener, r) })
 

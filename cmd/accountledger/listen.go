@@ -32,6 +32,7 @@ type listenOptions struct {
 	status     int
 	delay      time.Duration
 	failFirst  int
+	failEvery  int
 	showBody   bool
 }
 
@@ -40,8 +41,8 @@ func listenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "listen",
 		Short: "Receive webhooks, verify and print them",
-		Long: `Receive webhooks on this machine, verify their signatures as Standard Webhooks
-says, and print one line for each: when it came, its type, account and sequence,
+		Long: `Receive webhooks on this machine in any of their formats, verify their
+signatures as Standard Webhooks says, v1 and v1a, and print one line for each event: when it came, its type, account and sequence,
 and whether it is verified, or why not. Deliveries that come twice, and events
 of one account that come out of order or with a gap, are pointed out. Personal
 data is not printed, unless --show-body asks for it.
@@ -68,11 +69,12 @@ this receiver if it runs with --webhook-allow 127.0.0.0/8.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.address, "listen", "127.0.0.1:9900", "address to listen on; port 0 takes a free one")
-	cmd.Flags().StringVar(&o.secret, "secret", "", "secret of the webhook, whsec_...")
+	cmd.Flags().StringVar(&o.secret, "secret", "", "secret of the webhook, whsec_... or whsk_..., or its public key, whpk_...")
 	cmd.Flags().StringVar(&o.secretFile, "secret-file", "", "file with the secret of the webhook")
 	cmd.Flags().IntVar(&o.status, "status", http.StatusNoContent, "status to answer verified deliveries with")
 	cmd.Flags().DurationVar(&o.delay, "delay", 0, "how long to wait before each answer")
 	cmd.Flags().IntVar(&o.failFirst, "fail-first", 0, "answer so many deliveries with 503 first")
+	cmd.Flags().IntVar(&o.failEvery, "fail-every", 0, "answer each delivery of this number with 503: 3 fails the third, the sixth, ...")
 	cmd.Flags().BoolVar(&o.showBody, "show-body", false, "print what was delivered, with personal data")
 	return cmd
 }
@@ -81,8 +83,8 @@ func (o listenOptions) receiver(out console) (*receiver, error) {
 	switch {
 	case o.status < 200 || o.status > 599:
 		return nil, usagef("status is %d; it can be 200 to 599", o.status)
-	case o.delay < 0 || o.failFirst < 0:
-		return nil, usagef("delay and fail-first cannot be negative")
+	case o.delay < 0 || o.failFirst < 0 || o.failEvery < 0:
+		return nil, usagef("delay, fail-first and fail-every cannot be negative")
 	case o.secret != "" && o.secretFile != "":
 		return nil, usagef("give one of --secret and --secret-file")
 	}
@@ -95,13 +97,13 @@ func (o listenOptions) receiver(out console) (*receiver, error) {
 	} else if secret == "" {
 		secret = os.Getenv(secretEnv)
 	}
-	r := &receiver{out: out, status: o.status, delay: o.delay, failing: o.failFirst, showBody: o.showBody, now: time.Now}
+	r := &receiver{out: out, status: o.status, delay: o.delay, failing: o.failFirst, failEvery: o.failEvery, showBody: o.showBody, now: time.Now}
 	if secret != "" {
-		key, err := webhooks.ParseSecret(secret)
+		key, err := webhooks.ParseVerifier(secret)
 		if err != nil {
 			return nil, usagef("secret: %w", err)
 		}
-		r.keys = [][]byte{key}
+		r.keys = []webhooks.Verifier{key}
 	}
 	return r, nil
 }
@@ -141,20 +143,22 @@ func receive(ctx context.Context, listener net.Listener, r *receiver) error {
 
 // receiver is the other end of a webhook.
 type receiver struct {
-	out      console
-	keys     [][]byte // none: nothing is verified
-	status   int      // of the answer to a verified delivery
-	delay    time.Duration
-	showBody bool
-	now      func() time.Time
-	accepted func(delivery) // called for each that was answered with success; may be nil
+	out       console
+	keys      []webhooks.Verifier // none: nothing is verified
+	failEvery int                 // each request of this number is answered with 503; 0: none
+	status    int                 // of the answer to a verified delivery
+	delay     time.Duration
+	showBody  bool
+	now       func() time.Time
+	accepted  func(delivery) // called for each that was answered with success; may be nil
 
 	// What was received, and printing it, in the order of arrival.
-	mu      sync.Mutex
-	failing int // so many more are answered with 503
-	seen    map[string]bool
-	last    map[string]eventstore.Revision // highest sequence accepted, by account
-	total   tally
+	mu       sync.Mutex
+	failing  int // so many more are answered with 503
+	requests int // that are verified
+	seen     map[string]bool
+	last     map[string]eventstore.Revision // highest sequence accepted, by account
+	total    tally
 }
 
 // tally is the summary of what was received.
@@ -188,8 +192,9 @@ type delivery struct {
 // notChecked is why a delivery is not verified when there is no secret.
 const notChecked = "not checked"
 
-// maxDelivery bounds what is read of a request: an event is at most a megabyte.
-const maxDelivery = 2 << 20
+// maxDelivery bounds what is read of a request: an event is at most a megabyte,
+// a batch eight.
+const maxDelivery = 9 << 20
 
 // remembered bounds how many ids and accounts a receiver remembers; beyond, it
 // starts to forget, so that it may run for days.
@@ -209,16 +214,17 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	d := delivery{Time: r.now().UTC(), ID: request.Header.Get(webhooks.HeaderID)}
 	if len(r.keys) == 0 {
 		d.Problem = notChecked
-	} else if err := webhooks.Verify(r.keys, request.Header, body, d.Time); err != nil {
+	} else if err := webhooks.VerifyWith(r.keys, request.Header, body, d.Time); err != nil {
 		d.Problem = err.Error()
 	} else {
 		d.Verified = true
 	}
-	if d.Verified || len(r.keys) == 0 {
-		d.read(body) // what is not from the ledger is not to be printed
+	all := []delivery{d}
+	if d.Verified || len(r.keys) == 0 { // what is not from the ledger is not to be printed
+		all = d.read(request.Header, body)
 	}
 	if r.showBody && jsontext.Value(body).IsValid() {
-		d.Body = body
+		all[0].Body = body
 	}
 	if r.delay > 0 {
 		select {
@@ -227,42 +233,61 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 			return
 		}
 	}
-	r.take(&d)
-	w.WriteHeader(d.Status)
+	w.WriteHeader(r.take(all))
 }
 
-// read takes from a body what a line tells.
-func (d *delivery) read(body []byte) {
-	var event struct {
-		Type     string              `json:"type"`
-		Sub      string              `json:"sub"`
-		Sequence eventstore.Revision `json:"sequence"`
-	}
-	if err := json.Unmarshal(body, &event); err != nil {
+// read is the events a request tells of, as lines.
+func (d delivery) read(header http.Header, body []byte) []delivery {
+	events, err := webhooks.ReadDelivery(header, body)
+	if err != nil || len(events) == 0 {
 		d.Problem = "the body is not an event"
-		return
+		return []delivery{d}
 	}
-	d.Type, d.Sub, d.Sequence = event.Type, event.Sub, event.Sequence
+	all := make([]delivery, len(events))
+	for i, e := range events {
+		all[i] = d
+		all[i].ID, all[i].Type, all[i].Sub, all[i].Sequence = e.ID, e.Type, e.Sub, e.Sequence
+	}
+	return all
 }
 
-// take decides the answer to d, notes what it says, and prints it.
-func (r *receiver) take(d *delivery) {
+// take decides the answer to a request, notes what its events say, and prints
+// them.
+func (r *receiver) take(all []delivery) (status int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	status = r.answer(all[0])
+	for i := range all {
+		r.takeOne(&all[i], status)
+	}
+	return status
+}
+
+// answer is the status of a request.
+func (r *receiver) answer(d delivery) int {
+	if !d.Verified && len(r.keys) > 0 {
+		return http.StatusUnauthorized
+	}
+	r.requests++
+	switch {
+	case r.failing > 0:
+		r.failing--
+		return http.StatusServiceUnavailable
+	case r.failEvery > 0 && r.requests%r.failEvery == 0:
+		return http.StatusServiceUnavailable
+	}
+	return r.status
+}
+
+func (r *receiver) takeOne(d *delivery, status int) {
+	d.Status = status
 	r.total.Received++
 	switch {
 	case !d.Verified && len(r.keys) > 0:
-		d.Status = http.StatusUnauthorized
 		r.total.Unverified++
-	case r.failing > 0:
-		r.failing--
-		d.Status = http.StatusServiceUnavailable
-		r.total.Failed++
-	case r.status >= 300:
-		d.Status = r.status
+	case status >= 300:
 		r.total.Failed++
 	default:
-		d.Status = r.status
 		r.total.Accepted++
 		r.note(d)
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"accountledger/projections/webhooks"
 )
 
 const listenSecret = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
@@ -93,6 +95,41 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// A batch of CloudEvents is a line for each, and one answer; every second
+// request fails where that is asked for.
+func TestListenBatch(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	r, err := listenOptions{secret: listenSecret, status: 204, failEvery: 2}.receiver(console{out: &out, err: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := webhooks.ParseSecret(listenSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const body = `[{"id":"e1","type":"USER_CREATED","subject":"a","sequence":"00000000000000000000"},{"id":"e2","type":"USER_UPDATED","subject":"b","sequence":"00000000000000000007"}]`
+	for i, want := range []int{204, 503, 204} {
+		now := time.Now()
+		request := httptest.NewRequest("POST", "/", strings.NewReader(body))
+		request.Header.Set("Content-Type", "application/cloudevents-batch+json; charset=UTF-8")
+		request.Header.Set("webhook-id", "batch")
+		request.Header.Set("webhook-timestamp", strconv.FormatInt(now.Unix(), 10))
+		request.Header.Set("webhook-signature", webhooks.Sign(key, "batch", now, []byte(body)))
+		answer := httptest.NewRecorder()
+		r.ServeHTTP(answer, request)
+		if answer.Code != want {
+			t.Errorf("request %d is answered with %d, want %d", i, answer.Code, want)
+		}
+	}
+	if text := out.String(); strings.Count(text, "\n") != 6 || !strings.Contains(text, "USER_UPDATED         b                                        7  verified -> 204") {
+		t.Errorf("printed\n%s", text)
+	}
+	if want := (tally{Received: 6, Accepted: 4, Failed: 2, Duplicates: 2, Accounts: 2}); r.total != want {
+		t.Errorf("the summary is %+v, want %+v", r.total, want)
+	}
+}
+
 func TestListenWithoutSecret(t *testing.T) {
 	t.Setenv(secretEnv, "")
 	var out bytes.Buffer
@@ -127,7 +164,7 @@ func TestListenRefusals(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"--secret", "hunter2hunter2"}, {"--secret", listenSecret, "--secret-file", file}, {"--secret-file", file + "x"},
-		{"--status", "100"}, {"--fail-first", "-1"}, {"--delay", "-1s"},
+		{"--status", "100"}, {"--fail-first", "-1"}, {"--fail-every", "-1"}, {"--delay", "-1s"},
 	} {
 		if code, stdout, stderr := accountledger(t, append([]string{"listen"}, args...)...); code != exitUsage || strings.Contains(stderr, "hunter2hunter2") {
 			t.Errorf("listen %v = %d, want %d and no secret\n%s%s", args, code, exitUsage, stdout, stderr)

@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 
@@ -141,8 +142,77 @@ func decodeHeader(value string) (string, error) {
 	return decoded, nil
 }
 
-// sequenceOf reads padded text.
-func sequenceOf(text string) (eventstore.Revision, error) {
-	n, err := strconv.ParseInt(text, 10, 64)
-	return eventstore.Revision(n), err
+// Told is what a receiver learns of an event besides its data.
+type Told struct {
+	ID, Type, Sub string
+	Sequence      eventstore.Revision
+}
+
+// ReadDelivery reads what a delivery in any format tells: one event, or those
+// of a batch.
+func ReadDelivery(header http.Header, body []byte) ([]Told, error) {
+	kind, _, _ := strings.Cut(header.Get("Content-Type"), ";")
+	switch {
+	case kind == "application/cloudevents-batch+json":
+		var batch []cloudEvent
+		if err := json.Unmarshal(body, &batch); err != nil {
+			return nil, errNoEvent
+		}
+		all := make([]Told, len(batch))
+		for i, e := range batch {
+			var err error
+			if all[i], err = e.told(); err != nil {
+				return nil, err
+			}
+		}
+		return all, nil
+	case kind == "application/cloudevents+json":
+		var e cloudEvent
+		if err := json.Unmarshal(body, &e); err != nil {
+			return nil, errNoEvent
+		}
+		told, err := e.told()
+		return []Told{told}, err
+	case header.Get("ce-specversion") != "":
+		var e cloudEvent
+		for name, to := range map[string]*string{"id": &e.ID, "type": &e.Type, "subject": &e.Subject, "sequence": &e.Sequence} {
+			var err error
+			if *to, err = decodeHeader(header.Get("ce-" + name)); err != nil {
+				return nil, err
+			}
+		}
+		told, err := e.told()
+		return []Told{told}, err
+	}
+	var e struct {
+		ID       string              `json:"id"`
+		Type     string              `json:"type"`
+		Sub      string              `json:"sub"`
+		Sequence eventstore.Revision `json:"sequence"`
+	}
+	if err := json.Unmarshal(body, &e); err != nil {
+		return nil, errNoEvent
+	}
+	if e.ID == "" {
+		e.ID = header.Get(HeaderID)
+	}
+	return []Told{{e.ID, e.Type, e.Sub, e.Sequence}}, nil
+}
+
+var errNoEvent = errors.New("the body is not an event")
+
+// cloudEvent is what is read of one.
+type cloudEvent struct {
+	ID       string `json:"id"`
+	Type     string `json:"type"`
+	Subject  string `json:"subject"`
+	Sequence string `json:"sequence"`
+}
+
+func (e cloudEvent) told() (Told, error) {
+	n, err := strconv.ParseInt(e.Sequence, 10, 64)
+	if err != nil || e.ID == "" {
+		return Told{}, errNoEvent
+	}
+	return Told{e.ID, e.Type, e.Subject, eventstore.Revision(n)}, nil
 }

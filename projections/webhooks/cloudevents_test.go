@@ -268,3 +268,48 @@ func TestBatchBytes(t *testing.T) {
 		t.Errorf("a batch of two: %s %s, %v", first.id, first.body, err)
 	}
 }
+
+// What is sent in each format can be read again, and verified by keys of both
+// kinds.
+func TestReadDelivery(t *testing.T) {
+	t.Parallel()
+	keys := signersOf(t, v1Secret+" "+v3Private)
+	want := Told{"id-1", "USER_UPDATED", "s-1", 7}
+	for _, format := range domain.Formats {
+		c, err := sample.content(formOf(format, domain.PayloadFull), noGap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if format == domain.FormatBatch {
+			c = batched([]string{c.id, c.id}, [][]byte{c.body, c.body})
+		}
+		target := target{url: mustURL(t, "https://crm.example"), signers: keys, now: time.Now}
+		header := target.request(t.Context(), c).Header
+		got, err := ReadDelivery(header, c.body)
+		if err != nil || got[0] != want || len(got) != map[bool]int{true: 2, false: 1}[format == domain.FormatBatch] {
+			t.Errorf("%s: %+v, %v; want %+v", format, got, err, want)
+		}
+		for _, secret := range []string{v1Secret, v3Private, v3Public} {
+			key, err := ParseVerifier(secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := VerifyWith([]Verifier{key}, header, c.body, time.Now()); err != nil {
+				t.Errorf("%s by %.5s: %v", format, secret, err)
+			}
+			if err := VerifyWith([]Verifier{key}, header, append([]byte(" "), c.body...), time.Now()); err == nil {
+				t.Errorf("%s by %.5s: another body is taken", format, secret)
+			}
+		}
+	}
+	for _, bad := range []string{"", "whpk_x", "whpk_" + v3Private[5:], "x"} {
+		if _, err := ParseVerifier(bad); err == nil {
+			t.Errorf("%q is taken for a key", bad)
+		}
+	}
+	for kind, body := range map[string]string{"application/cloudevents+json": `{"id":"a"}`, "application/cloudevents-batch+json": `{}`, jsonType: `[]`} {
+		if got, err := ReadDelivery(http.Header{"Content-Type": {kind}}, []byte(body)); err == nil {
+			t.Errorf("%s %s is read as %+v", kind, body, got)
+		}
+	}
+}

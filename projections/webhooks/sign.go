@@ -60,6 +60,56 @@ var ErrSignature = errors.New("webhooks: not a valid delivery")
 // Verify reports with an error whether a delivery was not signed with one of
 // keys, or not within Tolerance of now: what a receiver does first.
 func Verify(keys [][]byte, header http.Header, body []byte, now time.Time) error {
+	verifiers := make([]Verifier, len(keys))
+	for i, key := range keys {
+		verifiers[i] = hmacVerifier(key)
+	}
+	return VerifyWith(verifiers, header, body, now)
+}
+
+// Verifier is what a receiver checks signatures with: a shared secret, or the
+// public half of a key pair.
+type Verifier struct {
+	signed func(id, stamp string, body []byte, entry string) bool
+}
+
+// ParseVerifier reads a secret as it was shown, whsec_ or whsk_, or a public
+// key, whpk_. Its errors never quote it.
+func ParseVerifier(text string) (Verifier, error) {
+	if encoded, ok := strings.CutPrefix(text, publicPrefix); ok {
+		key, err := base64.StdEncoding.DecodeString(encoded)
+		if err != nil || len(key) != ed25519.PublicKeySize {
+			return Verifier{}, fmt.Errorf("webhooks: a public key is %d bytes in base64 after %s", ed25519.PublicKeySize, publicPrefix)
+		}
+		return ed25519Verifier(key), nil
+	}
+	s, err := parseSigner(text)
+	if err != nil {
+		return Verifier{}, err
+	}
+	if pair, ok := s.(ed25519Signer); ok {
+		return ed25519Verifier(ed25519.PrivateKey(pair).Public().(ed25519.PublicKey)), nil
+	}
+	return hmacVerifier(s.(*hmacSigner).key), nil
+}
+
+func hmacVerifier(key []byte) Verifier {
+	s := newHMACSigner(key)
+	return Verifier{func(id, stamp string, body []byte, entry string) bool {
+		return hmac.Equal([]byte(entry), []byte(s.sign(id, stamp, body)))
+	}}
+}
+
+func ed25519Verifier(key ed25519.PublicKey) Verifier {
+	return Verifier{func(id, stamp string, body []byte, entry string) bool {
+		encoded, ok := strings.CutPrefix(entry, "v1a,")
+		signature, err := base64.StdEncoding.DecodeString(encoded)
+		return ok && err == nil && ed25519.Verify(key, append([]byte(id+"."+stamp+"."), body...), signature)
+	}}
+}
+
+// VerifyWith is Verify for keys of both kinds.
+func VerifyWith(keys []Verifier, header http.Header, body []byte, now time.Time) error {
 	id, stamp := header.Get(HeaderID), header.Get(HeaderTimestamp)
 	seconds, err := strconv.ParseInt(stamp, 10, 64)
 	if id == "" || err != nil {
@@ -69,9 +119,8 @@ func Verify(keys [][]byte, header http.Header, body []byte, now time.Time) error
 		return fmt.Errorf("%w: its timestamp is %s away from now", ErrSignature, age.Round(time.Second))
 	}
 	for _, key := range keys {
-		want := newHMACSigner(key).sign(id, stamp, body)
-		for got := range strings.FieldsSeq(header.Get(HeaderSignature)) {
-			if hmac.Equal([]byte(got), []byte(want)) {
+		for entry := range strings.FieldsSeq(header.Get(HeaderSignature)) {
+			if key.signed(id, stamp, body, entry) {
 				return nil
 			}
 		}
