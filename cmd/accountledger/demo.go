@@ -26,6 +26,8 @@ import (
 	"accountledger/cmd/accountledger/internal/importer"
 	"accountledger/domain"
 	"accountledger/testdata/imports"
+
+	"accountledger/projections/webhooks"
 )
 
 func demoCommand() *cobra.Command {
@@ -194,7 +196,7 @@ func (d *demonstration) live(ctx context.Context) error {
 		defer said.Close()
 		return serve(ctx, d.config, d.logger(), said)
 	})
-	err = d.follow(ctx, stdout, "http://"+listener.Addr().String(), "whsec_"+base64.StdEncoding.EncodeToString(secret))
+	err = d.follow(ctx, stdout, "http://"+listener.Addr().String(), secret)
 	stop()
 	if ended := running.Wait(); ended != nil {
 		return ended // it is why the steps failed, if they did

@@ -410,8 +410,8 @@ func TestSubscribers(t *testing.T) {
 	defer receiver.Close()
 	request := domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}
 	for id, events := range map[string]string{"told": "USER_DELETED", "other": "USER_LOGIN"} {
-		_, _, _, err := r.eraser.Webhooks.Create(t.Context(), request, id, domain.CreateWebhook{
-			URL: receiver.URL, Events: []string{events}, Format: domain.FormatStandard, Payload: domain.PayloadThin}, "")
+		_, _, _, err := r.eraser.Webhooks.Create(t.Context(), request, id, webhooks.Creation{CreateWebhook: domain.CreateWebhook{
+			URL: receiver.URL, Events: []string{events}, Format: domain.FormatStandard, Payload: domain.PayloadThin}})
 		check(t, err)
 	}
 	r.create(t, "a")
