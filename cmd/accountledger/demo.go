@@ -25,9 +25,8 @@ import (
 
 	"accountledger/cmd/accountledger/internal/importer"
 	"accountledger/domain"
-	"accountledger/testdata/imports"
-
 	"accountledger/projections/webhooks"
+	"accountledger/testdata/imports"
 )
 
 func demoCommand() *cobra.Command {
