@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
+
+	"github.com/google/uuid"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
@@ -140,4 +143,58 @@ func (w *Webhooks) settled(ctx context.Context, id, stream string, p eventstore.
 	}
 	owed, err := w.store.owes(ctx, stored.no, stream, p)
 	return stored.cursor.has(p) && !owed, err
+}
+
+// deliveries reads up to limit deliveries of an endpoint, newest first, from
+// before a place in the log on.
+func (s *store) deliveries(ctx context.Context, id string, before eventstore.Position, beforePart, limit int) ([]placed, error) {
+	rows, err := s.read.QueryContext(ctx, `
+		WITH e AS (SELECT no FROM endpoint WHERE id = ?1), found AS (
+			SELECT position, part, event, type, sub, sequence, seq, time, duration, status, error, response, 0 AS dead
+				FROM attempt WHERE endpoint = (SELECT no FROM e) AND (position, part) < (?2, ?3)
+			UNION ALL
+			SELECT position, part, event, type, sub, sequence, 0, time, 0, 0, reason, NULL, 1
+				FROM dead_letter WHERE endpoint = (SELECT no FROM e) AND (position, part) < (?2, ?3))
+		SELECT * FROM found ORDER BY position DESC, part DESC, dead DESC, seq`, id, before, beforePart)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []placed
+	for rows.Next() {
+		var r record
+		var event []byte
+		var at, duration int64
+		var dead bool
+		if err := rows.Scan(&r.position, &r.part, &event, &r.kind, &r.sub, &r.sequence, &r.seq, &at, &duration,
+			&r.outcome.status, &r.outcome.code, &r.outcome.response, &dead); err != nil {
+			return nil, err
+		}
+		if last := len(all) - 1; last < 0 || all[last].Position != r.position || all[last].part != r.part {
+			if len(all) == limit {
+				break
+			}
+			id, err := uuid.FromBytes(event)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, placed{part: r.part, Delivery: Delivery{EventID: id.String(), Type: r.kind, Sub: r.sub,
+				Sequence: r.sequence, Position: r.position, Attempts: []Attempt{}}})
+		}
+		d := &all[len(all)-1]
+		if dead {
+			d.Status = StatusDead
+			continue
+		}
+		d.Attempts = append(d.Attempts, Attempt{Time: fromMicro(at), Status: r.outcome.status, Error: r.outcome.code,
+			DurationMs: float64(duration) / 1000, Response: strings.ToValidUTF8(string(r.outcome.response), "\uFFFD")})
+		switch {
+		case d.Status == StatusDead:
+		case r.outcome.code == "":
+			d.Status = StatusDelivered
+		default:
+			d.Status = StatusRetrying
+		}
+	}
+	return all, rows.Err()
 }
