@@ -44,6 +44,8 @@ var writes = []struct {
 	{method: "PATCH", path: "/v1/accounts/<ada>/schedules/<scheduleId>", body: `{"dueTime":"2099-02-01T00:00:00Z"}`},
 	{method: "DELETE", path: "/v1/accounts/<ada>/schedules/<scheduleId>"},
 	{method: "POST", path: "/v1/webhooks", body: `{"url":"http://127.0.0.1:9/","events":["USER_*"]}`, keep: "webhookId"},
+	{method: "PATCH", path: "/v1/webhooks/<webhookId>", body: `{"payload":"thin"}`},
+	{method: "POST", path: "/v1/webhooks/<webhookId>/rotate-secret", body: `{"overlap":60}`},
 	{method: "PUT", path: "/v1/webhooks/<webhookId>/state", body: `{"state":"disabled"}`},
 	{method: "DELETE", path: "/v1/webhooks/<webhookId>"},
 	{method: "POST", path: "/v1/accounts/<ada>/merge", body: `{"from":"<bob>"}`},
