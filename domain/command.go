@@ -1,6 +1,7 @@
 package domain
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -63,7 +64,8 @@ type CreateAccount struct {
 	Status       Status // empty: VERIFIED, or PENDING for a registration
 	Identities   []NewIdentity
 	CustomFields map[string]jsontext.Value
-	Registration Situation // of OriginRegistered
+	Groups       []SetMembership // besides the one every new account has, or instead of its roles there
+	Registration Situation       // of OriginRegistered
 }
 
 func (CreateAccount) command() {}
@@ -94,19 +96,23 @@ func (c CreateAccount) decide(s Setting, a Account) ([]Event, error) {
 	fields := f.customFields(s, "/customFields", nil, c.CustomFields)
 	f.requiredFields(s, c.Origin, c.CustomFields)
 	identities := f.identities(c.Identities)
-	if err := f.err(); err != nil {
+	first, joined, err := f.newMemberships(s, c.Groups)
+	if err := cmp.Or(err, f.err()); err != nil {
 		return nil, err
 	}
-	first := identities[0]
+	primary := identities[0]
 	set := s.Config.customFieldsUpdated(fields)
 	events := []Event{AccountCreated{
 		Origin: c.Origin, Status: status, Registration: c.Registration,
 		CustomFields: set.Values, ClearCustomFields: set.ClearValues, FieldClaims: set.FieldClaims,
-		IdentityID: first.IdentityID, Provider: first.Provider, ProviderUserID: first.ProviderUserID, Profile: first.Profile,
-		Groups: firstGroups(s.Config),
+		IdentityID: primary.IdentityID, Provider: primary.Provider, ProviderUserID: primary.ProviderUserID, Profile: primary.Profile,
+		Groups: first,
 	}}
 	for _, n := range identities[1:] {
 		events = append(events, IdentityLinked(n))
+	}
+	for _, e := range joined {
+		events = append(events, e)
 	}
 	events = append(events, linkedDecisions(s, a, fields)...)
 	return append(events, autoSchedules(s, a.Sub, status)...), nil

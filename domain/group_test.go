@@ -2,6 +2,7 @@ package domain
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -181,6 +182,47 @@ func TestMembership(t *testing.T) {
 			}
 			if diff := cmp.Diff(tt.then, got, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("events (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestCreateInGroups(t *testing.T) {
+	create := CreateAccount{Origin: OriginImported, Identities: []NewIdentity{{Provider: ProviderSelf, Profile: Profile{Username: "ada"}}}}
+	for _, tt := range []struct {
+		name   string
+		groups []SetMembership
+		admin  bool
+		want   map[string][]string // roles by group
+		faults []string            // their pointers
+		code   Code
+	}{
+		{name: "none", want: map[string][]string{GroupUsers: {"USER"}}},
+		{name: "some", groups: []SetMembership{{"BERLIN", []string{"USER", "ADMIN"}}, {"OPEN", nil}},
+			want: map[string][]string{GroupUsers: {"USER"}, "BERLIN": {"ADMIN", "USER"}, "OPEN": nil}},
+		{name: "other roles in the first", groups: []SetMembership{{GroupUsers, []string{"USER", "CUSTOMER"}}}, want: map[string][]string{GroupUsers: {"CUSTOMER", "USER"}}},
+		{name: "faults together", groups: []SetMembership{{"BARE", []string{"USER"}}, {"OPEN", nil}, {"BERLIN", []string{"USER", "CUSTOMER"}}, {"OPEN", nil}},
+			faults: []string{"/groups/0/roles", "/groups/2/roles/1", "/groups/3"}, code: CodeInvalidRequest},
+		{name: "no group", groups: []SetMembership{{"NONE", nil}}, code: CodeGroupNotFound},
+		{name: "too many", groups: make([]SetMembership, maxGroups), faults: []string{"/groups"}, code: CodeInvalidRequest},
+		{name: "administrators", groups: []SetMembership{{GroupAdmins, nil}}, code: CodeAdminRequired},
+		{name: "administrators, by one", groups: []SetMembership{{GroupAdmins, nil}}, admin: true, want: map[string][]string{GroupUsers: {"USER"}, GroupAdmins: nil}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			create.Groups = tt.groups
+			events, err := Decide(Setting{Config: offices, Admin: tt.admin}, fold(), create)
+			var got map[string][]string
+			for _, m := range fold(events...).Groups {
+				got = with(got, m.GroupID, m.Roles)
+			}
+			var pointers []string
+			if refused, ok := errors.AsType[*Error](err); ok {
+				for _, fault := range refused.Faults {
+					pointers = append(pointers, fault.Pointer)
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" || CodeOf(err) != tt.code || !slices.Equal(pointers, tt.faults) {
+				t.Errorf("error = %v, want %q at %v; memberships (-want +got):\n%s", err, tt.code, tt.faults, diff)
 			}
 		})
 	}

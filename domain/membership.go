@@ -154,6 +154,33 @@ func firstGroups(c *Config) []GroupJoined {
 	return []GroupJoined{{GroupID: GroupUsers, GroupType: c.Groups[GroupUsers].GroupType, Path: c.path(GroupUsers), Roles: []string{RoleUser}}}
 }
 
+// newMemberships are those of a new account: the first ones, with the roles
+// that are asked for there, and the others that are asked for.
+func (f *faults) newMemberships(s Setting, asked []SetMembership) (first, joined []GroupJoined, err error) {
+	first = firstGroups(s.Config)
+	if len(first)+len(asked) > maxGroups {
+		f.add("/groups", "an account is in at most %d groups", maxGroups)
+		return first, nil, nil
+	}
+	for i, c := range asked {
+		g, err := groupToChange(s, c.GroupID)
+		if err != nil {
+			return nil, nil, err
+		}
+		e := GroupJoined{GroupID: c.GroupID, GroupType: g.GroupType, Path: s.Config.path(c.GroupID),
+			Roles: f.membershipRoles("/groups/"+strconv.Itoa(i)+"/roles", s.Config, s.Config.GroupTypes[g.GroupType], c.Roles)}
+		same := func(j GroupJoined) bool { return j.GroupID == c.GroupID }
+		if at := slices.IndexFunc(first, same); at >= 0 {
+			first[at] = e
+		} else if slices.ContainsFunc(joined, same) {
+			f.add("/groups/"+strconv.Itoa(i), "each group once")
+		} else {
+			joined = append(joined, e)
+		}
+	}
+	return first, joined, nil
+}
+
 // SetMembership makes the account a member of a group with these roles, and no
 // others.
 type SetMembership struct {
@@ -169,7 +196,7 @@ func (c SetMembership) decide(s Setting, a Account) ([]Event, error) {
 		return nil, err
 	}
 	var f faults
-	roles := f.membershipRoles(s.Config, s.Config.GroupTypes[g.GroupType], c.Roles)
+	roles := f.membershipRoles("/roles", s.Config, s.Config.GroupTypes[g.GroupType], c.Roles)
 	old, member := a.membership(c.GroupID)
 	if !member && len(a.Groups) >= maxGroups {
 		f.add("", "an account is in at most %d groups", maxGroups)
@@ -189,18 +216,18 @@ func (c SetMembership) decide(s Setting, a Account) ([]Event, error) {
 
 // membershipRoles checks the roles of a membership in a group of type t and
 // returns them sorted, each once.
-func (f *faults) membershipRoles(c *Config, t GroupType, roles []string) []string {
+func (f *faults) membershipRoles(pointer string, c *Config, t GroupType, roles []string) []string {
 	switch {
 	case t.RoleMode == ModeNoRoles && len(roles) > 0:
-		f.add("/roles", "the members of this group have no roles")
+		f.add(pointer, "the members of this group have no roles")
 		return nil
 	case t.RoleMode == ModeRolesRequired && len(roles) == 0:
-		f.add("/roles", "the members of this group have at least one role")
+		f.add(pointer, "the members of this group have at least one role")
 	}
-	sorted := f.roles("/roles", c, roles)
+	sorted := f.roles(pointer, c, roles)
 	for i, role := range roles {
 		if _, exists := c.Roles[role]; exists && !t.allows(role) {
-			f.add("/roles/"+strconv.Itoa(i), "must be a role that the group's type allows")
+			f.add(pointer+"/"+strconv.Itoa(i), "must be a role that the group's type allows")
 		}
 	}
 	return sorted

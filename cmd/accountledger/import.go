@@ -38,6 +38,10 @@ Each record is a row. Its account is created, or brought to what the row says:
 what a row does not mention stays, null unsets. Running an import again changes
 nothing. The server must not be running.
 
+A mapping may make groups and roles of those of the source, before any row; what
+the ledger has is left as it is. For that INPUT is read more than once, so it
+must be a file. Rows then become memberships: a row's list of groups is whole.
+
 Every row's outcome is a line of the results file: row, key, sub, CREATED,
 UPDATED, UNCHANGED or FAILED, and warnings and faults by field and rule, never
 by value. With --json and without --results they go to standard output, and the
@@ -193,6 +197,17 @@ func (i imported) print(out console) error {
 		{importer.Created, i.Created}, {importer.Updated, i.Updated}, {importer.Unchanged, i.Unchanged}, {importer.Failed, i.Failed},
 		{"all", i.Rows},
 	})
+	if made := len(i.Groups) + len(i.Roles); made > 0 {
+		var rows [][]any
+		for _, id := range i.Groups {
+			rows = append(rows, []any{"group", id})
+		}
+		for _, id := range i.Roles {
+			rows = append(rows, []any{"role", id})
+		}
+		out.printf("\n")
+		out.table([]any{"made", "id"}, rows)
+	}
 	if len(i.Findings) > 0 {
 		var rows [][]any
 		for _, f := range i.Findings {

@@ -35,13 +35,17 @@ func TestImportPeople(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(filepath.Dir(results), "*journal*")); err != nil || len(left) > 0 {
 		t.Errorf("a complete import left %v", left)
 	}
-	code, stdout, stderr = accountledger(t, "import", "--json", "--data", data, "--mapping", importSamples+"keycloak-realm.yaml",
-		"--results", results, importSamples+"keycloak-quarkus-realm.json")
+	realm := []string{"import", "--data", data, "--mapping", importSamples + "keycloak-realm.yaml", "--results", results, importSamples + "keycloak-quarkus-realm.json"}
+	code, stdout, stderr = accountledger(t, realm...)
+	if code != exitOK || !strings.Contains(stdout, "CREATED     3") || !strings.Contains(stdout, "role  confidential") {
+		t.Errorf("import of a realm = %d\n%s%s", code, stdout, stderr)
+	}
+	code, stdout, stderr = accountledger(t, append(realm, "--json")...)
 	var told struct {
 		Summary importer.Summary `json:"summary"`
 	}
-	if err := json.Unmarshal([]byte(stdout), &told); err != nil || code != exitOK || told.Summary.Created != 3 {
-		t.Errorf("import of a realm = %d\n%s%s", code, stdout, stderr)
+	if err := json.Unmarshal([]byte(stdout), &told); err != nil || code != exitOK || told.Summary.Unchanged != 3 || told.Summary.Events != 0 {
+		t.Errorf("import of a realm again = %d\n%s%s", code, stdout, stderr)
 	}
 }
 

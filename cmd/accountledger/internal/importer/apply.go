@@ -30,8 +30,10 @@ type Result struct {
 	Key      string      `json:"key,omitzero"`
 	Sub      string      `json:"sub,omitzero"`
 	Outcome  Outcome     `json:"outcome"`
-	Code     domain.Code `json:"code,omitzero"` // why the ledger refused
-	Events   int         `json:"events"`        // appended; of a failed row too, see Job.Run
+	Code     domain.Code `json:"code,omitzero"`   // why the ledger refused
+	Events   int         `json:"events"`          // appended; of a failed row too, see Job.Run
+	Joined   []string    `json:"joined,omitzero"` // ids of groups
+	Left     []string    `json:"left,omitzero"`
 	Warnings []Finding   `json:"warnings"`
 	Faults   []Finding   `json:"faults"`
 
@@ -112,12 +114,16 @@ func (c *change) update(ctx context.Context) (Outcome, error) {
 	c.dryRun = true
 	err := c.differences(ctx)
 	if err != nil || c.result.Events == 0 {
-		c.result.Events = 0
+		c.forget()
 		return Unchanged, err
 	}
-	c.dryRun, c.result.Events = false, 0
+	c.dryRun = false
+	c.forget()
 	return Updated, c.differences(ctx)
 }
+
+// forget forgets what a dry run would have done.
+func (c *change) forget() { c.result.Events, c.result.Joined, c.result.Left = 0, nil, nil }
 
 func (c *change) differences(ctx context.Context) error {
 	d := c.draft
@@ -155,6 +161,12 @@ func (c *change) differences(ctx context.Context) error {
 	if err := c.ask(ctx, never, place, func() domain.Command { return domain.SetCustomFields{Values: d.customValues()} }); err != nil {
 		return err
 	}
+	for _, command := range c.belong(account) {
+		place := func(pointer string) string { return "/groups" + pointer }
+		if err := c.ask(ctx, never, place, func() domain.Command { return command }); err != nil {
+			return err
+		}
+	}
 	if !d.statusStated {
 		return nil
 	}
@@ -167,14 +179,19 @@ func (n *identityDraft) is(x domain.Identity) bool {
 	return x.Provider == n.provider && (n.provider == domain.ProviderSelf || x.ProviderUserID == n.providerUserID)
 }
 
+// request is how every command of the import is to be carried out.
+func (j *Job) request() domain.Request {
+	return domain.Request{Admin: true, Meta: domain.Metadata{
+		Actor: domain.Actor{Kind: "import", ID: j.Mapping.Source}, CorrelationID: j.run, ReasonCode: "import",
+	}}
+}
+
 // ask asks a command of the account. Where the rules refuse values that the
 // mapping has a policy for, it asks what is left. place brings the pointer of a
 // fault into the form it has in an account.
 func (c *change) ask(ctx context.Context, effective time.Time, place func(string) string, command func() domain.Command) error {
-	request := domain.Request{DryRun: c.dryRun, Admin: true, Meta: domain.Metadata{
-		Actor: domain.Actor{Kind: "import", ID: c.Mapping.Source}, CorrelationID: c.run,
-		ReasonCode: "import", EffectiveTime: effective,
-	}}
+	request := c.request()
+	request.DryRun, request.Meta.EffectiveTime = c.dryRun, effective
 	for {
 		result, err := c.Ledger.Execute(ctx, request, c.draft.sub, command())
 		if refused, ok := errors.AsType[*domain.Error](err); ok {
@@ -189,6 +206,14 @@ func (c *change) ask(ctx context.Context, effective time.Time, place func(string
 			return &placed
 		}
 		c.result.Events += len(result.Events)
+		for _, x := range result.Events {
+			switch e := x.Event.(type) {
+			case domain.GroupJoined:
+				c.result.Joined = append(c.result.Joined, e.GroupID)
+			case domain.GroupLeft:
+				c.result.Left = append(c.result.Left, e.GroupID)
+			}
+		}
 		c.result.position = max(c.result.position, result.Account.Position)
 		return err
 	}

@@ -33,8 +33,9 @@ type draft struct {
 	unset        []identityDraft // of which the record says only what they do not have
 	custom       []statement
 	kept         map[string]any // custom fields that take raw values, null to unset what an earlier run kept
-	warnings     []Finding
-	faults       []Finding // a row with faults of its own is not tried
+	memberships
+	warnings []Finding
+	faults   []Finding // a row with faults of its own is not tried
 }
 
 type identityDraft struct {
@@ -126,6 +127,7 @@ func (m *Mapping) draft(r record, now time.Time) draft {
 	for i := range m.identities {
 		d.addIdentities(&m.identities[i], r)
 	}
+	d.belong(m, r)
 	return d
 }
 
@@ -305,7 +307,7 @@ var fits = map[reflect.Kind]func(any) (any, error){
 
 // command is d as the creation of an account.
 func (d *draft) command() domain.CreateAccount {
-	c := domain.CreateAccount{Origin: d.origin, Status: d.status, CustomFields: d.customValues()}
+	c := domain.CreateAccount{Origin: d.origin, Status: d.status, CustomFields: d.customValues(), Groups: d.first()}
 	for _, n := range d.identities {
 		c.Identities = append(c.Identities, n.identity())
 	}

@@ -39,11 +39,13 @@ type Job struct {
 	Progress func(s Summary, bytesRead int64) // called after every row; may be nil
 	Now      func() time.Time                 // default time.Now
 
-	run        string      // correlates the events of one run
-	lastWasNew atomic.Bool // the last row that was looked at, see change.bring
+	run         string      // correlates the events of one run
+	lastWasNew  atomic.Bool // the last row that was looked at, see change.bring
+	sourceRoles []string    // ids of the roles that the source has, see change.belong
 }
 
-// Input is what is imported. Name, Size and Modified tell it from others.
+// Input is what is imported. Name, Size and Modified tell it from others. For a
+// mapping with groups or roles Reader is an io.Seeker, too.
 type Input struct {
 	Name     string
 	Reader   io.Reader
@@ -60,7 +62,8 @@ type task struct {
 	done   chan struct{} // closed when result or err is there
 }
 
-// Run imports the rows that the journal does not know as done. Rows run side by
+// Run makes the groups and roles that the mapping asks for, before any row, and
+// imports the rows that the journal does not know as done. Rows run side by
 // side, those of one account in their order. A row that the rules refuse is
 // FAILED and does not stop the others; it has changed nothing, unless one of
 // several changes met an identifier of another account, and then Result.Events
@@ -81,6 +84,9 @@ func (j *Job) Run(ctx context.Context) (Summary, error) {
 	rec, err := j.openRecorder()
 	if err != nil {
 		return Summary{}, err
+	}
+	if err := j.define(ctx, &rec.state.Summary); err != nil {
+		return rec.state.Summary, errors.Join(fmt.Errorf("groups and roles: %w", err), rec.close(false))
 	}
 	// The work has a context of its own, so that rows that have begun can end.
 	work, workCtx := errgroup.WithContext(context.WithoutCancel(ctx))

@@ -39,11 +39,29 @@ import (
 //	    provider: /identityProvider
 //	    providerUserId: /userId
 //	customFields: {tier: /tier}
+//	groups:                       # groups of the source become groups of the ledger
+//	  members: /groups            # the record's, as paths like /staff/admins: it is a member of staff.admins
+//	  groupType: KEYCLOAK         # of groups that are made; itself made, with any roles
+//	  definitions: /groups        # of json: where the document lists the groups, as pointers into each say
+//	  name: /name
+//	  description: /description
+//	  below: /subGroups           # the groups below it
+//	  customFields: {keycloak_attributes: /attributes}
+//	roles:                        # roles that records have become roles in the group of all users
+//	  members: /realmRoles        # the record's, by name
+//	  definitions: /roles/realm
+//	  name: /name
+//	  description: /description
 //	ignore: [/password]           # not taken, on purpose
 //
 // A member that is absent or empty in a record says nothing and leaves the
 // account as it is; null unsets. A constant status is for new accounts only,
 // so that a later run does not lift a suspension.
+//
+// A group or a role that the ledger has is left as it is. A record's list of
+// groups, also an empty one, is all there is of groups of that type: it takes
+// the account out of the others. So is its list of roles, of the roles that the
+// source has.
 type Mapping struct {
 	Source string // name of the source
 	Digest string // SHA-256 of the file, in hexadecimal
@@ -59,6 +77,8 @@ type Mapping struct {
 	status       *field
 	identities   []identityMapping
 	customFields []field // by key
+	groups       *groupMapping
+	roles        *roleMapping
 	taken        members
 }
 
@@ -227,6 +247,10 @@ func (p *mappingParser) mapping(n *yaml.Node, m *Mapping) {
 				f.name = fieldKey
 				m.customFields = append(m.customFields, *f)
 			})
+		case "groups":
+			m.groups = p.groups(value, &m.taken)
+		case "roles":
+			m.roles = p.roles(value, &m.taken)
 		case "ignore":
 			if value.Kind != yaml.SequenceNode {
 				p.fault(value, "ignore: must be a list of pointers")
@@ -237,7 +261,7 @@ func (p *mappingParser) mapping(n *yaml.Node, m *Mapping) {
 			}
 		default:
 			p.unknown(key, "mapping", "source", "format", "records", "delimiter", "key", "sub", "origin",
-				"createdTime", "status", "identities", "customFields", "ignore")
+				"createdTime", "status", "identities", "customFields", "groups", "roles", "ignore")
 		}
 	})
 	if m.Source == "" {
@@ -292,6 +316,65 @@ func (p *mappingParser) identity(n *yaml.Node, what string, taken *members) iden
 		p.fault(n, "%s: provider is required", what)
 	}
 	return m
+}
+
+func (p *mappingParser) groups(n *yaml.Node, taken *members) *groupMapping {
+	var m groupMapping
+	p.object(n, "groups", func(name string, key, value *yaml.Node) {
+		what := "groups." + name
+		switch name {
+		case "groupType":
+			if m.groupType = p.text(value, what); domain.NewConfig().GroupTypes[m.groupType].System {
+				p.fault(value, "%s: must not be one of the ledger's own", what)
+			}
+		case "below":
+			m.below = p.pointer(value, what)
+		case "customFields":
+			p.object(value, what, func(fieldKey string, key, value *yaml.Node) {
+				m.customFields = append(m.customFields, customFieldAt{fieldKey, p.pointer(value, what+"."+fieldKey)})
+			})
+		default:
+			if !p.defined(name, value, what, taken, &m.members, &m.definitions, &m.definition) {
+				p.unknown(key, "groups", "members", "groupType", "definitions", "name", "description", "below", "customFields")
+			}
+		}
+	})
+	if m.members == nil || m.groupType == "" || (m.definitions == nil) != (m.name == nil) {
+		p.fault(n, "groups: members and groupType are required, and name with definitions")
+	}
+	return &m
+}
+
+func (p *mappingParser) roles(n *yaml.Node, taken *members) *roleMapping {
+	var m roleMapping
+	p.object(n, "roles", func(name string, key, value *yaml.Node) {
+		if !p.defined(name, value, "roles."+name, taken, &m.members, &m.definitions, &m.definition) {
+			p.unknown(key, "roles", "members", "definitions", "name", "description")
+		}
+	})
+	if m.members == nil || (m.definitions == nil) != (m.name == nil) {
+		p.fault(n, "roles: members is required, and name with definitions")
+	}
+	return &m
+}
+
+// defined reads a member that groups and roles both have. It reports whether
+// it was one.
+func (p *mappingParser) defined(name string, value *yaml.Node, what string, taken *members, of, definitions *path, d *definition) bool {
+	switch name {
+	case "members":
+		*of = p.pointer(value, what)
+		taken.add(*of)
+	case "definitions":
+		*definitions = p.pointer(value, what)
+	case "name":
+		d.name = p.pointer(value, what)
+	case "description":
+		d.description = p.pointer(value, what)
+	default:
+		return false
+	}
+	return true
 }
 
 func (p *mappingParser) profileField(key, value *yaml.Node, name, what string, take func(path), inList bool) field {

@@ -40,6 +40,12 @@ func TestParseMapping(t *testing.T) {
 		{"format", good + "format: xml\n", "line 6: format: must be one of json, ndjson, csv"},
 		{"delimiter", good + "delimiter: ';;'\n", "line 6: delimiter: must be one character"},
 		{"ignore", good + "ignore: /password\n", "line 6: ignore: must be a list"},
+		{"groups without a type", good + "groups: {members: /g}\n", "line 6: groups: members and groupType are required"},
+		{"groups of the ledger's type", good + "groups: {members: /g, groupType: SYSTEM}\n", "line 6: groups.groupType: must not be one of the ledger's own"},
+		{"definitions without a name", good + "groups: {members: /g, groupType: G, definitions: /groups}\n", "and name with definitions"},
+		{"misspelled member of groups", good + "groups: {member: /g}\n", `line 6: groups: unknown member "member"`},
+		{"roles of nobody", good + "roles: {definitions: /r, name: /name}\n", "line 6: roles: members is required"},
+		{"misspelled member of roles", good + "roles: {members: /r, below: /b}\n", `line 6: roles: unknown member "below"`},
 		{"several faults", good + "    emial: /mail\nignored: []\n", "line 6: identities[0].emial: an identity has no such member; line 7: mapping: unknown"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

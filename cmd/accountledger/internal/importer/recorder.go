@@ -19,8 +19,10 @@ type Summary struct {
 	Unchanged int64            `json:"unchanged"`
 	Failed    int64            `json:"failed"`
 	Events    int64            `json:"events"`
-	Findings  []Count          `json:"findings"` // warnings and faults, most frequent first once the job has ended
-	Missed    map[string]int64 `json:"missed"`   // members of the source that the mapping does not deal with, and in how many rows
+	Findings  []Count          `json:"findings"`        // warnings and faults, most frequent first once the job has ended
+	Groups    []string         `json:"groups,omitzero"` // ids of those that were made
+	Roles     []string         `json:"roles,omitzero"`  // likewise
+	Missed    map[string]int64 `json:"missed"`          // members of the source that the mapping does not deal with, and in how many rows
 }
 
 // Count says in how many rows something was found.

@@ -47,11 +47,7 @@ func (m *Mapping) Format(name string) (string, error) {
 func (m *Mapping) rows(name string, input io.Reader) iter.Seq2[row, error] {
 	return func(yield func(row, error) bool) {
 		format, err := m.Format(name)
-		// A byte order mark is how some spreadsheets begin a file.
-		r := bufio.NewReaderSize(input, 1<<16)
-		if bom, _ := r.Peek(3); string(bom) == "\ufeff" {
-			r.Discard(3)
-		}
+		r := withoutMark(input)
 		n := 0
 		each := func(record record, fault string) bool {
 			n++
@@ -69,6 +65,16 @@ func (m *Mapping) rows(name string, input io.Reader) iter.Seq2[row, error] {
 			yield(row{}, fmt.Errorf("input, after row %d: %w", n, err))
 		}
 	}
+}
+
+// withoutMark is input without the byte order mark that some spreadsheets begin
+// a file with.
+func withoutMark(input io.Reader) *bufio.Reader {
+	r := bufio.NewReaderSize(input, 1<<16)
+	if mark, _ := r.Peek(3); string(mark) == "\ufeff" {
+		r.Discard(3)
+	}
+	return r
 }
 
 // errStopped ends reading because no more rows are wanted.
@@ -135,7 +141,14 @@ func enter(d *jsontext.Decoder, member string) error {
 			}
 		}
 	}
-	return fmt.Errorf("there is no member %q where the mapping's records: leads", member)
+	return missingMember(member)
+}
+
+// missingMember is the error of a document that has no such member.
+type missingMember string
+
+func (m missingMember) Error() string {
+	return fmt.Sprintf("there is no member %q where the mapping's records: leads", string(m))
 }
 
 // invalidJSON says where the JSON is wrong. What the decoder says of it may

@@ -136,9 +136,12 @@ func TestKeycloak(t *testing.T) {
 	input, mapping := sample(t, "keycloak-quarkus-realm.json", "keycloak-realm.yaml")
 	var realm struct{ Users json.RawMessage }
 	check(t, json.Unmarshal(input, &realm))
+	var users []struct{ RealmRoles, Groups []string }
+	check(t, json.Unmarshal(realm.Users, &users))
 	ledger := openLedger(t)
 	got, results := ledger.imports(t, mapping, "realm.json", input)
-	want := Summary{Rows: 3, Created: 3, Events: 3, Findings: []Count{}, Missed: map[string]int64{}}
+	// Of the realm's six roles those that somebody has; it has no groups.
+	want := Summary{Rows: 3, Created: 3, Events: 6, Findings: []Count{}, Missed: map[string]int64{}, Roles: []string{"admin", "confidential", "user"}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("summary (-want +got):\n%s", diff)
 	}
@@ -149,8 +152,12 @@ func TestKeycloak(t *testing.T) {
 		}
 		nothingIsLost(t, record, account, []string{"/credentials", "/disableableCredentialTypes", "/totp", "/notBefore"},
 			map[string]string{"/enabled": "VERIFIED"})
+		roles := slices.Sorted(slices.Values(append(users[i].RealmRoles, "USER")))
+		if diff := cmp.Diff(map[string][]string{"CIDAAS_USERS": roles}, rolesByGroup(account)); diff != "" || len(users[i].Groups) > 0 {
+			t.Errorf("row %d: memberships (-as in the file +got):\n%s", i+1, diff)
+		}
 	}
-	if again, _ := ledger.imports(t, mapping, "realm.json", input); again.Unchanged != 3 {
+	if again, _ := ledger.imports(t, mapping, "realm.json", input); again.Unchanged != 3 || again.Events != 0 || again.Roles != nil {
 		t.Errorf("the same input again: %+v, want 3 unchanged", again)
 	}
 }
@@ -176,7 +183,7 @@ func TestKeycloakUser(t *testing.T) {
 	check(t, unmarshal([]byte(user), &record))
 	nothingIsLost(t, record, account, []string{"/credentials", "/totp", "/notBefore"}, map[string]string{
 		"/enabled": "DECLINED", "/createdTimestamp": "2020-05-07T22:01:28.123Z", "/email": "Ada@example.com",
-		"/federatedIdentities/0/identityProvider": "google",
+		"/federatedIdentities/0/identityProvider": "google", "/groups/0": "staff.admins",
 	})
 	var ways []string
 	for _, i := range account.Identities {
@@ -195,6 +202,15 @@ func TestKeycloakUser(t *testing.T) {
 	if got.Updated != 1 || got.Events != 2 || len(account.Identities) != 4 || account.Status != domain.StatusVerified {
 		t.Errorf("summary = %+v, account = %+v, want a fourth identity and VERIFIED by two events", got, account)
 	}
+}
+
+// rolesByGroup are the account's memberships.
+func rolesByGroup(a domain.Account) map[string][]string {
+	groups := map[string][]string{}
+	for _, m := range a.Groups {
+		groups[m.GroupID] = m.Roles
+	}
+	return groups
 }
 
 // nothingIsLost walks a record of the source: every value in it that is not
