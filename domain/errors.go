@@ -33,6 +33,7 @@ const (
 	CodeConcurrentChange        Code = "concurrent-change"
 	CodeIdempotencyKeyReused    Code = "idempotency-key-reused"
 	CodeTooLarge                Code = "too-large"
+	CodeInvalidCursor           Code = "invalid-cursor"
 	CodeMergeRefused            Code = "merge-refused"
 	CodeInUse                   Code = "in-use"
 	CodeSystemManaged           Code = "system-managed"
@@ -58,7 +59,7 @@ var Codes = []Code{
 	CodeAccountNotFound, CodeAccountErased, CodeAccountExists, CodeAccountDeleted, CodeAccountCombined,
 	CodeInvalidRequest, CodeIdentifierTaken, CodeIdentifierRequired, CodeIdentityConflict, CodeIdentityNotFound,
 	CodeStatusSystemManaged, CodeInvalidStatusTransition, CodeStaleRevision, CodeConcurrentChange,
-	CodeIdempotencyKeyReused, CodeTooLarge, CodeWebhookNotFound, CodeTooManyKeys,
+	CodeIdempotencyKeyReused, CodeTooLarge, CodeInvalidCursor, CodeWebhookNotFound, CodeTooManyKeys,
 	CodeMergeRefused, CodeInUse, CodeSystemManaged, CodeRoleNotFound,
 	CodeGroupNotFound, CodeGroupTypeNotFound, CodeAdminRequired,
 	CodeScheduleNotFound, CodeScheduleEnded, CodeScheduleSetupNotFound, CodeScheduleSetupOrder, CodeDeletionNotFound,

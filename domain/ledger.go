@@ -212,6 +212,10 @@ func (l *Ledger) try(ctx context.Context, r Request, cmd Command, before []Accou
 		return l.repeated(ctx, before, seen)
 	}
 	if r.Expected != nil && *r.Expected != before[0].Revision {
+		// A precondition is of something that is there (RFC 9110, section 13.2.1).
+		if err := admit(before[0], cmd); CodeOf(err) == CodeAccountNotFound || CodeOf(err) == CodeAccountErased {
+			return Result{}, err
+		}
 		return Result{}, refuse(CodeStaleRevision, "The account is at revision %d, not %d.", before[0].Revision, *r.Expected)
 	}
 	if _, err := l.Config(ctx); err != nil { // once read it is there

@@ -253,6 +253,13 @@ func TestIfMatch(t *testing.T) {
 		t.Errorf("ETag = %s after two changes", r.header.Get("ETag"))
 	}
 	l.refused(t, domain.CodeStaleRevision, "POST", "/v1/accounts", account("new@example.com"), `If-Match: "0"`)
+
+	// Where there is no account, there is nothing to be at a revision.
+	none := "/v1/accounts/" + domain.NewID().String() + "/custom-fields"
+	l.refused(t, domain.CodeAccountNotFound, "PATCH", none, `{"n":1}`, `If-Match: "0"`)
+	erased := "/v1/accounts/" + l.create(t, "erased@example.com")
+	l.want(t, 200, "DELETE", erased+"?immediate=true", "")
+	l.refused(t, domain.CodeAccountErased, "PATCH", erased+"/custom-fields", `{"n":1}`, `If-Match: "0"`)
 }
 
 // TestIfMatchRace lets many clients count in one field, each by reading and

@@ -18,7 +18,7 @@ import (
 type getEventsInput struct {
 	MinPosition int64  `query:"min_position" minimum:"0" doc:"Answer from a state that includes this position of the log."`
 	Wait        int    `query:"wait" minimum:"0" maximum:"30" default:"0" doc:"Seconds to wait for min_position, and then for an event where there is none yet (long poll)."`
-	After       string `query:"after" maxLength:"64" default:"0" doc:"The next of an earlier page, or a position of the log; 0, the default, is its beginning."`
+	After       string `query:"after" default:"0" doc:"The next of an earlier page, or a position of the log; 0, the default, is its beginning."`
 	Limit       int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Events on a page, at most."`
 	Types       string `query:"types" maxLength:"2000" doc:"Only these public events: names, or prefixes like USER_*, separated by commas." example:"USER_*,IDENTITY_LINKED"`
 }
@@ -174,7 +174,7 @@ func (s *server) cursor(ctx context.Context, p place) (string, error) {
 
 // parseCursor takes a cursor, or a bare position.
 func (s *server) parseCursor(ctx context.Context, cursor string) (place, error) {
-	invalid := newProblem(codeInvalidCursor, "The cursor was not made by this feed.")
+	invalid := newProblem(domain.CodeInvalidCursor, "The cursor was not made by this feed.")
 	parts := strings.Split(cursor, ".")
 	if len(parts) == 1 {
 		parts = []string{cursorVersion, "", parts[0]}
@@ -197,7 +197,7 @@ func (s *server) parseCursor(ctx context.Context, cursor string) (place, error) 
 		return p, err
 	}
 	if p.position > head {
-		return p, newProblem(codeInvalidCursor, "The cursor lies after the end of the log, which is at position %d.", head)
+		return p, newProblem(domain.CodeInvalidCursor, "The cursor lies after the end of the log, which is at position %d.", head)
 	}
 	if parts[1] != "" && parts[1] != emptyEpoch {
 		epoch, err := s.logEpoch(ctx)
@@ -205,7 +205,7 @@ func (s *server) parseCursor(ctx context.Context, cursor string) (place, error) 
 			return p, err
 		}
 		if parts[1] != epoch {
-			return p, newProblem(codeInvalidCursor, "The cursor belongs to another log.")
+			return p, newProblem(domain.CodeInvalidCursor, "The cursor belongs to another log.")
 		}
 	}
 	return p, nil

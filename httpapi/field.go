@@ -41,7 +41,7 @@ func (s *server) fieldRoutes() {
 		method: "GET", path: "/v1/fields/{fieldKey}/non-conforming", name: "listNonConforming", scope: scopeConfigRead, status: 200, answer: nonConforming{}, paged: true,
 		summary: "List the accounts that do not conform to a definition",
 		text:    "In the order of their subs. A page may be short or empty although more follows, where most accounts conform.",
-		codes:   codes(onField, onQuery, []domain.Code{codeInvalidCursor}),
+		codes:   codes(onField, onQuery, []domain.Code{domain.CodeInvalidCursor}),
 	}, s.listNonConforming)
 }
 
@@ -152,7 +152,7 @@ func (s *server) deleteField(ctx context.Context, c *call, in *deleteFieldInput)
 type listNonConformingInput struct {
 	FieldKey
 	Query
-	After string `query:"after" maxLength:"36" doc:"Continue after this cursor, the next of an earlier page. Default: from the first account."`
+	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page. Default: from the first account."`
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Accounts on a page, at most."`
 }
 
@@ -180,7 +180,7 @@ func (s *server) listNonConforming(ctx context.Context, c *call, in *listNonConf
 	}
 	if in.After != "" {
 		if _, err := canonical(in.After); err != nil {
-			return nil, newProblem(codeInvalidCursor, "The cursor is not one of this resource.")
+			return nil, newProblem(domain.CodeInvalidCursor, "The cursor is not one of this resource.")
 		}
 	}
 	var page nonConforming

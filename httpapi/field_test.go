@@ -57,7 +57,7 @@ func TestFields(t *testing.T) {
 	if r.text(t, "accounts.0.sub") != subs[2] || r.member(t, "next") != nil || strings.Contains(string(r.body), "gold") {
 		t.Errorf("non-conforming, the second page: %s", r.body)
 	}
-	l.refused(t, codeInvalidCursor, "GET", "/v1/fields/tier/non-conforming?after=x", "")
+	l.refused(t, domain.CodeInvalidCursor, "GET", "/v1/fields/tier/non-conforming?after=x", "")
 	l.refused(t, domain.CodeInUse, "PUT", "/v1/fields/mail", `{"dataType":"EMAIL","unique":true}`)
 	l.refused(t, domain.CodeInUse, "PUT", "/v1/fields/plan", `{"dataType":"USERNAME"}`)
 	l.want(t, 204, "DELETE", "/v1/fields/mail", "")

@@ -15,7 +15,7 @@ import (
 type getHistoryInput struct {
 	Sub
 	Query
-	After string `query:"after" maxLength:"20" doc:"Continue after this cursor, the next of an earlier page. Default: from the first event."`
+	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page. Default: from the first event."`
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Events on a page."`
 }
 
@@ -106,7 +106,7 @@ func afterRevision(cursor string) (eventstore.Revision, error) {
 	}
 	after, err := strconv.ParseInt(cursor, 10, 64)
 	if err != nil || after < 0 || after == 1<<63-1 {
-		return 0, newProblem(codeInvalidCursor, "The cursor is not one of this resource.")
+		return 0, newProblem(domain.CodeInvalidCursor, "The cursor is not one of this resource.")
 	}
 	return eventstore.Revision(after) + 1, nil
 }

@@ -26,7 +26,6 @@ const (
 	codeMalformedJSON        domain.Code = "malformed-json"
 	codeInvalidParameter     domain.Code = "invalid-parameter"
 	codeInvalidPrecondition  domain.Code = "invalid-precondition"
-	codeInvalidCursor        domain.Code = "invalid-cursor"
 	codeRevisionNotFound     domain.Code = "revision-not-found"
 	codeEventNotFound        domain.Code = "event-not-found"
 	codeProjectionNotFound   domain.Code = "projection-not-found"
@@ -177,7 +176,7 @@ var problemKinds = map[domain.Code]problemKind{
 	codeInvalidPrecondition: {http.StatusBadRequest, "Invalid precondition",
 		"If-Match is neither * nor one strong entity tag like \"3\".",
 		"Send the ETag of the account as it was answered."},
-	codeInvalidCursor: {http.StatusBadRequest, "Invalid cursor",
+	domain.CodeInvalidCursor: {http.StatusBadRequest, "Invalid cursor",
 		"The cursor was not made by this resource of this ledger, or lies after the end of its log, as after a restore from a backup.",
 		"Start from a position you know, or from 0."},
 	codeEventNotFound: {http.StatusNotFound, "Event not found",

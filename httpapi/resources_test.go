@@ -210,7 +210,7 @@ func TestHistory(t *testing.T) {
 	if diff := cmp.Diff([]float64{0, 1, 2, 3, 4}, revisions); diff != "" || pages != 3 {
 		t.Errorf("%d pages (-want +got):\n%s", pages, diff)
 	}
-	for query, code := range map[string]domain.Code{"?after=x": codeInvalidCursor, "?after=-1": codeInvalidCursor,
+	for query, code := range map[string]domain.Code{"?after=x": domain.CodeInvalidCursor, "?after=-1": domain.CodeInvalidCursor,
 		"?limit=0": domain.CodeInvalidRequest, "?limit=1001": domain.CodeInvalidRequest, "?limit=many": domain.CodeInvalidRequest} {
 		l.refused(t, code, "GET", path+"/events"+query, "")
 	}
@@ -294,9 +294,9 @@ func TestFeed(t *testing.T) {
 	other := start(t)
 	other.create(t, "ada@example.com")
 	for _, bad := range []string{"-1", "x", "v1", "v2.1.2", "v1.00000000.1", cursor + ".0", cursor + ".x", cursor + ".1.1", "99", strings.Replace(cursor, "v1.", "v1.0", 1)} {
-		l.refused(t, codeInvalidCursor, "GET", "/v1/events?after="+bad, "")
+		l.refused(t, domain.CodeInvalidCursor, "GET", "/v1/events?after="+bad, "")
 	}
-	other.refused(t, codeInvalidCursor, "GET", "/v1/events?after="+cursor[:len(cursor)-1]+"1", "")
+	other.refused(t, domain.CodeInvalidCursor, "GET", "/v1/events?after="+cursor[:len(cursor)-1]+"1", "")
 	for _, query := range []string{"limit=0", "limit=1001", "types=SHOE_*", "types=USER_*,", "wait=31"} {
 		l.refused(t, domain.CodeInvalidRequest, "GET", "/v1/events?"+query, "")
 	}
@@ -371,7 +371,7 @@ func TestWebhooks(t *testing.T) {
 			t.Fatalf("deliveries: %s", r.body)
 		}
 	}
-	l.refused(t, domain.CodeInvalidRequest, "GET", path+"/deliveries?after=x", "")
+	l.refused(t, domain.CodeInvalidCursor, "GET", path+"/deliveries?after=x", "")
 
 	if r := l.want(t, 200, "PUT", path+"/state?dry_run=true", `{"state":"paused"}`); r.text(t, "webhook.state") != "paused" || r.text(t, "events.0.data.to") != "paused" {
 		t.Errorf("dry run: %s", r.body)
@@ -463,4 +463,27 @@ func TestRebuildTwice(t *testing.T) {
 	c.Background = nil
 	idle := &ledger{Config: c, url: l.serve(t, c), admin: l.admin, client: l.client}
 	idle.refused(t, codeUnavailable, "POST", "/v1/projections/accounts/rebuild", "")
+}
+
+// TestCursors holds that no list takes a cursor it did not make, and that all
+// say so in the same way.
+func TestCursors(t *testing.T) {
+	t.Parallel()
+	l := start(t)
+	sub := l.create(t, "ada@example.com")
+	l.want(t, 200, "PUT", "/v1/fields/tier", `{"dataType":"TEXT"}`)
+	webhook := l.want(t, 201, "POST", "/v1/webhooks", `{"url":"http://127.0.0.1:9/","events":["USER_*"]}`).text(t, "webhookId")
+	document := description(t)
+	lists := map[string]bool{}
+	for _, path := range []string{"/v1/events", "/v1/accounts/" + sub + "/events", "/v1/fields/tier/non-conforming", "/v1/webhooks/" + webhook + "/deliveries"} {
+		lists[operationAt(document, "GET", path).OperationID] = true
+		for _, cursor := range []string{"x", "-1", "1.2x", "99999999999999999999", strings.Repeat("1", 300)} {
+			l.refused(t, domain.CodeInvalidCursor, "GET", path+"?after="+cursor, "")
+		}
+	}
+	for path, item := range document.Paths.Map() {
+		if item.Get != nil && item.Get.Parameters.GetByInAndName("query", "after") != nil && !lists[item.Get.OperationID] {
+			t.Errorf("the cursors of GET %s are not tried", path)
+		}
+	}
 }

@@ -101,7 +101,7 @@ func (s *server) routes() {
 		method: "GET", path: "/v1/accounts/{sub}/events", name: "getHistory", scope: scopeAuditRead, status: 200, answer: history{}, paged: true,
 		summary: "Get the history of an account",
 		text:    "Every event of the account, oldest first, read from the log itself. The history of an erased account stays, without its personal data.",
-		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, codeInvalidCursor}),
+		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
 	}, s.getHistory)
 	handle(s, route{
 		method: "POST", path: "/v1/lookup", name: "lookup", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
@@ -115,7 +115,7 @@ func (s *server) routes() {
 		method: "GET", path: "/v1/events", name: "getEvents", scope: scopeEventsRead, status: 200, answer: feed{}, paged: true,
 		summary: "Read the event feed",
 		text:    "Public events in the order of the log. next is always a cursor: keep it, and ask with it again for what came since. A page may be short or empty although more follows, where a filter skipped much; more says so.",
-		codes:   codes(onQuery, []domain.Code{codeInvalidCursor}),
+		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
 	}, s.getEvents)
 
 	handle(s, route{

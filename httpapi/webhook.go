@@ -74,7 +74,7 @@ func (s *server) webhookRoutes() {
 		method: "GET", path: "/v1/webhooks/{webhookId}/deliveries", name: "listDeliveries", scope: scopeWebhooksRead, status: 200, answer: deliveries{}, paged: true,
 		summary: "List the deliveries of a webhook",
 		text:    "Newest first.",
-		codes:   codes(onWebhook, onQuery),
+		codes:   codes(onWebhook, onQuery, []domain.Code{domain.CodeInvalidCursor}),
 	}, s.listDeliveries)
 }
 
@@ -497,7 +497,7 @@ func (s *server) deleteWebhook(ctx context.Context, c *call, in *deleteWebhookIn
 type listDeliveriesInput struct {
 	WebhookID
 	Query
-	After string `query:"after" maxLength:"64" doc:"Continue after this cursor, the next of an earlier page."`
+	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page."`
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Deliveries on a page."`
 }
 

@@ -59,14 +59,17 @@ func (p placed) compare(q placed) int {
 	return p.part - q.part
 }
 
+// cursor is what continues a list behind p.
+func (p placed) cursor() string { return fmt.Sprintf("%d.%d", p.Position, p.part) }
+
 // Deliveries lists an endpoint's deliveries, the newest event first, as far as
 // they are remembered. after is what the call before returned as next, or "";
 // next is "" where there are no more. limit is 1 to 1000.
 func (w *Webhooks) Deliveries(ctx context.Context, id string, after string, limit int) (all []Delivery, next string, err error) {
 	before := placed{Delivery: Delivery{Position: math.MaxInt64}}
 	if after != "" {
-		if _, err := fmt.Sscanf(after, "%d.%d", &before.Position, &before.part); err != nil {
-			return nil, "", &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The cursor is not one of this list."}
+		if _, err := fmt.Sscanf(after, "%d.%d", &before.Position, &before.part); err != nil || after != before.cursor() {
+			return nil, "", &domain.Error{Code: domain.CodeInvalidCursor, Detail: "The cursor is not one of this list."}
 		}
 	}
 	conf, err := w.c.Ledger.Webhook(ctx, id)
@@ -92,7 +95,7 @@ func (w *Webhooks) Deliveries(ctx context.Context, id string, after string, limi
 	found = slices.CompactFunc(found, func(p, q placed) bool { return p.compare(q) == 0 })
 	if len(found) > limit {
 		found = found[:limit]
-		next = fmt.Sprintf("%d.%d", found[limit-1].Position, found[limit-1].part)
+		next = found[limit-1].cursor()
 	}
 	all = make([]Delivery, len(found))
 	for i, p := range found {
