@@ -49,12 +49,12 @@ func (v *Views) Purge(ctx context.Context, stream string, p eventstore.Position)
 // purge returns when there is one generation of the view, and it has applied
 // the event at p.
 func (w *view) purge(ctx context.Context, p eventstore.Position) error {
-	if err := w.claimBuilder(ctx); err != nil {
+	if err := w.views.claimBuilder(ctx); err != nil {
 		return err
 	}
 	err := w.dropOld(ctx)
 	// Not held any longer: the view may need it to get to p.
-	w.releaseBuilder()
+	w.views.releaseBuilder()
 	if err != nil {
 		return err
 	}

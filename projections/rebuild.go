@@ -40,10 +40,10 @@ func (w *view) create(ctx context.Context, state string) (*generation, error) {
 // rebuild makes a new generation from the whole log while the live one goes
 // on, and then lets it take over.
 func (w *view) rebuild(ctx context.Context, progress func(done, total int64)) error {
-	if err := w.claimBuilder(ctx); err != nil {
+	if err := w.views.claimBuilder(ctx); err != nil {
 		return err
 	}
-	defer w.releaseBuilder()
+	defer w.views.releaseBuilder()
 	g, err := w.create(ctx, StateRebuilding)
 	if err != nil {
 		return err
@@ -290,10 +290,10 @@ func (w *view) compare(ctx context.Context, old, g *generation) error {
 
 // startOver replaces a live generation that is of another log by an empty one.
 func (w *view) startOver(ctx context.Context) error {
-	if err := w.claimBuilder(ctx); err != nil {
+	if err := w.views.claimBuilder(ctx); err != nil {
 		return err
 	}
-	defer w.releaseBuilder()
+	defer w.views.releaseBuilder()
 	g, err := w.create(ctx, StateRebuilding)
 	if err != nil {
 		return err
@@ -307,16 +307,16 @@ func (w *view) startOver(ctx context.Context) error {
 	return w.dropOld(ctx)
 }
 
-func (w *view) claimBuilder(ctx context.Context) error {
+func (v *Views) claimBuilder(ctx context.Context) error {
 	select {
-	case w.builder <- struct{}{}:
+	case v.builder <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (w *view) releaseBuilder() { <-w.builder }
+func (v *Views) releaseBuilder() { <-v.builder }
 
 // dropOld drops the generations that are no longer live and those that were
 // never finished. The caller is the builder. It deletes in small steps first,

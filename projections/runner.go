@@ -15,8 +15,7 @@ import (
 // view keeps one projection up to date.
 type view struct {
 	projection
-	views   *Views
-	builder chan struct{} // held by who builds or drops a generation
+	views *Views
 
 	// turn is held while the live generation is written or replaced, and
 	// guards what follows.
@@ -132,10 +131,10 @@ func (w *view) run(ctx context.Context) error {
 	var dropping sync.WaitGroup
 	defer dropping.Wait()
 	dropping.Go(func() {
-		if w.claimBuilder(ctx) != nil {
+		if w.views.claimBuilder(ctx) != nil {
 			return
 		}
-		defer w.releaseBuilder()
+		defer w.views.releaseBuilder()
 		if err := w.dropOld(ctx); err != nil && ctx.Err() == nil {
 			w.views.logger.WarnContext(ctx, "old generation not dropped", "view", w.name, "err", err)
 		}

@@ -50,6 +50,7 @@ type Views struct {
 	schedules *Schedules
 	erasures  *Erasures
 	all       []*view
+	builder   chan struct{} // held by who builds or drops a generation: one at a time, for bounded memory
 	closed    chan struct{}
 	close     sync.Once
 }
@@ -104,7 +105,8 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Views{path: c.Path, log: c.Log, codec: c.Codec, logger: c.Logger, retry: c.Retry, write: write, read: read, closed: make(chan struct{})}
+	v := &Views{path: c.Path, log: c.Log, codec: c.Codec, logger: c.Logger, retry: c.Retry, write: write, read: read,
+		builder: make(chan struct{}, 1), closed: make(chan struct{})}
 	v.accounts = &Accounts{views: v}
 	v.schedules = &Schedules{views: v, changed: make(chan struct{})}
 	v.erasures = &Erasures{views: v, changed: make(chan struct{})}
@@ -113,7 +115,7 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 	}
 	v.accounts.view = v.all[0]
 	for _, w := range v.all {
-		w.moved, w.builder = make(chan struct{}), make(chan struct{}, 1)
+		w.moved = make(chan struct{})
 		if write == nil {
 			continue
 		}
