@@ -31,6 +31,23 @@ const RoleUser = "USER"
 // is no role's id.
 const NoRole = "-"
 
+// GroupID is the group that the entry is about, "" where it is about none.
+func (x Entry) GroupID() string {
+	switch e := x.Event.(type) {
+	case GroupJoined:
+		return e.GroupID
+	case GroupRolesChanged:
+		return e.GroupID
+	case GroupLeft:
+		return e.GroupID
+	case GroupSet:
+		return e.GroupID
+	case GroupDeleted:
+		return e.GroupID
+	}
+	return ""
+}
+
 // GroupJoined makes the account a member of a group.
 type GroupJoined struct {
 	GroupID   string   `json:"groupId" pii:"clear"`

@@ -13,6 +13,7 @@ import (
 
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/projections"
 )
 
 type getEventsInput struct {
@@ -21,6 +22,9 @@ type getEventsInput struct {
 	After       string `query:"after" default:"0" doc:"The next of an earlier page, or a position of the log; 0, the default, is its beginning."`
 	Limit       int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Events on a page, at most."`
 	Types       string `query:"types" maxLength:"2000" doc:"Only these public events: names, or prefixes like USER_*, separated by commas." example:"USER_*,IDENTITY_LINKED"`
+	Sub         string `query:"sub" doc:"Only events of this account; after a merge, also the survivor's."`
+	Group       string `query:"group" maxLength:"64" doc:"Only events of accounts that are members of this group when the event is read, and of the group itself and its memberships."`
+	LastEventID string `header:"Last-Event-ID" doc:"Of a stream: the id of the last frame received, to go on after it. It comes before the parameter after."`
 }
 
 // feed is a page of public events, in the order of the log.
@@ -43,15 +47,15 @@ func (s *server) getEvents(ctx context.Context, c *call, in *getEventsInput) (*a
 	if err != nil {
 		return nil, err
 	}
-	types, err := selected(in.Types)
+	which, err := selects(in.Types, in.Sub, in.Group)
 	if err != nil {
 		return nil, err
 	}
-	hidden, err := s.hidden(ctx, c)
-	if err != nil {
+	which.limit = in.Limit
+	if which.hidden, err = s.hidden(ctx, c); err != nil {
 		return nil, err
 	}
-	page, next, err := s.feed(ctx, after, selection{types, in.Limit, hidden}, time.Duration(in.Wait)*time.Second)
+	page, next, err := s.feed(ctx, after, which, time.Duration(in.Wait)*time.Second)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +77,9 @@ type place struct {
 // selection is what of the log a page of the feed is to hold.
 type selection struct {
 	types  []string // patterns; nil for all
-	limit  int
+	sub    string   // of an account; "" for all
+	group  string   // of accounts' memberships; "" for all
+	limit  int      // events at most
 	hidden domain.Hidden
 }
 
@@ -89,6 +95,7 @@ func (s *server) feed(ctx context.Context, after place, which selection, wait ti
 		var cancel context.CancelFunc
 		bounded, cancel = context.WithTimeout(ctx, wait)
 		defer cancel()
+		defer context.AfterFunc(s.Closing, cancel)()
 	}
 	scanned := 0
 	for records, err := range s.Log.Subscribe(bounded, after.position) {
@@ -101,7 +108,7 @@ func (s *server) feed(ctx context.Context, after place, which selection, wait ti
 		}
 		for _, rec := range records {
 			var full bool
-			if page.Events, after, full, err = s.public(page.Events, after, rec, which); err != nil {
+			if page.Events, after, full, err = s.public(ctx, page.Events, after, rec, which); err != nil {
 				return page, after, err
 			}
 			scanned++
@@ -119,7 +126,7 @@ func (s *server) feed(ctx context.Context, after place, which selection, wait ti
 
 // public appends what rec is in public, as far as it is asked for and has room,
 // and moves the place. It reports whether the page is full.
-func (s *server) public(events []domain.PublicEvent, after place, rec eventstore.Recorded, which selection) ([]domain.PublicEvent, place, bool, error) {
+func (s *server) public(ctx context.Context, events []domain.PublicEvent, after place, rec eventstore.Recorded, which selection) ([]domain.PublicEvent, place, bool, error) {
 	x, err := s.Codec.Decode(rec)
 	if err != nil {
 		return events, after, false, err
@@ -128,7 +135,13 @@ func (s *server) public(events []domain.PublicEvent, after place, rec eventstore
 	if err != nil {
 		return events, after, false, err
 	}
-	for i := min(after.seen, len(public)); i < len(public); i++ {
+	ours := len(public) == 0
+	if len(public) > 0 {
+		if ours, err = s.about(ctx, which, x); err != nil {
+			return events, after, false, err
+		}
+	}
+	for i := min(after.seen, len(public)); ours && i < len(public); i++ {
 		if which.types != nil && !slices.ContainsFunc(which.types, func(pattern string) bool { return domain.Selects(pattern, public[i].Type) }) {
 			continue
 		}
@@ -140,20 +153,61 @@ func (s *server) public(events []domain.PublicEvent, after place, rec eventstore
 	return events, place{rec.Position, 0}, len(events) == which.limit, nil
 }
 
-// selected cuts the parameter types into patterns; nil selects everything.
-func selected(types string) ([]string, error) {
-	if types == "" {
-		return nil, nil
+// about reports whether x is about the account and the group asked for.
+func (s *server) about(ctx context.Context, which selection, x domain.Entry) (bool, error) {
+	sub := x.Sub()
+	if which.sub != "" && sub != which.sub && !slices.Contains(strings.Fields(x.Meta.CombinedSubs), which.sub) {
+		return false, nil
 	}
-	patterns := strings.Split(types, ",")
-	for _, pattern := range patterns {
-		if !slices.ContainsFunc(domain.PublicNames, func(name string) bool { return domain.Selects(pattern, name) }) {
-			p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
-			p.Errors = []fault{{Parameter: "types", Detail: "must name public events, like USER_CREATED, or prefixes of some, like USER_*"}}
-			return nil, p
+	if which.group == "" || x.GroupID() == which.group {
+		return true, nil
+	}
+	if sub == "" {
+		return false, nil
+	}
+	// The log is ahead of the view: without waiting, an account's first events
+	// would be missed for good.
+	if err := s.Views.Await(ctx, projections.AccountsView, x.Position); err != nil {
+		return false, err
+	}
+	row, err := s.Views.Accounts().Get(ctx, sub)
+	if errors.Is(err, projections.ErrNotFound) {
+		return false, nil // its stream is parked
+	}
+	if err != nil {
+		return false, err
+	}
+	a, err := row.Account()
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(a.Groups, func(m domain.Membership) bool { return m.GroupID == which.group }), nil
+}
+
+// selects makes a selection of parameters: names of public events or prefixes,
+// separated by commas, the sub of an account, the id of a group.
+func selects(types, sub, group string) (which selection, err error) {
+	var faults []fault
+	if types != "" {
+		which.types = strings.Split(types, ",")
+		for _, pattern := range which.types {
+			if !slices.ContainsFunc(domain.PublicNames, func(name string) bool { return domain.Selects(pattern, name) }) {
+				faults = append(faults, fault{Parameter: "types", Detail: "must name public events, like USER_CREATED, or prefixes of some, like USER_*"})
+				break
+			}
 		}
 	}
-	return patterns, nil
+	if which.group = group; sub != "" {
+		if which.sub, err = canonical(sub); err != nil {
+			faults = append(faults, fault{Parameter: "sub", Detail: "must be a UUID"})
+		}
+	}
+	if len(faults) > 0 {
+		p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
+		p.Errors = faults
+		return which, p
+	}
+	return which, nil
 }
 
 const cursorVersion = "v1"

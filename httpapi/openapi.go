@@ -76,6 +76,9 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 	if rt.answer != nil {
 		success.Content = content(schema(rt.answer))
 	}
+	if rt.stream != nil {
+		success.Content[eventStream] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
+	}
 	if rt.command() {
 		tried := schema(dryRun{})
 		switch rt.scope {

@@ -27,6 +27,9 @@ type route struct {
 	codes        []domain.Code
 	paged        bool // answers with a Link to the next page
 
+	// stream answers instead where server-sent events are asked for.
+	stream func(context.Context, *call) error
+
 	body reflect.Type // of JSON[B], B; set by handle
 }
 
@@ -114,8 +117,9 @@ func (s *server) routes() {
 	handle(s, route{
 		method: "GET", path: "/v1/events", name: "getEvents", scope: scopeEventsRead, status: 200, answer: feed{}, paged: true,
 		summary: "Read the event feed",
-		text:    "Public events in the order of the log. next is always a cursor: keep it, and ask with it again for what came since. A page may be short or empty although more follows, where a filter skipped much; more says so.",
+		text:    "Public events in the order of the log. next is always a cursor: keep it, and ask with it again for what came since. A page may be short or empty although more follows, where a filter skipped much; more says so. Who accepts text/event-stream gets server-sent events instead, without limit, wait and min_position: each frame's id is a cursor, to be sent as Last-Event-ID by who comes back; frames named checkpoint tell the place where no event does, at least every 15 seconds.",
 		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
+		stream:  s.streamEvents,
 	}, s.getEvents)
 
 	handle(s, route{
@@ -171,6 +175,11 @@ func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*ans
 		}
 		if err == nil && op.RequestBody != nil {
 			err = mediaType(hc.Header("Content-Type"))
+		}
+		if err == nil && rt.stream != nil && wantsStream(hc.Header("Accept")) {
+			if err = rt.stream(hc.Context(), c); err == nil {
+				return
+			}
 		}
 		if err != nil {
 			s.problem(hc.Context(), c, err).write(hc)

@@ -65,7 +65,12 @@ type Config struct {
 	// request does not say it; default 48 hours.
 	DeletionGrace time.Duration
 
-	Now func() time.Time // default time.Now
+	// Closing is done when the server begins to shut down: streams and long
+	// polls end, so that it need not wait for them. Default: never.
+	Closing context.Context
+
+	Heartbeat time.Duration    // of streams; default 15 s
+	Now       func() time.Time // default time.Now
 }
 
 // server is the API at work.
@@ -97,6 +102,12 @@ func New(c Config) http.Handler {
 	}
 	if c.DeletionGrace == 0 {
 		c.DeletionGrace = 48 * time.Hour
+	}
+	if c.Closing == nil {
+		c.Closing = context.Background()
+	}
+	if c.Heartbeat == 0 {
+		c.Heartbeat = defaultHeartbeat
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -153,6 +164,7 @@ type call struct {
 	admin bool         // the caller has scopeAccountsAdmin
 	sees  bool         // the caller has scopeAccountsRead
 	r     *http.Request
+	w     http.ResponseWriter // for streams; others return their answer
 	body  []byte
 }
 
@@ -181,6 +193,7 @@ func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
 		ctx := context.WithValue(r.Context(), callKey{}, c)
 		c.r = r.WithContext(ctx)
 		ec.SetRequest(c.r)
+		c.w = ec.Response()
 		header := ec.Response().Header()
 		header.Set("X-Request-Id", c.id)
 		header.Set("X-Content-Type-Options", "nosniff")

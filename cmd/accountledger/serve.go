@@ -170,10 +170,12 @@ func waitFor(grace context.Context, loops *errgroup.Group, logger *slog.Logger) 
 }
 
 func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
-	return &http.Server{
+	closing, begin := context.WithCancel(context.Background())
+	server := &http.Server{
 		Handler: httpapi.New(httpapi.Config{
 			Ledger: l.ledger, Views: l.views, Webhooks: l.hooks, Log: l.log, Codec: l.codec, Keys: l.keys,
 			Erasure: l.erasures, Logger: logger, Version: version(), Background: l.background, DeletionGrace: c.DeletionGrace,
+			Closing: closing,
 		}),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
@@ -183,6 +185,8 @@ func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
 		// What clients do wrong on the wire is not worth a warning each.
 		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
+	server.RegisterOnShutdown(begin)
+	return server
 }
 
 // checkListen refuses to serve other machines in clear.
