@@ -104,7 +104,8 @@ const (
 	getAccount     = accountColumns + ` WHERE a.sub = ?`
 	lookupAccount  = accountColumns + ` JOIN identifiers_%[1]d i ON i.account = a.id WHERE i.kind = ? AND i.key = ?`
 	nextAccounts   = accountColumns + ` WHERE a.sub > ? ORDER BY a.sub LIMIT ?`
-	allAccounts    = accountColumns + ` ORDER BY a.sub`
+	allAccounts    = accountColumns + ` WHERE a.position > ? ORDER BY a.sub`
+	countAccounts  = `SELECT count(*) FROM accounts_%[1]d WHERE position > ?`
 )
 
 func (a *Accounts) serve(ctx context.Context, generation int64) (swap func(), err error) {
@@ -252,17 +253,23 @@ func (a *Accounts) Lag() int64 { return max(0, a.view.head.Load()-a.view.positio
 // caller ranges over rows, once, or cancels ctx: until then a connection is
 // taken and the write-ahead log grows.
 func (a *Accounts) All(ctx context.Context) (at eventstore.Position, total int64, rows iter.Seq2[AccountRow, error], err error) {
+	return a.Changed(ctx, 0)
+}
+
+// Changed is All for the accounts that have an event after a position: those
+// that differ from what All yielded when at was that position.
+func (a *Accounts) Changed(ctx context.Context, since eventstore.Position) (at eventstore.Position, total int64, rows iter.Seq2[AccountRow, error], err error) {
 	tx, generation, at, err := a.snapshot(ctx)
 	if err != nil {
 		return 0, 0, nil, fmt.Errorf("projections: all accounts: %w", err)
 	}
-	if err := tx.QueryRowContext(ctx, fmt.Sprintf(a.view.count, generation)).Scan(&total); err != nil {
+	if err := tx.QueryRowContext(ctx, fmt.Sprintf(countAccounts, generation), since).Scan(&total); err != nil {
 		tx.Rollback()
 		return 0, 0, nil, fmt.Errorf("projections: all accounts: %w", err)
 	}
 	return at, total, func(yield func(AccountRow, error) bool) {
 		defer tx.Rollback()
-		rows, err := tx.QueryContext(ctx, fmt.Sprintf(allAccounts, generation))
+		rows, err := tx.QueryContext(ctx, fmt.Sprintf(allAccounts, generation), since)
 		if err != nil {
 			yield(AccountRow{}, fmt.Errorf("projections: all accounts: %w", err))
 			return

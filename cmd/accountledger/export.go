@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -14,7 +13,11 @@ import (
 )
 
 func exportCommand() *cobra.Command {
-	var path, format string
+	var (
+		path   string
+		format string
+		since  int64
+	)
 	cmd := &cobra.Command{
 		Use:   "export",
 		Short: "Write all accounts, as they are at one position",
@@ -22,6 +25,17 @@ func exportCommand() *cobra.Command {
 wholly or not at all. All are as they were at one position of the log, which is
 named on standard error; also beside a running server. It is personal data in
 clear: the file is readable for its owner only.
+
+With --since only the accounts that have changed after that position: the one an
+earlier export named, so that the two together are all accounts as they are now.
+An account that was erased since is among them, without personal data and with
+its erasedTime. Whoever follows the feed or a webhook from the position that an
+export names gets every later change, and none twice.
+
+As csv (RFC 4180) it has a header and one column for each member of an account:
+lists and maps are JSON, and what is known of the primary identity has columns
+of its own besides. Values are as they are: a spreadsheet may take one that
+begins with = or + for a formula.
 
 With --json the summary is JSON, on standard output if the accounts go to a
 file.`,
@@ -31,29 +45,34 @@ file.`,
 			if err != nil {
 				return err
 			}
-			if err := oneOf("format", format, "ndjson"); err != nil {
+			if err := oneOf("format", format, "ndjson", "csv"); err != nil {
 				return err
+			}
+			if since < 0 {
+				return usagef("since is %d; a position is 0 or more", since)
 			}
 			ctx, stop := interruptible(cmd.Context())
 			defer stop()
-			return export(ctx, c, newConsole(cmd, c), path)
+			return export(ctx, c, newConsole(cmd, c), path, format, eventstore.Position(since))
 		},
 	}
 	addSettings(cmd.Flags(), "data")
 	cmd.Flags().StringVar(&path, "out", "", "file to write")
-	cmd.Flags().StringVar(&format, "format", "ndjson", "one JSON document per line")
+	cmd.Flags().StringVar(&format, "format", "ndjson", "ndjson, a JSON document a line, or csv")
+	cmd.Flags().Int64Var(&since, "since", 0, "only accounts that changed after this position")
 	return cmd
 }
 
 // exported is the summary of an export.
 type exported struct {
 	Position eventstore.Position `json:"position"` // all accounts are as they were here
+	Since    eventstore.Position `json:"since"`    // only those that changed after it
 	Head     eventstore.Position `json:"head"`     // of the log, when the export began
 	Accounts int64               `json:"accounts"`
 	File     string              `json:"file,omitzero"`
 }
 
-func export(ctx context.Context, c config, out console, path string) error {
+func export(ctx context.Context, c config, out console, path, format string, since eventstore.Position) error {
 	r, err := openReadOnly(ctx, c, out.logger())
 	if err != nil {
 		return err
@@ -64,12 +83,15 @@ func export(ctx context.Context, c config, out console, path string) error {
 		return err
 	}
 	defer views.Close()
-	summary := exported{File: path}
+	summary := exported{File: path, Since: since}
 	if summary.Head, err = r.log.Head(ctx); err != nil {
 		return err
 	}
+	if since > summary.Head {
+		return usagef("since is %d, and the log ends at %d", since, summary.Head)
+	}
 	write := func(w io.Writer) (err error) {
-		summary.Position, summary.Accounts, err = writeAccounts(ctx, views, w, out)
+		summary.Position, summary.Accounts, err = writeAccounts(ctx, views, since, accountFormats[format](w), out)
 		return err
 	}
 	if path == "" {
@@ -83,26 +105,24 @@ func export(ctx context.Context, c config, out console, path string) error {
 	return summary.print(out)
 }
 
-// writeAccounts writes one account a line.
-func writeAccounts(ctx context.Context, views *projections.Views, w io.Writer, out console) (eventstore.Position, int64, error) {
-	at, total, rows, err := views.Accounts().All(ctx)
+// writeAccounts writes the accounts that changed since a position.
+func writeAccounts(ctx context.Context, views *projections.Views, since eventstore.Position, w accountWriter, out console) (eventstore.Position, int64, error) {
+	at, total, rows, err := views.Accounts().Changed(ctx, since)
 	if err != nil {
 		return 0, 0, err
 	}
-	buffer := bufio.NewWriterSize(w, 64<<10)
 	p := out.progress("accounts", total)
 	for row, err := range rows {
-		if err != nil {
-			return 0, 0, err
+		if err == nil {
+			err = w.write(row)
 		}
-		buffer.Write(row.JSON) // an error stays until Flush
-		if err := buffer.WriteByte('\n'); err != nil {
+		if err != nil {
 			return 0, 0, err
 		}
 		p.add(1)
 	}
 	p.end()
-	return at, p.done, buffer.Flush()
+	return at, p.done, w.flush()
 }
 
 func (e exported) print(out console) error {
@@ -113,6 +133,9 @@ func (e exported) print(out console) error {
 		return out.line(e)
 	}
 	fmt.Fprintf(out.err, "%d accounts as of position %d", e.Accounts, e.Position)
+	if e.Since > 0 {
+		fmt.Fprintf(out.err, ", those that changed after %d", e.Since)
+	}
 	if e.Position < e.Head {
 		fmt.Fprintf(out.err, "; the log is at %d: run the server, or 'views rebuild', to bring the view there", e.Head)
 	}
