@@ -37,7 +37,7 @@ func TestImportPeople(t *testing.T) {
 	}
 	realm := []string{"import", "--data", data, "--mapping", importSamples + "keycloak-realm.yaml", "--results", results, importSamples + "keycloak-quarkus-realm.json"}
 	code, stdout, stderr = accountledger(t, realm...)
-	if code != exitOK || !strings.Contains(stdout, "CREATED     3") || !strings.Contains(stdout, "role  confidential") {
+	if code != exitOK || !strings.Contains(stdout, "CREATED       3") || !strings.Contains(stdout, "role  confidential") {
 		t.Errorf("import of a realm = %d\n%s%s", code, stdout, stderr)
 	}
 	code, stdout, stderr = accountledger(t, append(realm, "--json")...)
