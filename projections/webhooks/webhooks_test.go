@@ -299,8 +299,8 @@ func TestDeliveries(t *testing.T) {
 				t.Errorf("pages of %d: %s", limit, diff)
 			}
 		}
-		if _, _, err := w.hooks.Deliveries(t.Context(), "crm", "nonsense", 10); domain.CodeOf(err) != domain.CodeInvalidRequest {
-			t.Errorf("with a broken cursor: %v, want CodeInvalidRequest", err)
+		if _, _, err := w.hooks.Deliveries(t.Context(), "crm", "nonsense", 10); domain.CodeOf(err) != domain.CodeInvalidCursor {
+			t.Errorf("with a broken cursor: %v, want CodeInvalidCursor", err)
 		}
 		close(hang)
 		w.touch("ada", 100)
