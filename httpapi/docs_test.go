@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -265,6 +266,22 @@ var docTables = map[string]func() string{
 		}
 		return b.String()
 	},
+	"presets": func() string {
+		var b strings.Builder
+		b.WriteString("| preset | events | fields |\n|---|---|---|\n")
+		for _, p := range domain.WebhookPresets {
+			var fields []string
+			for _, name := range slices.Sorted(maps.Keys(p.Mapping)) {
+				if path := p.Mapping[name]; path == name {
+					fields = append(fields, "`"+name+"`")
+				} else {
+					fields = append(fields, fmt.Sprintf("`%s` as `%s`", path, name))
+				}
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", p.Preset, strings.Join(p.Events, ", "), strings.Join(fields, ", "))
+		}
+		return b.String()
+	},
 	"data types": func() string {
 		var b strings.Builder
 		b.WriteString("| data type | a value | what it is | may have |\n|---|---|---|---|\n")
@@ -351,7 +368,6 @@ func TestDocTables(t *testing.T) {
 // notOnPages are what the pages leave out: tags of the OpenAPI document, or
 // ids of operations, and why.
 var notOnPages = map[string]string{
-	"webhooks":     "the README shows them: their answers take a receiver",
 	"projections":  "for who operates the ledger",
 	"getEventData": "CloudEvents refer to it, which take a receiver",
 }
