@@ -320,7 +320,7 @@ func (d DeleteGroupType) decide(c *Config, _ time.Time) ([]Event, error) {
 	case groups > 0:
 		return nil, refuse(CodeInUse, "The group type is that of %d groups.", groups)
 	}
-	return []Event{GroupTypeDeleted{d.GroupType}}, nil
+	return []Event{GroupTypeDeleted(d)}, nil
 }
 
 // PutGroup defines a group, or changes one. Of a group of the system, its

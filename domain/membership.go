@@ -277,5 +277,5 @@ func (c LeaveGroup) decide(s Setting, a Account) ([]Event, error) {
 	if c.GroupID == GroupUsers && !s.Admin {
 		return nil, refuse(CodeAdminRequired, "Only administrators take an account out of the group of all users.")
 	}
-	return []Event{GroupLeft{c.GroupID}}, nil
+	return []Event{GroupLeft(c)}, nil
 }
