@@ -83,6 +83,34 @@ func (s *server) getAccount(ctx context.Context, c *call, in *getAccountInput) (
 	return a, err
 }
 
+// row begins the answer to a query about an account, erased or not.
+func (s *server) row(ctx context.Context, q Query, sub Sub) (*answer, projections.AccountRow, error) {
+	a, err := s.fresh(ctx, q)
+	if err != nil {
+		return nil, projections.AccountRow{}, err
+	}
+	id, err := canonical(sub.Sub)
+	if err != nil {
+		return nil, projections.AccountRow{}, err
+	}
+	row, err := s.Views.Accounts().Get(ctx, id)
+	return a, row, missing(err)
+}
+
+// present begins an answer that reads a part of an account as it is now.
+func (s *server) present(ctx context.Context, q Query, sub Sub) (*answer, domain.Account, error) {
+	a, row, err := s.row(ctx, q, sub)
+	if err != nil {
+		return nil, domain.Account{}, err
+	}
+	if !row.ErasedTime.IsZero() {
+		return nil, domain.Account{}, erased(row.ErasedTime)
+	}
+	a.ETag = etag(row.Revision)
+	account, err := row.Account()
+	return a, account, err
+}
+
 // accountAt answers with the account as its own events say it was. What was
 // erased since is not in it.
 func (s *server) accountAt(ctx context.Context, c *call, a *answer, sub string, r eventstore.Revision) (*answer, error) {

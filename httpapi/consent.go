@@ -184,22 +184,11 @@ type getDecisionsInput struct {
 }
 
 func (s *server) getDecisions(ctx context.Context, _ *call, in *getDecisionsInput) (*answer, error) {
-	a, config, err := s.config(ctx, in.Query)
+	a, account, err := s.present(ctx, in.Query, in.Sub)
 	if err != nil {
 		return nil, err
 	}
-	sub, err := canonical(in.Sub.Sub)
-	if err != nil {
-		return nil, err
-	}
-	row, err := s.Views.Accounts().Get(ctx, sub)
-	if err != nil {
-		return nil, missing(err)
-	}
-	if !row.ErasedTime.IsZero() {
-		return nil, erased(row.ErasedTime)
-	}
-	account, err := row.Account()
+	config, err := s.Ledger.Config(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +197,7 @@ func (s *server) getDecisions(ctx context.Context, _ *call, in *getDecisionsInpu
 		consent, d := config.Consents[id], account.Consent(id)
 		list.Consents = append(list.Consents, decision{id, consent.Newest(), consent.Due(d, s.Now()), d.Version, d.Status, d.Time, d.Channel, d.Client, d.Evidence})
 	}
-	for x, err := range s.Ledger.History(ctx, sub, 0) {
+	for x, err := range s.Ledger.History(ctx, account.Sub, 0) {
 		if err != nil {
 			return nil, err
 		}

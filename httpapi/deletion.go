@@ -111,26 +111,18 @@ type getDeletionInput struct {
 }
 
 func (s *server) getDeletion(ctx context.Context, _ *call, in *getDeletionInput) (*answer, error) {
-	a, err := s.fresh(ctx, in.Query)
+	a, row, err := s.row(ctx, in.Query, in.Sub)
 	if err != nil {
 		return nil, err
-	}
-	sub, err := canonical(in.Sub.Sub)
-	if err != nil {
-		return nil, err
-	}
-	row, err := s.Views.Accounts().Get(ctx, sub)
-	if err != nil {
-		return nil, missing(err)
 	}
 	if !row.ErasedTime.IsZero() {
-		certificate, err := s.Erasure.Certificate(ctx, sub)
+		certificate, err := s.Erasure.Certificate(ctx, row.Sub)
 		if err != nil {
 			return nil, err
 		}
 		return a.rendered(deletionState{Certificate: &certificate})
 	}
-	account, err := domain.ParseAccount(row.JSON)
+	account, err := row.Account()
 	if err != nil {
 		return nil, err
 	}

@@ -65,11 +65,7 @@ func (s *server) find(ctx context.Context, i identifier) (projections.AccountRow
 		if err != nil {
 			return projections.AccountRow{}, err
 		}
-		if sub, err = s.survivor(ctx, sub); err != nil {
-			return projections.AccountRow{}, err
-		}
-		row, err := s.Views.Accounts().Get(ctx, sub)
-		return row, missing(err)
+		return s.survivor(ctx, sub)
 	}
 	row, err := s.Views.Accounts().Lookup(ctx, domain.Candidates(i.Type, i.Provider, i.Identifier))
 	return row, missing(err)

@@ -1,13 +1,14 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
-	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"accountledger/domain"
+	"accountledger/projections"
 )
 
 func (s *server) mergeRoutes() {
@@ -234,24 +235,16 @@ func (s *server) unmergeAccount(ctx context.Context, c *call, in *unmergeAccount
 }
 
 // survivor follows an account that was combined to the one it is part of now.
-func (s *server) survivor(ctx context.Context, sub string) (string, error) {
+func (s *server) survivor(ctx context.Context, sub string) (projections.AccountRow, error) {
 	for {
 		row, err := s.Views.Accounts().Get(ctx, sub)
-		if err != nil {
-			return "", missing(err)
-		}
 		// Few accounts are combined; the others need no decoding.
-		if !strings.Contains(string(row.JSON), `"combinedInto":`) {
-			return sub, nil
+		if err != nil || !bytes.Contains(row.JSON, []byte(`"combinedInto":`)) {
+			return row, missing(err)
 		}
-		var account struct {
-			CombinedInto string `json:"combinedInto"`
-		}
-		if err := json.Unmarshal(row.JSON, &account); err != nil {
-			return "", err
-		}
-		if account.CombinedInto == "" {
-			return sub, nil
+		account, err := row.Account()
+		if err != nil || account.CombinedInto == "" { // a custom field may have the name
+			return row, err
 		}
 		sub = account.CombinedInto
 	}

@@ -296,7 +296,7 @@ func (s *server) problem(ctx context.Context, c *call, err error) *problem {
 		}
 		if refusal.Holder != "" && c.sees {
 			if from, err := s.survivor(ctx, refusal.Holder); err == nil {
-				p.Merge = &mergeFrom{From: from}
+				p.Merge = &mergeFrom{From: from.Sub}
 			}
 		}
 		return p

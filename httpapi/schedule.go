@@ -134,28 +134,6 @@ func (s *server) getSchedule(ctx context.Context, _ *call, in *getScheduleInput)
 	return a.rendered(schedule)
 }
 
-// present begins an answer that reads a part of an account as it is now.
-func (s *server) present(ctx context.Context, q Query, sub Sub) (*answer, domain.Account, error) {
-	a, err := s.fresh(ctx, q)
-	if err != nil {
-		return nil, domain.Account{}, err
-	}
-	id, err := canonical(sub.Sub)
-	if err != nil {
-		return nil, domain.Account{}, err
-	}
-	row, err := s.Views.Accounts().Get(ctx, id)
-	if err != nil {
-		return nil, domain.Account{}, missing(err)
-	}
-	if !row.ErasedTime.IsZero() {
-		return nil, domain.Account{}, erased(row.ErasedTime)
-	}
-	a.ETag = etag(row.Revision)
-	account, err := row.Account()
-	return a, account, err
-}
-
 type patchScheduleInput struct {
 	Sub
 	ScheduleID
