@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -46,38 +45,20 @@ const (
 
 func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error) {
 	w := &accountWriter{recent: map[string]account{}, touched: map[string]*touched{}}
-	for _, s := range []struct {
-		to  **sql.Stmt
-		sql string
-	}{
-		{&w.load, `SELECT id, json FROM accounts_%[1]d WHERE sub = ?`},
-		{&w.update, `UPDATE accounts_%[1]d SET json = ?, revision = ?, position = ?, erased = ? WHERE id = ?`},
-		{&w.release, `DELETE FROM identifiers_%[1]d WHERE kind = ? AND key = ? AND account = ?`},
-		{&w.count, countMembers},
-		{&w.uncount, uncountMembers},
-		{&w.insert.one, insertAccount},
-		{&w.insert.many, manyRows(insertAccount)},
-		{&w.take.one, takeIdentifier},
-		{&w.take.many, manyRows(takeIdentifier)},
-		{&w.offer.one, offerIdentifier},
-		{&w.offer.many, manyRows(offerIdentifier)},
-	} {
-		var err error
-		if *s.to, err = a.views.write.PrepareContext(ctx, fmt.Sprintf(s.sql, generation)); err != nil {
-			return writer{}, errors.Join(err, w.close())
-		}
-	}
-	return writer{w.apply, w.flush, w.end, w.close}, nil
-}
-
-func (w *accountWriter) close() error {
-	var errs []error
-	for _, s := range []*sql.Stmt{w.load, w.update, w.release, w.count, w.uncount, w.insert.one, w.insert.many, w.take.one, w.take.many, w.offer.one, w.offer.many} {
-		if s != nil {
-			errs = append(errs, s.Close())
-		}
-	}
-	return errors.Join(errs...)
+	closing, err := a.views.prepare(ctx, generation, map[**sql.Stmt]string{
+		&w.load:        `SELECT id, json FROM accounts_%[1]d WHERE sub = ?`,
+		&w.update:      `UPDATE accounts_%[1]d SET json = ?, revision = ?, position = ?, erased = ? WHERE id = ?`,
+		&w.release:     `DELETE FROM identifiers_%[1]d WHERE kind = ? AND key = ? AND account = ?`,
+		&w.count:       countMembers,
+		&w.uncount:     uncountMembers,
+		&w.insert.one:  insertAccount,
+		&w.insert.many: manyRows(insertAccount),
+		&w.take.one:    takeIdentifier,
+		&w.take.many:   manyRows(takeIdentifier),
+		&w.offer.one:   offerIdentifier,
+		&w.offer.many:  manyRows(offerIdentifier),
+	})
+	return writer{w.apply, w.flush, w.end, closing}, err
 }
 
 func (w *accountWriter) apply(ctx context.Context, b *batch, x domain.Entry) error {

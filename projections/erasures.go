@@ -3,10 +3,8 @@ package projections
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"accountledger/domain"
@@ -19,11 +17,9 @@ const ErasuresView = "erasures"
 // Erasures answers which accounts have ended while something of them is still
 // to be removed. Its methods may be called at once by many goroutines.
 type Erasures struct {
-	views *Views
-	reads atomic.Int64 // the live generation
-
-	mu      sync.Mutex
-	changed chan struct{} // closed, and another put in its place, when rows have changed
+	views   *Views
+	reads   atomic.Int64 // the live generation
+	changed signal       // rows have
 }
 
 // Erasure is an account that has ended.
@@ -52,7 +48,7 @@ func (e *Erasures) projection() projection {
 		count:   `SELECT count(*) FROM erasures_%[1]d`,
 		writer:  e.writer,
 		serve: func(_ context.Context, generation int64) (func(), error) {
-			return func() { e.reads.Store(generation); e.notify() }, nil
+			return func() { e.reads.Store(generation); e.changed.raise() }, nil
 		},
 	}
 }
@@ -67,18 +63,13 @@ type erasureWriter struct {
 }
 
 func (e *Erasures) writer(ctx context.Context, generation int64) (writer, error) {
-	w := &erasureWriter{open: map[string]Erasure{}, done: map[string]bool{}, after: e.notify}
-	var err error
-	if w.put, err = e.views.write.PrepareContext(ctx, fmt.Sprintf(`INSERT INTO erasures_%[1]d (position, sub, kid) VALUES (?, ?, ?)`, generation)); err != nil {
-		return writer{}, err
-	}
-	if w.remove, err = e.views.write.PrepareContext(ctx, fmt.Sprintf(`DELETE FROM erasures_%[1]d WHERE sub = ?`, generation)); err != nil {
-		return writer{}, errors.Join(err, w.put.Close())
-	}
-	return writer{w.apply, w.flush, w.end, w.close}, nil
+	w := &erasureWriter{open: map[string]Erasure{}, done: map[string]bool{}, after: e.changed.raise}
+	closing, err := e.views.prepare(ctx, generation, map[**sql.Stmt]string{
+		&w.put:    `INSERT INTO erasures_%[1]d (position, sub, kid) VALUES (?, ?, ?)`,
+		&w.remove: `DELETE FROM erasures_%[1]d WHERE sub = ?`,
+	})
+	return writer{w.apply, w.flush, w.end, closing}, err
 }
-
-func (w *erasureWriter) close() error { return errors.Join(w.put.Close(), w.remove.Close()) }
 
 func (w *erasureWriter) apply(_ context.Context, _ *batch, x domain.Entry) error {
 	switch e := x.Event.(type) {
@@ -121,20 +112,9 @@ func (w *erasureWriter) end(bool) {
 	clear(w.done)
 }
 
-func (e *Erasures) notify() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	close(e.changed)
-	e.changed = make(chan struct{})
-}
-
 // Changed is closed when an account has ended or its erasure is completed.
 // Take it before asking, or a change between the two is missed.
-func (e *Erasures) Changed() <-chan struct{} {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.changed
-}
+func (e *Erasures) Changed() <-chan struct{} { return e.changed.next() }
 
 // Next returns erasures that are not completed, the oldest first: at most
 // limit of those after a position.

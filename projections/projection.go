@@ -2,6 +2,7 @@ package projections
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"runtime"
@@ -45,6 +46,26 @@ type writer struct {
 	flush func(ctx context.Context, b *batch) error                 // parks what it cannot write
 	end   func(keep bool)                                           // of the batch; whether what it made is worth keeping in memory
 	close func() error
+}
+
+// prepare prepares a writer's statements for the tables of a generation. What
+// it returns closes them.
+func (v *Views) prepare(ctx context.Context, generation int64, statements map[**sql.Stmt]string) (closing func() error, err error) {
+	var prepared []*sql.Stmt
+	closing = func() error {
+		var errs []error
+		for _, s := range prepared {
+			errs = append(errs, s.Close())
+		}
+		return errors.Join(errs...)
+	}
+	for to, text := range statements {
+		if *to, err = v.write.PrepareContext(ctx, fmt.Sprintf(text, generation)); err != nil {
+			return nil, errors.Join(err, closing())
+		}
+		prepared = append(prepared, *to)
+	}
+	return closing, nil
 }
 
 // unfitError is of the entry and not of the machinery: its stream parks.

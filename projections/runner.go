@@ -24,11 +24,7 @@ type view struct {
 	interrupt context.CancelFunc // makes follow look at live afresh; nil before the first time
 
 	position, head atomic.Int64 // what live has applied, and the log's head as far as is known
-
-	// moving guards moved, which is closed, and another put in its place,
-	// when position has changed.
-	moving sync.Mutex
-	moved  chan struct{}
+	moved          signal       // position has
 }
 
 func (w *view) saw(head eventstore.Position) {
@@ -42,11 +38,8 @@ func (w *view) saw(head eventstore.Position) {
 
 // publish lets those who wait for the live generation's position know.
 func (w *view) publish() {
-	w.moving.Lock()
-	defer w.moving.Unlock()
 	w.position.Store(int64(w.live.position))
-	close(w.moved)
-	w.moved = make(chan struct{})
+	w.moved.raise()
 }
 
 func (w *view) await(ctx context.Context, p eventstore.Position) error {
@@ -54,11 +47,7 @@ func (w *view) await(ctx context.Context, p eventstore.Position) error {
 		if w.position.Load() >= int64(p) {
 			return nil
 		}
-		w.moving.Lock()
-		moved := w.moved
-		w.moving.Unlock()
-		// Look again now that the channel is taken, or a move between the
-		// two is missed.
+		moved := w.moved.next()
 		if w.position.Load() >= int64(p) {
 			return nil
 		}

@@ -3,10 +3,8 @@ package projections
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,11 +18,9 @@ const SchedulesView = "schedules"
 // Schedules answers what is due when. Its methods may be called at once by
 // many goroutines.
 type Schedules struct {
-	views *Views
-	reads atomic.Int64 // the live generation
-
-	mu      sync.Mutex
-	changed chan struct{} // closed, and another put in its place, when rows have changed
+	views   *Views
+	reads   atomic.Int64 // the live generation
+	changed signal       // rows have
 }
 
 // Due is a planned schedule.
@@ -56,7 +52,7 @@ func (s *Schedules) projection() projection {
 		count:  `SELECT count(*) FROM schedules_%[1]d`,
 		writer: s.writer,
 		serve: func(_ context.Context, generation int64) (func(), error) {
-			return func() { s.reads.Store(generation); s.notify() }, nil
+			return func() { s.reads.Store(generation); s.changed.raise() }, nil
 		},
 	}
 }
@@ -71,31 +67,13 @@ type scheduleWriter struct {
 }
 
 func (s *Schedules) writer(ctx context.Context, generation int64) (writer, error) {
-	w := &scheduleWriter{due: map[Due]time.Time{}, ended: map[string]bool{}, after: s.notify}
-	for _, p := range []struct {
-		to  **sql.Stmt
-		sql string
-	}{
-		{&w.put, `INSERT INTO schedules_%[1]d (sub, schedule, due) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET due = excluded.due`},
-		{&w.remove, `DELETE FROM schedules_%[1]d WHERE sub = ? AND schedule = ?`},
-		{&w.removeAll, `DELETE FROM schedules_%[1]d WHERE sub = ?`},
-	} {
-		var err error
-		if *p.to, err = s.views.write.PrepareContext(ctx, fmt.Sprintf(p.sql, generation)); err != nil {
-			return writer{}, errors.Join(err, w.close())
-		}
-	}
-	return writer{w.apply, w.flush, w.end, w.close}, nil
-}
-
-func (w *scheduleWriter) close() error {
-	var errs []error
-	for _, s := range []*sql.Stmt{w.put, w.remove, w.removeAll} {
-		if s != nil {
-			errs = append(errs, s.Close())
-		}
-	}
-	return errors.Join(errs...)
+	w := &scheduleWriter{due: map[Due]time.Time{}, ended: map[string]bool{}, after: s.changed.raise}
+	closing, err := s.views.prepare(ctx, generation, map[**sql.Stmt]string{
+		&w.put:       `INSERT INTO schedules_%[1]d (sub, schedule, due) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET due = excluded.due`,
+		&w.remove:    `DELETE FROM schedules_%[1]d WHERE sub = ? AND schedule = ?`,
+		&w.removeAll: `DELETE FROM schedules_%[1]d WHERE sub = ?`,
+	})
+	return writer{w.apply, w.flush, w.end, closing}, err
 }
 
 func (w *scheduleWriter) apply(_ context.Context, _ *batch, x domain.Entry) error {
@@ -151,20 +129,9 @@ func (w *scheduleWriter) end(bool) {
 	clear(w.ended)
 }
 
-func (s *Schedules) notify() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	close(s.changed)
-	s.changed = make(chan struct{})
-}
-
 // Changed is closed when something is planned, moved or ended. Take it before
 // asking Next, or a change between the two is missed.
-func (s *Schedules) Changed() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.changed
-}
+func (s *Schedules) Changed() <-chan struct{} { return s.changed.next() }
 
 // Next returns planned schedules in the order of their times, the earliest
 // first: at most limit of those that come after the one given.

@@ -108,14 +108,13 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 	v := &Views{path: c.Path, log: c.Log, codec: c.Codec, logger: c.Logger, retry: c.Retry, write: write, read: read,
 		builder: make(chan struct{}, 1), closed: make(chan struct{})}
 	v.accounts = &Accounts{views: v}
-	v.schedules = &Schedules{views: v, changed: make(chan struct{})}
-	v.erasures = &Erasures{views: v, changed: make(chan struct{})}
+	v.schedules = &Schedules{views: v}
+	v.erasures = &Erasures{views: v}
 	for _, p := range []projection{v.accounts.projection(), v.schedules.projection(), v.erasures.projection()} {
 		v.all = append(v.all, &view{projection: p, views: v})
 	}
 	v.accounts.view = v.all[0]
 	for _, w := range v.all {
-		w.moved = make(chan struct{})
 		if write == nil {
 			continue
 		}
