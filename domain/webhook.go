@@ -1,6 +1,8 @@
 package domain
 
 import (
+	"context"
+	"errors"
 	"net/url"
 	"regexp"
 	"slices"
@@ -382,4 +384,80 @@ func (DeleteWebhook) decide(w Webhook) ([]Event, error) {
 		return nil, refuse(CodeWebhookNotFound, "There is no such webhook.")
 	}
 	return []Event{WebhookDeleted{}}, nil
+}
+
+// Webhook returns the endpoint as its stream says, created or not.
+func (l *Ledger) Webhook(ctx context.Context, id string) (Webhook, error) {
+	w := NewWebhook(id)
+	for x, err := range l.entries(ctx, WebhookStream(id), 0) {
+		if err != nil {
+			return w, err
+		}
+		w = w.Evolve(x)
+	}
+	return w, nil
+}
+
+// ExecuteWebhook asks cmd of the endpoint id. The position is that of the
+// last event it caused, 0 if it changed nothing.
+func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, eventstore.Position, error) {
+	for range tries {
+		w, entries, err := l.decideWebhook(ctx, r, id, cmd)
+		if err != nil || len(entries) == 0 {
+			return w, 0, err
+		}
+		write := eventstore.Write{Stream: WebhookStream(id), Expected: w.Revision}
+		for _, x := range entries {
+			encoded, err := l.codec.encode(x, eventstore.KeyID{})
+			if err != nil {
+				return w, 0, err
+			}
+			write.Events = append(write.Events, encoded)
+		}
+		receipt, err := l.log.Append(ctx, eventstore.Commit{Writes: []eventstore.Write{write}})
+		if _, conflict := errors.AsType[*eventstore.ConflictError](err); conflict {
+			continue
+		}
+		if err != nil {
+			return w, 0, err
+		}
+		for _, x := range entries {
+			x.Time = receipt.Time
+			w = w.Evolve(x)
+		}
+		return w, receipt.Last, nil
+	}
+	return Webhook{}, 0, refuse(CodeConcurrentChange, "Others change this webhook all the time; try again.")
+}
+
+// TryWebhook decides like ExecuteWebhook and appends nothing. It returns the
+// endpoint as it would be and the events there would be.
+func (l *Ledger) TryWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, []Entry, error) {
+	w, entries, err := l.decideWebhook(ctx, r, id, cmd)
+	for _, x := range entries {
+		w = w.Evolve(x)
+	}
+	return w, entries, err
+}
+
+// decideWebhook returns the endpoint as it is, and what cmd would cause in it.
+func (l *Ledger) decideWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, []Entry, error) {
+	w, err := l.Webhook(ctx, id)
+	if err != nil {
+		return w, nil, err
+	}
+	if r.Expected != nil && *r.Expected != w.Revision {
+		return w, nil, refuse(CodeStaleRevision, "The webhook is at revision %d, not %d.", w.Revision, *r.Expected)
+	}
+	events, err := cmd.decide(w)
+	if err != nil {
+		return w, nil, err
+	}
+	now := l.now().UTC().Truncate(time.Microsecond)
+	var entries []Entry
+	for i, e := range events {
+		entries = append(entries, Entry{ID: NewID(), Type: e.eventType(), Stream: WebhookStream(id),
+			Revision: w.Revision + 1 + eventstore.Revision(i), Time: now, Meta: r.Meta, Event: e})
+	}
+	return w, entries, nil
 }
