@@ -375,11 +375,17 @@ func (c *machine) group(t *rapid.T, sub string) (Command, change) {
 	}
 }
 
-// consent decides now, at a time that others decide at too, or at one to come.
+// consent decides now, when others did, or at a time to come.
 func (c *machine) consent(t *rapid.T, sub string) (Command, change) {
-	id, version := draw(t, "consent", "news", "terms", "none"), draw(t, "version", 1, 2)
+	id, version := draw(t, "consent", "news", "news", "terms", "none"), draw(t, "version", 1, 2)
 	status := draw(t, "decision", ConsentStatuses...)
-	at := draw(t, "at", c.start, time.Time{}, c.start.Add(time.Hour), c.w.now.Add(time.Hour))
+	times := []time.Time{{}, c.start, c.start.Add(time.Hour), c.w.now.Add(time.Hour)}
+	for _, other := range c.subs() { // a merge then has to choose
+		if d, ok := c.m.accounts[other].decided[id]; ok && other != sub {
+			times = slices.Insert(times, 0, d.time)
+		}
+	}
+	at := draw(t, "at", times...)
 	return DecideConsent{ConsentID: id, Version: version, Status: status, Time: at}, func(m *model) error {
 		a, err := m.open(sub)
 		if err != nil {

@@ -301,7 +301,7 @@ func TestMergeErased(t *testing.T) {
 // time the stricter one, and that an un-merge gives back the account's own.
 func TestMergeConsents(t *testing.T) {
 	w := newWorld()
-	for _, id := range []string{"later", "earlier", "same", "only", "again"} {
+	for _, id := range []string{"later", "earlier", "same", "same2", "only", "again"} {
 		w.configure(PutConsent{ConsentID: id, Name: id, Versions: []ConsentVersion{{Version: 1, Text: map[string]string{"en": "?"}}}})
 	}
 	w.must(t, subA, createWith(nil, identityOf("a1", ProviderSelf, "", "ada@example.com")))
@@ -317,6 +317,8 @@ func TestMergeConsents(t *testing.T) {
 	decide(subB, "earlier", ConsentDeclined, 1)
 	decide(subA, "same", ConsentAccepted, 3)
 	decide(subB, "same", ConsentDeclined, 3)
+	decide(subA, "same2", ConsentDeclined, 3)
+	decide(subB, "same2", ConsentAccepted, 3)
 	decide(subB, "only", ConsentAccepted, 1)
 	decide(subA, "again", ConsentAccepted, 1)
 	decide(subB, "again", ConsentDeclined, 2)
@@ -332,9 +334,9 @@ func TestMergeConsents(t *testing.T) {
 	}
 	w.must(t, subA, MergeAccount{From: subB})
 	w.check(t)
-	stands("again declined, earlier accepted, later declined, only accepted, same declined")
+	stands("again declined, earlier accepted, later declined, only accepted, same declined, same2 declined")
 	decide(subA, "again", ConsentAccepted, 5)
 	w.must(t, subA, UnmergeAccount{Sub: subB})
 	w.check(t)
-	stands("again accepted, earlier accepted, later accepted, same accepted")
+	stands("again accepted, earlier accepted, later accepted, same accepted, same2 declined")
 }

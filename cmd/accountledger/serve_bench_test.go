@@ -17,8 +17,9 @@ import (
 
 // BenchmarkServe measures a server, a process of its own, on a large log:
 // how long until it is ready and the most memory it has meanwhile, when it has
-// its views yet to make, when it was killed after that, and then while 64
-// clients create accounts. ACCOUNTLEDGER_BENCH_EVENTS sets the size of the
+// its views yet to make, when it was killed after that; then how long a
+// definition takes that all accounts are checked against, and creations by 64
+// clients. ACCOUNTLEDGER_BENCH_EVENTS sets the size of the
 // log, of which a tenth are accounts.
 func BenchmarkServe(b *testing.B) {
 	h := projectionstest.History{Events: 100_000, Interleaved: true}
@@ -47,6 +48,21 @@ func BenchmarkServe(b *testing.B) {
 			}
 		})
 	}
+	b.Run(fmt.Sprintf("events=%d/definition", h.Events), func(b *testing.B) {
+		p := start(b, data)
+		defer p.kill()
+		b.ResetTimer()
+		for range b.N {
+			// No account's number is a date, and the answer counts them.
+			response, text, err := p.do(b.Context(), "PUT", "/v1/fields/employee_id", `{"dataType":"DATE"}`)
+			if err != nil || response.StatusCode != http.StatusConflict || !strings.Contains(string(text), strconv.Itoa(h.Accounts)) {
+				b.Fatalf("define: %v: %s", err, text)
+			}
+		}
+		b.StopTimer()
+		b.ReportMetric(float64(b.N*h.Accounts)/b.Elapsed().Seconds(), "accounts/s")
+		b.ReportMetric(peak(b, p), "peak-MiB")
+	})
 	b.Run(fmt.Sprintf("events=%d/creations", h.Events), func(b *testing.B) {
 		p := start(b, data)
 		defer p.kill()
