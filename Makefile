@@ -12,7 +12,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # No -trimpath and no tags anywhere: each set of flags compiles SQLite anew.
 
-.PHONY: check build run demo test race fuzz bench golden fmt vet staticcheck vuln clean
+.PHONY: check build run demo test race fuzz bench golden receivers fmt vet staticcheck vuln clean
 
 check: fmt vet staticcheck test
 
@@ -42,6 +42,11 @@ fuzz:
 
 bench:
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
+
+# What the receivers in JavaScript need, which some tests start; without Node.js
+# these tests are skipped.
+receivers:
+	cd testdata/receivers && npm ci
 
 # Rewrite the golden files, to be looked at as a diff.
 golden:

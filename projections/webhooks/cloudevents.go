@@ -24,8 +24,8 @@ import (
 // front, so that it can be compared as text. Where only ids are sent, dataref
 // is where all data can be got from.
 const (
-	structuredType = "application/cloudevents+json; charset=UTF-8"
-	batchType      = "application/cloudevents-batch+json; charset=UTF-8"
+	structuredType = "application/cloudevents+json; charset=utf-8"
+	batchType      = "application/cloudevents-batch+json; charset=utf-8"
 	jsonType       = "application/json"
 )
 
