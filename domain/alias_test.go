@@ -49,9 +49,11 @@ func TestAliases(t *testing.T) {
 			seen[name] = true
 		}
 	}
-	for _, a := range aliases {
-		if !seen[a.name] || slices.Contains(PublicNames, a.name) || !slices.Contains(PublicNames, a.of) || !selectable(a.name) {
-			t.Errorf("%s is never told, hides a public name, or is of none", a.name)
+	for _, public := range Catalogue {
+		for _, a := range public.Aliases {
+			if !seen[a.Name] || slices.Contains(PublicNames, a.Name) || !selectable(a.Name) || (a.Of == "") != (a.when == nil) {
+				t.Errorf("%s is never told, hides a public name, or does not say when it is told", a.Name)
+			}
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 var update = flag.Bool("update", false, "write golden files that are missing; those that exist are history and stay")
@@ -285,22 +286,13 @@ func TestUnknownEvent(t *testing.T) {
 	}
 }
 
-// TestPublicNames holds the catalogue against what Public makes of every event.
-func TestPublicNames(t *testing.T) {
-	var got []string
-	for _, e := range slices.Concat(goldenEvents, otherwise) {
-		stream := ConfigStream
-		if _, ok := e.(accountEvent); ok {
-			stream = "account-s"
-		} else if strings.HasPrefix(e.eventType(), "webhook.") {
-			stream = "webhook-w"
-		}
-		x := Entry{ID: NewID(), Type: e.eventType(), Stream: stream, Time: time.Unix(0, 0).UTC(), Event: e}
+// TestCatalogue holds the catalogue against what Public makes of every event:
+// each name can occur, and nothing else occurs, with other data or of another
+// event than it says.
+func TestCatalogue(t *testing.T) {
+	causes := map[string][]string{}
+	for _, x := range everyEntry() {
 		public, err := Public(x)
-		if e.eventType() == "login.unknown.v1" {
-			stream = LoginsStream
-			x.Stream = stream
-		}
 		if err != nil || (len(public) == 0) != slices.Contains(internal, x.Type) {
 			t.Errorf("Public(%s) = %v, %v; want events", x.Type, public, err)
 		}
@@ -310,7 +302,6 @@ func TestPublicNames(t *testing.T) {
 		}
 		ids := map[string]bool{}
 		for _, p := range public {
-			got = append(got, p.Type)
 			if ids[p.ID] {
 				t.Errorf("Public(%s) uses the id %s twice", x.Type, p.ID)
 			}
@@ -319,11 +310,51 @@ func TestPublicNames(t *testing.T) {
 				t.Errorf("%s cannot be selected", p.Type)
 			}
 		}
+		if len(public) == 0 {
+			continue
+		}
+		for _, p := range publicNames[x.Type](x) {
+			if got, want := reflect.TypeOf(p.data), reflect.TypeOf(catalogued[p.name].Data); got != want {
+				t.Errorf("%s is made of %v, the catalogue says %v", p.name, got, want)
+			}
+			if !slices.Contains(causes[p.name], x.Type) {
+				causes[p.name] = append(causes[p.name], x.Type)
+			}
+		}
 	}
-	slices.Sort(got)
-	if diff := cmp.Diff(PublicNames, slices.Compact(got)); diff != "" {
+	listed := map[string][]string{}
+	for _, c := range Catalogue {
+		if listed[c.Name] != nil || c.When == "" {
+			t.Errorf("%s is listed twice, or does not say when it is told", c.Name)
+		}
+		listed[c.Name] = c.From
+		for _, from := range c.From {
+			if strings.HasPrefix(from, "account.") != c.OfAccount() {
+				t.Errorf("%s is of accounts and of the configuration", c.Name)
+			}
+		}
+	}
+	order := cmpopts.SortSlices(strings.Compare)
+	if diff := cmp.Diff(listed, causes, order); diff != "" {
 		t.Errorf("catalogue (-listed +made):\n%s", diff)
 	}
+}
+
+// everyEntry is an entry of the log with each event there is, and with those
+// that go by another public name.
+func everyEntry() (all []Entry) {
+	for _, e := range slices.Concat(goldenEvents, otherwise) {
+		stream := ConfigStream
+		if _, ok := e.(accountEvent); ok {
+			stream = "account-s"
+		} else if strings.HasPrefix(e.eventType(), "webhook.") {
+			stream = "webhook-w"
+		} else if e.eventType() == "login.unknown.v1" {
+			stream = LoginsStream
+		}
+		all = append(all, Entry{ID: NewID(), Type: e.eventType(), Stream: stream, Time: time.Unix(0, 0).UTC(), Event: e})
+	}
+	return all
 }
 
 // FuzzDecode holds that no input panics, and that what decodes encodes and

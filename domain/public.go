@@ -1,7 +1,6 @@
 package domain
 
 import (
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,12 +25,12 @@ type PublicEvent struct {
 	Aliases  []string            `json:"-"` // further names, for those who asked for them, see Told
 }
 
-// publicNames says for each type of event in the log what it is called in
-// public. The first name is sent under the event's own id.
+// publicNames says for each type of event in the log what it is in public, of
+// what Catalogue has. The first one is sent under the event's own id.
 var publicNames = map[string]func(x Entry) []publicEvent{
 	"account.created.v1": func(x Entry) []publicEvent {
 		e := x.Event.(AccountCreated)
-		created := userCreated{
+		created := UserCreated{
 			Sub: x.Sub(), Email: e.Profile.Email, GivenName: e.Profile.GivenName, FamilyName: e.Profile.FamilyName,
 			EmailVerified: e.Profile.EmailVerified, MobileNumber: e.Profile.MobileNumber, Locale: e.Profile.Locale, Status: e.Status, Provider: e.Provider,
 			CreatedTime: x.OccurredTime(), CustomFields: merged(e.CustomFields, e.ClearCustomFields),
@@ -192,21 +191,6 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	"webhook.deleted.v1":       webhookEvent("WEBHOOK_DELETED"),
 }
 
-// PublicNames is the public catalogue, sorted.
-var PublicNames = []string{
-	"CONSENT_ACCEPTED", "CONSENT_DECLINED", "CONSENT_DEFINITION_CREATED", "CONSENT_DEFINITION_DELETED", "CONSENT_DEFINITION_UPDATED", "CONSENT_REVOKED",
-	"FIELD_CREATED", "FIELD_DELETED", "FIELD_UPDATED",
-	"GROUP_CREATED", "GROUP_DELETED", "GROUP_MEMBER_ADDED", "GROUP_MEMBER_REMOVED", "GROUP_MEMBER_ROLES_CHANGED",
-	"GROUP_TYPE_CREATED", "GROUP_TYPE_DELETED", "GROUP_TYPE_UPDATED", "GROUP_UPDATED",
-	"IDENTITY_LINKED", "IDENTITY_UNLINKED",
-	"ROLE_CREATED", "ROLE_DELETED", "ROLE_UPDATED",
-	"SCHEDULE_CANCELLED", "SCHEDULE_EXECUTED", "SCHEDULE_PLANNED", "SCHEDULE_POSTPONED",
-	"SCHEDULE_SETUP_CREATED", "SCHEDULE_SETUP_DELETED", "SCHEDULE_SETUP_UPDATED",
-	"USER_COMBINED", "USER_CREATED", "USER_DELETED", "USER_DELETION_CANCELLED", "USER_DELETION_SCHEDULED",
-	"USER_LOGIN", "USER_LOGIN_FAILED", "USER_REGISTERED", "USER_SEPARATED", "USER_STATUS_CHANGED", "USER_UPDATED", "USER_VERIFICATION_REMINDER",
-	"WEBHOOK_CREATED", "WEBHOOK_DELETED", "WEBHOOK_UPDATED",
-}
-
 type publicEvent struct {
 	name string
 	data any
@@ -217,7 +201,9 @@ type (
 	subOnly struct {
 		Sub string `json:"sub"`
 	}
-	userCreated struct {
+	// UserCreated is exported because it is a part of another one, and what
+	// describes these types passes over parts that are not.
+	UserCreated struct {
 		Sub           string                    `json:"sub"`
 		Email         string                    `json:"email,omitzero"`
 		EmailVerified bool                      `json:"email_verified"`
@@ -231,7 +217,7 @@ type (
 		CustomFields  map[string]jsontext.Value `json:"customFields"`
 	}
 	userRegistered struct {
-		userCreated
+		UserCreated
 		Situation
 	}
 	userUpdated struct {
@@ -389,20 +375,4 @@ func typeOf(e Event) string {
 		return ""
 	}
 	return e.eventType()
-}
-
-// selectable reports whether pattern names a public event or an alias, or is a
-// prefix of one's name followed by a star.
-func selectable(pattern string) bool {
-	return slices.ContainsFunc(PublicNames, func(name string) bool { return Selects(pattern, name) }) ||
-		slices.ContainsFunc(aliases, func(a alias) bool { return Selects(pattern, a.name) })
-}
-
-// Selects reports whether pattern, a public name or a prefix followed by a
-// star, selects name.
-func Selects(pattern, name string) bool {
-	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
-		return strings.HasPrefix(name, prefix)
-	}
-	return pattern == name
 }

@@ -9,12 +9,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -320,6 +322,21 @@ var docTables = map[string]func() string{
 		}
 		return b.String()
 	},
+	"events": func() string {
+		var b strings.Builder
+		b.WriteString("| event | about | told when | data | also called | in the log |\n|---|---|---|---|---|---|\n")
+		for _, t := range domain.Catalogue {
+			var aliases, from []string
+			for _, a := range t.Aliases {
+				aliases = append(aliases, strings.TrimSpace("`"+a.Name+"` "+a.Of))
+			}
+			for _, f := range t.From {
+				from = append(from, "`"+f+"`")
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n", t.Name, about(t), t.When, strings.Join(dataMembers(t), ", "), strings.Join(aliases, ", "), strings.Join(from, ", "))
+		}
+		return b.String()
+	},
 	"refusals": func() string {
 		var b strings.Builder
 		b.WriteString("| code | status | when |\n|---|---|---|\n")
@@ -329,6 +346,23 @@ var docTables = map[string]func() string{
 		}
 		return b.String()
 	},
+}
+
+// dataMembers are the members of an event's data; those that may be absent are
+// in brackets.
+func dataMembers(t domain.PublicType) (names []string) {
+	registry := newRegistry("#/")
+	told(registry, t)
+	name := huma.DefaultSchemaNamer(reflect.TypeOf(t.Data), "")
+	schema := registry.Map()[name]
+	for _, member := range slices.Sorted(maps.Keys(schema.Properties)) {
+		shown := "`" + member + "`"
+		if !slices.Contains(schema.Required, member) {
+			shown = "[" + shown + "]"
+		}
+		names = append(names, shown)
+	}
+	return names
 }
 
 var docTable = regexp.MustCompile(`(?s)<!-- ([a-z -]+) -->\n(.*?)<!-- end -->`)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"accountledger/domain"
 )
@@ -20,8 +19,7 @@ const securityScheme = "apiKey"
 
 // document begins the OpenAPI document; the routes fill it.
 func (s *server) document() *huma.OpenAPI {
-	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
-	schemas.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[any]())
+	schemas := newRegistry("#/components/schemas/")
 	return &huma.OpenAPI{
 		OpenAPI: "3.1.0",
 		Info: &huma.Info{
@@ -185,6 +183,17 @@ func (s *server) describe() []byte {
 	schemas["NewField"].Properties["dataType"].Enum = enum(types)
 	schemas["Account"].Properties["userStatus"].Enum = enum(domain.Statuses)
 	schemas["UserID"].Properties["type"].Enum = enum(kinds[1:slices.Index(kinds, kindSub)])
+	s.describeWebhooks()
+	describeSchemas(schemas)
+	text, err := document.MarshalJSON()
+	if err != nil {
+		panic("httpapi: the OpenAPI document does not marshal: " + err.Error())
+	}
+	return indented(text)
+}
+
+// describeSchemas gives schemas what reflection cannot know of them.
+func describeSchemas(schemas map[string]*huma.Schema) {
 	for name, schema := range schemas {
 		texts := memberTexts[cmp.Or(textsOf[name], name)]
 		for member, p := range schema.Properties {
@@ -196,15 +205,6 @@ func (s *server) describe() []byte {
 			}
 		}
 	}
-	text, err := document.MarshalJSON()
-	if err != nil {
-		panic("httpapi: the OpenAPI document does not marshal: " + err.Error())
-	}
-	indented := jsontext.Value(text)
-	if err := indented.Indent(jsontext.WithIndent("  ")); err != nil {
-		panic("httpapi: the OpenAPI document is not JSON: " + err.Error())
-	}
-	return append(indented, '\n')
 }
 
 func enum[S ~string](values []S) []any {

@@ -25,6 +25,7 @@ func (s *server) pages() map[string]http.Handler {
 		"/readyz":         http.HandlerFunc(s.readyz),
 		"/metrics":        http.HandlerFunc(s.metrics),
 		"/openapi.json":   static("application/json", s.described),
+		"/asyncapi.json":  static("application/json", s.told),
 		"/docs":           staticFile("text/html; charset=utf-8", "docs.html"),
 		"/docs/docs.js":   staticFile("text/javascript; charset=utf-8", "docs.js"),
 		"/docs/style.css": staticFile("text/css; charset=utf-8", "style.css"),

@@ -84,6 +84,7 @@ type server struct {
 
 	api       huma.API
 	described []byte // the OpenAPI document
+	told      []byte // the AsyncAPI document
 }
 
 // New returns the API as one handler. The caller sets the server's timeouts.
@@ -123,7 +124,7 @@ func New(c Config) http.Handler {
 	e.Use(s.edge)
 	s.api = humaecho.NewV4(e, s.humaConfig())
 	s.routes()
-	s.described = s.describe()
+	s.described, s.told = s.describe(), s.asyncAPI()
 	for path, handler := range s.pages() {
 		e.GET(path, echo.WrapHandler(handler))
 	}

@@ -54,6 +54,7 @@ for it; that needs the master key.`,
 	cmd.Flags().StringVar(&o.sub, "sub", "", "print the events of this account only")
 	cmd.Flags().BoolVar(&o.follow, "follow", false, "go on with new events until interrupted")
 	cmd.Flags().BoolVar(&o.open, "open", false, "open the sealed data and print it")
+	cmd.AddCommand(catalogueCommand())
 	return cmd
 }
 

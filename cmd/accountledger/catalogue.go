@@ -1,0 +1,44 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"accountledger/httpapi"
+)
+
+func catalogueCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "catalogue",
+		Short: "List the public events that webhooks and the feed tell of",
+		Long: `List the public events: their names, when they are told, and the other names
+that they can be asked for by. With --json there is the JSON Schema of each
+besides, complete in itself, as the feed has it. It needs no ledger.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			all, err := httpapi.Catalogue()
+			if err != nil {
+				return err
+			}
+			out := newConsole(cmd, c)
+			if c.JSON {
+				return out.document(all)
+			}
+			var rows [][]any
+			for _, e := range all {
+				names := make([]string, len(e.Aliases))
+				for i, a := range e.Aliases {
+					names[i] = a.Name
+				}
+				rows = append(rows, []any{e.Name, e.About, e.When, strings.Join(names, ", ")})
+			}
+			out.table([]any{"event", "about", "told when", "also"}, rows)
+			return nil
+		},
+	}
+}

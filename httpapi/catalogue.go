@@ -1,0 +1,186 @@
+package httpapi
+
+import (
+	"encoding/json" // huma's schemas marshal themselves for this one
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// The public catalogue as schemas: of each public event there is one by its
+// name, for JSON Schema, OpenAPI and AsyncAPI alike.
+
+// delivered is a public event as a webhook of format standard is sent it. A
+// test holds it to what is sent.
+type delivered struct {
+	Type      string              `json:"type"`
+	Timestamp time.Time           `json:"timestamp"`
+	ID        string              `json:"id"`
+	Sub       string              `json:"sub,omitzero"`
+	Sequence  eventstore.Revision `json:"sequence"`
+	Gap       eventstore.Revision `json:"previous_sequence,omitzero"`
+	Data      jsontext.Value      `json:"data"`
+}
+
+// CatalogueEntry is a public event as programs read of it.
+type CatalogueEntry struct {
+	Name    string           `json:"name"`
+	When    string           `json:"when"`  // it is told, as what completes «told when»
+	About   string           `json:"about"` // account or configuration
+	Aliases []CatalogueAlias `json:"aliases"`
+	From    []string         `json:"from"`   // types of events in the log
+	Schema  jsontext.Value   `json:"schema"` // of the event as the feed has it: JSON Schema 2020-12, complete in itself
+}
+
+// CatalogueAlias is another name of a public event.
+type CatalogueAlias struct {
+	Name string `json:"name"`
+	Of   string `json:"of,omitzero"` // which of the events; absent: all
+}
+
+// Catalogue is the public catalogue with its schemas, in the catalogue's order.
+func Catalogue() ([]CatalogueEntry, error) {
+	const defs = "#/$defs/"
+	registry := newRegistry(defs)
+	roots := map[string]*huma.Schema{}
+	for _, t := range domain.Catalogue {
+		roots[t.Name] = told(registry, t)
+	}
+	describeSchemas(registry.Map())
+	var all []CatalogueEntry
+	for _, t := range domain.Catalogue {
+		root := roots[t.Name]
+		root.Extensions = map[string]any{"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": reachable(registry.Map(), defs, root)}
+		schema, err := json.Marshal(root)
+		if err != nil {
+			return nil, err
+		}
+		e := CatalogueEntry{Name: t.Name, When: t.When, About: about(t), Aliases: []CatalogueAlias{}, From: t.From, Schema: schema}
+		for _, a := range t.Aliases {
+			e.Aliases = append(e.Aliases, CatalogueAlias{a.Name, a.Of})
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
+func about(t domain.PublicType) string {
+	if t.OfAccount() {
+		return "account"
+	}
+	return "configuration"
+}
+
+// newRegistry is an empty registry of schemas.
+func newRegistry(prefix string) huma.Registry {
+	schemas := huma.NewMapRegistry(prefix, huma.DefaultSchemaNamer)
+	schemas.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[any]())
+	return schemas
+}
+
+// told is the schema of a public event in the feed. Its parts come to the
+// registry.
+func told(registry huma.Registry, t domain.PublicType) *huma.Schema {
+	return enveloped[domain.PublicEvent](registry, t, &huma.Schema{Const: t.Name, Description: "The event's name."})
+}
+
+// sent is the schema of a public event as webhooks are sent it, also by one of
+// its aliases.
+func sent(registry huma.Registry, t domain.PublicType) *huma.Schema {
+	name := &huma.Schema{Const: t.Name, Description: "The event's name."}
+	if len(t.Aliases) > 0 {
+		name = &huma.Schema{Enum: []any{t.Name}, Description: "The event's name, or the alias that was asked for."}
+		for _, a := range t.Aliases {
+			name.Enum = append(name.Enum, a.Name)
+		}
+	}
+	return enveloped[delivered](registry, t, name)
+}
+
+// enveloped is the envelope E, which is closed, and what is more to say of its
+// name and its data.
+func enveloped[E any](registry huma.Registry, t domain.PublicType, name *huma.Schema) *huma.Schema {
+	return &huma.Schema{
+		Title: t.Name, Description: sentence(t),
+		AllOf: []*huma.Schema{
+			registry.Schema(reflect.TypeFor[E](), true, ""),
+			{Type: huma.TypeObject, Properties: map[string]*huma.Schema{
+				"type": name,
+				"data": registry.Schema(reflect.TypeOf(t.Data), true, ""),
+			}},
+		},
+	}
+}
+
+func sentence(t domain.PublicType) string { return "Told when " + t.When + "." }
+
+// reachable is the schemas that one refers to, and those that they do.
+func reachable(all map[string]*huma.Schema, prefix string, from *huma.Schema) map[string]*huma.Schema {
+	found := map[string]*huma.Schema{}
+	var visit func(any)
+	visit = func(v any) {
+		s, ok := v.(*huma.Schema)
+		if !ok || s == nil {
+			return
+		}
+		if name, ok := strings.CutPrefix(s.Ref, prefix); ok && found[name] == nil {
+			found[name] = all[name]
+			visit(all[name])
+		}
+		visit(s.Items)
+		visit(s.AdditionalProperties)
+		for _, name := range slices.Sorted(maps.Keys(s.Properties)) {
+			visit(s.Properties[name])
+		}
+		for _, part := range slices.Concat(s.AllOf, s.OneOf, s.AnyOf) {
+			visit(part)
+		}
+	}
+	visit(from)
+	return found
+}
+
+// describeWebhooks adds what is delivered to the OpenAPI document: an operation
+// for each public event, which is what tools make types and pages of.
+func (s *server) describeWebhooks() {
+	document := s.api.OpenAPI()
+	document.Webhooks = map[string]*huma.PathItem{}
+	for _, t := range domain.Catalogue {
+		schema := sent(document.Components.Schemas, t)
+		document.Components.Schemas.Map()[t.Name] = schema
+		document.Webhooks[t.Name] = &huma.PathItem{Post: &huma.Operation{
+			OperationID: "deliver" + camel(t.Name), Tags: []string{"webhooks"},
+			Summary: t.Name,
+			Description: sentence(t) + " As endpoints of format standard and payload full are sent it; payload thin leaves of data the ids, and fields what the endpoint's mapping names." +
+				" Signed as Standard Webhooks says.",
+			Security: []map[string][]string{},
+			Parameters: []*huma.Param{
+				{Name: "webhook-id", In: "header", Required: true, Description: "The event's id, the same at every attempt.", Schema: &huma.Schema{Type: huma.TypeString}},
+				{Name: "webhook-timestamp", In: "header", Required: true, Description: "When the attempt was made, in seconds since 1970.", Schema: &huma.Schema{Type: huma.TypeInteger}},
+				{Name: "webhook-signature", In: "header", Required: true, Description: "Signatures of id, timestamp and body by the endpoint's keys, separated by spaces.", Schema: &huma.Schema{Type: huma.TypeString}},
+			},
+			RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{Ref: "#/components/schemas/" + t.Name}}}},
+			Responses: map[string]*huma.Response{
+				"2XX": {Description: "Taken. Anything else is tried again."},
+				"410": {Description: "Never again: the endpoint is disabled."},
+			},
+		}}
+	}
+}
+
+// camel is UserCreated of USER_CREATED.
+func camel(name string) string {
+	var b strings.Builder
+	for word := range strings.SplitSeq(name, "_") {
+		b.WriteString(word[:1] + strings.ToLower(word[1:]))
+	}
+	return b.String()
+}
