@@ -23,8 +23,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"accountledger/cmd/accountledger/internal/importer"
 	"accountledger/domain"
+	"accountledger/domain/importer"
 	"accountledger/projections/webhooks"
 	"accountledger/testdata/imports"
 )

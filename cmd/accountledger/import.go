@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"accountledger/cmd/accountledger/internal/importer"
+	"accountledger/domain/importer"
 )
 
 // importOptions says what to import, and how.
@@ -32,7 +32,7 @@ func importCommand() *cobra.Command {
 		Long: `Import the records of INPUT: a JSON list, a JSON document with a list in it,
 NDJSON or CSV with a header, of any size; - is standard input. A mapping file
 says what becomes of each member of a record; testdata/imports has two, and the
-commented example in cmd/accountledger/internal/importer/mapping.go has all.
+commented example in domain/importer/mapping.go has all.
 
 Each record is a row. Its account is created, or brought to what the row says:
 what a row does not mention stays, null unsets. Running an import again changes

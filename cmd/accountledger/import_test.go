@@ -12,7 +12,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
-	"accountledger/cmd/accountledger/internal/importer"
+	"accountledger/domain/importer"
 )
 
 const importSamples = "../../testdata/imports/"

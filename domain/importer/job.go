@@ -34,6 +34,10 @@ type Job struct {
 	Journal string
 	Resume  bool // go on where the journal says, if it is one of this import
 
+	Actor    domain.Actor // who imports; default the mapping's source, as an actor of kind import
+	Limited  bool         // may not write read-only and internal fields
+	Nameless bool         // results leave the rows' keys out, which may be personal
+
 	Workers  int                              // rows at a time; default 64: commits are shared by those who come together
 	Resumed  func(s Summary)                  // called before the first row with what earlier runs have done; may be nil
 	Progress func(s Summary, bytesRead int64) // called after every row; may be nil
@@ -75,6 +79,9 @@ type task struct {
 func (j *Job) Run(ctx context.Context) (Summary, error) {
 	if j.Workers <= 0 {
 		j.Workers = 64
+	}
+	if j.Actor == (domain.Actor{}) {
+		j.Actor = domain.Actor{Kind: "import", ID: j.Mapping.Source}
 	}
 	if j.Now == nil {
 		j.Now = time.Now
@@ -119,6 +126,9 @@ func (j *Job) Run(ctx context.Context) (Summary, error) {
 			if t.err != nil {
 				return fmt.Errorf("row %d: %w", t.number, t.err)
 			}
+			if j.Nameless {
+				t.result.Key = ""
+			}
 			if err := rec.add(t.result); err != nil {
 				return err
 			}
@@ -159,7 +169,7 @@ func (j *Job) dispatch(ctx, workCtx context.Context, input io.Reader, done int64
 		}
 	}
 	if number < done {
-		return fmt.Errorf("the input has %d rows, of which the journal calls %d done; import it without resuming", number, done)
+		return &InputError{int(number), fmt.Errorf("there are no more rows, and the journal calls %d done; import it without resuming", done)}
 	}
 	return nil
 }

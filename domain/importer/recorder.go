@@ -100,6 +100,16 @@ type journal struct {
 	Summary  Summary   `json:"summary"`
 }
 
+// Progress is how far the import is that a journal is of; false without one.
+func Progress(path string) (Summary, bool) {
+	var state journal
+	data, err := os.ReadFile(path)
+	if err != nil || json.Unmarshal(data, &state) != nil {
+		return Summary{}, false
+	}
+	return state.Summary, true
+}
+
 // saveEvery bounds how many rows are compared again after a kill.
 const saveEvery = 200 * time.Millisecond
 

@@ -19,7 +19,7 @@ import (
 // sample reads a file of testdata/imports and its mapping.
 func sample(t testing.TB, data, mapping string) ([]byte, *Mapping) {
 	t.Helper()
-	const dir = "../../../../testdata/imports"
+	const dir = "../../testdata/imports"
 	input, err := os.ReadFile(filepath.Join(dir, data))
 	check(t, err)
 	file, err := os.ReadFile(filepath.Join(dir, mapping))

@@ -62,10 +62,20 @@ func (m *Mapping) rows(name string, input io.Reader) iter.Seq2[row, error] {
 			err = readCSV(r, m.delimiter, each)
 		}
 		if err != nil && err != errStopped {
-			yield(row{}, fmt.Errorf("input, after row %d: %w", n, err))
+			yield(row{}, &InputError{n, err})
 		}
 	}
 }
+
+// InputError says why an input could not be read to its end: where, and never
+// what stands there.
+type InputError struct {
+	Row int // the last one that was read
+	Err error
+}
+
+func (e *InputError) Error() string { return fmt.Sprintf("input, after row %d: %v", e.Row, e.Err) }
+func (e *InputError) Unwrap() error { return e.Err }
 
 // withoutMark is input without the byte order mark that some spreadsheets begin
 // a file with.

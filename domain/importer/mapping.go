@@ -145,6 +145,10 @@ func ParseMapping(file []byte) (*Mapping, error) {
 	return m, nil
 }
 
+// Defines reports whether the mapping makes groups or roles, for which the input
+// is read more than once.
+func (m *Mapping) Defines() bool { return m.groups != nil || m.roles != nil }
+
 // mappingParser walks the YAML by hand rather than by struct tags: nearly
 // every place takes a scalar or an object, and every fault is to have a line.
 type mappingParser struct {

@@ -181,8 +181,8 @@ func (n *identityDraft) is(x domain.Identity) bool {
 
 // request is how every command of the import is to be carried out.
 func (j *Job) request() domain.Request {
-	return domain.Request{Admin: true, Meta: domain.Metadata{
-		Actor: domain.Actor{Kind: "import", ID: j.Mapping.Source}, CorrelationID: j.run, ReasonCode: "import",
+	return domain.Request{Admin: !j.Limited, Meta: domain.Metadata{
+		Actor: j.Actor, CorrelationID: j.run, ReasonCode: "import",
 	}}
 }
 
