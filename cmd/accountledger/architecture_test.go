@@ -17,14 +17,15 @@ var mayImport = map[string][]string{
 	"eventstore/eventstoretest":   {"eventstore"},
 	"eventstore/sqlite":           {"eventstore", "eventstore/tlog"},
 	"domain":                      {"eventstore", "eventstore/seal"},
+	"domain/importer":             {"domain", "eventstore"},
 	"projections":                 {"domain", "eventstore", "eventstore/seal"},
 	"projections/projectionstest": {"domain", "eventstore", "eventstore/seal"},
 	"projections/webhooks":        {"domain", "eventstore", "eventstore/seal"},
 	"projections/scheduler":       {"domain", "eventstore", "projections"},
+	"projections/export":          {"domain", "eventstore", "projections"},
 	"projections/erasure":         {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks"},
-	"httpapi":                     {"domain", "eventstore", "eventstore/seal", "projections", "projections/erasure", "projections/webhooks"},
+	"httpapi":                     {"domain", "domain/importer", "eventstore", "eventstore/seal", "projections", "projections/erasure", "projections/export", "projections/webhooks"},
 	"cmd/accountledger":           nil, // everything
-	"cmd/accountledger/internal":  nil,
 	"testdata":                    {},
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"accountledger/eventstore"
 	"accountledger/projections"
+	"accountledger/projections/export"
 )
 
 func exportCommand() *cobra.Command {
@@ -17,6 +18,7 @@ func exportCommand() *cobra.Command {
 		path   string
 		format string
 		since  int64
+		fields []string
 	)
 	cmd := &cobra.Command{
 		Use:   "export",
@@ -35,7 +37,9 @@ export names gets every later change, and none twice.
 As csv (RFC 4180) it has a header and one column for each member of an account:
 lists and maps are JSON, and what is known of the primary identity has columns
 of its own besides. Values are as they are: a spreadsheet may take one that
-begins with = or + for a formula.
+begins with = or + for a formula. As parquet it has the same columns with types,
+and the position in the file's metadata. --fields names the columns wanted, and
+a line of ndjson then has them as its members.
 
 With --json the summary is JSON, on standard output if the accounts go to a
 file.`,
@@ -45,22 +49,34 @@ file.`,
 			if err != nil {
 				return err
 			}
-			if err := oneOf("format", format, "ndjson", "csv"); err != nil {
+			if err := oneOf("format", format, formatNames()...); err != nil {
 				return err
 			}
 			if since < 0 {
 				return usagef("since is %d; a position is 0 or more", since)
 			}
+			o := export.Options{Format: export.Format(format), Since: eventstore.Position(since), Fields: fields}
+			if err := o.Check(); err != nil {
+				return usagef("%w", err)
+			}
 			ctx, stop := interruptible(cmd.Context())
 			defer stop()
-			return export(ctx, c, newConsole(cmd, c), path, format, eventstore.Position(since))
+			return exportAccounts(ctx, c, newConsole(cmd, c), path, o)
 		},
 	}
 	addSettings(cmd.Flags(), "data")
 	cmd.Flags().StringVar(&path, "out", "", "file to write")
-	cmd.Flags().StringVar(&format, "format", "ndjson", "ndjson, a JSON document a line, or csv")
+	cmd.Flags().StringVar(&format, "format", "ndjson", "ndjson, a JSON document a line, csv or parquet")
+	cmd.Flags().StringSliceVar(&fields, "fields", nil, "only these columns, and the sub; default all")
 	cmd.Flags().Int64Var(&since, "since", 0, "only accounts that changed after this position")
 	return cmd
+}
+
+func formatNames() (names []string) {
+	for _, f := range export.Formats {
+		names = append(names, string(f))
+	}
+	return names
 }
 
 // exported is the summary of an export.
@@ -72,7 +88,7 @@ type exported struct {
 	File     string              `json:"file,omitzero"`
 }
 
-func export(ctx context.Context, c config, out console, path, format string, since eventstore.Position) error {
+func exportAccounts(ctx context.Context, c config, out console, path string, o export.Options) error {
 	r, err := openReadOnly(ctx, c, out.logger())
 	if err != nil {
 		return err
@@ -83,15 +99,22 @@ func export(ctx context.Context, c config, out console, path, format string, sin
 		return err
 	}
 	defer views.Close()
-	summary := exported{File: path, Since: since}
+	summary := exported{File: path, Since: o.Since}
 	if summary.Head, err = r.log.Head(ctx); err != nil {
 		return err
 	}
-	if since > summary.Head {
-		return usagef("since is %d, and the log ends at %d", since, summary.Head)
+	if o.Since > summary.Head {
+		return usagef("since is %d, and the log ends at %d", o.Since, summary.Head)
 	}
-	write := func(w io.Writer) (err error) {
-		summary.Position, summary.Accounts, err = writeAccounts(ctx, views, since, accountFormats[format](w), out)
+	var p *progress
+	o.Begun = func(_ eventstore.Position, total int64) error { p = out.progress("accounts", total); return nil }
+	o.Each = func() { p.add(1) }
+	write := func(w io.Writer) error {
+		written, err := export.Accounts(ctx, views, w, o)
+		summary.Position, summary.Accounts = written.Position, written.Accounts
+		if err == nil {
+			p.end()
+		}
 		return err
 	}
 	if path == "" {
@@ -103,26 +126,6 @@ func export(ctx context.Context, c config, out console, path, format string, sin
 		return fmt.Errorf("export: %w", err)
 	}
 	return summary.print(out)
-}
-
-// writeAccounts writes the accounts that changed since a position.
-func writeAccounts(ctx context.Context, views *projections.Views, since eventstore.Position, w accountWriter, out console) (eventstore.Position, int64, error) {
-	at, total, rows, err := views.Accounts().Changed(ctx, since)
-	if err != nil {
-		return 0, 0, err
-	}
-	p := out.progress("accounts", total)
-	for row, err := range rows {
-		if err == nil {
-			err = w.write(row)
-		}
-		if err != nil {
-			return 0, 0, err
-		}
-		p.add(1)
-	}
-	p.end()
-	return at, p.done, w.flush()
 }
 
 func (e exported) print(out console) error {
