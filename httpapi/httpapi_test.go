@@ -101,6 +101,7 @@ func (f files) open(t testing.TB, changes ...func(*Config)) *ledger {
 	var running sync.WaitGroup
 	l := &ledger{admin: strings.TrimSpace(string(admin)), Config: Config{
 		Ledger: accounts, Views: views, Webhooks: hooks, Log: log, Codec: codec, Keys: keys, Erasure: eraser, Logger: logger, Version: "test",
+		ImportDir: filepath.Join(f.dir, "imports"), MappingDir: "../testdata/imports",
 		Background: func(work func(context.Context)) { running.Go(func() { work(ctx) }) },
 	}}
 	for _, change := range changes {
@@ -350,7 +351,7 @@ func (c *conformance) check(r *http.Request, sent []byte, res *http.Response, go
 	operation := []string{"paths", route.Path, strings.ToLower(route.Method)}
 	if res.StatusCode < 400 {
 		err := openapi3filter.ValidateRequest(r.Context(), request)
-		if route.Operation.RequestBody != nil && err == nil {
+		if route.Operation.RequestBody != nil && err == nil && route.Operation.OperationID != "importAccounts" { // whose body is rows
 			mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 			err = c.body(append(operation, "requestBody", "content", cmp.Or(mediaType, "application/json"), "schema"), sent)
 		}

@@ -42,6 +42,9 @@ func (s *server) document() *huma.OpenAPI {
 			{Name: "group-types", Description: "Which roles the members of a kind of group have."},
 			{Name: "fields", Description: "The custom fields of accounts."},
 			{Name: "consents", Description: "What people may consent to."},
+			{Name: "exports", Description: "All accounts at once."},
+			{Name: "imports", Description: "Accounts of another system."},
+			{Name: "reconciliation", Description: "Does a target system have what the ledger has."},
 			{Name: "schedule-setups", Description: "What is planned for new accounts."},
 			{Name: "projections", Description: "The read models."},
 		},
@@ -73,6 +76,12 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 	}
 	if rt.answer != nil {
 		success.Content = content(schema(rt.answer))
+	}
+	for _, t := range rt.media {
+		if success.Content == nil {
+			success.Content = map[string]*huma.MediaType{}
+		}
+		success.Content[t] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
 	}
 	if rt.stream != nil {
 		success.Content[eventStream] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
@@ -119,7 +128,7 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 
 // command reports whether the route changes something under Command.
 func (rt route) command() bool {
-	return rt.scope == scopeAccountsWrite || rt.scope == scopeWebhooksWrite || rt.scope == scopeConfigWrite && rt.name != "rebuildProjection"
+	return !rt.job && (rt.scope == scopeAccountsWrite || rt.scope == scopeWebhooksWrite || rt.scope == scopeConfigWrite && rt.name != "rebuildProjection")
 }
 
 func answerHeaders(rt route) map[string]*huma.Param {
@@ -127,7 +136,7 @@ func answerHeaders(rt route) map[string]*huma.Param {
 	add := func(name, kind, text string) {
 		headers[name] = &huma.Param{Description: text, Schema: &huma.Schema{Type: kind}}
 	}
-	if rt.name == "rebuildProjection" {
+	if rt.name == "rebuildProjection" || rt.job {
 		return headers
 	}
 	add("Ledger-Position", "integer", "Of a write: where it is in the log. Of a read: up to where the answer knows the log.")
@@ -152,6 +161,13 @@ func (s *server) finish(rt route, known map[string]bool) {
 	op := map[string]*huma.Operation{"GET": item.Get, "POST": item.Post, "PUT": item.Put, "PATCH": item.Patch, "DELETE": item.Delete}[rt.method]
 	for _, p := range op.Parameters {
 		known[p.Name] = known[p.Name] || p.In == "query"
+	}
+	if len(rt.takes) > 0 {
+		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{}}
+		for _, t := range rt.takes {
+			op.RequestBody.Content[t] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
+		}
+		return
 	}
 	if op.RequestBody == nil {
 		return

@@ -30,6 +30,9 @@ const (
 	codeEventNotFound        domain.Code = "event-not-found"
 	codeProjectionNotFound   domain.Code = "projection-not-found"
 	codeRebuildRunning       domain.Code = "rebuild-running"
+	codeImportNotFound       domain.Code = "import-not-found"
+	codeImportRefused        domain.Code = "import-refused"
+	codeTooManyJobs          domain.Code = "too-many-jobs"
 	codeTimeout              domain.Code = "timeout"
 	codeNotFresh             domain.Code = "not-fresh"
 	codeNotReady             domain.Code = "not-ready"
@@ -191,6 +194,15 @@ var problemKinds = map[domain.Code]problemKind{
 	codeRebuildRunning: {http.StatusConflict, "Rebuild running",
 		"The projection is being rebuilt already.",
 		"Wait for it; GET /v1/projections shows how far it is."},
+	codeImportNotFound: {http.StatusNotFound, "Import not found",
+		"There is no import of this id, or it ended too long ago to be remembered.",
+		"List the imports and use an id of one of them."},
+	codeImportRefused: {http.StatusUnprocessableEntity, "Import refused",
+		"The mapping has faults, or the input cannot be read further. The detail says where. Rows before that are in.",
+		"Mend what the detail names, and send the input again: rows that are in change nothing."},
+	codeTooManyJobs: {http.StatusTooManyRequests, "Too many jobs",
+		"As many exports or imports are running as may at a time.",
+		"Try again after Retry-After."},
 	codeTimeout: {http.StatusRequestTimeout, "Timeout",
 		"The request's body did not arrive in time.",
 		"Send it again."},

@@ -30,6 +30,13 @@ type route struct {
 	// stream answers instead where server-sent events are asked for.
 	stream func(context.Context, *call) error
 
+	// raw answers instead always: it reads and writes more than fits into
+	// memory, in types that media names. Its error is before any answer.
+	raw   func(context.Context, *call) error
+	media []string
+	takes []string // media types of the body it reads
+	job   bool     // changes a job and is no command of the ledger
+
 	body reflect.Type // of JSON[B], B; set by handle
 }
 
@@ -144,6 +151,8 @@ func (s *server) routes() {
 	s.scheduleRoutes()
 	s.fieldRoutes()
 	s.consentRoutes()
+	s.exportRoutes()
+	s.importRoutes()
 }
 
 // answer is what a handler answers. Bodies are bytes already: an account goes
@@ -176,8 +185,12 @@ func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*ans
 		if err == nil && op.RequestBody != nil {
 			err = mediaType(hc.Header("Content-Type"))
 		}
-		if err == nil && rt.stream != nil && wantsStream(hc.Header("Accept")) {
-			if err = rt.stream(hc.Context(), c); err == nil {
+		answers := rt.raw
+		if rt.stream != nil && wantsStream(hc.Header("Accept")) {
+			answers = rt.stream
+		}
+		if err == nil && answers != nil {
+			if err = answers(hc.Context(), c); err == nil {
 				return
 			}
 		}

@@ -69,6 +69,14 @@ type Config struct {
 	// polls end, so that it need not wait for them. Default: never.
 	Closing context.Context
 
+	// ImportDir keeps what imports came to, by job: without it there are none.
+	// Nothing of what is imported is written there.
+	ImportDir string
+	// MappingDir has mapping files, <name>.yaml, that imports may name.
+	MappingDir string
+	// ImportLimit is how many bytes one import may send; default 16 GiB.
+	ImportLimit int64
+
 	Heartbeat time.Duration    // of streams; default 15 s
 	Now       func() time.Time // default time.Now
 }
@@ -81,6 +89,8 @@ type server struct {
 	rebuilds rebuilds
 	epoch    atomic.Pointer[string] // see feed.go
 	awaited  atomic.Int64           // see health.go
+	exports  chan struct{}          // one for each that runs
+	imports  imports
 
 	api       huma.API
 	described []byte // the OpenAPI document
@@ -107,6 +117,9 @@ func New(c Config) http.Handler {
 	if c.Closing == nil {
 		c.Closing = context.Background()
 	}
+	if c.ImportLimit == 0 {
+		c.ImportLimit = 16 << 30
+	}
 	if c.Heartbeat == 0 {
 		c.Heartbeat = defaultHeartbeat
 	}
@@ -118,6 +131,8 @@ func New(c Config) http.Handler {
 	s.refused = newRefusals()
 	s.rebuilds.last = map[string]*rebuildState{}
 	s.awaited.Store(-1)
+	s.exports = make(chan struct{}, maxExports)
+	s.imports.running = map[string]*runningImport{}
 
 	e := echo.New()
 	e.HTTPErrorHandler = s.writeError

@@ -1,0 +1,604 @@
+package httpapi
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+
+	"accountledger/domain"
+	"accountledger/domain/importer"
+)
+
+// An import is worked off while it is read: the connection is the queue, and
+// nothing of what is imported lies on the server's disk, in clear or sealed.
+// What is kept of a job is what came of each row, by its number. A job that was
+// cut off is gone on with by sending the same again under the same
+// Idempotency-Key: rows that are done are passed over.
+
+func (s *server) importRoutes() {
+	never := func(context.Context, *call, *postImportInput) (*answer, error) {
+		panic("httpapi: imports answer themselves")
+	}
+	handle(s, route{
+		method: "POST", path: "/v1/imports", name: "importAccounts", scope: scopeAccountsWrite, status: 201, answer: importJob{}, job: true,
+		summary: "Import accounts",
+		text: "Creates or updates an account for each row of the body, while it is read; the answer comes when all are done. A mapping says what becomes of each member: one of the server's by name, or one that is sent as the part mapping of multipart/form-data, before the part input. " +
+			"What came of each row is listed under the job. An import that was cut off is interrupted; the same request again under the same Idempotency-Key goes on with it, and no row is imported twice. Read-only and internal fields are for callers with accounts:admin only. One import may run at a time.",
+		codes: []domain.Code{domain.CodeInvalidRequest, domain.CodeIdempotencyKeyReused, codeImportRefused, codeTooManyJobs, codeUnsupportedMediaType, codeBodyTooLarge, codeTimeout},
+		raw:   s.postImport, takes: []string{"application/x-ndjson", "text/csv", "application/json", "multipart/form-data"},
+	}, never)
+	handle(s, route{
+		method: "GET", path: "/v1/imports", name: "listImports", scope: scopeAccountsWrite, status: 200, answer: importJobs{}, job: true,
+		summary: "List the imports",
+		text:    "The last hundred, newest first.",
+	}, s.listImports)
+	handle(s, route{
+		method: "GET", path: "/v1/imports/{importId}", name: "getImport", scope: scopeAccountsWrite, status: 200, answer: importJob{}, job: true,
+		summary: "Get an import",
+		text:    "How far it is, and what came of its rows so far.",
+		codes:   []domain.Code{codeImportNotFound},
+	}, s.getImport)
+	handle(s, route{
+		method: "GET", path: "/v1/imports/{importId}/rows", name: "listImportRows", scope: scopeAccountsWrite, status: 200, answer: importRows{}, job: true,
+		summary: "List what came of the rows of an import",
+		text:    "In the order of the input. Faults name the member and the rule, never the value.",
+		codes:   []domain.Code{domain.CodeInvalidRequest, codeImportNotFound},
+	}, s.listImportRows)
+	handle(s, route{
+		method: "DELETE", path: "/v1/imports/{importId}", name: "cancelImport", scope: scopeAccountsWrite, status: 200, answer: importJob{}, job: true,
+		summary: "Cancel an import",
+		text:    "Rows that have begun are finished, and what is in stays in. One that has ended stays as it is.",
+		codes:   []domain.Code{codeImportNotFound},
+	}, s.cancelImport)
+}
+
+// States of an import.
+const (
+	importRunning     = "running"
+	importDone        = "done"
+	importFailed      = "failed"      // the input could not be read to its end
+	importCancelled   = "cancelled"   // by a caller
+	importInterrupted = "interrupted" // the connection or the server went away: send it again
+)
+
+// importJob is an import as it is kept and shown.
+type importJob struct {
+	ImportID    string       `json:"importId"`
+	State       string       `json:"state" enum:"running,done,failed,cancelled,interrupted"`
+	Source      string       `json:"source"`
+	Format      string       `json:"format"`
+	Actor       domain.Actor `json:"actor"`
+	CreatedTime time.Time    `json:"createdTime"`
+	EndedTime   time.Time    `json:"endedTime,omitzero"`
+	Detail      string       `json:"detail,omitzero"`
+	Rows        int64        `json:"rows"`
+	Created     int64        `json:"created"`
+	Updated     int64        `json:"updated"`
+	Unchanged   int64        `json:"unchanged"`
+	Failed      int64        `json:"failed"`
+	Events      int64        `json:"events"`
+}
+
+func (j *importJob) count(s importer.Summary) {
+	j.Rows, j.Created, j.Updated, j.Unchanged, j.Failed, j.Events = s.Rows, s.Created, s.Updated, s.Unchanged, s.Failed, s.Events
+}
+
+// storedImport is a job as its file has it.
+type storedImport struct {
+	Job    importJob `json:"job"`
+	Digest string    `json:"digest"` // of mapping and format: another one is another request
+}
+
+// importJobs is a page of all of them.
+type importJobs struct {
+	Imports []importJob `json:"imports"`
+	Next    *string     `json:"next"`
+}
+
+// maxImports is how many jobs are remembered.
+const maxImports = 100
+
+// imports are the jobs of this server.
+type imports struct {
+	mu      sync.Mutex
+	running map[string]*runningImport
+}
+
+type runningImport struct {
+	job       importJob
+	cancel    context.CancelFunc
+	cancelled bool
+}
+
+// importRequest is what a request asks to import.
+type importRequest struct {
+	id      string
+	mapping *importer.Mapping
+	format  string
+	input   io.Reader
+}
+
+func (r importRequest) digest() string { return r.mapping.Digest + "." + r.format }
+
+// slowSender is how long a sender may take for what comes next.
+const slowSender = 60 * time.Second
+
+// received reads a body as long as something comes, however long that takes in
+// all.
+type received struct {
+	ctx     context.Context // of the import: nothing is read after it
+	control *http.ResponseController
+	r       io.Reader
+}
+
+func (b received) Read(p []byte) (int, error) {
+	// A reader that knows no deadlines, as tests have, needs none.
+	if err := b.control.SetReadDeadline(time.Now().Add(slowSender)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return 0, err
+	}
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return b.r.Read(p)
+}
+
+func (s *server) postImport(ctx context.Context, c *call) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.Closing, cancel)()
+	control := http.NewResponseController(c.w)
+	// Who waits for a sender that has nothing to say need not know why.
+	defer context.AfterFunc(ctx, func() { control.SetReadDeadline(time.Now()) })()
+	request, err := s.importRequest(ctx, c)
+	if err != nil {
+		return err
+	}
+	running, job, err := s.beginImport(request, c, cancel)
+	if err != nil {
+		return err
+	}
+	var failed error
+	if running != nil {
+		job, failed = s.runImport(ctx, c, request, running)
+	}
+	if err := control.SetWriteDeadline(time.Now().Add(slowReader)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	if failed != nil {
+		return failed
+	}
+	body, err := json.Marshal(job)
+	if err != nil {
+		return err
+	}
+	header := c.w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Location", "/v1/imports/"+job.ImportID)
+	c.w.WriteHeader(http.StatusCreated)
+	_, err = c.w.Write(body)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "the outcome of an import was not read", "import", job.ImportID, "request", c.id)
+	}
+	return nil
+}
+
+// beginImport registers the job, or finds what became of it before: then there
+// is nothing to run.
+func (s *server) beginImport(r importRequest, c *call, cancel context.CancelFunc) (*runningImport, importJob, error) {
+	s.imports.mu.Lock()
+	defer s.imports.mu.Unlock()
+	if len(s.imports.running) > 0 {
+		return nil, importJob{}, newProblem(codeTooManyJobs, "An import is running.").with("Retry-After", "10")
+	}
+	stored, err := s.storedImport(r.id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		stored.Job = importJob{ImportID: r.id, Source: r.mapping.Source, Format: r.format, Actor: c.actor, CreatedTime: s.Now().UTC()}
+		stored.Digest = r.digest()
+		if err := s.forgetImports(); err != nil {
+			return nil, importJob{}, err
+		}
+	case err != nil:
+		return nil, importJob{}, err
+	case stored.Digest != r.digest():
+		return nil, importJob{}, &domain.Error{Code: domain.CodeIdempotencyKeyReused, Detail: "This Idempotency-Key was used before, for another request."}
+	case stored.Job.State != importInterrupted:
+		return nil, stored.Job, nil
+	}
+	stored.Job.State, stored.Job.EndedTime = importRunning, time.Time{}
+	if err := s.storeImport(stored); err != nil {
+		return nil, importJob{}, err
+	}
+	running := &runningImport{job: stored.Job, cancel: cancel}
+	s.imports.running[r.id] = running
+	return running, stored.Job, nil
+}
+
+// runImport works the rows off. An error is the caller's to mend.
+func (s *server) runImport(ctx context.Context, c *call, r importRequest, running *runningImport) (importJob, error) {
+	head, err := s.Log.Head(ctx)
+	var summary importer.Summary
+	if err == nil {
+		job := importer.Job{
+			Ledger: s.Ledger, Head: head, Mapping: r.mapping,
+			Input:       importer.Input{Name: r.id + "." + r.format, Reader: r.input},
+			ResultsFile: s.importFile(r.id, resultsSuffix), Journal: s.importFile(r.id, journalSuffix), Resume: true,
+			Actor: c.actor, Limited: !c.admin, Nameless: true, Now: s.Now,
+			Progress: func(sum importer.Summary, _ int64) {
+				s.imports.mu.Lock()
+				defer s.imports.mu.Unlock()
+				running.job.count(sum)
+			},
+		}
+		summary, err = job.Run(ctx)
+	}
+	s.imports.mu.Lock()
+	defer s.imports.mu.Unlock()
+	delete(s.imports.running, r.id)
+	job := running.job
+	if summary.Rows > 0 {
+		job.count(summary)
+	}
+	job.State, job.EndedTime = importDone, s.Now().UTC()
+	broken, input := errors.AsType[*importer.InputError](err)
+	tooLarge, limit := errors.AsType[*http.MaxBytesError](err)
+	_, cut := errors.AsType[brokenBody](err)
+	var failed error
+	switch {
+	case err == nil:
+	case running.cancelled:
+		job.State = importCancelled
+	case limit:
+		job.State, job.Detail = importFailed, fmt.Sprintf("The input has more than %d bytes.", tooLarge.Limit)
+		failed = newProblem(codeBodyTooLarge, "%s", job.Detail)
+	case cut || ctx.Err() != nil:
+		job.State = importInterrupted
+		failed = newProblem(codeUnavailable, "The import was interrupted after row %d; send it again under the same Idempotency-Key.", job.Rows).with("Retry-After", "5")
+	case input:
+		job.State, job.Detail = importFailed, broken.Error()
+		failed = newProblem(codeImportRefused, "%s", job.Detail)
+	default:
+		job.State, failed = importInterrupted, err
+	}
+	return job, errors.Join(failed, s.storeImport(storedImport{job, r.digest()}))
+}
+
+// brokenBody is the error of a body that did not come to its end.
+type brokenBody struct{ error }
+
+func (b brokenBody) Unwrap() error { return b.error }
+
+// unbroken tells a body that breaks off from one that cannot be understood.
+type unbroken struct{ r io.Reader }
+
+func (u unbroken) Read(p []byte) (int, error) {
+	n, err := u.r.Read(p)
+	if err != nil && err != io.EOF {
+		err = brokenBody{err}
+	}
+	return n, err
+}
+
+// maxMapping is how many bytes a mapping may have.
+const maxMapping = 256 << 10
+
+var mappingName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+
+// importRequest reads all of the request but the rows.
+func (s *server) importRequest(ctx context.Context, c *call) (importRequest, error) {
+	var r importRequest
+	if s.ImportDir == "" {
+		return r, newProblem(codeUnavailable, "This server takes no imports.")
+	}
+	key := c.r.Header.Get("Idempotency-Key")
+	if len(key) > 255 {
+		return r, refusedParameter("Idempotency-Key", "must have at most 255 characters")
+	}
+	r.id = Command{IdempotencyKey: key}.newID(c)
+	body := io.Reader(received{ctx, http.NewResponseController(c.w), http.MaxBytesReader(c.w, c.r.Body, s.ImportLimit)})
+	kind, params, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	name, text := c.r.URL.Query().Get("mapping"), []byte(nil)
+	switch {
+	case err != nil:
+	case kind == "multipart/form-data":
+		parts := multipart.NewReader(body, params["boundary"])
+		part, err := parts.NextPart()
+		if err != nil || part.FormName() != "mapping" || name != "" {
+			return r, refusedParameter("mapping", "must be the first part, and no parameter besides")
+		}
+		if text, err = io.ReadAll(io.LimitReader(part, maxMapping+1)); err != nil {
+			return r, refusedParameter("mapping", "could not be read")
+		}
+		if part, err = parts.NextPart(); err != nil || part.FormName() != "input" {
+			return r, refusedParameter("input", "must be the second part")
+		}
+		body, kind = part, part.Header.Get("Content-Type")
+		if kind, _, err = mime.ParseMediaType(kind); err != nil || !slices.Contains([]string{"application/x-ndjson", "text/csv", "application/json"}, kind) {
+			kind = typeOfName(part.FileName())
+		}
+	case !mappingName.MatchString(name):
+		return r, refusedParameter("mapping", "must name a mapping of the server, in lower-case letters, digits, - and _")
+	default:
+		if text, err = os.ReadFile(filepath.Join(s.MappingDir, name+".yaml")); s.MappingDir == "" || errors.Is(err, fs.ErrNotExist) {
+			return r, refusedParameter("mapping", "names no mapping of the server")
+		} else if err != nil {
+			return r, err
+		}
+	}
+	r.format = map[string]string{"application/x-ndjson": "ndjson", "text/csv": "csv", "application/json": "json"}[kind]
+	if r.format == "" {
+		return r, newProblem(codeUnsupportedMediaType, "The body must be application/x-ndjson, text/csv or application/json, or multipart/form-data with a mapping and one of these.").
+			with("Accept", "application/x-ndjson, text/csv, application/json, multipart/form-data")
+	}
+	if len(text) > maxMapping {
+		return r, newProblem(codeImportRefused, "The mapping has more than %d bytes.", maxMapping)
+	}
+	if r.mapping, err = importer.ParseMapping(text); err != nil {
+		return r, newProblem(codeImportRefused, "%s", err)
+	}
+	if format, _ := r.mapping.Format("input." + r.format); format != r.format {
+		return r, newProblem(codeImportRefused, "The mapping is for %s.", format)
+	}
+	if r.mapping.Defines() {
+		return r, newProblem(codeImportRefused, "The mapping makes groups or roles, for which the input is read more than once: import it with the command.")
+	}
+	r.input = unbroken{body}
+	return r, nil
+}
+
+func refusedParameter(name, detail string) error {
+	p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
+	p.Errors = []fault{{Parameter: name, Detail: detail}}
+	return p
+}
+
+// typeOfName is the media type of a file whose sender does not state it.
+func typeOfName(name string) string {
+	return map[string]string{".ndjson": "application/x-ndjson", ".jsonl": "application/x-ndjson", ".csv": "text/csv", ".json": "application/json"}[strings.ToLower(filepath.Ext(name))]
+}
+
+// The files of a job, by its id and these.
+const (
+	jobSuffix     = ".json"
+	resultsSuffix = ".results.ndjson"
+	journalSuffix = ".journal"
+)
+
+func (s *server) importFile(id, suffix string) string { return filepath.Join(s.ImportDir, id+suffix) }
+
+func (s *server) storeImport(stored storedImport) error {
+	data, err := json.Marshal(stored)
+	if err == nil {
+		err = os.MkdirAll(s.ImportDir, 0o700)
+	}
+	if err == nil {
+		err = writePrivate(s.importFile(stored.Job.ImportID, jobSuffix), data)
+	}
+	if err != nil {
+		return fmt.Errorf("httpapi: store import: %w", err)
+	}
+	return nil
+}
+
+// storedImport reads what is kept of a job that does not run. One that its file
+// calls running was cut off with the process; its journal says how far it was.
+func (s *server) storedImport(id string) (stored storedImport, err error) {
+	data, err := os.ReadFile(s.importFile(id, jobSuffix))
+	if err == nil {
+		err = json.Unmarshal(data, &stored)
+	}
+	if err != nil {
+		return stored, fmt.Errorf("httpapi: read import: %w", err)
+	}
+	if stored.Job.State == importRunning {
+		stored.Job.State = importInterrupted
+	}
+	if summary, ok := importer.Progress(s.importFile(id, journalSuffix)); ok {
+		stored.Job.count(summary)
+	}
+	return stored, nil
+}
+
+// importJob is what is known of a job. The caller holds s.imports.mu.
+func (s *server) importJob(id string) (importJob, error) {
+	missing := newProblem(codeImportNotFound, "There is no such import.")
+	parsed, err := uuid.Parse(id)
+	if err != nil || s.ImportDir == "" {
+		return importJob{}, missing
+	}
+	if running := s.imports.running[parsed.String()]; running != nil {
+		return running.job, nil
+	}
+	stored, err := s.storedImport(parsed.String())
+	if errors.Is(err, fs.ErrNotExist) {
+		return importJob{}, missing
+	}
+	return stored.Job, err
+}
+
+// allImports are the jobs, newest first. The caller holds s.imports.mu.
+func (s *server) allImports() ([]importJob, error) {
+	files, err := filepath.Glob(filepath.Join(s.ImportDir, "*"+jobSuffix))
+	if err != nil || s.ImportDir == "" {
+		return nil, err
+	}
+	var all []importJob
+	for _, file := range files {
+		job, err := s.importJob(strings.TrimSuffix(filepath.Base(file), jobSuffix))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, job)
+	}
+	slices.SortFunc(all, func(a, b importJob) int {
+		return cmp.Or(b.CreatedTime.Compare(a.CreatedTime), strings.Compare(a.ImportID, b.ImportID))
+	})
+	return all, nil
+}
+
+// forgetImports makes room for another job.
+func (s *server) forgetImports() error {
+	all, err := s.allImports()
+	for i := maxImports - 1; i < len(all) && err == nil; i++ {
+		for _, suffix := range []string{resultsSuffix, journalSuffix, jobSuffix} {
+			if gone := os.Remove(s.importFile(all[i].ImportID, suffix)); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+				err = errors.Join(err, gone)
+			}
+		}
+	}
+	return err
+}
+
+type postImportInput struct {
+	Mapping        string `query:"mapping" doc:"Name of a mapping of the server; not with multipart/form-data, which brings its own." example:"crm"`
+	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Names the job: the same key again goes on with an import that was interrupted, and otherwise returns the first outcome."`
+}
+
+// ImportID names an import.
+type ImportID struct {
+	ID string `path:"importId" doc:"The import's id, a UUID."`
+}
+
+type getImportInput struct{ ImportID }
+
+func (s *server) getImport(_ context.Context, _ *call, in *getImportInput) (*answer, error) {
+	s.imports.mu.Lock()
+	defer s.imports.mu.Unlock()
+	job, err := s.importJob(in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return (&answer{}).rendered(job)
+}
+
+type listImportsInput struct{}
+
+func (s *server) listImports(context.Context, *call, *listImportsInput) (*answer, error) {
+	s.imports.mu.Lock()
+	defer s.imports.mu.Unlock()
+	all, err := s.allImports()
+	if err != nil {
+		return nil, err
+	}
+	return (&answer{}).rendered(importJobs{Imports: all})
+}
+
+func (s *server) cancelImport(_ context.Context, _ *call, in *getImportInput) (*answer, error) {
+	s.imports.mu.Lock()
+	defer s.imports.mu.Unlock()
+	job, err := s.importJob(in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if running := s.imports.running[job.ImportID]; running != nil {
+		running.cancelled = true
+		running.cancel()
+	} else if job.State == importInterrupted {
+		stored, err := s.storedImport(job.ImportID)
+		if err != nil {
+			return nil, err
+		}
+		job.State, job.EndedTime = importCancelled, s.Now().UTC()
+		stored.Job = job
+		if err := s.storeImport(stored); err != nil {
+			return nil, err
+		}
+	}
+	return (&answer{}).rendered(job)
+}
+
+type listImportRowsInput struct {
+	ImportID
+	After   int64  `query:"after" minimum:"0" doc:"Rows after this one."`
+	Limit   int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Rows on a page, at most."`
+	Outcome string `query:"outcome" enum:"CREATED,UPDATED,UNCHANGED,FAILED" doc:"Only rows of which this came."`
+}
+
+// importRows is a page of what came of the rows.
+type importRows struct {
+	Rows []importedRow `json:"rows"`
+	Next *int64        `json:"next"`
+}
+
+// importedRow is what came of a row.
+type importedRow struct {
+	Row      int64       `json:"row"`
+	Sub      string      `json:"sub,omitzero"`
+	Outcome  string      `json:"outcome" enum:"CREATED,UPDATED,UNCHANGED,FAILED"`
+	Code     domain.Code `json:"code,omitzero"`
+	Events   int         `json:"events"`
+	Faults   []rowFault  `json:"faults"`
+	Warnings []rowFault  `json:"warnings"`
+}
+
+// rowFault is what is wrong with a row, or was left out of it.
+type rowFault struct {
+	Pointer string `json:"pointer"`
+	Detail  string `json:"detail"`
+}
+
+func (s *server) listImportRows(_ context.Context, _ *call, in *listImportRowsInput) (*answer, error) {
+	s.imports.mu.Lock()
+	job, err := s.importJob(in.ID)
+	s.imports.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	page := importRows{Rows: []importedRow{}}
+	f, err := os.Open(s.importFile(job.ImportID, resultsSuffix))
+	if errors.Is(err, fs.ErrNotExist) {
+		return (&answer{}).rendered(page)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	lines := bufio.NewReaderSize(f, 64<<10)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err == io.EOF { // a line that is being written is none yet
+			return (&answer{}).rendered(page)
+		}
+		if err != nil {
+			return nil, err
+		}
+		var r importer.Result
+		if err := json.Unmarshal(line, &r); err != nil {
+			return nil, fmt.Errorf("httpapi: results of import: %w", err)
+		}
+		if r.Row <= in.After || in.Outcome != "" && string(r.Outcome) != in.Outcome {
+			continue
+		}
+		if len(page.Rows) == in.Limit {
+			last := page.Rows[len(page.Rows)-1].Row
+			page.Next = &last
+			return (&answer{}).rendered(page)
+		}
+		page.Rows = append(page.Rows, importedRow{r.Row, r.Sub, string(r.Outcome), r.Code, r.Events, rowFaults(r.Faults), rowFaults(r.Warnings)})
+	}
+}
+
+func rowFaults(findings []importer.Finding) []rowFault {
+	all := make([]rowFault, len(findings))
+	for i, f := range findings {
+		all[i] = rowFault{f.Field, strings.TrimSpace(f.Rule + " " + f.Action)}
+	}
+	return all
+}
