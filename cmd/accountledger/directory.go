@@ -34,6 +34,7 @@ const (
 	viewsFile     = "views.db"    // read models
 	deliveryFile  = "delivery.db" // how far webhooks are
 	adminKeyFile  = "admin.key"   // the first API key
+	importsDir    = "imports"     // what imports over HTTP came to
 )
 
 // directory is where a ledger lives.
@@ -104,7 +105,7 @@ func (d directory) refuseForeign() error {
 	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	ours := []string{masterKeyFile, logKeyFile, keysFile, logFile, logVKeyFile, viewsFile, deliveryFile, adminKeyFile, "lock", "lost+found", "."}
+	ours := []string{masterKeyFile, logKeyFile, keysFile, logFile, logVKeyFile, viewsFile, deliveryFile, adminKeyFile, importsDir, "lock", "lost+found", "."}
 	for _, e := range entries {
 		// By their beginnings: a database has its -wal beside it.
 		if !slices.ContainsFunc(ours, func(name string) bool { return strings.HasPrefix(e.Name(), name) }) {

@@ -33,6 +33,7 @@ type ledger struct {
 	hooks     *webhooks.Webhooks
 	schedules *scheduler.Scheduler
 	erasures  *erasure.Eraser
+	exports   *scheduledExports // nil: none
 	lock      *os.File
 	work      chan func(context.Context) // for run to start
 }
@@ -77,6 +78,9 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 	if err != nil {
 		return nil, err
 	}
+	if l.exports, err = exportsOf(c, l.views, logger); err != nil {
+		return nil, err
+	}
 	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec, Census: l.views.Census()})
 	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger})
 	public, err := c.publicURL()
@@ -105,6 +109,9 @@ func (l *ledger) run(ctx context.Context) error {
 	loops.Go(func() error { return l.hooks.Run(ctx) })
 	loops.Go(func() error { return l.schedules.Run(ctx) })
 	loops.Go(func() error { return l.erasures.Run(ctx) })
+	if l.exports != nil {
+		loops.Go(func() error { return l.exports.run(ctx) })
+	}
 	loops.Go(func() error {
 		for {
 			select {

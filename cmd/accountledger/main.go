@@ -30,6 +30,7 @@ const (
 	exitFaults = 3
 	exitLocked = 4
 	exitRows   = 5
+	exitDiffer = 6
 )
 
 // exitCodes says what each exit code means, in the order help shows them.
@@ -43,6 +44,7 @@ var exitCodes = []struct {
 	{exitFaults, "verify, check and backup: the ledger has faults"},
 	{exitLocked, "another process has the data directory"},
 	{exitRows, "import: some rows were refused, the others are in"},
+	{exitDiffer, "reconcile: accounts differ"},
 }
 
 // exitError ends the program with a code of its own.
@@ -122,7 +124,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	addSettings(root.PersistentFlags(), "config", "json")
 	root.AddCommand(
-		serveCommand(), importCommand(), exportCommand(), eventsCommand(), viewsCommand(), verifyCommand(),
+		serveCommand(), importCommand(), exportCommand(), reconcileCommand(), eventsCommand(), viewsCommand(), verifyCommand(),
 		checkCommand(), backupCommand(), listenCommand(), demoCommand(), adminKeyCommand(), settingsCommand(), versionCommand(),
 	)
 	wrapArgs(root)

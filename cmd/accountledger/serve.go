@@ -64,7 +64,8 @@ keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 			return serve(cmd.Context(), c, logger, cmd.OutOrStdout())
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "webhook-allow", "public-url", "deletion-grace", "shutdown-grace", "log-format", "log-level")
+	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "webhook-allow", "public-url", "deletion-grace",
+		"import-mappings", "export-dir", "export-every", "export-format", "export-keep", "shutdown-grace", "log-format", "log-level")
 	return cmd
 }
 
@@ -175,7 +176,7 @@ func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
 		Handler: httpapi.New(httpapi.Config{
 			Ledger: l.ledger, Views: l.views, Webhooks: l.hooks, Log: l.log, Codec: l.codec, Keys: l.keys,
 			Erasure: l.erasures, Logger: logger, Version: version(), Background: l.background, DeletionGrace: c.DeletionGrace,
-			Closing: closing,
+			Closing: closing, ImportDir: l.dir.path(importsDir), MappingDir: c.ImportMappings,
 		}),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,

@@ -39,6 +39,11 @@ type config struct {
 	WebhookAllow   []netip.Prefix `koanf:"webhook-allow" usage:"networks, as CIDR, that webhooks may reach although they are private"`
 	PublicURL      string         `koanf:"public-url" usage:"where others reach this ledger, like https://ledger.example; the source of CloudEvents, and what they refer to"`
 	DeletionGrace  time.Duration  `koanf:"deletion-grace" default:"48h" usage:"how long a deleted account can be restored, where the request does not say it"`
+	ImportMappings string         `koanf:"import-mappings" usage:"directory of mapping files, <name>.yaml, that imports over HTTP may name"`
+	ExportDir      string         `koanf:"export-dir" usage:"directory for scheduled exports, one of their own; none: no exports"`
+	ExportEvery    time.Duration  `koanf:"export-every" default:"24h" usage:"how often to export"`
+	ExportFormat   string         `koanf:"export-format" default:"ndjson" usage:"ndjson, csv or parquet"`
+	ExportKeep     int            `koanf:"export-keep" default:"7" usage:"how many scheduled exports to keep; an erased person is in them until then"`
 	ShutdownGrace  time.Duration  `koanf:"shutdown-grace" default:"15s" usage:"how long requests and deliveries may take to end at shutdown"`
 	LogFormat      string         `koanf:"log-format" default:"text" usage:"text or json"`
 	LogLevel       slog.Level     `koanf:"log-level" default:"info" usage:"debug, info, warn or error"`

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"accountledger/projections"
+	"accountledger/projections/export"
+)
+
+// scheduledExports writes an export into a directory again and again, for
+// systems that come and take files. Each is named by its position and is there
+// wholly or not at all; the newest few are kept.
+type scheduledExports struct {
+	views  *projections.Views
+	dir    string
+	every  time.Duration
+	format export.Format
+	keep   int
+	logger *slog.Logger
+}
+
+// exportsOf are the exports that c asks for, nil if it asks for none.
+func exportsOf(c config, views *projections.Views, logger *slog.Logger) (*scheduledExports, error) {
+	if c.ExportDir == "" {
+		return nil, nil
+	}
+	if err := oneOf("export-format", c.ExportFormat, formatNames()...); err != nil {
+		return nil, err
+	}
+	if c.ExportEvery < time.Second || c.ExportKeep < 1 {
+		return nil, usagef("export-every is %s and export-keep %d; a second and one file are the least", c.ExportEvery, c.ExportKeep)
+	}
+	return &scheduledExports{views, c.ExportDir, c.ExportEvery, export.Format(c.ExportFormat), c.ExportKeep, logger}, nil
+}
+
+// run exports until ctx is done. The next one is due after the newest file's
+// time, also after a restart. What fails is logged and tried again in its turn.
+func (x *scheduledExports) run(ctx context.Context) error {
+	if err := os.MkdirAll(x.dir, 0o700); err != nil {
+		return fmt.Errorf("exports: %w", err)
+	}
+	// What a crash left half written is personal data that nobody would miss.
+	if err := directory(x.dir).sweep(); err != nil {
+		return fmt.Errorf("exports: %w", err)
+	}
+	for {
+		wait, err := x.due()
+		if err == nil && wait <= 0 {
+			wait, err = x.every, x.export(ctx)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			x.logger.ErrorContext(ctx, "scheduled export failed", "err", err)
+			wait = x.every
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
+}
+
+// due is how long it is until the next export.
+func (x *scheduledExports) due() (time.Duration, error) {
+	files, err := x.files()
+	if err != nil || len(files) == 0 {
+		return 0, err
+	}
+	info, err := os.Stat(files[len(files)-1])
+	if err != nil {
+		return 0, err
+	}
+	return min(x.every, time.Until(info.ModTime().Add(x.every))), nil
+}
+
+// export writes a file and removes those that are too many. The name has the
+// position, which is known only once the export has begun.
+func (x *scheduledExports) export(ctx context.Context) error {
+	var written export.Summary
+	var path string
+	name := func(from, _ string) error {
+		path = filepath.Join(x.dir, fmt.Sprintf("accounts-%020d.%s", written.Position, x.format))
+		now := time.Now() // of this program, by which the next one is due
+		return cmp.Or(os.Chtimes(from, now, now), os.Rename(from, path))
+	}
+	err := writeFile(filepath.Join(x.dir, "accounts"), 0o600, name, func(f *os.File) (err error) {
+		written, err = export.Accounts(ctx, x.views, f, export.Options{Format: x.format})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	x.logger.InfoContext(ctx, "exported", "file", path, "position", written.Position, "accounts", written.Accounts)
+	files, err := x.files()
+	for _, old := range files[:max(0, len(files)-x.keep)] {
+		if gone := os.Remove(old); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}
+	return errors.Join(err, syncDir(x.dir))
+}
+
+// files are the exports there are, of any format, oldest first.
+func (x *scheduledExports) files() ([]string, error) {
+	digits := ""
+	for range 20 {
+		digits += "[0-9]"
+	}
+	files, err := filepath.Glob(filepath.Join(x.dir, "accounts-"+digits+".*"))
+	slices.Sort(files)
+	return files, err
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"accountledger/eventstore"
+	"accountledger/projections"
+	"accountledger/projections/export"
+)
+
+func reconcileCommand() *cobra.Command {
+	var known int64
+	cmd := &cobra.Command{
+		Use:   "reconcile FILE",
+		Short: "Compare what another system has with the ledger",
+		Long: `Compare the accounts another system has, which it has written to FILE, with the
+ledger, also beside a running server. FILE is .ndjson, .csv or .parquet with the
+sub and the revision of each account, as an export has them. A system that
+follows the events has them too: an account's revision is its last sequence.
+
+Each account that differs is a line: missing or behind in the other system, ahead
+of the ledger, surplus because the ledger does not have it or has erased it, or
+there twice. With --at, the position up to which the other system has taken the
+events, accounts that changed later are not compared. The exit code is 6 if
+accounts differ.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			if known < 0 {
+				return usagef("at is %d; positions begin at 1", known)
+			}
+			ctx, stop := interruptible(cmd.Context())
+			defer stop()
+			return reconcile(ctx, c, newConsole(cmd, c), args[0], eventstore.Position(known))
+		},
+	}
+	addSettings(cmd.Flags(), "data")
+	cmd.Flags().Int64Var(&known, "at", 0, "position up to which the other system has taken the events; default: compare all")
+	return cmd
+}
+
+// reconciled is the summary of a comparison.
+type reconciled struct {
+	Position eventstore.Position `json:"position"` // of the ledger's side
+	Target   int64               `json:"target"`   // accounts in the file
+	Equal    int64               `json:"equal"`
+	Later    int64               `json:"later"` // changed after --at
+	Differ   map[string]int64    `json:"differ"`
+}
+
+func reconcile(ctx context.Context, c config, out console, path string, known eventstore.Position) error {
+	r, err := openReadOnly(ctx, c, out.logger())
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	views, err := projections.OpenReader(ctx, r.dir.path(viewsFile))
+	if err != nil {
+		return err
+	}
+	defer views.Close()
+	summary := reconciled{Differ: map[string]int64{}}
+	var differ int64
+	var unprinted error
+	compared, err := export.Compare(ctx, views, known, func(each func(export.Held)) error { return export.ReadTarget(path, each) },
+		func(d export.Difference) {
+			differ++
+			summary.Differ[d.What]++
+			if out.json {
+				if err := out.line(d); err != nil {
+					unprinted = err
+				}
+			}
+			out.printf("%-8s  %s  ledger %3d  target %3d  position %d\n", d.What, d.Sub, d.Ledger, d.Target, d.Position)
+		})
+	if err == nil {
+		err = unprinted
+	}
+	if err != nil {
+		return fmt.Errorf("reconcile: %w", err)
+	}
+	summary.Position, summary.Target, summary.Equal, summary.Later = compared.Position, compared.Target, compared.Equal, compared.Later
+	if out.json {
+		err = out.line(struct {
+			Summary reconciled `json:"summary"`
+		}{summary})
+	}
+	out.printf("%d accounts of the target, the ledger at position %d: %d equal, %d changed later, %d differ\n",
+		summary.Target, summary.Position, summary.Equal, summary.Later, differ)
+	if err == nil && differ > 0 {
+		err = &exitError{exitDiffer, fmt.Errorf("%d accounts differ", differ)}
+	}
+	return err
+}
