@@ -27,7 +27,7 @@ type Alias struct {
 // others are about the configuration.
 func (t PublicType) OfAccount() bool { return strings.HasPrefix(t.From[0], "account.") }
 
-// Catalogue is all public events there are, by name. Aliases with a condition
+// Catalogue is all public events there are, as pages list them. Aliases with a condition
 // come before those without: who asks by a prefix is told the more particular
 // name. A test holds it to what publicNames makes of the log's events.
 var Catalogue = slices.Concat(

@@ -55,11 +55,13 @@ var writes = []struct {
 	{method: "DELETE", path: "/v1/accounts/<bob>?immediate=true"},
 }
 
-// changesNothing are the operations that are not GET and append no event
-// either, and why.
+// changesNothing are the operations that are not GET and append no event of
+// their own either, and why.
 var changesNothing = map[string]string{
 	"lookup":            "asks; in a body, to keep the identifier out of logs",
 	"previewMerge":      "is the dry run of mergeAccount",
+	"importAccounts":    "is as many commands as it has rows, and tells what came of each",
+	"cancelImport":      "ends a job and leaves the log alone",
 	"rebuildProjection": "makes a read model again and leaves the log alone",
 }
 

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -59,7 +60,7 @@ func (s *server) importRoutes() {
 		method: "GET", path: "/v1/imports/{importId}/rows", name: "listImportRows", scope: scopeAccountsWrite, status: 200, answer: importRows{}, job: true,
 		summary: "List what came of the rows of an import",
 		text:    "In the order of the input. Faults name the member and the rule, never the value.",
-		codes:   []domain.Code{domain.CodeInvalidRequest, codeImportNotFound},
+		codes:   []domain.Code{domain.CodeInvalidRequest, domain.CodeInvalidCursor, codeImportNotFound},
 	}, s.listImportRows)
 	handle(s, route{
 		method: "DELETE", path: "/v1/imports/{importId}", name: "cancelImport", scope: scopeAccountsWrite, status: 200, answer: importJob{}, job: true,
@@ -133,6 +134,8 @@ type importRequest struct {
 	mapping *importer.Mapping
 	format  string
 	input   io.Reader
+	actor   domain.Actor
+	limited bool // may not write read-only and internal fields
 }
 
 func (r importRequest) digest() string { return r.mapping.Digest + "." + r.format }
@@ -166,17 +169,17 @@ func (s *server) postImport(ctx context.Context, c *call) error {
 	control := http.NewResponseController(c.w)
 	// Who waits for a sender that has nothing to say need not know why.
 	defer context.AfterFunc(ctx, func() { control.SetReadDeadline(time.Now()) })()
-	request, err := s.importRequest(ctx, c)
+	what, err := s.importRequest(ctx, c)
 	if err != nil {
 		return err
 	}
-	running, job, err := s.beginImport(request, c, cancel)
+	running, job, err := s.beginImport(what, cancel)
 	if err != nil {
 		return err
 	}
 	var failed error
 	if running != nil {
-		job, failed = s.runImport(ctx, c, request, running)
+		job, failed = s.runImport(ctx, what, running)
 	}
 	if err := control.SetWriteDeadline(time.Now().Add(slowReader)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
@@ -188,7 +191,15 @@ func (s *server) postImport(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	request := c.r.Context() // outlives an import that was cancelled
+	head, err := s.Log.Head(request)
+	if err != nil {
+		return err
+	}
+	settled := s.settled(request, head) // whoever imported reads what he imported
 	header := c.w.Header()
+	header.Set("Ledger-Position", settled.LedgerPosition)
+	header.Set("Ledger-Lag", settled.LedgerLag)
 	header.Set("Content-Type", "application/json")
 	header.Set("Location", "/v1/imports/"+job.ImportID)
 	c.w.WriteHeader(http.StatusCreated)
@@ -201,7 +212,7 @@ func (s *server) postImport(ctx context.Context, c *call) error {
 
 // beginImport registers the job, or finds what became of it before: then there
 // is nothing to run.
-func (s *server) beginImport(r importRequest, c *call, cancel context.CancelFunc) (*runningImport, importJob, error) {
+func (s *server) beginImport(r importRequest, cancel context.CancelFunc) (*runningImport, importJob, error) {
 	s.imports.mu.Lock()
 	defer s.imports.mu.Unlock()
 	if len(s.imports.running) > 0 {
@@ -210,7 +221,7 @@ func (s *server) beginImport(r importRequest, c *call, cancel context.CancelFunc
 	stored, err := s.storedImport(r.id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		stored.Job = importJob{ImportID: r.id, Source: r.mapping.Source, Format: r.format, Actor: c.actor, CreatedTime: s.Now().UTC()}
+		stored.Job = importJob{ImportID: r.id, Source: r.mapping.Source, Format: r.format, Actor: r.actor, CreatedTime: s.Now().UTC()}
 		stored.Digest = r.digest()
 		if err := s.forgetImports(); err != nil {
 			return nil, importJob{}, err
@@ -232,7 +243,7 @@ func (s *server) beginImport(r importRequest, c *call, cancel context.CancelFunc
 }
 
 // runImport works the rows off. An error is the caller's to mend.
-func (s *server) runImport(ctx context.Context, c *call, r importRequest, running *runningImport) (importJob, error) {
+func (s *server) runImport(ctx context.Context, r importRequest, running *runningImport) (importJob, error) {
 	head, err := s.Log.Head(ctx)
 	var summary importer.Summary
 	if err == nil {
@@ -240,7 +251,7 @@ func (s *server) runImport(ctx context.Context, c *call, r importRequest, runnin
 			Ledger: s.Ledger, Head: head, Mapping: r.mapping,
 			Input:       importer.Input{Name: r.id + "." + r.format, Reader: r.input},
 			ResultsFile: s.importFile(r.id, resultsSuffix), Journal: s.importFile(r.id, journalSuffix), Resume: true,
-			Actor: c.actor, Limited: !c.admin, Nameless: true, Now: s.Now,
+			Actor: r.actor, Limited: r.limited, Nameless: true, Now: s.Now,
 			Progress: func(sum importer.Summary, _ int64) {
 				s.imports.mu.Lock()
 				defer s.imports.mu.Unlock()
@@ -303,7 +314,7 @@ var mappingName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 
 // importRequest reads all of the request but the rows.
 func (s *server) importRequest(ctx context.Context, c *call) (importRequest, error) {
-	var r importRequest
+	r := importRequest{actor: c.actor, limited: !c.admin}
 	if s.ImportDir == "" {
 		return r, newProblem(codeUnavailable, "This server takes no imports.")
 	}
@@ -526,7 +537,7 @@ func (s *server) cancelImport(_ context.Context, _ *call, in *getImportInput) (*
 
 type listImportRowsInput struct {
 	ImportID
-	After   int64  `query:"after" minimum:"0" doc:"Rows after this one."`
+	After   string `query:"after" doc:"Continue after this cursor, the next of an earlier page, or after this row."`
 	Limit   int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Rows on a page, at most."`
 	Outcome string `query:"outcome" enum:"CREATED,UPDATED,UNCHANGED,FAILED" doc:"Only rows of which this came."`
 }
@@ -534,7 +545,7 @@ type listImportRowsInput struct {
 // importRows is a page of what came of the rows.
 type importRows struct {
 	Rows []importedRow `json:"rows"`
-	Next *int64        `json:"next"`
+	Next *string       `json:"next"`
 }
 
 // importedRow is what came of a row.
@@ -561,6 +572,10 @@ func (s *server) listImportRows(_ context.Context, _ *call, in *listImportRowsIn
 	if err != nil {
 		return nil, err
 	}
+	after, err := strconv.ParseInt(cmp.Or(in.After, "0"), 10, 64)
+	if err != nil || after < 0 {
+		return nil, newProblem(domain.CodeInvalidCursor, "The cursor was not made by this list.")
+	}
 	page := importRows{Rows: []importedRow{}}
 	f, err := os.Open(s.importFile(job.ImportID, resultsSuffix))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -583,11 +598,11 @@ func (s *server) listImportRows(_ context.Context, _ *call, in *listImportRowsIn
 		if err := json.Unmarshal(line, &r); err != nil {
 			return nil, fmt.Errorf("httpapi: results of import: %w", err)
 		}
-		if r.Row <= in.After || in.Outcome != "" && string(r.Outcome) != in.Outcome {
+		if r.Row <= after || in.Outcome != "" && string(r.Outcome) != in.Outcome {
 			continue
 		}
 		if len(page.Rows) == in.Limit {
-			last := page.Rows[len(page.Rows)-1].Row
+			last := strconv.FormatInt(page.Rows[len(page.Rows)-1].Row, 10)
 			page.Next = &last
 			return (&answer{}).rendered(page)
 		}

@@ -136,7 +136,7 @@ func answerHeaders(rt route) map[string]*huma.Param {
 	add := func(name, kind, text string) {
 		headers[name] = &huma.Param{Description: text, Schema: &huma.Schema{Type: kind}}
 	}
-	if rt.name == "rebuildProjection" || rt.job {
+	if rt.name == "rebuildProjection" || rt.job && rt.raw == nil {
 		return headers
 	}
 	add("Ledger-Position", "integer", "Of a write: where it is in the log. Of a read: up to where the answer knows the log.")

@@ -473,9 +473,11 @@ func TestCursors(t *testing.T) {
 	sub := l.create(t, "ada@example.com")
 	l.want(t, 200, "PUT", "/v1/fields/tier", `{"dataType":"TEXT"}`)
 	webhook := l.want(t, 201, "POST", "/v1/webhooks", `{"url":"http://127.0.0.1:9/","events":["USER_*"]}`).text(t, "webhookId")
+	rows, header := withMapping(crmMapping, "")
+	job := l.want(t, 201, "POST", "/v1/imports", rows, header).text(t, "importId")
 	document := description(t)
 	lists := map[string]bool{}
-	for _, path := range []string{"/v1/events", "/v1/accounts/" + sub + "/events", "/v1/fields/tier/non-conforming", "/v1/webhooks/" + webhook + "/deliveries"} {
+	for _, path := range []string{"/v1/events", "/v1/imports/" + job + "/rows", "/v1/accounts/" + sub + "/events", "/v1/fields/tier/non-conforming", "/v1/webhooks/" + webhook + "/deliveries"} {
 		lists[operationAt(document, "GET", path).OperationID] = true
 		for _, cursor := range []string{"x", "-1", "1.2x", "99999999999999999999", strings.Repeat("1", 300)} {
 			l.refused(t, domain.CodeInvalidCursor, "GET", path+"?after="+cursor, "")

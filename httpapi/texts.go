@@ -729,7 +729,7 @@ var memberTexts = map[string]map[string]string{
 	},
 	"ImportRows": {
 		"rows": "In the order of the input.",
-		"next": "The last row of this page, for after; null on the last page.",
+		"next": "Cursor of the next page, null on the last one.",
 	},
 	"ImportedRow": {
 		"row":      "The row's number, from 1.",

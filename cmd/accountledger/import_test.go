@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -174,6 +176,83 @@ func TestImportKilled(t *testing.T) {
 		t.Errorf("it went on at row %d and said:\n%s", first.Row, stderr)
 	}
 	code, out, stderr = accountledger(t, "events", "--json", "--data", data)
+	if got := strings.Count(out, `"account.created.v1"`); code != exitOK || got != rows || strings.Count(out, "\n") != rows {
+		t.Errorf("events = %d: %d lines, %d creations, want %d\n%s", code, strings.Count(out, "\n"), got, rows, stderr)
+	}
+}
+
+// TestServerKilledImporting: an import over HTTP goes on after kill -9 when it is
+// sent again, and no row is imported twice.
+func TestServerKilledImporting(t *testing.T) {
+	t.Parallel()
+	const rows = 2000
+	dir := t.TempDir()
+	data := filepath.Join(dir, "data")
+	if err := os.WriteFile(filepath.Join(dir, "crm.yaml"), []byte("source: s\nkey: /id\nidentities: [{provider: self, username: /name}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var people strings.Builder
+	for i := range rows {
+		fmt.Fprintf(&people, `{"id":%d,"name":"user%d"}`+"\n", i+1, i+1)
+	}
+	type job struct {
+		State   string `json:"state"`
+		Rows    int    `json:"rows"`
+		Created int    `json:"created"`
+		Failed  int    `json:"failed"`
+	}
+	send := func(p *process, input io.Reader) (job, error) {
+		request, err := http.NewRequestWithContext(t.Context(), "POST", p.url+"/v1/imports?mapping=crm", input)
+		if err != nil {
+			return job{}, err
+		}
+		request.Header.Set("Authorization", "Bearer "+p.key)
+		request.Header.Set("Content-Type", "application/x-ndjson")
+		request.Header.Set("Idempotency-Key", "once")
+		response, err := p.client.Do(request)
+		if err != nil {
+			return job{}, err
+		}
+		defer response.Body.Close()
+		var done job
+		return done, json.UnmarshalRead(response.Body, &done)
+	}
+	victim := startServer(t, data, "--import-mappings", dir)
+	r, w := io.Pipe() // its end is never sent, so it is killed in the middle
+	cut := make(chan error, 1)
+	go func() { _, err := send(victim, r); cut <- err }()
+	go io.WriteString(w, people.String()[:people.Len()/2])
+	for half := false; !half; {
+		_, text, err := victim.do(t.Context(), "GET", "/v1/imports", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all struct {
+			Imports []job `json:"imports"`
+		}
+		if err := json.Unmarshal(text, &all); err != nil {
+			t.Fatal(err)
+		}
+		half = len(all.Imports) == 1 && all.Imports[0].Rows > rows/4
+	}
+	victim.kill()
+	w.Close()
+	if err := <-cut; err == nil {
+		t.Fatal("the import came to an end")
+	}
+	p := startServer(t, data, "--import-mappings", dir)
+	_, text, err := p.do(t.Context(), "GET", "/v1/imports", "")
+	if err != nil || !strings.Contains(string(text), `"state":"interrupted"`) {
+		t.Fatalf("imports = %s, %v", text, err)
+	}
+	done, err := send(p, strings.NewReader(people.String()))
+	if err != nil || done.State != "done" || done.Rows != rows || done.Failed != 0 {
+		t.Fatalf("import = %+v, %v", done, err)
+	}
+	if err := p.stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	code, out, stderr := accountledger(t, "events", "--json", "--data", data)
 	if got := strings.Count(out, `"account.created.v1"`); code != exitOK || got != rows || strings.Count(out, "\n") != rows {
 		t.Errorf("events = %d: %d lines, %d creations, want %d\n%s", code, strings.Count(out, "\n"), got, rows, stderr)
 	}
