@@ -191,7 +191,8 @@ func (s *server) postImport(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	request := c.r.Context() // outlives an import that was cancelled
+	// A read that was cut short, to cancel, ends the request's context, too.
+	request := context.WithoutCancel(ctx)
 	head, err := s.Log.Head(request)
 	if err != nil {
 		return err
