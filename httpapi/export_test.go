@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -276,5 +277,46 @@ func TestSnapshotThenTail(t *testing.T) {
 		if len(x.seen) == 0 {
 			t.Errorf("%s: nothing happened after the export", name)
 		}
+	}
+}
+
+// TestCompare finds every way in which a target can differ, and no other.
+func TestCompare(t *testing.T) {
+	t.Parallel()
+	l := start(t)
+	equal, behind, ahead, missing, gone := l.create(t, "a@example.com"), l.create(t, "b@example.com"), l.create(t, "c@example.com"), l.create(t, "d@example.com"), l.create(t, "e@example.com")
+	l.want(t, 200, "DELETE", "/v1/accounts/"+gone+"?immediate=true", "")
+	// Its end is recorded behind it; the target knows of both.
+	for l.want(t, 200, "GET", "/v1/accounts/"+gone+"/deletion", "").text(t, "certificate.completedTime") == "" {
+	}
+	known := l.want(t, 200, "GET", "/v1/events?limit=1", "").position()
+	l.want(t, 200, "PATCH", "/v1/accounts/"+behind, `{"identity":{"family_name":"King"}}`)
+	unheard := domain.NewID().String()
+	held := []export.Held{{Sub: equal}, {Sub: equal}, {Sub: behind}, {Sub: ahead, Revision: 5}, {Sub: gone}, {Sub: unheard, Revision: 1}}
+	compare := func(at eventstore.Position) (map[string]string, export.Comparison) {
+		found := map[string]string{}
+		c, err := export.Compare(t.Context(), l.Views, at, func(each func(export.Held)) error {
+			for _, h := range held {
+				each(h)
+			}
+			return nil
+		}, func(d export.Difference) { found[d.Sub] += d.What })
+		check(t, err)
+		return found, c
+	}
+	want := map[string]string{equal: export.Twice, behind: export.Behind, ahead: export.Ahead, missing: export.Missing, gone: export.Surplus, unheard: export.Surplus}
+	found, c := compare(0)
+	if diff := gocmp.Diff(want, found); diff != "" || c.Equal != 1 || c.Later != 0 || c.Target != int64(len(held)) {
+		t.Errorf("%+v (-want +found):\n%s", c, diff)
+	}
+	at, err := strconv.ParseInt(known, 10, 64)
+	check(t, err)
+	delete(want, behind) // it changed after what the target knows
+	if found, c = compare(eventstore.Position(at)); !gocmp.Equal(want, found) || c.Later < 1 {
+		t.Errorf("as of %s: %+v (-want +found):\n%s", known, c, gocmp.Diff(want, found))
+	}
+	held = []export.Held{{Sub: "ada@example.com"}}
+	if _, err := export.Compare(t.Context(), l.Views, 0, func(each func(export.Held)) error { each(held[0]); return nil }, func(export.Difference) {}); err == nil || strings.Contains(err.Error(), "ada") {
+		t.Errorf("a sub that is none = %v", err)
 	}
 }
