@@ -39,6 +39,9 @@ var Catalogue = slices.Concat(
 	configCatalogue("ROLE", "a role", "role"),
 	configCatalogue("SCHEDULE_SETUP", "a setup of schedules", "schedule-setup"),
 	[]PublicType{
+		{Name: "API_KEY_CREATED", When: "an API key is made", Data: configChanged{}, From: []string{"api-key.created.v1"}},
+		{Name: "API_KEY_UPDATED", When: "an API key is changed", Data: configChanged{}, From: []string{"api-key.updated.v1"}},
+		{Name: "API_KEY_DELETED", When: "an API key is revoked", Data: configChanged{}, From: []string{"api-key.revoked.v1"}},
 		{Name: "WEBHOOK_CREATED", When: "a webhook is registered", Data: webhookChanged{}, From: []string{"webhook.created.v1"}},
 		{Name: "WEBHOOK_UPDATED", When: "a webhook's settings, keys or state change", Data: webhookChanged{},
 			From: []string{"webhook.updated.v1", "webhook.key-rotated.v1", "webhook.state-changed.v1"}},

@@ -195,7 +195,7 @@ func (l *Ledger) configureInspected(ctx context.Context, r Request, cmd ConfigCo
 }
 
 func (l *Ledger) configure(ctx context.Context, r Request, before *Config, cmd ConfigCommand) (ConfigResult, error) {
-	seen, repeated, err := before.commands.find(r.Meta)
+	seen, repeated, err := l.recall(ctx, before.commands, r.Meta)
 	if repeated || err != nil {
 		if err != nil {
 			return ConfigResult{}, err
@@ -213,28 +213,19 @@ func (l *Ledger) configure(ctx context.Context, r Request, before *Config, cmd C
 	}
 	now := l.now().UTC().Truncate(time.Microsecond)
 	events, err := cmd.decide(before, now)
+	if err == nil && len(events) == 0 {
+		err = l.rememberUnchanged(ctx, r, ConfigStream, eventstore.KeyID{}, before.Revision)
+	}
 	if err != nil || len(events) == 0 {
 		return ConfigResult{Config: before}, err
 	}
-	write := eventstore.Write{Stream: ConfigStream, Expected: before.Revision}
-	entries := make([]Entry, len(events))
-	for i, e := range events {
-		entries[i] = Entry{ID: NewID(), Type: e.eventType(), Stream: ConfigStream, Revision: before.Revision + 1 + eventstore.Revision(i),
-			Position: before.Position, Time: now, Meta: r.Meta, Event: e}
-		encoded, err := l.codec.encode(entries[i], eventstore.KeyID{})
-		if err != nil {
-			return ConfigResult{}, err
-		}
-		write.Events = append(write.Events, encoded)
+	forgotten, err := l.rememberForgotten(before.commands, r.Meta, ConfigStream, eventstore.KeyID{})
+	if err != nil {
+		return ConfigResult{}, err
 	}
-	if !r.DryRun {
-		receipt, err := l.log.Append(ctx, eventstore.Commit{Writes: []eventstore.Write{write}})
-		if err != nil {
-			return ConfigResult{}, err
-		}
-		for i := range entries {
-			entries[i].Position, entries[i].Time = receipt.First+eventstore.Position(i), receipt.Time
-		}
+	entries, err := l.appendClear(ctx, r, ConfigStream, before.Revision, before.Position, now, events, forgotten...)
+	if err != nil {
+		return ConfigResult{}, err
 	}
 	after := before.clone()
 	for _, x := range entries {

@@ -16,7 +16,7 @@ import (
 
 // Actor is who caused an event: the authenticated caller.
 type Actor struct {
-	Kind   string `json:"kind"` // api-key, bearer, system, import
+	Kind   string `json:"kind"` // api-key, oauth2, system, import
 	ID     string `json:"id"`
 	Client string `json:"client,omitzero"` // the application that acted for the caller
 }

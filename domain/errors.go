@@ -52,6 +52,7 @@ const (
 	CodeConsentNotAccepted      Code = "consent-not-accepted"
 	CodeWebhookNotFound         Code = "webhook-not-found"
 	CodeTooManyKeys             Code = "too-many-keys"
+	CodeAPIKeyNotFound          Code = "api-key-not-found"
 )
 
 // Codes lists every code a *Error may carry, for tables that must be complete.
@@ -64,6 +65,7 @@ var Codes = []Code{
 	CodeGroupNotFound, CodeGroupTypeNotFound, CodeAdminRequired,
 	CodeScheduleNotFound, CodeScheduleEnded, CodeScheduleSetupNotFound, CodeScheduleSetupOrder, CodeDeletionNotFound,
 	CodeFieldNotFound, CodeFieldInConflict, CodeConsentNotFound, CodeConsentNotAccepted,
+	CodeAPIKeyNotFound,
 }
 
 // Error is a refusal by rule: the caller's to mend. Anything else that fails

@@ -60,6 +60,10 @@ var decoders = map[string]decoder{
 	"webhook.key-rotated.v1":           decode[WebhookKeyRotated],
 	"webhook.state-changed.v1":         decode[WebhookStateChanged],
 	"webhook.deleted.v1":               decode[WebhookDeleted],
+	"command.remembered.v1":            decode[CommandRemembered],
+	"api-key.created.v1":               decode[APIKeyCreated],
+	"api-key.updated.v1":               decode[APIKeyUpdated],
+	"api-key.revoked.v1":               decode[APIKeyRevoked],
 }
 
 // upcasters bring an event written in an older version to the next one, JSON

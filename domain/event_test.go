@@ -82,6 +82,10 @@ var goldenEvents = []Event{
 	WebhookKeyRotated{WebhookKey{KeyID: "0190a1b2-0000-7000-8000-00000000000f", Type: KeyHMAC}, []string{"first"}, goldenTime},
 	WebhookStateChanged{WebhookEnabled, WebhookDisabled, "gone"},
 	WebhookDeleted{},
+	APIKeyCreated{"0190a1b2-0000-7000-8000-000000000012", APIKeySettings{"CRM import", []string{"accounts:read", "accounts:write"}, goldenTime}},
+	APIKeyUpdated{"0190a1b2-0000-7000-8000-000000000012", APIKeySettings{"CRM import", []string{"accounts:read"}, goldenTime}, []string{"scopes"}},
+	APIKeyRevoked{"0190a1b2-0000-7000-8000-000000000012"},
+	CommandRemembered{Stream: "account-0190a1b2-0000-7000-8000-000000000003", Revision: 4, Unchanged: true, KeyID: []byte{0, 255}, Request: []byte("sealed")},
 }
 
 // otherwise are events that go by another public name than the golden one of
@@ -108,7 +112,7 @@ var fullField = FieldDefinition{
 }
 
 // internal are events that nobody outside is told.
-var internal = []string{"account.identities-returned.v1", "login.unknown.v1", ErasureCompletedType}
+var internal = []string{"account.identities-returned.v1", "login.unknown.v1", "command.remembered.v1", ErasureCompletedType}
 
 var goldenTime = time.Date(2026, 12, 24, 18, 0, 0, 0, time.UTC)
 
@@ -226,6 +230,8 @@ func TestClassified(t *testing.T) {
 		"AccountCreated.ClearCustomFields", "AccountCreated.FieldClaims", "CustomFieldsUpdated.ClearValues", "CustomFieldsUpdated.FieldClaims",
 		"ConsentDecided.ConsentID", "ConsentDecided.Version", "ConsentDecided.Status", "ConsentDecided.Time",
 		"AccountErased.KeyID",
+		"APIKeyCreated.KeyID", "APIKeyCreated.Settings", "APIKeyUpdated.KeyID", "APIKeyUpdated.Settings", "APIKeyUpdated.Fields", "APIKeyRevoked.KeyID",
+		"CommandRemembered.Stream", "CommandRemembered.Revision", "CommandRemembered.Unchanged", "CommandRemembered.KeyID", "CommandRemembered.Request",
 		"GroupJoined.GroupID", "GroupJoined.GroupType", "GroupJoined.Path", "GroupJoined.Roles", "GroupLeft.GroupID",
 		"GroupRolesChanged.GroupID", "GroupRolesChanged.GroupType", "GroupRolesChanged.Path", "GroupRolesChanged.Roles",
 		"LoginRecorded.IdentityID", "LoginRecorded.Provider", "LoginRecorded.Method", "UnknownLogin.Provider", "UnknownLogin.Method",
@@ -349,6 +355,8 @@ func everyEntry() (all []Entry) {
 			stream = "account-s"
 		} else if strings.HasPrefix(e.eventType(), "webhook.") {
 			stream = "webhook-w"
+		} else if strings.HasPrefix(e.eventType(), "api-key.") {
+			stream = APIKeyStream
 		} else if e.eventType() == "login.unknown.v1" {
 			stream = LoginsStream
 		}

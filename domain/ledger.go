@@ -37,6 +37,9 @@ type Ledger struct {
 	// rules that no longer hold. Between processes that is not so.
 	configuring sync.RWMutex
 	config      atomic.Pointer[Config] // nil until it was asked for; changes under configuring, and is read without
+
+	keying  sync.Mutex              // held by a change of the API keys
+	apiKeys atomic.Pointer[APIKeys] // nil until they were asked for; changes under keying, and is read without
 }
 
 // LedgerConfig says what a Ledger works with.
@@ -205,11 +208,14 @@ func (l *Ledger) again(try func() (Result, error), subs ...string) (Result, erro
 func (l *Ledger) try(ctx context.Context, r Request, cmd Command, before []Account, decide func(Setting) ([][]Event, error)) (Result, error) {
 	// What an erased account was asked can no longer be told from another
 	// request under the same id: it is refused like any other.
-	if seen, repeated, err := before[0].commands.find(r.Meta); !before[0].Erased() && (repeated || err != nil) {
+	if a := before[0]; a.Exists() && !a.Erased() {
+		seen, repeated, err := l.recall(ctx, a.commands, r.Meta)
 		if err != nil {
 			return Result{}, err
 		}
-		return l.repeated(ctx, before, seen)
+		if repeated {
+			return l.repeated(ctx, before, seen)
+		}
 	}
 	if r.Expected != nil && *r.Expected != before[0].Revision {
 		// A precondition is of something that is there (RFC 9110, section 13.2.1).
@@ -235,10 +241,14 @@ func (l *Ledger) try(ctx context.Context, r Request, cmd Command, before []Accou
 		after[i], entries[i] = l.evolve(before[i], r.Meta, decided[i], setting.Now)
 		caused += len(entries[i])
 	}
-	if caused > 0 && !r.DryRun {
-		if err := l.append(ctx, cmd, before, after, entries); err != nil {
-			return Result{}, err
-		}
+	switch {
+	case caused > 0 && !r.DryRun:
+		err = l.append(ctx, cmd, before, after, entries)
+	case caused == 0 && !before[0].Erased():
+		err = l.rememberUnchanged(ctx, r, AccountStream(before[0].Sub), before[0].key, before[0].Revision)
+	}
+	if err != nil {
+		return Result{}, err
 	}
 	return Result{Account: after[0], Others: after[1:], Events: slices.Concat(entries...)}, nil
 }
@@ -278,6 +288,15 @@ func (l *Ledger) append(ctx context.Context, cmd Command, before, after []Accoun
 			return err
 		}
 		commit.Writes = append(commit.Writes, write)
+	}
+	for i := range entries { // after all events of the accounts, whose places are counted on
+		if len(entries[i]) > 0 && !before[i].Erased() {
+			more, err := l.rememberForgotten(before[i].commands, entries[i][0].Meta, AccountStream(before[i].Sub), before[i].key)
+			if err != nil {
+				return err
+			}
+			commit.Writes = append(commit.Writes, more...)
+		}
 	}
 	commit.Claim, commit.Release = claims(before, after, l.codec.Keys.Claim)
 	receipt, err := l.log.Append(ctx, commit)
@@ -399,9 +418,44 @@ func (l *Ledger) entries(ctx context.Context, stream string, from eventstore.Rev
 	}
 }
 
+// appendClear makes entries of events that hold nothing personal, which follow
+// a revision of a stream, and appends them unless r is a dry run. The position
+// is what they have then. What is to be remembered goes with them.
+func (l *Ledger) appendClear(ctx context.Context, r Request, stream string, at eventstore.Revision, position eventstore.Position, now time.Time, events []Event,
+	remembered ...eventstore.Write) ([]Entry, error) {
+	write := eventstore.Write{Stream: stream, Expected: at}
+	entries := make([]Entry, len(events))
+	for i, e := range events {
+		entries[i] = Entry{ID: NewID(), Type: e.eventType(), Stream: stream, Revision: at + 1 + eventstore.Revision(i),
+			Position: position, Time: now, Meta: r.Meta, Event: e}
+		encoded, err := l.codec.encode(entries[i], eventstore.KeyID{})
+		if err != nil {
+			return nil, err
+		}
+		write.Events = append(write.Events, encoded)
+	}
+	if r.DryRun {
+		return entries, nil
+	}
+	receipt, err := l.log.Append(ctx, eventstore.Commit{Writes: append([]eventstore.Write{write}, remembered...)})
+	if err != nil {
+		return nil, err
+	}
+	for i := range entries {
+		entries[i].Position, entries[i].Time = receipt.First+eventstore.Position(i), receipt.Time
+	}
+	return entries, nil
+}
+
 // repeated answers a command that was executed before with what it led to.
 func (l *Ledger) repeated(ctx context.Context, accounts []Account, seen command) (Result, error) {
 	r := Result{Repeated: true}
+	if seen.unchanged {
+		var err error
+		r.Account, err = l.AccountAt(ctx, accounts[0].Sub, seen.revision)
+		r.Others = accounts[1:]
+		return r, err
+	}
 	for i, a := range accounts {
 		then := NewAccount(a.Sub)
 		ended := false

@@ -189,6 +189,17 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	"webhook.key-rotated.v1":   webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.state-changed.v1": webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.deleted.v1":       webhookEvent("WEBHOOK_DELETED"),
+	"command.remembered.v1":    func(Entry) []publicEvent { return nil }, // bookkeeping: nothing happened
+	"api-key.created.v1": func(x Entry) []publicEvent {
+		return configEventOf("API_KEY", true, x.Event.(APIKeyCreated).KeyID, []string{"name", "scopes", "expiresTime"})
+	},
+	"api-key.updated.v1": func(x Entry) []publicEvent {
+		e := x.Event.(APIKeyUpdated)
+		return configEventOf("API_KEY", false, e.KeyID, e.Fields)
+	},
+	"api-key.revoked.v1": func(x Entry) []publicEvent {
+		return []publicEvent{{"API_KEY_DELETED", configChanged{x.Event.(APIKeyRevoked).KeyID, nil}}}
+	},
 }
 
 type publicEvent struct {

@@ -399,11 +399,21 @@ func (l *Ledger) Webhook(ctx context.Context, id string) (Webhook, error) {
 }
 
 // ExecuteWebhook asks cmd of the endpoint id. The position is that of the
-// last event it caused, 0 if it changed nothing.
+// last event it caused, 0 if it changed nothing. What was executed before is
+// not executed again; the endpoint is then as it is now.
 func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, eventstore.Position, error) {
 	for range tries {
-		w, entries, err := l.decideWebhook(ctx, r, id, cmd)
-		if err != nil || len(entries) == 0 {
+		w, entries, repeated, err := l.decideWebhook(ctx, r, id, cmd)
+		if err != nil || repeated {
+			return w, 0, err
+		}
+		// Webhooks are changed too seldom for their fold to remember commands:
+		// each is remembered apart.
+		if len(entries) == 0 {
+			err := l.rememberUnchanged(ctx, r, WebhookStream(id), eventstore.KeyID{}, w.Revision)
+			if _, conflict := errors.AsType[*eventstore.ConflictError](err); conflict {
+				continue
+			}
 			return w, 0, err
 		}
 		write := eventstore.Write{Stream: WebhookStream(id), Expected: w.Revision}
@@ -414,7 +424,16 @@ func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd W
 			}
 			write.Events = append(write.Events, encoded)
 		}
-		receipt, err := l.log.Append(ctx, eventstore.Commit{Writes: []eventstore.Write{write}})
+		commit := eventstore.Commit{Writes: []eventstore.Write{write}}
+		if m := r.Meta; m.CommandID != "" {
+			last := entries[len(entries)-1].Revision
+			remembered, err := l.remember(m, write.Stream, eventstore.KeyID{}, command{id: m.CommandID, requestHash: m.requestHash, revision: last}, eventstore.NoStream)
+			if err != nil {
+				return w, 0, err
+			}
+			commit.Writes = append(commit.Writes, remembered)
+		}
+		receipt, err := l.log.Append(ctx, commit)
 		if _, conflict := errors.AsType[*eventstore.ConflictError](err); conflict {
 			continue
 		}
@@ -425,7 +444,7 @@ func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd W
 			x.Time = receipt.Time
 			w = w.Evolve(x)
 		}
-		return w, receipt.Last, nil
+		return w, receipt.First + eventstore.Position(len(entries)-1), nil
 	}
 	return Webhook{}, 0, refuse(CodeConcurrentChange, "Others change this webhook all the time; try again.")
 }
@@ -433,31 +452,33 @@ func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd W
 // TryWebhook decides like ExecuteWebhook and appends nothing. It returns the
 // endpoint as it would be and the events there would be.
 func (l *Ledger) TryWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, []Entry, error) {
-	w, entries, err := l.decideWebhook(ctx, r, id, cmd)
+	w, entries, _, err := l.decideWebhook(ctx, r, id, cmd)
 	for _, x := range entries {
 		w = w.Evolve(x)
 	}
 	return w, entries, err
 }
 
-// decideWebhook returns the endpoint as it is, and what cmd would cause in it.
-func (l *Ledger) decideWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, []Entry, error) {
-	w, err := l.Webhook(ctx, id)
-	if err != nil {
-		return w, nil, err
+// decideWebhook returns the endpoint as it is, and what cmd would cause in it:
+// nothing if it was executed before.
+func (l *Ledger) decideWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (w Webhook, entries []Entry, repeated bool, err error) {
+	if w, err = l.Webhook(ctx, id); err != nil {
+		return w, nil, false, err
+	}
+	if _, repeated, err = l.recall(ctx, nil, r.Meta); repeated || err != nil {
+		return w, nil, repeated, err
 	}
 	if r.Expected != nil && *r.Expected != w.Revision {
-		return w, nil, refuse(CodeStaleRevision, "The webhook is at revision %d, not %d.", w.Revision, *r.Expected)
+		return w, nil, false, refuse(CodeStaleRevision, "The webhook is at revision %d, not %d.", w.Revision, *r.Expected)
 	}
 	events, err := cmd.decide(w)
 	if err != nil {
-		return w, nil, err
+		return w, nil, false, err
 	}
 	now := l.now().UTC().Truncate(time.Microsecond)
-	var entries []Entry
 	for i, e := range events {
 		entries = append(entries, Entry{ID: NewID(), Type: e.eventType(), Stream: WebhookStream(id),
 			Revision: w.Revision + 1 + eventstore.Revision(i), Time: now, Meta: r.Meta, Event: e})
 	}
-	return w, entries, nil
+	return w, entries, false, nil
 }
