@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -8,9 +9,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -23,48 +22,39 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// scope is a right that a credential has and a route needs.
-type scope string
-
-// The scopes.
-const (
-	scopeAccountsRead  scope = "accounts:read"  // get and look up accounts
-	scopeAccountsWrite scope = "accounts:write" // create and change accounts
-	scopeAccountsAdmin scope = "accounts:admin" // besides, write read-only custom fields and see and write internal ones
-	scopeAuditRead     scope = "audit:read"     // histories, positions of projections
-	scopeEventsRead    scope = "events:read"    // the feed
-	scopeWebhooksRead  scope = "webhooks:read"
-	scopeWebhooksWrite scope = "webhooks:write"
-	scopeLoginsWrite   scope = "logins:write" // ask whether somebody may log in, and record it
-	scopeConfigRead    scope = "config:read"
-	scopeConfigWrite   scope = "config:write" // change the configuration, rebuild projections
-	scopeAdmin         scope = "ledger:admin" // everything, also what later versions add
-)
-
-// scopes is the list of all scopes.
-var scopes = []scope{scopeAccountsRead, scopeAccountsWrite, scopeAccountsAdmin, scopeAuditRead, scopeEventsRead,
-	scopeWebhooksRead, scopeWebhooksWrite, scopeLoginsWrite, scopeConfigRead, scopeConfigWrite, scopeAdmin}
-
-// credential is what is kept of an API key, in the key store under
-// "credential/<id>". The key itself is kept nowhere.
-type credential struct {
-	Hash        []byte    `json:"hash"` // SHA-256 of the secret, which is random and long: no need for a slow hash
-	Scopes      []scope   `json:"scopes"`
-	CreatedTime time.Time `json:"createdTime"`
+// caller is who was let in, and what they may do.
+type caller struct {
+	actor  domain.Actor
+	scopes []scope
 }
 
-func (c credential) allows(need scope) bool {
-	return slices.Contains(c.Scopes, need) || slices.Contains(c.Scopes, scopeAdmin)
+func (c caller) allows(need scope) bool {
+	return slices.Contains(c.scopes, need) || slices.Contains(c.scopes, scopeAdmin)
+}
+
+// credential is what the key store has of an API key, under "credential/<id>".
+// The key itself is kept nowhere.
+type credential struct {
+	Hash        []byte    `json:"hash"`            // SHA-256 of the secret, which is random and long: no need for a slow hash
+	Scopes      []scope   `json:"scopes,omitzero"` // of the admin key; those of others are in the log
+	CreatedTime time.Time `json:"createdTime"`
 }
 
 // An API key is alk_<id>_<secret>: the id names the caller in the log, the
 // secret is 32 random bytes in base64url.
-const (
-	keyPrefix  = "alk_"
-	adminKeyID = "admin"
-)
+const keyPrefix = "alk_"
 
-func credentialName(id string) string { return "credential/" + id }
+func formatKey(id, secret string) string { return keyPrefix + id + "_" + secret }
+
+func newKeySecret() string {
+	var random [32]byte
+	rand.Read(random[:])
+	return base64.RawURLEncoding.EncodeToString(random[:])
+}
+
+// Names in the key store.
+func credentialName(id string) string    { return "credential/" + id }
+func credentialUseName(id string) string { return "credential-used/" + id }
 
 // parseKey cuts an API key into its id and its secret.
 func parseKey(key string) (id, secret string, ok bool) {
@@ -73,19 +63,29 @@ func parseKey(key string) (id, secret string, ok bool) {
 		return "", "", false
 	}
 	id, secret, ok = strings.Cut(rest, "_")
-	ok = ok && id != "" && len(id) <= 32 && len(secret) == 43 &&
+	ok = ok && id != "" && len(id) <= 36 && len(secret) == 43 &&
 		strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 	return id, secret, ok
 }
 
-// credentialTTL is how long a credential is remembered, and thus how long a
-// key that another process revoked may still be accepted.
+// credentialTTL is how long a credential, and what the log says of it, is
+// remembered: thus how long a key that another process revoked, or changed,
+// may still be accepted as it was. In this process a change takes effect at
+// once.
 const credentialTTL = 30 * time.Second
+
+// useEvery is how often at most it is written down that a key was used.
+const useEvery = time.Hour
 
 // authenticator knows the callers.
 type authenticator struct {
-	keys *seal.Keys
-	now  func() time.Time
+	keys   *seal.Keys
+	ledger *domain.Ledger
+	tokens *tokens // nil: none are accepted
+	now    func() time.Time
+	logger *slog.Logger
+
+	loaded atomic.Int64 // when the API keys were read from the log, Unix nanoseconds
 
 	mu    sync.RWMutex
 	known map[string]knownCredential // by id; no more than there are in the key store
@@ -94,144 +94,188 @@ type authenticator struct {
 type knownCredential struct {
 	credential
 	until time.Time
+	used  *atomic.Int64 // as it is written down, Unix seconds; 0: never
 }
 
 // Why access was refused, as it is logged and counted.
 const (
-	refusedNoKey   = "no-key"   // no Authorization header of the form Bearer alk_...
-	refusedUnknown = "unknown"  // no such credential
+	refusedNoKey   = "no-key"   // no Authorization header of the form Bearer alk_..., or with a token
+	refusedUnknown = "unknown"  // no such credential, or no more
 	refusedSecret  = "secret"   // a credential's id with another secret
+	refusedExpired = "expired"  // an API key or a token after its end
+	refusedToken   = "token"    // a token that is not the issuer's, for us, or valid yet
 	refusedScope   = "no-scope" // a valid key without the scope
 )
 
 // authenticate returns who sends authorization, or the reason why nobody is
 // believed to.
-func (a *authenticator) authenticate(ctx context.Context, authorization string) (id string, _ credential, refused string, _ error) {
+func (a *authenticator) authenticate(ctx context.Context, authorization string) (_ caller, refused string, _ error) {
 	scheme, key, _ := strings.Cut(authorization, " ")
 	id, secret, ok := parseKey(key)
-	if !ok || !strings.EqualFold(scheme, "Bearer") {
-		return "", credential{}, refusedNoKey, nil
+	bearer := strings.EqualFold(scheme, "Bearer")
+	if bearer && a.tokens != nil && strings.Count(key, ".") == 2 {
+		return a.tokens.caller(ctx, key)
+	}
+	if !ok || !bearer {
+		return caller{}, refusedNoKey, nil
 	}
 	c, err := a.credential(ctx, id)
 	if errors.Is(err, seal.ErrNoSecret) {
-		return "", c, refusedUnknown, nil
+		return caller{}, refusedUnknown, nil
 	}
 	if err != nil {
-		return "", c, "", err
+		return caller{}, "", err
 	}
 	hash := sha256.Sum256([]byte(secret))
 	if subtle.ConstantTimeCompare(hash[:], c.Hash) != 1 {
-		return "", c, refusedSecret, nil
+		return caller{}, refusedSecret, nil
 	}
-	return id, c, "", nil
+	who := caller{domain.Actor{Kind: "api-key", ID: id}, c.Scopes}
+	if len(c.Scopes) == 0 {
+		keys, err := a.apiKeys(ctx)
+		if err != nil {
+			return caller{}, "", err
+		}
+		key, ok := keys.Get(id)
+		switch {
+		case !ok:
+			return caller{}, refusedUnknown, nil
+		case key.Expired(a.now()):
+			return caller{}, refusedExpired, nil
+		}
+		for _, s := range key.Scopes {
+			who.scopes = append(who.scopes, scope(s))
+		}
+	}
+	a.use(ctx, id, c.used)
+	return who, "", nil
 }
 
-func (a *authenticator) credential(ctx context.Context, id string) (credential, error) {
+// apiKeys are the keys as the log has them, or had them less than
+// credentialTTL ago.
+func (a *authenticator) apiKeys(ctx context.Context) (*domain.APIKeys, error) {
+	now := a.now().UnixNano()
+	if loaded := a.loaded.Load(); now-loaded < int64(credentialTTL) || !a.loaded.CompareAndSwap(loaded, now) {
+		return a.ledger.APIKeys(ctx)
+	}
+	return a.ledger.LoadAPIKeys(ctx)
+}
+
+func (a *authenticator) credential(ctx context.Context, id string) (knownCredential, error) {
 	a.mu.RLock()
 	known, ok := a.known[id]
 	a.mu.RUnlock()
 	now := a.now()
 	if ok && now.Before(known.until) {
-		return known.credential, nil
+		return known, nil
 	}
-	var c credential
+	known = knownCredential{until: now.Add(credentialTTL), used: new(atomic.Int64)}
 	data, err := a.keys.Secret(ctx, credentialName(id))
 	if err == nil {
-		err = json.Unmarshal(data, &c)
+		err = json.Unmarshal(data, &known.credential)
+	}
+	if err == nil {
+		var used time.Time
+		used, err = a.lastUsed(ctx, id)
+		known.used.Store(max(0, used.Unix()))
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {
 		delete(a.known, id)
-		return c, fmt.Errorf("httpapi: credential: %w", err)
+		return known, fmt.Errorf("httpapi: credential: %w", err)
 	}
-	a.known[id] = knownCredential{c, now.Add(credentialTTL)}
-	return c, nil
+	a.known[id] = known
+	return known, nil
 }
 
-// Bootstrap makes the admin key when the ledger has none yet and writes it to
-// path, readable by its owner only. Where there is one it does nothing, also
-// when the file is gone: a lost key is replaced on purpose, by NewAdminKey.
-func Bootstrap(ctx context.Context, keys *seal.Keys, path string) error {
-	_, err := keys.Secret(ctx, credentialName(adminKeyID))
-	if errors.Is(err, seal.ErrNoSecret) {
-		return NewAdminKey(ctx, keys, path)
-	}
-	if err != nil {
-		return fmt.Errorf("httpapi: look for the admin key: %w", err)
-	}
-	return nil
-}
-
-// NewAdminKey makes a new admin key, with every scope, and writes it to path.
-// The one before is no longer valid.
-func NewAdminKey(ctx context.Context, keys *seal.Keys, path string) error {
-	var random [32]byte
-	rand.Read(random[:])
-	secret := base64.RawURLEncoding.EncodeToString(random[:])
-	// The file first: a key that is stored and was never written is lost,
-	// one that was written and is not stored is replaced at the next start.
-	if err := writePrivate(path, []byte(keyPrefix+adminKeyID+"_"+secret+"\n")); err != nil {
-		return fmt.Errorf("httpapi: write the admin key: %w", err)
-	}
+// keep stores the hash of a new key's secret.
+func (a *authenticator) keep(ctx context.Context, id, secret string, scopes ...scope) error {
 	hash := sha256.Sum256([]byte(secret))
-	data, err := json.Marshal(credential{Hash: hash[:], Scopes: []scope{scopeAdmin}, CreatedTime: time.Now().UTC()})
+	data, err := json.Marshal(credential{Hash: hash[:], Scopes: scopes, CreatedTime: a.now().UTC()})
 	if err != nil {
 		return err
 	}
-	if err := keys.PutSecret(ctx, credentialName(adminKeyID), data); err != nil {
-		return fmt.Errorf("httpapi: store the admin key: %w", err)
+	if err := a.keys.PutSecret(ctx, credentialName(id), data); err != nil {
+		return fmt.Errorf("httpapi: keep an API key: %w", err)
 	}
 	return nil
 }
 
-// writePrivate puts data at path, whole or not at all, with mode 0600.
-func writePrivate(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // 0600
+// forget removes what the key store has of a key that is no longer valid.
+func (a *authenticator) forget(ctx context.Context, id string) error {
+	a.mu.Lock()
+	delete(a.known, id)
+	a.mu.Unlock()
+	return errors.Join(a.keys.DeleteSecret(ctx, credentialName(id)), a.keys.DeleteSecret(ctx, credentialUseName(id)))
+}
+
+// use notes that a key is used, in the key store and not in the log: it says
+// nothing about accounts, and would be the most frequent event of all. One
+// request an hour pays for it.
+func (a *authenticator) use(ctx context.Context, id string, used *atomic.Int64) {
+	now := a.now()
+	before := used.Load()
+	if now.Sub(time.Unix(before, 0)) < useEvery || !used.CompareAndSwap(before, now.Unix()) {
+		return
+	}
+	if err := a.keys.PutSecret(ctx, credentialUseName(id), []byte(now.UTC().Format(time.RFC3339))); err != nil {
+		a.logger.WarnContext(ctx, "the use of an API key was not noted", "actor", id, "err", err)
+	}
+}
+
+// lastUsed is when a key was used last, as it is written down; zero: never.
+func (a *authenticator) lastUsed(ctx context.Context, id string) (time.Time, error) {
+	text, err := a.keys.Secret(ctx, credentialUseName(id))
+	if errors.Is(err, seal.ErrNoSecret) {
+		return time.Time{}, nil
+	}
 	if err != nil {
-		return err
+		return time.Time{}, err
 	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return err
-	}
-	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
-		return &fs.PathError{Op: "write", Path: path, Err: errors.New("not a regular file")}
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close()) // or a crash takes the name back
+	return time.Parse(time.RFC3339, string(text))
 }
 
 // newRefusals counts refused access by reason. The map is never changed.
 func newRefusals() map[string]*atomic.Int64 {
 	counts := map[string]*atomic.Int64{}
-	for _, reason := range []string{refusedNoKey, refusedUnknown, refusedSecret, refusedScope} {
+	for _, reason := range []string{refusedNoKey, refusedUnknown, refusedSecret, refusedExpired, refusedToken, refusedScope} {
 		counts[reason] = new(atomic.Int64)
 	}
 	return counts
 }
 
-// admit lets a caller with the scope in and notes in c who it is.
+// admit lets a caller with the scope in, so many times, and notes in c who it
+// is.
 func (s *server) admit(ctx context.Context, c *call, need scope, authorization string) error {
-	id, credential, refused, err := s.auth.authenticate(ctx, authorization)
+	err := s.recognize(ctx, c, need, authorization)
+	if c.actor.ID == "" {
+		return err
+	}
+	return cmp.Or(s.byCaller.take(c.w.Header(), c.actor.String()), err)
+}
+
+// recognize is admit for who has been let in already: it counts nothing.
+func (s *server) recognize(ctx context.Context, c *call, need scope, authorization string) error {
+	who, refused, err := s.auth.authenticate(ctx, authorization)
 	if err != nil {
 		return err
 	}
 	if refused != "" {
 		s.refuse(ctx, c, refused)
-		return newProblem(codeUnauthorized, "A valid API key is required.").with("WWW-Authenticate", `Bearer realm="accountledger"`)
+		// Whoever guesses at keys is slowed down; whoever has one is not.
+		if err := s.byAddress.take(c.w.Header(), s.address(c.r)); err != nil {
+			return err
+		}
+		challenge := `Bearer realm="accountledger"`
+		if refused != refusedNoKey {
+			challenge += `, error="invalid_token"` // RFC 6750
+		}
+		return newProblem(codeUnauthorized, "A valid API key or token is required.").with("WWW-Authenticate", challenge)
 	}
-	c.actor = domain.Actor{Kind: "api-key", ID: id}
-	c.admin, c.sees = credential.allows(scopeAccountsAdmin), credential.allows(scopeAccountsRead)
-	if !credential.allows(need) {
+	c.caller = who
+	c.admin, c.sees = who.allows(scopeAccountsAdmin), who.allows(scopeAccountsRead)
+	if !who.allows(need) {
 		s.refuse(ctx, c, refusedScope)
 		return newProblem(codeForbidden, "The scope %s is required.", need).
 			with("WWW-Authenticate", fmt.Sprintf(`Bearer realm="accountledger", error="insufficient_scope", scope="%s"`, need))

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"mime"
 	"reflect"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -60,6 +62,9 @@ func decode[B any](data []byte, into *B) error {
 	}
 	if deeperThan(data, maxDepth) {
 		return newProblem(codeMalformedJSON, "The body is nested deeper than %d levels.", maxDepth)
+	}
+	if hugeNumber(data) {
+		return newProblem(codeMalformedJSON, "The body has a number that is beyond those of 64 bits.")
 	}
 	var faults []domain.Fault
 	for {
@@ -119,6 +124,9 @@ func shapeFault(e *json.SemanticError, unknown bool) string {
 	}
 	if e.GoType == nil {
 		return "a value of the wrong type"
+	}
+	if e.GoType == reflect.TypeFor[time.Time]() {
+		return "must be a time as RFC 3339 has it"
 	}
 	switch t := e.GoType; t.Kind() {
 	case reflect.String:
@@ -187,6 +195,33 @@ func index(token string, length int) (int, error) {
 		return 0, errNoPlace
 	}
 	return i, nil
+}
+
+// hugeNumber reports whether JSON has a number that RFC 7493 leaves out: one
+// that most readers downstream would take for infinity.
+func hugeNumber(data []byte) bool {
+	quoted := false
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c >= '0' && c <= '9':
+			start := i
+			for i < len(data) && strings.IndexByte("0123456789.eE+-", data[i]) >= 0 {
+				i++
+			}
+			if number := data[start:i]; len(number) > 4 { // shorter ones are not
+				if _, err := strconv.ParseFloat(string(number), 64); errors.Is(err, strconv.ErrRange) {
+					return true
+				}
+			}
+			i--
+		}
+	}
+	return false
 }
 
 // deeperThan reports whether JSON is nested deeper than most levels, before

@@ -337,6 +337,24 @@ var docTables = map[string]func() string{
 		}
 		return b.String()
 	},
+	"scopes": func() string {
+		var b strings.Builder
+		b.WriteString("| scope | allows |\n|---|---|\n")
+		for _, row := range scopeTable {
+			fmt.Fprintf(&b, "| `%s` | %s |\n", row.scope, row.allows)
+		}
+		return b.String()
+	},
+	"http refusals": func() string {
+		var b strings.Builder
+		b.WriteString("| code | status | when | what to do |\n|---|---|---|---|\n")
+		for _, code := range slices.Sorted(maps.Keys(problemKinds)) {
+			if kind := problemKinds[code]; !slices.Contains(domain.Codes, code) {
+				fmt.Fprintf(&b, "| `%s` | %d | %s | %s |\n", code, kind.status, kind.meaning, kind.remedy)
+			}
+		}
+		return b.String()
+	},
 	"refusals": func() string {
 		var b strings.Builder
 		b.WriteString("| code | status | when |\n|---|---|---|\n")

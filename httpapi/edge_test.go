@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -214,7 +213,12 @@ func TestPages(t *testing.T) {
 func TestAccess(t *testing.T) {
 	t.Parallel()
 	l := start(t)
-	all := slices.DeleteFunc(slices.Clone(scopes), func(s scope) bool { return s == scopeAdmin })
+	var all []scope
+	for _, row := range scopeTable {
+		if row.scope != scopeAdmin {
+			all = append(all, row.scope)
+		}
+	}
 	without := map[string]string{}
 	for i, s := range all {
 		others := append(append([]scope{}, all[:i]...), all[i+1:]...)
@@ -410,5 +414,49 @@ func TestConformance(t *testing.T) {
 	res.StatusCode = 299
 	if err := judge.check(request, nil, res, good.body); err == nil {
 		t.Error("a status that is not in the document passes")
+	}
+}
+
+// TestNumbers holds which numbers a body may have: those that every reader of
+// what the ledger tells can read.
+func TestNumbers(t *testing.T) {
+	t.Parallel()
+	l := start(t)
+	path := "/v1/accounts/" + l.create(t, "ada@example.com") + "/custom-fields"
+	for number, ok := range map[string]bool{
+		"0": true, "-1": true, "1e308": true, "1E-400": true, "123456789012345678901234567890": true, "0.1e-5": true,
+		"1e309": false, "-1e999": false, "1E+99999": false, strings.Repeat("9", 400): false, "01": false, "1e": false, "0x10": false, "NaN": false, "+1": false,
+	} {
+		body := `{"n":` + number + `,"text":"1e999 and \"1e999"}`
+		if r := l.send(t, "PATCH", path, body); (r.status == 200) != ok || !ok && r.status != 400 {
+			t.Errorf("%s: %d %s", number, r.status, r.body)
+		}
+	}
+	for _, body := range []string{`{"kind":"deletion","dueTime":"2100-01-01T00:00:00Z","reminderNo":1e3}`, `{"kind":"deletion","dueTime":"2100-01-01T00:00:00Z","reminderNo":1.5}`,
+		`{"kind":"deletion","dueTime":"2100-01-01T00:00:00Z","reminderNo":99999999999999999999}`, `{"kind":"deletion","dueTime":"soon"}`} {
+		l.refused(t, domain.CodeInvalidRequest, "POST", strings.TrimSuffix(path, "/custom-fields")+"/schedules", body)
+	}
+}
+
+// TestProblemsForMachines reads the catalogue of problems as a program does.
+func TestProblemsForMachines(t *testing.T) {
+	t.Parallel()
+	l := start(t)
+	r := l.want(t, 200, "GET", "/problems", "", "Accept: application/json", "Authorization: ")
+	var list problemEntries
+	check(t, json.Unmarshal(r.body, &list))
+	if len(list.Problems) != len(problemKinds) || r.header.Get("Content-Type") != "application/json" {
+		t.Errorf("%d problems of %d: %v", len(list.Problems), len(problemKinds), r.header)
+	}
+	for _, p := range list.Problems {
+		one := l.want(t, 200, "GET", p.Type, "", "Accept: application/problem+json, application/json")
+		var again problemEntry
+		check(t, json.Unmarshal(one.body, &again))
+		if again != p {
+			t.Errorf("%s alone: %+v, in the list: %+v", p.Type, again, p)
+		}
+	}
+	if r := l.want(t, 200, "GET", "/problems/not-found", "", "Accept: text/html,application/xhtml+xml,application/json;q=0.9"); !strings.Contains(r.header.Get("Content-Type"), "html") {
+		t.Errorf("a browser is answered %v", r.header)
 	}
 }

@@ -15,7 +15,11 @@ import (
 	"accountledger/domain"
 )
 
-const securityScheme = "apiKey"
+// The ways to be let in.
+const (
+	securityScheme = "apiKey"
+	tokenScheme    = "oauth2"
+)
 
 // document begins the OpenAPI document; the routes fill it.
 func (s *server) document() *huma.OpenAPI {
@@ -46,20 +50,24 @@ func (s *server) document() *huma.OpenAPI {
 			{Name: "imports", Description: "Accounts of another system."},
 			{Name: "reconciliation", Description: "Does a target system have what the ledger has."},
 			{Name: "schedule-setups", Description: "What is planned for new accounts."},
+			{Name: "api-keys", Description: "Who may ask what of this API."},
 			{Name: "projections", Description: "The read models."},
 		},
 		Components: &huma.Components{
 			Schemas: schemas,
 			SecuritySchemes: map[string]*huma.SecurityScheme{securityScheme: {
 				Type: "http", Scheme: "bearer", BearerFormat: "alk_<id>_<secret>",
-				Description: "An API key. The first one, with every right, is in the file admin.key of the data directory.",
+				Description: "An API key. The first one, with every right, is in the file admin.key of the data directory. What a key may do is said by its scopes; each operation names the one it needs:\n\n" + scopeText(),
+			}, tokenScheme: {
+				Type: "http", Scheme: "bearer", BearerFormat: "JWT",
+				Description: "A token of the issuer that this ledger is configured with, for its audience, with scopes as for API keys.",
 			}},
 		},
 	}
 }
 
 // always are the refusals any route may answer with.
-var always = []domain.Code{codeUnauthorized, codeForbidden, codeInvalidParameter, codeUnavailable, codeInternal}
+var always = []domain.Code{codeUnauthorized, codeForbidden, codeTooManyRequests, codeInvalidParameter, codeUnavailable, codeInternal}
 
 // withBody are those of routes that read a body.
 var withBody = []domain.Code{codeMalformedJSON, codeBodyTooLarge, codeUnsupportedMediaType, codeTimeout}
@@ -91,7 +99,7 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 		switch rt.scope {
 		case scopeWebhooksWrite:
 			tried = schema(triedWebhook{})
-		case scopeConfigWrite:
+		case scopeConfigWrite, scopeKeysWrite:
 			tried = schema(triedConfig{})
 		}
 		if rt.status == http.StatusOK {
@@ -128,7 +136,7 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 
 // command reports whether the route changes something under Command.
 func (rt route) command() bool {
-	return !rt.job && (rt.scope == scopeAccountsWrite || rt.scope == scopeWebhooksWrite || rt.scope == scopeConfigWrite && rt.name != "rebuildProjection")
+	return !rt.job && (rt.scope == scopeAccountsWrite || rt.scope == scopeWebhooksWrite || rt.scope == scopeKeysWrite || rt.scope == scopeConfigWrite && rt.name != "rebuildProjection")
 }
 
 func answerHeaders(rt route) map[string]*huma.Param {

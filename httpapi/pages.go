@@ -7,6 +7,9 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
 
 	"accountledger/domain"
 )
@@ -29,16 +32,41 @@ func (s *server) pages() map[string]http.Handler {
 		"/docs":           staticFile("text/html; charset=utf-8", "docs.html"),
 		"/docs/docs.js":   staticFile("text/javascript; charset=utf-8", "docs.js"),
 		"/docs/style.css": staticFile("text/css; charset=utf-8", "style.css"),
-		"/problems":       http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { problemPage(w, problems, problemList()) }),
+		"/problems": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if wantsJSON(r) {
+				problemJSON(w, problemEntries{problemList()})
+				return
+			}
+			problemPage(w, problems, problemList())
+		}),
 		"/problems/:code": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			code := domain.Code(path.Base(r.URL.Path))
 			if _, ok := problemKinds[code]; !ok {
 				writeProblem(w, newProblem(codeNotFound, "There is no problem of this name.").of(callOf(r.Context())))
 				return
 			}
+			if wantsJSON(r) {
+				problemJSON(w, entryOf(code))
+				return
+			}
 			problemPage(w, problems, []problemEntry{entryOf(code)})
 		}),
 	}
+}
+
+// keyless answers who needs no key, so many times an address. Whoever watches
+// over the server is not held up.
+func (s *server) keyless(path string, next http.Handler) http.Handler {
+	if path == "/healthz" || path == "/readyz" {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := s.byAddress.take(w.Header(), s.address(r)); err != nil {
+			writeProblem(w, s.problem(r.Context(), callOf(r.Context()), err))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // contentPolicy lets a page load what this server serves and nothing else.
@@ -63,14 +91,35 @@ func staticFile(contentType, name string) http.Handler {
 
 // problemEntry is a problem as its page explains it.
 type problemEntry struct {
-	Code                   domain.Code
-	Status                 int
-	Title, Meaning, Remedy string
+	Type    string      `json:"type"`
+	Code    domain.Code `json:"code"`
+	Status  int         `json:"status"`
+	Title   string      `json:"title"`
+	Meaning string      `json:"meaning"`
+	Remedy  string      `json:"remedy"`
+}
+
+// problemEntries is the catalogue of all problems.
+type problemEntries struct {
+	Problems []problemEntry `json:"problems"`
 }
 
 func entryOf(code domain.Code) problemEntry {
 	k := problemKinds[code]
-	return problemEntry{code, k.status, k.title, k.meaning, k.remedy}
+	return problemEntry{problemAddress(code), code, k.status, k.title, k.meaning, k.remedy}
+}
+
+// wantsJSON reports whether the pages that explain problems are read by a
+// program: browsers ask for HTML.
+func wantsJSON(r *http.Request) bool {
+	accept := r.Header.Get("Accept")
+	return strings.Contains(accept, "json") && !strings.Contains(accept, "text/html")
+}
+
+func problemJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-cache")
+	json.MarshalWrite(w, v) // an error is the reader's connection's
 }
 
 func problemList() []problemEntry {

@@ -38,6 +38,7 @@ const (
 	codeNotReady             domain.Code = "not-ready"
 	codeUnavailable          domain.Code = "unavailable"
 	codeInternal             domain.Code = "internal"
+	codeTooManyRequests      domain.Code = "too-many-requests"
 )
 
 // problemKind is what a code means over HTTP, and what to do about it.
@@ -151,13 +152,19 @@ var problemKinds = map[domain.Code]problemKind{
 	domain.CodeTooManyKeys: {http.StatusConflict, "Too many keys",
 		"So many keys of the webhook sign on after they were replaced that there is no room for another one.",
 		"Wait until the next one ends, at the time in the detail."},
+	domain.CodeAPIKeyNotFound: {http.StatusNotFound, "API key not found",
+		"There is no API key with this id, or it was revoked.",
+		"List the API keys and use an id of one of them."},
 
 	codeUnauthorized: {http.StatusUnauthorized, "Unauthorized",
-		"The request carries no valid API key.",
-		"Send Authorization: Bearer alk_..., with a key that was not revoked."},
+		"The request carries no valid API key and no valid token of the configured issuer.",
+		"Send Authorization: Bearer alk_..., with a key that was not revoked and has not expired, or a token for this ledger."},
 	codeForbidden: {http.StatusForbidden, "Forbidden",
-		"The API key is valid, but does not have the scope that the detail names.",
-		"Use a key with that scope."},
+		"The API key or token is valid, but does not have the scope that the detail names.",
+		"Use one with that scope."},
+	codeTooManyRequests: {http.StatusTooManyRequests, "Too many requests",
+		"The caller, or the address of one without a valid key, has made more requests than are allowed; the header RateLimit-Policy says how many.",
+		"Try again after Retry-After; watch the header RateLimit."},
 	codeNotFound: {http.StatusNotFound, "Not found",
 		"There is no resource at this address.",
 		"See /docs for the resources there are."},
@@ -253,8 +260,11 @@ func newProblem(code domain.Code, format string, args ...any) *problem {
 	if !ok {
 		panic("httpapi: no problem kind for code " + string(code))
 	}
-	return &problem{Type: "/problems/" + string(code), Title: kind.title, Status: kind.status, Code: code, Detail: fmt.Sprintf(format, args...)}
+	return &problem{Type: problemAddress(code), Title: kind.title, Status: kind.status, Code: code, Detail: fmt.Sprintf(format, args...)}
 }
+
+// problemAddress is the type of a problem: the address of its page.
+func problemAddress(code domain.Code) string { return "/problems/" + string(code) }
 
 // with returns p with a response header to go with it.
 func (p *problem) with(name, value string) *problem {

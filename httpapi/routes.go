@@ -153,6 +153,7 @@ func (s *server) routes() {
 	s.consentRoutes()
 	s.exportRoutes()
 	s.importRoutes()
+	s.apiKeyRoutes()
 }
 
 // answer is what a handler answers. Bodies are bytes already: an account goes
@@ -269,7 +270,7 @@ func (s *server) operation(rt route) huma.Operation {
 	op := huma.Operation{
 		Method: rt.method, Path: rt.path, OperationID: rt.name, Summary: rt.summary, Description: rt.text,
 		DefaultStatus: rt.status, Tags: []string{strings.Split(rt.path, "/")[2]},
-		Security:         []map[string][]string{{securityScheme: {string(rt.scope)}}},
+		Security:         []map[string][]string{{securityScheme: {string(rt.scope)}}, {tokenScheme: {string(rt.scope)}}},
 		MaxBodyBytes:     maxBody + 1, // huma refuses what reaches its limit
 		SkipValidateBody: true,        // see JSON
 		Responses:        s.responses(rt),

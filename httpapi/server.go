@@ -16,8 +16,10 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +28,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
+	"github.com/labstack/echo/v4/middleware"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
@@ -77,6 +80,13 @@ type Config struct {
 	// ImportLimit is how many bytes one import may send; default 16 GiB.
 	ImportLimit int64
 
+	Issuer Issuer // of bearer tokens; default: none are accepted
+
+	RateLimit        int            // requests a second and caller, on average; default any number
+	AddressRateLimit int            // of those without a valid key, a second and address; default any number
+	TrustedProxies   []netip.Prefix // whose X-Forwarded-For is believed; default nobody's
+	CORSOrigins      []string       // whose pages may call this API from a browser, * for all; default none
+
 	Heartbeat time.Duration    // of streams; default 15 s
 	Now       func() time.Time // default time.Now
 }
@@ -91,6 +101,11 @@ type server struct {
 	awaited  atomic.Int64           // see health.go
 	exports  chan struct{}          // one for each that runs
 	imports  imports
+
+	byCaller, byAddress *limiter // nil: no limit
+	address             func(*http.Request) string
+
+	changingKeys sync.Mutex // held while an API key is made or patched
 
 	api       huma.API
 	described []byte // the OpenAPI document
@@ -127,7 +142,10 @@ func New(c Config) http.Handler {
 		c.Now = time.Now
 	}
 	s := &server{Config: c}
-	s.auth = authenticator{keys: c.Keys, now: c.Now, known: map[string]knownCredential{}}
+	s.auth = authenticator{keys: c.Keys, ledger: c.Ledger, now: c.Now, logger: c.Logger, known: map[string]knownCredential{},
+		tokens: newTokens(c.Issuer, c.Keys, c.Now, c.Logger)}
+	s.byCaller, s.byAddress = newLimiter("caller", c.RateLimit, c.Now), newLimiter("address", c.AddressRateLimit, c.Now)
+	s.address = clientAddress(c.TrustedProxies)
 	s.refused = newRefusals()
 	s.rebuilds.last = map[string]*rebuildState{}
 	s.awaited.Store(-1)
@@ -136,12 +154,15 @@ func New(c Config) http.Handler {
 
 	e := echo.New()
 	e.HTTPErrorHandler = s.writeError
+	if len(c.CORSOrigins) > 0 {
+		e.Pre(middleware.CORSWithConfig(corsFor(c.CORSOrigins)))
+	}
 	e.Use(s.edge)
 	s.api = humaecho.NewV4(e, s.humaConfig())
 	s.routes()
 	s.described, s.told = s.describe(), s.asyncAPI()
 	for path, handler := range s.pages() {
-		e.GET(path, echo.WrapHandler(handler))
+		e.GET(path, echo.WrapHandler(s.keyless(path, handler)))
 	}
 	return asGet(e)
 }
@@ -174,14 +195,14 @@ func asGet(h http.Handler) http.Handler {
 // call is one request on its way: what handlers and their helpers may know of
 // it besides their input.
 type call struct {
-	id    string       // a UUID, answered as X-Request-Id
-	route string       // pattern, never the path itself
-	actor domain.Actor // who calls, once admitted
-	admin bool         // the caller has scopeAccountsAdmin
-	sees  bool         // the caller has scopeAccountsRead
-	r     *http.Request
-	w     http.ResponseWriter // for streams; others return their answer
-	body  []byte
+	id     string // a UUID, answered as X-Request-Id
+	route  string // pattern, never the path itself
+	caller        // who calls, once admitted
+	admin  bool   // the caller has scopeAccountsAdmin
+	sees   bool   // the caller has scopeAccountsRead
+	r      *http.Request
+	w      http.ResponseWriter // for streams; others return their answer
+	body   []byte
 }
 
 type callKey struct{}
@@ -191,7 +212,11 @@ func callOf(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
 // digest identifies the request: by what is asked of which resource.
 func (c *call) digest() string {
 	h := sha256.New()
-	for _, part := range [][]byte{[]byte(c.r.Method), []byte(c.r.URL.Path), c.body} {
+	path := c.r.URL.Path
+	if query := c.r.URL.RawQuery; query != "" {
+		path += "?" + query
+	}
+	for _, part := range [][]byte{[]byte(c.r.Method), []byte(path), c.body} {
 		h.Write(part)
 		h.Write([]byte{0})
 	}
@@ -212,8 +237,7 @@ func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
 		c.w = ec.Response()
 		header := ec.Response().Header()
 		header.Set("X-Request-Id", c.id)
-		header.Set("X-Content-Type-Options", "nosniff")
-		header.Set("Cache-Control", "no-store")
+		secure(header, r.TLS != nil)
 		if err := s.guarded(next, ec, c); err != nil {
 			ec.Error(err)
 		}
@@ -222,6 +246,31 @@ func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
 				"duration", s.Now().Sub(start), "actor", c.actor.ID, "request", c.id)
 		}
 		return nil
+	}
+}
+
+// secure sets the headers that keep browsers from doing what nobody wants of
+// an API. Pages set some of them for themselves.
+func secure(h http.Header, overTLS bool) {
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Referrer-Policy", "no-referrer")
+	if overTLS {
+		h.Set("Strict-Transport-Security", "max-age=31536000")
+	}
+}
+
+// corsFor lets pages of these origins call the API with a key that their
+// script has. Cookies play no part.
+func corsFor(origins []string) middleware.CORSConfig {
+	return middleware.CORSConfig{
+		AllowOrigins: origins,
+		AllowMethods: []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"},
+		AllowHeaders: []string{"Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID", "X-Request-Id"},
+		ExposeHeaders: []string{"ETag", "Ledger-Lag", "Ledger-Position", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After",
+			"WWW-Authenticate", "X-Request-Id"},
+		MaxAge: 600,
 	}
 }
 

@@ -198,7 +198,7 @@ func (f *frames) event(ctx context.Context, at place, e domain.PublicEvent) erro
 // beat shows that the stream lives, if its client still may read it: a key that
 // was revoked ends its streams, too.
 func (f *frames) beat(ctx context.Context) error {
-	if err := f.s.admit(ctx, f.c, scopeEventsRead, f.c.r.Header.Get("Authorization")); err != nil {
+	if err := f.s.recognize(ctx, f.c, scopeEventsRead, f.c.r.Header.Get("Authorization")); err != nil {
 		return err
 	}
 	if f.place != f.told {

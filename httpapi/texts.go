@@ -26,8 +26,28 @@ var memberTexts = map[string]map[string]string{
 		"revision":           "The account's version: the number of its last event, from 0. It is also the ETag.",
 		"position":           "The place of its last event in the log.",
 	},
+	"APIKey": {
+		"keyId":        "The key's id: who calls, in histories.",
+		"name":         "What it is for. No personal data: it is kept for good.",
+		"scopes":       "What it may do.",
+		"expiresTime":  "When it ends; without it, never.",
+		"createdTime":  "When it was made.",
+		"lastUsedTime": "When it was used last, as far as it was noted: up to an hour late. Without it, never.",
+		"system":       "It was there from the start: the command admin-key replaces it.",
+		"revision":     "For If-Match.",
+		"key":          "The key itself, shown this once; not at a repetition.",
+	},
+	"ApiKeys": {
+		"apiKeys": "The keys, oldest first.",
+		"next":    "Always null: they fit on one page.",
+	},
+	"NewAPIKey": {
+		"name":        "What it is for. No personal data: it is kept for good.",
+		"scopes":      "What it may do: scopes that the caller has.",
+		"expiresTime": "When it ends; without it, never.",
+	},
 	"Actor": {
-		"kind":   "What kind of caller: api-key, bearer, system or import.",
+		"kind":   "What kind of caller: api-key, oauth2, system or import.",
 		"id":     "Which caller.",
 		"client": "The application that acted for the caller.",
 	},
@@ -804,5 +824,5 @@ var memberTexts = map[string]map[string]string{
 }
 
 // textsOf are schemas that share the members, and their texts, of another.
-var textsOf = map[string]string{"NewIdentity": "Identity", "NewEndpoint": "Endpoint", "NewField": "Field", "NewConsent": "Consent", "NewDecision": "Decision", "ConsentDecision": "Decision", "Webhook": "Endpoint",
+var textsOf = map[string]string{"NewIdentity": "Identity", "NewEndpoint": "Endpoint", "NewField": "Field", "NewConsent": "Consent", "NewDecision": "Decision", "ConsentDecision": "Decision", "Webhook": "Endpoint", "CreatedAPIKey": "APIKey",
 	"UserRegistered": "UserCreated", "GroupLeft": "MemberChanged"}

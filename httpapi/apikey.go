@@ -1,0 +1,338 @@
+package httpapi
+
+import (
+	"context"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+)
+
+func (s *server) apiKeyRoutes() {
+	onKey := []domain.Code{domain.CodeAPIKeyNotFound}
+	handle(s, route{
+		method: "POST", path: "/v1/api-keys", name: "createAPIKey", scope: scopeKeysWrite, status: 201, answer: createdAPIKey{},
+		summary: "Make an API key",
+		text:    "The key is shown this once; the ledger keeps a hash of it. Nobody can grant a scope they do not have. A repetition under an Idempotency-Key answers without the key: whoever lost it revokes this one and makes another.",
+		example: `{"name":"CRM import","scopes":["accounts:read","accounts:write"],"expiresTime":"2030-01-01T00:00:00Z"}`,
+		codes:   onCommand,
+	}, s.createAPIKey)
+	handle(s, route{
+		method: "GET", path: "/v1/api-keys", name: "listAPIKeys", scope: scopeKeysRead, status: 200, answer: apiKeys{},
+		summary: "List the API keys",
+		text:    "Oldest first, with the one that was there from the start, and without those that were revoked.",
+		codes:   onQuery,
+	}, s.listAPIKeys)
+	handle(s, route{
+		method: "GET", path: "/v1/api-keys/{keyId}", name: "getAPIKey", scope: scopeKeysRead, status: 200, answer: APIKey{},
+		summary: "Get an API key",
+		text:    "What it may do, until when, and when it was used last.",
+		codes:   codes(onKey, onQuery),
+	}, s.getAPIKey)
+	handle(s, route{
+		method: "PATCH", path: "/v1/api-keys/{keyId}", name: "patchAPIKey", scope: scopeKeysWrite, status: 200, answer: APIKey{},
+		summary: "Change an API key",
+		text:    "An RFC 7396 merge patch; null as expiresTime lets it be valid for good. Only who has all the scopes that the key has then can change it.",
+		example: `{"scopes":["accounts:read"],"expiresTime":null}`,
+		codes:   codes(onKey, onCommand, []domain.Code{domain.CodeSystemManaged}),
+	}, s.patchAPIKey)
+	handle(s, route{
+		method: "DELETE", path: "/v1/api-keys/{keyId}", name: "revokeAPIKey", scope: scopeKeysWrite, status: 204,
+		summary: "Revoke an API key",
+		text:    "At once, and for good: its next request is refused, and its streams end at their next heartbeat.",
+		codes:   codes(onKey, onCommand, []domain.Code{domain.CodeSystemManaged}),
+	}, s.revokeAPIKey)
+}
+
+// APIKey is an API key as it is shown.
+type APIKey struct {
+	domain.APIKey
+	System       bool      `json:"system"`                // there from the start, see Bootstrap
+	LastUsedTime time.Time `json:"lastUsedTime,omitzero"` // as noted, see authenticator.use
+}
+
+// createdAPIKey is a new API key, and the key itself.
+type createdAPIKey struct {
+	APIKey
+	Key string `json:"key,omitzero"`
+}
+
+// apiKeys is the list of all keys.
+type apiKeys struct {
+	APIKeys []APIKey `json:"apiKeys"`
+	Next    *string  `json:"next"` // always null: they fit on one page
+}
+
+// KeyID is the API key a request is about.
+type KeyID struct {
+	ID string `path:"keyId" doc:"The API key's id." example:"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"`
+}
+
+// NewAPIKey is what an API key can be set to.
+type NewAPIKey struct {
+	Name        string    `json:"name" minLength:"1" maxLength:"255"`
+	Scopes      []string  `json:"scopes" minItems:"1" maxItems:"50"`
+	ExpiresTime time.Time `json:"expiresTime,omitzero"`
+}
+
+// granted is b as the domain has it. Scopes that the caller does not have are
+// refused: otherwise a key that may make keys may do everything.
+func (c *call) granted(b NewAPIKey) (domain.APIKeySettings, error) {
+	if slices.ContainsFunc(b.Scopes, func(name string) bool { return !scope(name).known() }) {
+		return domain.APIKeySettings{}, invalid([]domain.Fault{{Pointer: "/scopes", Detail: "must be scopes that there are"}})
+	}
+	for _, name := range b.Scopes {
+		if !c.allows(scope(name)) {
+			return domain.APIKeySettings{}, newProblem(codeForbidden, "The scope %s can be granted only by who has it.", name)
+		}
+	}
+	return domain.APIKeySettings(b), nil
+}
+
+type createAPIKeyInput struct {
+	Command
+	JSON[NewAPIKey]
+}
+
+func (s *server) createAPIKey(ctx context.Context, c *call, in *createAPIKeyInput) (*answer, error) {
+	settings, err := c.granted(in.value)
+	if err != nil {
+		return nil, err
+	}
+	r, err := in.request(c)
+	if err != nil {
+		return nil, err
+	}
+	cmd := domain.CreateAPIKey{KeyID: in.newID(c), Settings: settings}
+	s.changingKeys.Lock()
+	defer s.changingKeys.Unlock()
+	try := r
+	try.DryRun = true
+	result, err := s.Ledger.ChangeAPIKey(ctx, try, cmd)
+	if err != nil {
+		return nil, err
+	}
+	if in.DryRun {
+		return triedAPIKey(result)
+	}
+	var key string
+	if !result.Repeated {
+		// First the hash: a key without one could not be used, a hash without
+		// a key hurts nobody.
+		secret := newKeySecret()
+		if err := s.auth.keep(ctx, cmd.KeyID, secret); err != nil {
+			return nil, err
+		}
+		if result, err = s.Ledger.ChangeAPIKey(ctx, r, cmd); err != nil {
+			return nil, err
+		}
+		key = formatKey(cmd.KeyID, secret)
+	}
+	a, shown, err := s.apiKeyAnswer(ctx, result, cmd.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	a.Location = "/v1/api-keys/" + cmd.KeyID
+	return a.rendered(createdAPIKey{shown, key})
+}
+
+// apiKeyAnswer begins the answer to a command that left a key so.
+func (s *server) apiKeyAnswer(ctx context.Context, result domain.APIKeysResult, id string) (*answer, APIKey, error) {
+	key, ok := result.Keys.Get(id)
+	if !ok {
+		return nil, APIKey{}, noAPIKey()
+	}
+	shown, err := s.shownAPIKey(ctx, key)
+	if err != nil {
+		return nil, APIKey{}, err
+	}
+	a := s.settled(ctx, result.Keys.Position)
+	a.ETag = etag(key.Revision)
+	return a, shown, nil
+}
+
+func triedAPIKey(result domain.APIKeysResult) (*answer, error) {
+	events, err := planned(result.Events)
+	if err != nil {
+		return nil, err
+	}
+	return (&answer{Status: 200}).rendered(triedConfig{events})
+}
+
+func noAPIKey() error {
+	return &domain.Error{Code: domain.CodeAPIKeyNotFound, Detail: "There is no such API key."}
+}
+
+func (s *server) shownAPIKey(ctx context.Context, key domain.APIKey) (APIKey, error) {
+	used, err := s.auth.lastUsed(ctx, key.KeyID)
+	return APIKey{APIKey: key, LastUsedTime: used}, err
+}
+
+// adminKey is the key that was there from the start.
+func (s *server) adminKey(ctx context.Context) (APIKey, error) {
+	c, err := s.auth.credential(ctx, adminKeyID)
+	if err != nil {
+		return APIKey{}, err
+	}
+	key, err := s.shownAPIKey(ctx, domain.APIKey{KeyID: adminKeyID, Name: adminKeyID, Scopes: []string{string(scopeAdmin)}, CreatedTime: c.CreatedTime, Revision: -1})
+	key.System = true
+	return key, err
+}
+
+type listAPIKeysInput struct{ Query }
+
+func (s *server) listAPIKeys(ctx context.Context, _ *call, in *listAPIKeysInput) (*answer, error) {
+	a, err := s.fresh(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := s.auth.apiKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	admin, err := s.adminKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := apiKeys{APIKeys: []APIKey{admin}}
+	for _, key := range keys.List() {
+		shown, err := s.shownAPIKey(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		list.APIKeys = append(list.APIKeys, shown)
+	}
+	return a.rendered(list)
+}
+
+type getAPIKeyInput struct {
+	KeyID
+	Query
+}
+
+func (s *server) getAPIKey(ctx context.Context, _ *call, in *getAPIKeyInput) (*answer, error) {
+	a, err := s.fresh(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	if in.ID == adminKeyID {
+		key, err := s.adminKey(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return a.rendered(key)
+	}
+	keys, err := s.auth.apiKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := keys.Get(in.ID)
+	if !ok {
+		return nil, noAPIKey()
+	}
+	shown, err := s.shownAPIKey(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	a.ETag = etag(key.Revision)
+	return a.rendered(shown)
+}
+
+type patchAPIKeyInput struct {
+	KeyID
+	Command
+	JSON[apiKeyPatch]
+}
+
+// apiKeyPatch is an RFC 7396 merge patch of NewAPIKey, as sent.
+type apiKeyPatch map[string]jsontext.Value
+
+// Schema describes the patch for OpenAPI.
+func (apiKeyPatch) Schema(r huma.Registry) *huma.Schema {
+	schema := huma.SchemaFromType(r, reflect.TypeFor[NewAPIKey]())
+	schema.Required = nil
+	for name, member := range schema.Properties {
+		member.Nullable = name == "expiresTime"
+		member.Description = memberTexts["NewAPIKey"][name]
+	}
+	return schema
+}
+
+// errSystemKey refuses to change the key that was there from the start.
+func (id KeyID) errSystemKey() error {
+	if id.ID == adminKeyID {
+		return &domain.Error{Code: domain.CodeSystemManaged, Detail: "This key was there from the start; the command admin-key replaces it."}
+	}
+	return nil
+}
+
+func (s *server) patchAPIKey(ctx context.Context, c *call, in *patchAPIKeyInput) (*answer, error) {
+	if err := in.errSystemKey(); err != nil {
+		return nil, err
+	}
+	r, err := in.request(c)
+	if err != nil {
+		return nil, err
+	}
+	s.changingKeys.Lock() // what the patch is merged into stays as it is
+	defer s.changingKeys.Unlock()
+	keys, err := s.Ledger.LoadAPIKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	before, ok := keys.Get(in.ID)
+	if !ok {
+		return nil, noAPIKey()
+	}
+	var body NewAPIKey
+	if err := decodeMerged(NewAPIKey(before.Settings()), in.RawBody, &body); err != nil {
+		return nil, err
+	}
+	settings, err := c.granted(body)
+	if err != nil {
+		return nil, err
+	}
+	result, err := s.Ledger.ChangeAPIKey(ctx, r, domain.UpdateAPIKey{KeyID: in.ID, Settings: settings})
+	if err != nil {
+		return nil, err
+	}
+	if in.DryRun {
+		return triedAPIKey(result)
+	}
+	a, shown, err := s.apiKeyAnswer(ctx, result, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return a.rendered(shown)
+}
+
+type revokeAPIKeyInput struct {
+	KeyID
+	Command
+}
+
+func (s *server) revokeAPIKey(ctx context.Context, c *call, in *revokeAPIKeyInput) (*answer, error) {
+	if err := in.errSystemKey(); err != nil {
+		return nil, err
+	}
+	r, err := in.request(c)
+	if err != nil {
+		return nil, err
+	}
+	result, err := s.Ledger.ChangeAPIKey(ctx, r, domain.RevokeAPIKey{KeyID: in.ID})
+	if err != nil {
+		return nil, err
+	}
+	if in.DryRun {
+		return triedAPIKey(result)
+	}
+	// It is no longer accepted already; the hash is of no more use.
+	if err := s.auth.forget(ctx, in.ID); err != nil {
+		s.Logger.WarnContext(ctx, "the hash of a revoked API key stays in the key store", "key", in.ID, "err", err)
+	}
+	return s.settled(ctx, result.Keys.Position), nil
+}

@@ -1,0 +1,90 @@
+package httpapi
+
+import (
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"github.com/maypok86/otter/v2"
+	"golang.org/x/time/rate"
+)
+
+// limitWindow is what a caller may use up at once: the requests of that many
+// seconds.
+const limitWindow = 10
+
+// limiter counts requests, by who makes them.
+type limiter struct {
+	policy  string // its name, in the headers
+	quota   int    // requests in limitWindow
+	now     func() time.Time
+	buckets *otter.Cache[string, *rate.Limiter]
+}
+
+// newLimiter allows perSecond requests a second on average; 0: any number.
+func newLimiter(policy string, perSecond int, now func() time.Time) *limiter {
+	if perSecond <= 0 {
+		return nil
+	}
+	return &limiter{policy: policy, quota: perSecond * limitWindow, now: now, buckets: otter.Must(&otter.Options[string, *rate.Limiter]{
+		MaximumSize: 100_000, // those of a flood of addresses push one another out
+		// A bucket nobody has used for that long is full, as a new one is.
+		ExpiryCalculator: otter.ExpiryAccessing[string, *rate.Limiter](2 * limitWindow * time.Second),
+	})}
+}
+
+// take counts a request of who and describes in header what is left, as
+// draft-ietf-httpapi-ratelimit-headers-10 says. It refuses with a problem.
+func (l *limiter) take(header http.Header, who string) error {
+	if l == nil {
+		return nil
+	}
+	perSecond := float64(l.quota) / limitWindow
+	bucket, ok := l.buckets.GetIfPresent(who)
+	if !ok {
+		bucket, _ = l.buckets.SetIfAbsent(who, rate.NewLimiter(rate.Limit(perSecond), l.quota))
+	}
+	now := l.now()
+	allowed := bucket.AllowN(now, 1)
+	left := max(0, bucket.TokensAt(now))
+	header.Set("RateLimit-Policy", fmt.Sprintf(`"%s";q=%d;w=%d`, l.policy, l.quota, limitWindow))
+	header.Set("RateLimit", fmt.Sprintf(`"%s";r=%d;t=%d`, l.policy, int(left), int(math.Ceil((float64(l.quota)-left)/perSecond))))
+	if allowed {
+		return nil
+	}
+	wait := int(math.Ceil((1 - left) / perSecond))
+	return newProblem(codeTooManyRequests, "More than %d requests in %d seconds.", l.quota, limitWindow).with("Retry-After", strconv.Itoa(max(1, wait)))
+}
+
+// clientAddress returns what finds the address a request is from. Proxies that
+// are trusted say it in X-Forwarded-For; what others say there is theirs.
+func clientAddress(proxies []netip.Prefix) func(*http.Request) string {
+	extract := echo.ExtractIPDirect()
+	if len(proxies) > 0 {
+		options := []echo.TrustOption{echo.TrustLoopback(false), echo.TrustLinkLocal(false), echo.TrustPrivateNet(false)}
+		for _, p := range proxies {
+			options = append(options, echo.TrustIPRange(&net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}))
+		}
+		extract = echo.ExtractIPFromXFFHeader(options...)
+	}
+	return func(r *http.Request) string {
+		address, err := netip.ParseAddr(extract(r))
+		if err != nil {
+			return ""
+		}
+		if address = address.Unmap(); address.Is6() {
+			// One customer has at least that many.
+			prefix, err := address.WithZone("").Prefix(64)
+			if err != nil {
+				return ""
+			}
+			return prefix.String()
+		}
+		return address.String()
+	}
+}
