@@ -193,7 +193,7 @@ func (d *demonstration) live(ctx context.Context) error {
 	stdout, said := io.Pipe()
 	running.Go(func() error {
 		defer said.Close()
-		return serve(ctx, d.config, d.logger(), said)
+		return serve(ctx, d.config, d.logger(), said, nil)
 	})
 	err = d.follow(ctx, stdout, "http://"+listener.Addr().String(), secret)
 	stop()

@@ -2,15 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -48,8 +52,11 @@ and logs on standard error. At SIGINT or SIGTERM it stops taking requests,
 finishes those it has and the deliveries under way, signs the log's last state
 and ends with exit code 0. A second signal cuts the waiting short.
 
-It speaks plain HTTP for now, so it listens on this machine only; put a proxy
-with TLS before it and give --insecure-listen to serve others. The collector
+With --tls-cert and --tls-key it speaks TLS, also to other machines, and goes
+over to a new certificate when the files change. Without them it listens on this
+machine only, unless --insecure-listen says that a proxy before it has TLS.
+SIGHUP reads the settings again: the certificate and the log level take effect,
+of others that changed the log says that they need a restart. The collector
 keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -57,22 +64,40 @@ keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 			if err != nil {
 				return err
 			}
-			logger, err := newLogger(cmd, c)
+			level := new(slog.LevelVar)
+			logger, err := newLogger(cmd, c, level)
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), c, logger, cmd.OutOrStdout())
+			reload := func() (config, error) {
+				c, err := loadConfig(cmd)
+				if err == nil {
+					level.Set(c.LogLevel)
+				}
+				return c, err
+			}
+			return serve(cmd.Context(), c, logger, cmd.OutOrStdout(), reload)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "webhook-allow", "public-url", "deletion-grace",
+	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "tls-cert", "tls-key",
+		"oidc-issuer", "oidc-audience", "oidc-scope-claim", "oidc-algorithms", "oidc-clock-skew", "rate-limit", "address-rate-limit", "trusted-proxies", "cors-origins",
+		"webhook-allow", "public-url", "deletion-grace",
 		"import-mappings", "export-dir", "export-every", "export-format", "export-keep", "shutdown-grace", "log-format", "log-level")
 	return cmd
 }
 
-// serve runs the ledger until ctx is done or a signal asks it to end.
-func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer) error {
-	if err := checkListen(c); err != nil {
+// serve runs the ledger until ctx is done or a signal asks it to end. At SIGHUP
+// reload, if there is one, reads the settings again and applies what it can.
+func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer, reload func() (config, error)) error {
+	if err := checkServe(c); err != nil {
 		return err
+	}
+	var tlsCertificate *certificate
+	if c.TLSCert != "" {
+		var err error
+		if tlsCertificate, err = loadCertificate(c.TLSCert, c.TLSKey, time.Now, logger); err != nil {
+			return err
+		}
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
@@ -86,7 +111,10 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer)
 	if err != nil {
 		return err
 	}
-	err = serveLedger(ctx, c, l, logger, stdout, signals)
+	if reload != nil {
+		defer onHangup(func() { reread(c, tlsCertificate, logger, reload) })()
+	}
+	err = serveLedger(ctx, c, l, logger, stdout, signals, tlsCertificate)
 	if closeErr := l.close(); closeErr != nil {
 		err = errors.Join(err, closeErr)
 	}
@@ -96,13 +124,18 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer)
 	return err
 }
 
-func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, stdout io.Writer, signals <-chan os.Signal) error {
+func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, stdout io.Writer, signals <-chan os.Signal, tlsCertificate *certificate) error {
 	if err := httpapi.Bootstrap(ctx, l.keys, l.dir.path(adminKeyFile)); err != nil {
 		return err
 	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
+	}
+	address := "http://" + listener.Addr().String()
+	if tlsCertificate != nil {
+		address = "https://" + listener.Addr().String()
+		listener = tls.NewListener(listener, tlsCertificate.tlsConfig())
 	}
 	server := newServer(c, l, logger)
 
@@ -114,7 +147,6 @@ func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, 
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 
-	address := "http://" + listener.Addr().String()
 	logger.Info("listening", "address", address, "data", c.Data, "version", version())
 	fmt.Fprintf(stdout, "accountledger listening on %s\n", address)
 
@@ -147,6 +179,43 @@ func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, 
 	return errors.Join(failed, waitFor(grace, loops, logger))
 }
 
+// onHangup has f called at each SIGHUP until stop.
+func onHangup(f func()) (stop func()) {
+	hangups, done, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-hangups:
+				f()
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(hangups)
+		close(done)
+		<-ended
+	}
+}
+
+// reread reads the settings and the certificate again, and says what of it
+// takes effect. before is what the server was started with.
+func reread(before config, c *certificate, logger *slog.Logger, reload func() (config, error)) {
+	if c != nil {
+		c.again()
+	}
+	now, err := reload()
+	if err != nil {
+		logger.Error("settings could not be read again", "err", err)
+		return
+	}
+	restart := slices.DeleteFunc(before.differing(now), func(name string) bool { return name == "log-level" })
+	logger.Info("settings were read again", "logLevel", now.LogLevel, "restart", strings.Join(restart, ","))
+}
+
 // moment is what the loops get to end in, however great the hurry: they stop at
 // once when they are told, unless a delivery is under way.
 const moment = 2 * time.Second
@@ -177,6 +246,9 @@ func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
 			Ledger: l.ledger, Views: l.views, Webhooks: l.hooks, Log: l.log, Codec: l.codec, Keys: l.keys,
 			Erasure: l.erasures, Logger: logger, Version: version(), Background: l.background, DeletionGrace: c.DeletionGrace,
 			Closing: closing, ImportDir: l.dir.path(importsDir), MappingDir: c.ImportMappings,
+			Issuer: httpapi.Issuer{URL: c.OIDCIssuer, Audience: c.OIDCAudience, ScopeClaim: c.OIDCScopeClaim,
+				Algorithms: c.OIDCAlgorithms, ClockSkew: c.OIDCClockSkew},
+			RateLimit: c.RateLimit, AddressRateLimit: c.AddressLimit, TrustedProxies: c.TrustedProxies, CORSOrigins: c.CORSOrigins,
 		}),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
@@ -190,16 +262,42 @@ func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
 	return server
 }
 
+// checkServe refuses settings that cannot be served with, or should not be.
+func checkServe(c config) error {
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return usagef("tls-cert and tls-key go together")
+	}
+	if c.OIDCIssuer != "" {
+		u, err := url.Parse(c.OIDCIssuer)
+		if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())) {
+			return usagef("oidc-issuer is %q; it can be an https URL", c.OIDCIssuer)
+		}
+		if c.OIDCAudience == "" {
+			return usagef("oidc-issuer needs oidc-audience: tokens for others are not for us")
+		}
+		for _, algorithm := range c.OIDCAlgorithms {
+			if err := oneOf("oidc-algorithms", algorithm, httpapi.TokenAlgorithms...); err != nil {
+				return err
+			}
+		}
+	}
+	return checkListen(c)
+}
+
 // checkListen refuses to serve other machines in clear.
 func checkListen(c config) error {
 	host, _, err := net.SplitHostPort(c.Listen)
 	if err != nil {
 		return usagef("listen is %q; write host:port", c.Listen)
 	}
-	ip := net.ParseIP(host)
-	if host == "localhost" || ip != nil && ip.IsLoopback() || c.InsecureListen {
+	if loopback(host) || c.InsecureListen || c.TLSCert != "" {
 		return nil
 	}
-	return usagef("listen is %q, which other machines can reach, and there is no TLS yet: "+
-		"listen on 127.0.0.1, or give --insecure-listen behind a proxy that has it", c.Listen)
+	return usagef("listen is %q, which other machines can reach, and there is no TLS: "+
+		"give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure-listen behind a proxy that has TLS", c.Listen)
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

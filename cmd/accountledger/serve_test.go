@@ -107,7 +107,7 @@ func TestServeLeavesNothing(t *testing.T) {
 	listening := newBuffer()
 	ended := make(chan error, 1)
 	c := config{Data: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", ShutdownGrace: timeout}
-	go func() { ended <- serve(ctx, c, slog.New(slog.DiscardHandler), listening) }()
+	go func() { ended <- serve(ctx, c, slog.New(slog.DiscardHandler), listening, nil) }()
 	wait, done := context.WithTimeout(t.Context(), timeout)
 	defer done()
 	if err := listening.await(wait, "\n"); err != nil {

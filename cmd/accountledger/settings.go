@@ -36,6 +36,17 @@ type config struct {
 
 	Listen         string         `koanf:"listen" default:"127.0.0.1:8080" usage:"address to serve on; port 0 takes a free one"`
 	InsecureListen bool           `koanf:"insecure-listen" usage:"serve other machines too, without TLS: behind a proxy that has it"`
+	TLSCert        string         `koanf:"tls-cert" usage:"file with the certificate to serve with, and its chain, in PEM; a changed file is served to new connections"`
+	TLSKey         string         `koanf:"tls-key" usage:"file with the certificate's private key, in PEM"`
+	OIDCIssuer     string         `koanf:"oidc-issuer" usage:"URL of the OpenID provider whose bearer tokens are accepted besides API keys"`
+	OIDCAudience   string         `koanf:"oidc-audience" usage:"what the tokens must have among their aud"`
+	OIDCScopeClaim string         `koanf:"oidc-scope-claim" usage:"claim of the tokens with the scopes, a list or a text; by default scope, or else scp"`
+	OIDCAlgorithms []string       `koanf:"oidc-algorithms" usage:"what tokens may be signed with, of RS256, ES256, PS256 and EdDSA; by default all of them"`
+	OIDCClockSkew  time.Duration  `koanf:"oidc-clock-skew" default:"30s" usage:"by how much the provider's clock may differ"`
+	RateLimit      int            `koanf:"rate-limit" default:"0" usage:"requests a second and caller on average, ten seconds' worth at once; 0 for any number"`
+	AddressLimit   int            `koanf:"address-rate-limit" default:"100" usage:"the same for requests without a valid key or token, a second and address"`
+	TrustedProxies []netip.Prefix `koanf:"trusted-proxies" usage:"networks, as CIDR, of proxies whose X-Forwarded-For is believed"`
+	CORSOrigins    []string       `koanf:"cors-origins" usage:"origins, like https://app.example, whose pages may call the API from a browser; * for all"`
 	WebhookAllow   []netip.Prefix `koanf:"webhook-allow" usage:"networks, as CIDR, that webhooks may reach although they are private"`
 	PublicURL      string         `koanf:"public-url" usage:"where others reach this ledger, like https://ledger.example; the source of CloudEvents, and what they refer to"`
 	DeletionGrace  time.Duration  `koanf:"deletion-grace" default:"48h" usage:"how long a deleted account can be restored, where the request does not say it"`
@@ -76,6 +87,17 @@ func settings() []setting {
 		all[i] = setting{Name: name, Env: envName(name), Default: f.Tag.Get("default"), Usage: f.Tag.Get("usage"), kind: f.Type}
 	}
 	return all
+}
+
+// differing names the settings in which c and d differ.
+func (c config) differing(d config) []string {
+	var names []string
+	for i, s := range settings() {
+		if !reflect.DeepEqual(reflect.ValueOf(c).Field(i).Interface(), reflect.ValueOf(d).Field(i).Interface()) {
+			names = append(names, s.Name)
+		}
+	}
+	return names
 }
 
 func envName(name string) string {
@@ -241,12 +263,13 @@ func (c config) publicURL() (string, error) {
 	return strings.TrimRight(u.String(), "/"), nil
 }
 
-// newLogger makes the logger of a server.
-func newLogger(cmd *cobra.Command, c config) (*slog.Logger, error) {
+// newLogger makes the logger of a server, whose level may be changed.
+func newLogger(cmd *cobra.Command, c config, level *slog.LevelVar) (*slog.Logger, error) {
 	if err := oneOf("log-format", c.LogFormat, "text", "json"); err != nil {
 		return nil, err
 	}
-	options := &slog.HandlerOptions{Level: c.LogLevel}
+	level.Set(c.LogLevel)
+	options := &slog.HandlerOptions{Level: level}
 	if c.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), options)), nil
 	}
