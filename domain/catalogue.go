@@ -44,8 +44,11 @@ var Catalogue = slices.Concat(
 		{Name: "API_KEY_DELETED", When: "an API key is revoked", Data: configChanged{}, From: []string{"api-key.revoked.v1"}},
 		{Name: "WEBHOOK_CREATED", When: "a webhook is registered", Data: webhookChanged{}, From: []string{"webhook.created.v1"}},
 		{Name: "WEBHOOK_UPDATED", When: "a webhook's settings, keys or state change", Data: webhookChanged{},
-			From: []string{"webhook.updated.v1", "webhook.key-rotated.v1", "webhook.state-changed.v1"}},
+			From: []string{"webhook.updated.v1", "webhook.key-rotated.v1", "webhook.state-changed.v1", "webhook.verified.v1"}},
 		{Name: "WEBHOOK_DELETED", When: "a webhook is deleted", Data: webhookChanged{}, From: []string{"webhook.deleted.v1"}},
+		{Name: "WEBHOOK_DELIVERY_FAILING", When: "a delivery to a webhook, or the webhook as a whole, has failed twice in a row", Data: deliveryHealth{}, From: []string{"webhook.delivery-failing.v1"}},
+		{Name: "WEBHOOK_DELIVERY_RECOVERED", When: "a delivery arrives and nothing fails any more", Data: deliveryHealth{}, From: []string{"webhook.delivery-recovered.v1"}},
+		{Name: "WEBHOOK_DELIVERY_EXHAUSTED", When: "a delivery is given up", Data: deliveryGivenUp{}, From: []string{"webhook.delivery-exhausted.v1"}},
 	},
 )
 

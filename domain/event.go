@@ -64,6 +64,10 @@ var decoders = map[string]decoder{
 	"api-key.created.v1":               decode[APIKeyCreated],
 	"api-key.updated.v1":               decode[APIKeyUpdated],
 	"api-key.revoked.v1":               decode[APIKeyRevoked],
+	"webhook.verified.v1":              decode[WebhookVerified],
+	"webhook.delivery-failing.v1":      decode[WebhookDeliveryFailing],
+	"webhook.delivery-recovered.v1":    decode[WebhookDeliveryRecovered],
+	"webhook.delivery-exhausted.v1":    decode[WebhookDeliveryExhausted],
 }
 
 // upcasters bring an event written in an older version to the next one, JSON

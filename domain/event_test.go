@@ -86,6 +86,10 @@ var goldenEvents = []Event{
 	APIKeyUpdated{"0190a1b2-0000-7000-8000-000000000012", APIKeySettings{"CRM import", []string{"accounts:read"}, goldenTime}, []string{"scopes"}},
 	APIKeyRevoked{"0190a1b2-0000-7000-8000-000000000012"},
 	CommandRemembered{Stream: "account-0190a1b2-0000-7000-8000-000000000003", Revision: 4, Unchanged: true, KeyID: []byte{0, 255}, Request: []byte("sealed")},
+	WebhookVerified{120},
+	WebhookDeliveryFailing{goldenTime, "timeout"},
+	WebhookDeliveryRecovered{goldenTime},
+	WebhookDeliveryExhausted{"0190a1b2-0000-7000-8000-000000000012", "USER_UPDATED", "0190a1b2-0000-7000-8000-000000000001", 4, 17, "status"},
 }
 
 // otherwise are events that go by another public name than the golden one of
@@ -103,7 +107,8 @@ var fullOptions = WebhookOptions{Description: "Sales", HubSignature: true,
 	Preset: "crm", Mapping: WebhookMapping{"customer_id": "sub"}, BatchSize: 10, BatchBytes: 1 << 20,
 	Auth:              WebhookAuth{Type: AuthAPIKey, In: "header", Name: "X-API-Key", SecretID: "0190a1b2-0000-7000-8000-000000000010"},
 	ClientCertificate: WebhookCertificate{Certificate: "-----BEGIN CERTIFICATE-----", SecretID: "0190a1b2-0000-7000-8000-000000000011"},
-	Headers:           map[string]string{"X-Tenant": "7"}, RateLimit: 2.5, Burst: 5, MaxInFlight: 8, Order: OrderStrict}
+	Headers:           map[string]string{"X-Tenant": "7"}, RateLimit: 2.5, Burst: 5, MaxInFlight: 8, Order: OrderStrict,
+	DeadLetter: DeadLetterBlock, Verification: VerifyOptions}
 
 var fullField = FieldDefinition{
 	FieldKey: "tier", DataType: TypeSelect, Required: true, ReadOnly: true, Internal: true, Unique: true, Searchable: true, Personal: true,
@@ -257,7 +262,10 @@ func TestClassified(t *testing.T) {
 		"WebhookCreated.URL", "WebhookCreated.Events", "WebhookCreated.Format", "WebhookCreated.Payload", "WebhookCreated.After",
 		"WebhookCreated.Options", "WebhookCreated.Keys", "WebhookUpdated.Settings", "WebhookUpdated.Fields",
 		"WebhookKeyRotated.Key", "WebhookKeyRotated.Replaces", "WebhookKeyRotated.NotAfter",
-		"WebhookStateChanged.From", "WebhookStateChanged.To", "WebhookStateChanged.Reason",
+		"WebhookStateChanged.From", "WebhookStateChanged.To", "WebhookStateChanged.Reason", "WebhookVerified.AllowedRate",
+		"WebhookDeliveryFailing.Since", "WebhookDeliveryFailing.Reason", "WebhookDeliveryRecovered.Since",
+		"WebhookDeliveryExhausted.EventID", "WebhookDeliveryExhausted.EventType", "WebhookDeliveryExhausted.Sub",
+		"WebhookDeliveryExhausted.Sequence", "WebhookDeliveryExhausted.Position", "WebhookDeliveryExhausted.Reason",
 	}
 	seen := map[string]bool{}
 	for _, e := range goldenEvents {

@@ -188,6 +188,7 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	"webhook.updated.v1":       webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.key-rotated.v1":   webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.state-changed.v1": webhookEvent("WEBHOOK_UPDATED"),
+	"webhook.verified.v1":      webhookEvent("WEBHOOK_UPDATED"),
 	"webhook.deleted.v1":       webhookEvent("WEBHOOK_DELETED"),
 	"command.remembered.v1":    func(Entry) []publicEvent { return nil }, // bookkeeping: nothing happened
 	"api-key.created.v1": func(x Entry) []publicEvent {
@@ -200,6 +201,10 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 	"api-key.revoked.v1": func(x Entry) []publicEvent {
 		return []publicEvent{{"API_KEY_DELETED", configChanged{x.Event.(APIKeyRevoked).KeyID, nil}}}
 	},
+
+	"webhook.delivery-failing.v1":   deliveryEvent,
+	"webhook.delivery-recovered.v1": deliveryEvent,
+	"webhook.delivery-exhausted.v1": deliveryEvent,
 }
 
 type publicEvent struct {
@@ -330,6 +335,8 @@ func webhookEvent(name string) func(Entry) []publicEvent {
 			data.Fields = e.Fields
 		case WebhookKeyRotated:
 			data.Fields = []string{"keys"}
+		case WebhookVerified:
+			data.Fields = []string{"verified"}
 		case WebhookStateChanged:
 			data.Fields, data.State = []string{"state"}, e.To
 		}
@@ -379,6 +386,14 @@ func Public(x Entry) ([]PublicEvent, error) {
 		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), strings.Fields(x.Meta.CombinedSubs), x.Revision, x.OccurredTime(), data, p.aliases()})
 	}
 	return events, nil
+}
+
+// Tells reports whether who asked for patterns is told of x.
+func Tells(x Entry, patterns []string) bool {
+	name, ok := publicNames[typeOf(x.Event)]
+	return ok && slices.ContainsFunc(name(x), func(p publicEvent) bool {
+		return PublicEvent{Type: p.name, Aliases: p.aliases()}.Told(patterns) != ""
+	})
 }
 
 func typeOf(e Event) string {

@@ -25,7 +25,12 @@ type Webhook struct {
 	State       WebhookState        `json:"state"`
 	StateReason string              `json:"stateReason,omitzero"`
 	CreatedTime time.Time           `json:"createdTime"`
-	Revision    eventstore.Revision `json:"revision"`
+	Revision    eventstore.Revision `json:"revision"` // of the last change of its configuration or state
+
+	FailingSince time.Time            `json:"failingSince,omitzero"` // as the last report of its deliveries says
+	Verified     *WebhookVerification `json:"verified,omitzero"`     // what it said to being asked
+
+	last eventstore.Revision // of its stream
 }
 
 // WebhookSettings is what an endpoint can be configured to.
@@ -53,6 +58,9 @@ type WebhookOptions struct {
 	Burst             int                `json:"burst,omitzero"`       // requests at once after a pause, of a rate limit; 0: one
 	MaxInFlight       int                `json:"maxInFlight,omitzero"` // requests at a time; 0: the ledger's default
 	Order             string             `json:"order,omitzero"`       // OrderStrict, or "": per account
+
+	DeadLetter   string `json:"deadLetter,omitzero"`   // DeadLetterBlock, or "": skip
+	Verification string `json:"verification,omitzero"` // VerifyOptions, or "": none
 }
 
 // WebhookState says whether an endpoint is delivered to.
@@ -79,6 +87,11 @@ const (
 // OrderStrict keeps the log's order over all accounts: one request at a time,
 // and none after a failure until it is mended.
 const OrderStrict = "strict"
+
+// DeadLetterBlock keeps an account whose event was given up from getting any
+// other, until somebody has sent it again by hand. Otherwise the event is
+// skipped.
+const DeadLetterBlock = "block"
 
 // Bounds of how fast an endpoint can be sent to.
 const (
@@ -156,26 +169,44 @@ func (w Webhook) Evolve(x Entry) Webhook {
 	case WebhookCreated:
 		w = Webhook{WebhookID: x.WebhookID(), WebhookSettings: e.settings(), Keys: e.Keys,
 			After: e.After, State: WebhookEnabled, CreatedTime: x.Time}
+		if w.unverified(w) {
+			w.State = WebhookPending
+		}
 		if len(e.Keys) == 0 {
 			w.Keys = []WebhookKey{{KeyID: FirstKey, Type: KeyHMAC}}
 		}
 	case WebhookUpdated:
+		if e.Settings.Verification == "" || e.Settings.URL != w.URL {
+			w.Verified = nil
+		}
 		w.WebhookSettings = e.Settings
 	case WebhookKeyRotated:
 		w.Keys = e.rotated(w.Keys, x.Time)
 	case WebhookStateChanged:
 		w.State, w.StateReason = e.To, e.Reason
+	case WebhookVerified:
+		w.Verified = &WebhookVerification{x.Time, e.AllowedRate}
+	case WebhookDeliveryFailing:
+		w.FailingSince = e.Since
+	case WebhookDeliveryRecovered:
+		w.FailingSince = time.Time{}
+	case WebhookDeliveryExhausted:
 	case WebhookDeleted:
 		w = Webhook{WebhookID: w.WebhookID}
 	default:
 		panic("domain: " + x.Type + " does not belong to a webhook")
 	}
-	w.Revision = x.Revision
+	w.last = x.Revision
+	if !OfDelivery(typeOf(x.Event)) {
+		w.Revision = x.Revision
+	}
 	return w
 }
 
 // NewWebhook is an endpoint before its first event.
-func NewWebhook(id string) Webhook { return Webhook{WebhookID: id, Revision: eventstore.NoStream} }
+func NewWebhook(id string) Webhook {
+	return Webhook{WebhookID: id, Revision: eventstore.NoStream, last: eventstore.NoStream}
+}
 
 // Exists reports whether the endpoint was created and not deleted.
 func (w Webhook) Exists() bool { return w.URL != "" }
@@ -216,7 +247,14 @@ func (c UpdateWebhook) decide(w Webhook) ([]Event, error) {
 	if err != nil || len(fields) == 0 {
 		return nil, err
 	}
-	return []Event{WebhookUpdated{c.Settings, fields}}, nil
+	events := []Event{WebhookUpdated{c.Settings, fields}}
+	switch unverified := c.Settings.unverified(w); {
+	case unverified && w.State == WebhookEnabled:
+		events = append(events, WebhookStateChanged{From: w.State, To: WebhookPending})
+	case !unverified && w.State == WebhookPending:
+		events = append(events, WebhookStateChanged{From: w.State, To: WebhookEnabled})
+	}
+	return events, nil
 }
 
 // Same reports whether s and t are the same settings.
@@ -280,6 +318,12 @@ func (s WebhookSettings) faults() faults {
 	s.Auth.faults(&f)
 	s.headerFaults(&f)
 	s.paceFaults(&f)
+	if s.DeadLetter != "" && s.DeadLetter != DeadLetterBlock {
+		f.add("/deadLetter", "must be skip or %s", DeadLetterBlock)
+	}
+	if s.Verification != "" && s.Verification != VerifyOptions {
+		f.add("/verification", "must be none or %s", VerifyOptions)
+	}
 	if len(s.Description) > 1024 {
 		f.add("/description", "at most 1024 bytes")
 	}
@@ -345,7 +389,8 @@ func urlFault(text string) string {
 	return ""
 }
 
-// SetWebhookState pauses, resumes or disables an endpoint.
+// SetWebhookState pauses, resumes or disables an endpoint. One that is resumed
+// before it has said that it wants deliveries is asked first.
 type SetWebhookState struct {
 	State  WebhookState
 	Reason string // a code of lower-case letters and dashes
@@ -366,6 +411,9 @@ func (c SetWebhookState) decide(w Webhook) ([]Event, error) {
 	}
 	if !w.Exists() {
 		return nil, refuse(CodeWebhookNotFound, "There is no such webhook.")
+	}
+	if c.State == WebhookEnabled && w.WebhookSettings.unverified(w) {
+		c.State = WebhookPending
 	}
 	if w.State == c.State {
 		return nil, nil
@@ -416,7 +464,7 @@ func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd W
 			}
 			return w, 0, err
 		}
-		write := eventstore.Write{Stream: WebhookStream(id), Expected: w.Revision}
+		write := eventstore.Write{Stream: WebhookStream(id), Expected: w.last}
 		for _, x := range entries {
 			encoded, err := l.codec.encode(x, eventstore.KeyID{})
 			if err != nil {
@@ -478,7 +526,7 @@ func (l *Ledger) decideWebhook(ctx context.Context, r Request, id string, cmd We
 	now := l.now().UTC().Truncate(time.Microsecond)
 	for i, e := range events {
 		entries = append(entries, Entry{ID: NewID(), Type: e.eventType(), Stream: WebhookStream(id),
-			Revision: w.Revision + 1 + eventstore.Revision(i), Time: now, Meta: r.Meta, Event: e})
+			Revision: w.last + 1 + eventstore.Revision(i), Time: now, Meta: r.Meta, Event: e})
 	}
 	return w, entries, false, nil
 }

@@ -14,7 +14,7 @@ import (
 func standing(events ...Event) Webhook {
 	w := NewWebhook("w")
 	for i, e := range append([]Event{WebhookCreated{URL: "https://crm.example/hook", Events: []string{"USER_*"}, Format: FormatStandard, Payload: PayloadFull}}, events...) {
-		w = w.Evolve(Entry{Stream: WebhookStream("w"), Revision: w.Revision + 1, Time: goldenTime.Add(time.Duration(i) * time.Second), Event: e})
+		w = w.Evolve(Entry{Stream: WebhookStream("w"), Revision: w.last + 1, Time: goldenTime.Add(time.Duration(i) * time.Second), Event: e})
 	}
 	return w
 }
@@ -49,6 +49,10 @@ func TestWebhookRules(t *testing.T) {
 		}
 		crowd = append(crowd, e)
 	}
+	asked := WebhookUpdated{Settings: settings(func(s *WebhookSettings) { s.Verification = VerifyOptions })}
+	pending := WebhookStateChanged{From: WebhookEnabled, To: WebhookPending}
+	moved := settings(func(s *WebhookSettings) { s.Verification, s.URL = VerifyOptions, "https://other.example/" })
+	wants := VerifyWebhook{URL: standing().URL, AllowedRate: 120}
 	for _, tt := range []struct {
 		name  string
 		given Webhook
@@ -116,6 +120,27 @@ func TestWebhookRules(t *testing.T) {
 		{name: "row 15: nor when another has ended", given: standing(crowd...), when: RotateWebhookKey{KeyID: "k10", Type: KeyHMAC, Overlap: time.Hour, Now: goldenTime.Add(time.Hour)},
 			then: []Event{WebhookKeyRotated{Key: WebhookKey{KeyID: "k10", Type: KeyHMAC}, Replaces: []string{"k9"}, NotAfter: goldenTime.Add(2 * time.Hour)}}},
 		{name: "rotate what is not there", given: NewWebhook("w"), when: rotate("k1", KeyHMAC), code: CodeWebhookNotFound},
+		{name: "dead letters", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.DeadLetter = DeadLetterBlock })},
+			then: []Event{WebhookUpdated{settings(func(s *WebhookSettings) { s.DeadLetter = DeadLetterBlock }), []string{"deadLetter"}}}},
+		{name: "dead letters by post", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.DeadLetter = "post" })}, code: CodeInvalidRequest, fault: "/deadLetter"},
+		{name: "row 82: ask first", given: standing(), when: UpdateWebhook{asked.Settings}, then: []Event{WebhookUpdated{asked.Settings, []string{"verification"}}, pending}},
+		{name: "row 82: ask by telephone", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Verification = "call" })}, code: CodeInvalidRequest, fault: "/verification"},
+		{name: "row 82: it says yes", given: standing(asked, pending), when: wants,
+			then: []Event{WebhookVerified{120}, WebhookStateChanged{From: WebhookPending, To: WebhookEnabled, Reason: "verified"}}},
+		{name: "row 82: it says yes again", given: standing(asked, WebhookVerified{120}), when: wants},
+		{name: "row 83: at another rate", given: standing(asked, WebhookVerified{60}), when: wants, then: []Event{WebhookVerified{120}}},
+		{name: "row 82: who was asked is not who it is", given: standing(asked, pending, WebhookUpdated{Settings: moved}), when: wants},
+		{name: "row 82: resumed before it said so", given: standing(asked, WebhookStateChanged{From: WebhookEnabled, To: WebhookPaused}), when: SetWebhookState{State: WebhookEnabled},
+			then: []Event{WebhookStateChanged{From: WebhookPaused, To: WebhookPending}}},
+		{name: "row 82: moved, so asked again", given: standing(asked, WebhookVerified{120}), when: UpdateWebhook{moved},
+			then: []Event{WebhookUpdated{moved, []string{"url"}}, pending}},
+		{name: "row 82: not to be asked any more", given: standing(asked, pending), when: UpdateWebhook{standing().WebhookSettings},
+			then: []Event{WebhookUpdated{standing().WebhookSettings, []string{"verification"}}, WebhookStateChanged{From: WebhookPending, To: WebhookEnabled}}},
+		{name: "row 119: it begins to fail", given: standing(), when: ReportFailing{goldenTime, "timeout"}, then: []Event{WebhookDeliveryFailing{goldenTime, "timeout"}}},
+		{name: "row 119: it fails on", given: standing(WebhookDeliveryFailing{goldenTime, "timeout"}), when: ReportFailing{goldenTime, "status"}},
+		{name: "row 119: it recovers", given: standing(WebhookDeliveryFailing{goldenTime, "timeout"}), when: ReportRecovered{}, then: []Event{WebhookDeliveryRecovered{goldenTime}}},
+		{name: "row 119: it had not failed", given: standing(), when: ReportRecovered{}},
+		{name: "row 119: there is no such webhook", given: standing(WebhookDeleted{}), when: ReportExhausted{EventID: "x"}},
 	} {
 		got, err := tt.when.decide(tt.given)
 		if diff := cmp.Diff(tt.then, got); diff != "" || CodeOf(err) != tt.code {
@@ -148,5 +173,18 @@ func TestWebhookKeys(t *testing.T) {
 	used := w.Secrets(at.Add(time.Hour))
 	if ids := []string{"a", "b"}; slices.ContainsFunc(ids, func(id string) bool { return used[id] != (id == "b") }) {
 		t.Errorf("secrets %v, want b alone once the hour is over", used)
+	}
+}
+
+// Row 119: what delivery reports is no change that somebody's If-Match would
+// have to know of.
+func TestReportsLeaveTheRevision(t *testing.T) {
+	t.Parallel()
+	w := standing(WebhookDeliveryFailing{goldenTime, "timeout"}, WebhookDeliveryExhausted{EventID: "x"})
+	if w.Revision != 0 || w.last != 2 || !w.FailingSince.Equal(goldenTime) {
+		t.Errorf("revision %d after event %d, failing since %s; want 0, 2, %s", w.Revision, w.last, w.FailingSince, goldenTime)
+	}
+	if w := standing(WebhookDeliveryFailing{goldenTime, "timeout"}, WebhookStateChanged{To: WebhookPaused}); w.Revision != 2 {
+		t.Errorf("revision %d after a pause, want its place in the stream, 2", w.Revision)
 	}
 }

@@ -62,7 +62,7 @@ func mappable(path string) bool {
 var publicData = []any{
 	userRegistered{}, userUpdated{}, Profile{}, statusChanged{}, combinedChanged{}, identityChanged{}, userLogin{}, memberChanged{}, groupLeft{},
 	schedulePlanned{}, schedulePostponed{}, scheduleCancelled{}, scheduleExecuted{}, reminder{}, deletionScheduled{}, deletionCancelled{},
-	consentDecided{}, configChanged{}, webhookChanged{},
+	consentDecided{}, configChanged{}, webhookChanged{}, deliveryHealth{}, deliveryGivenUp{},
 }
 
 var dataMembers = sync.OnceValue(func() (names []string) {
