@@ -51,7 +51,7 @@ func TestAliases(t *testing.T) {
 	}
 	for _, public := range Catalogue {
 		for _, a := range public.Aliases {
-			if !seen[a.Name] || slices.Contains(PublicNames, a.Name) || !selectable(a.Name) || (a.Of == "") != (a.when == nil) {
+			if !seen[a.Name] || slices.Contains(PublicNames, a.Name) || !Selectable(a.Name) || (a.Of == "") != (a.when == nil) {
 				t.Errorf("%s is never told, hides a public name, or does not say when it is told", a.Name)
 			}
 		}

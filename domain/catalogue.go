@@ -140,9 +140,9 @@ var catalogued = func() map[string]PublicType {
 	return types
 }()
 
-// selectable reports whether pattern names a public event or an alias, or is a
+// Selectable reports whether pattern names a public event or an alias, or is a
 // prefix of one's name followed by a star.
-func selectable(pattern string) bool {
+func Selectable(pattern string) bool {
 	return slices.ContainsFunc(Catalogue, func(t PublicType) bool {
 		return Selects(pattern, t.Name) || slices.ContainsFunc(t.Aliases, func(a Alias) bool { return Selects(pattern, a.Name) })
 	})

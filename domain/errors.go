@@ -53,6 +53,9 @@ const (
 	CodeWebhookNotFound         Code = "webhook-not-found"
 	CodeTooManyKeys             Code = "too-many-keys"
 	CodeAPIKeyNotFound          Code = "api-key-not-found"
+	CodeDeliveryNotFound        Code = "delivery-not-found"
+	CodeReplayNotFound          Code = "replay-not-found"
+	CodeReplayRunning           Code = "replay-running"
 )
 
 // Codes lists every code a *Error may carry, for tables that must be complete.
@@ -60,7 +63,7 @@ var Codes = []Code{
 	CodeAccountNotFound, CodeAccountErased, CodeAccountExists, CodeAccountDeleted, CodeAccountCombined,
 	CodeInvalidRequest, CodeIdentifierTaken, CodeIdentifierRequired, CodeIdentityConflict, CodeIdentityNotFound,
 	CodeStatusSystemManaged, CodeInvalidStatusTransition, CodeStaleRevision, CodeConcurrentChange,
-	CodeIdempotencyKeyReused, CodeTooLarge, CodeInvalidCursor, CodeWebhookNotFound, CodeTooManyKeys,
+	CodeIdempotencyKeyReused, CodeTooLarge, CodeInvalidCursor, CodeWebhookNotFound, CodeTooManyKeys, CodeDeliveryNotFound, CodeReplayNotFound, CodeReplayRunning,
 	CodeMergeRefused, CodeInUse, CodeSystemManaged, CodeRoleNotFound,
 	CodeGroupNotFound, CodeGroupTypeNotFound, CodeAdminRequired,
 	CodeScheduleNotFound, CodeScheduleEnded, CodeScheduleSetupNotFound, CodeScheduleSetupOrder, CodeDeletionNotFound,

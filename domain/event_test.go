@@ -320,7 +320,7 @@ func TestCatalogue(t *testing.T) {
 				t.Errorf("Public(%s) uses the id %s twice", x.Type, p.ID)
 			}
 			ids[p.ID] = true
-			if !selectable(p.Type) {
+			if !Selectable(p.Type) {
 				t.Errorf("%s cannot be selected", p.Type)
 			}
 		}

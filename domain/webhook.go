@@ -306,7 +306,7 @@ func (s WebhookSettings) faults() faults {
 		f.add("/events", "1 to 100 names")
 	}
 	for _, name := range s.Events {
-		if !selectable(name) {
+		if !Selectable(name) {
 			f.add("/events", "must name public events, like USER_CREATED, or prefixes of some, like USER_*")
 			break
 		}

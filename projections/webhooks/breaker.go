@@ -20,8 +20,9 @@ func wait(schedule []time.Duration, step int) time.Duration {
 	return d + rand.N(d/5+1)
 }
 
-// Why an endpoint is given up for good: it answered nothing but failures for
-// so long.
+// Why an endpoint is given up for good: nothing it was sent arrived for so
+// long, as the first and the last failure since an arrival say. So there are
+// two at least, and silence is no failure.
 const giveUpAfter = 5 * 24 * time.Hour
 
 // breaker decides how many requests an endpoint gets at once: all it may have,
@@ -34,7 +35,7 @@ type breaker struct {
 	step         int       // failures in a row; 0: closed
 	until        time.Time // left alone before that
 	reason       string    // an error code
-	firstFailure time.Time // of those in a row
+	firstFailure time.Time // since something arrived, of an event or the endpoint
 	escalated    bool      // opened because too many accounts failed, not the endpoint
 	width        int       // requests at once while recovering; limit or more: recovered
 }
@@ -55,24 +56,35 @@ func (b *breaker) allowed(now time.Time) int {
 // succeed closes b and lets one more request go: with every answer to as many
 // requests as were let go, their number doubles.
 func (b *breaker) succeed() {
+	b.answered()
+	b.firstFailure = time.Time{}
+}
+
+// answered closes b likewise, for an endpoint that refuses an event but works.
+func (b *breaker) answered() {
 	if b.open() {
 		b.width = 1
 	}
-	b.step, b.until, b.reason, b.firstFailure, b.escalated = 0, time.Time{}, "", time.Time{}, false
+	b.step, b.until, b.reason, b.escalated = 0, time.Time{}, "", false
 	b.width = min(b.width+1, b.limit)
 }
 
-// fail opens b until the schedule's next step, or for longer if the endpoint
-// asked for it. It reports whether nothing but failure came for so long that
-// the endpoint should be given up.
-func (b *breaker) fail(now time.Time, reason string, retryAfter time.Duration) (hopeless bool) {
-	b.until = now.Add(max(wait(b.schedule, b.step), retryAfter))
-	b.step++
-	b.reason = reason
+// missed notes that something did not arrive. It reports whether nothing did
+// for so long that the endpoint should be given up.
+func (b *breaker) missed(now time.Time) (hopeless bool) {
 	if b.firstFailure.IsZero() {
 		b.firstFailure = now
 	}
 	return now.Sub(b.firstFailure) >= giveUpAfter
+}
+
+// fail opens b until the schedule's next step, or for longer if the endpoint
+// asked for it. It reports what missed does.
+func (b *breaker) fail(now time.Time, reason string, retryAfter time.Duration) (hopeless bool) {
+	b.until = now.Add(max(wait(b.schedule, b.step), retryAfter))
+	b.step++
+	b.reason = reason
+	return b.missed(now)
 }
 
 // postpone keeps b open for at least as long as the endpoint asked.

@@ -3,6 +3,7 @@ package webhooks
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -21,8 +22,9 @@ import (
 // CloudEvents 1.0.2 (https://github.com/cloudevents/spec/tree/v1.0.2): an
 // event's id is the public event's, its source the ledger, its subject and
 // partitionkey the account, its sequence the account's revision with zeroes in
-// front, so that it can be compared as text. Where only ids are sent, dataref
-// is where all data can be got from.
+// front, so that it can be compared as text; previoussequence likewise that of
+// the account's event before it. Where only ids are sent, dataref is where all
+// data can be got from.
 const (
 	structuredType = "application/cloudevents+json; charset=utf-8"
 	batchType      = "application/cloudevents-batch+json; charset=utf-8"
@@ -33,7 +35,7 @@ const (
 type attribute struct{ name, value string }
 
 // attributes are those of a message, except its content type.
-func (m *message) attributes(f *form, gap eventstore.Revision) []attribute {
+func (m *message) attributes(f *form, before eventstore.Revision) []attribute {
 	e := &m.event
 	all := []attribute{
 		{"specversion", "1.0"}, {"id", e.ID}, {"source", f.source}, {"type", e.Type},
@@ -42,8 +44,8 @@ func (m *message) attributes(f *form, gap eventstore.Revision) []attribute {
 	if e.Sub != "" {
 		all = append(all, attribute{"subject", e.Sub}, attribute{"partitionkey", e.Sub})
 	}
-	if gap != noGap {
-		all = append(all, attribute{"previoussequence", padded(gap)})
+	if before != none {
+		all = append(all, attribute{"previoussequence", padded(before)})
 	}
 	if f.payload == domain.PayloadThin {
 		all = append(all, attribute{"dataref", fmt.Sprintf("%s/v1/events/%d.%d/data", f.public, m.position, m.part)})
@@ -55,10 +57,10 @@ func (m *message) attributes(f *form, gap eventstore.Revision) []attribute {
 func padded(sequence eventstore.Revision) string { return fmt.Sprintf("%020d", int64(sequence)) }
 
 // structured is the message as one JSON object.
-func (m *message) structured(f *form, gap eventstore.Revision, data jsontext.Value) ([]byte, error) {
+func (m *message) structured(f *form, before eventstore.Revision, data jsontext.Value) ([]byte, error) {
 	w := writer{b: make([]byte, 0, 512+len(data))}
 	separator := byte('{')
-	for _, a := range m.attributes(f, gap) {
+	for _, a := range m.attributes(f, before) {
 		w.b = append(w.b, separator)
 		w.text(`"`+a.name+`":`, a.value)
 		separator = ','
@@ -76,16 +78,26 @@ type content struct {
 	body   []byte
 }
 
+// with is c with further headers.
+func (c content) with(header http.Header) content {
+	if len(header) > 0 {
+		more := header.Clone()
+		maps.Copy(more, c.header)
+		c.header = more
+	}
+	return c
+}
+
 // content is the message as a request of its own.
-func (m *message) content(f *form, gap eventstore.Revision) (content, error) {
-	body, err := m.body(f, gap)
+func (m *message) content(f *form, before eventstore.Revision) (content, error) {
+	body, err := m.body(f, before)
 	c := content{id: m.event.ID, kind: jsonType, body: body}
 	switch f.format {
 	case domain.FormatEvent:
 		c.kind = structuredType
 	case domain.FormatBinary:
 		c.header = http.Header{}
-		for _, a := range m.attributes(f, gap) {
+		for _, a := range m.attributes(f, before) {
 			c.header.Set("Ce-"+a.name, encodeHeader(a.value))
 		}
 	}

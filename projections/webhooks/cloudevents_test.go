@@ -52,7 +52,7 @@ func TestForms(t *testing.T) {
 		{"fields, binary", domain.FormatBinary, domain.PayloadFields, content{"id-1", jsonType, header, []byte(`{"customer_id":"s-1","mail":"ada@example.com"}`)}},
 	} {
 		for range 2 { // row 9, row 79: the same whenever it is made
-			got, err := sample.content(formOf(tt.format, tt.payload), noGap)
+			got, err := sample.content(formOf(tt.format, tt.payload), none)
 			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(content{})); diff != "" || err != nil {
 				t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
 			}
@@ -95,7 +95,7 @@ func TestNoEmptyBody(t *testing.T) {
 	empty := &message{event: domain.PublicEvent{ID: "id", Type: "USER_LOGIN", Data: []byte("{}")}}
 	for _, format := range domain.Formats {
 		for _, payload := range []string{domain.PayloadFull, domain.PayloadThin, domain.PayloadFields} {
-			if c, err := empty.content(formOf(format, payload), noGap); err != nil || len(c.body) == 0 {
+			if c, err := empty.content(formOf(format, payload), none); err != nil || len(c.body) == 0 {
 				t.Errorf("row 81: %s, %s: %q, %v", format, payload, c.body, err)
 			}
 		}
@@ -276,7 +276,7 @@ func TestReadDelivery(t *testing.T) {
 	keys := signersOf(t, v1Secret+" "+v3Private)
 	want := Told{"id-1", "USER_UPDATED", "s-1", 7}
 	for _, format := range domain.Formats {
-		c, err := sample.content(formOf(format, domain.PayloadFull), noGap)
+		c, err := sample.content(formOf(format, domain.PayloadFull), none)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -39,7 +39,8 @@ type Delivery struct {
 // Attempt is one request and what came of it.
 type Attempt struct {
 	Time       time.Time `json:"time"`
-	Status     int       `json:"status"` // HTTP's; 0 where there was no response
+	Trigger    string    `json:"trigger"` // schedule, manual, recover or replay
+	Status     int       `json:"status"`  // HTTP's; 0 where there was no response
 	Error      string    `json:"error,omitzero"`
 	DurationMs float64   `json:"durationMs"`
 	Response   string    `json:"response,omitzero"` // the start of a refusal's body; never of a private address
@@ -131,7 +132,7 @@ func (w *Webhooks) settled(ctx context.Context, id, stream string, p eventstore.
 	if live := w.running(id); live != nil {
 		asked := live.ask(ctx, func() {
 			l := live.lanes.byStream[stream]
-			settled = live.cursor.has(p) && (l == nil || l.idle || l.position > p)
+			settled = live.cursor.has(p) && (l == nil || l.position > p)
 		})
 		if asked {
 			return settled, nil
@@ -153,10 +154,10 @@ func (w *Webhooks) settled(ctx context.Context, id, stream string, p eventstore.
 func (s *store) deliveries(ctx context.Context, id string, before eventstore.Position, beforePart, limit int) ([]placed, error) {
 	rows, err := s.read.QueryContext(ctx, `
 		WITH e AS (SELECT no FROM endpoint WHERE id = ?1), found AS (
-			SELECT position, part, event, type, sub, sequence, seq, time, duration, status, error, response, 0 AS dead
+			SELECT position, part, event, type, sub, sequence, seq, time, duration, status, error, response, trigger, 0 AS dead
 				FROM attempt WHERE endpoint = (SELECT no FROM e) AND (position, part) < (?2, ?3)
 			UNION ALL
-			SELECT position, part, event, type, sub, sequence, 0, time, 0, 0, reason, NULL, 1
+			SELECT position, part, event, type, sub, sequence, 0, time, 0, 0, reason, NULL, '', 1
 				FROM dead_letter WHERE endpoint = (SELECT no FROM e) AND (position, part) < (?2, ?3))
 		SELECT * FROM found ORDER BY position DESC, part DESC, dead DESC, seq`, id, before, beforePart)
 	if err != nil {
@@ -167,10 +168,10 @@ func (s *store) deliveries(ctx context.Context, id string, before eventstore.Pos
 	for rows.Next() {
 		var r record
 		var event []byte
-		var at, duration int64
+		var seq, at, duration int64
 		var dead bool
-		if err := rows.Scan(&r.position, &r.part, &event, &r.kind, &r.sub, &r.sequence, &r.seq, &at, &duration,
-			&r.outcome.status, &r.outcome.code, &r.outcome.response, &dead); err != nil {
+		if err := rows.Scan(&r.position, &r.part, &event, &r.kind, &r.sub, &r.sequence, &seq, &at, &duration,
+			&r.outcome.status, &r.outcome.code, &r.outcome.response, &r.trigger, &dead); err != nil {
 			return nil, err
 		}
 		if last := len(all) - 1; last < 0 || all[last].Position != r.position || all[last].part != r.part {
@@ -189,14 +190,16 @@ func (s *store) deliveries(ctx context.Context, id string, before eventstore.Pos
 			d.Status = StatusDead
 			continue
 		}
-		d.Attempts = append(d.Attempts, Attempt{Time: fromMicro(at), Status: r.outcome.status, Error: r.outcome.code,
+		d.Attempts = append(d.Attempts, Attempt{Time: fromMicro(at), Trigger: r.trigger, Status: r.outcome.status, Error: r.outcome.code,
 			DurationMs: float64(duration) / 1000, Response: strings.ToValidUTF8(string(r.outcome.response), "\uFFFD")})
 		switch {
-		case d.Status == StatusDead:
+		case d.Status == StatusDead || d.Status == StatusDelivered:
 		case r.outcome.code == "":
 			d.Status = StatusDelivered
-		default:
+		case r.trigger == triggerSchedule:
 			d.Status = StatusRetrying
+		case d.Status == "":
+			d.Status = StatusSettled // that it was sent by hand says nothing of its turn
 		}
 	}
 	return all, rows.Err()

@@ -1,7 +1,6 @@
 package webhooks
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -32,18 +31,15 @@ const (
 // run, which alone decides; others look names up, read, send, write, and
 // report back to it.
 type endpoint struct {
-	conf   domain.Webhook
-	log    eventstore.Store
-	opener opener
-	feed   *feed
-	target *target
-	form   form
-	batch  int // events a request may carry
-	pace   pace
-	save   chan<- checkpoint
-	giveUp func(code string) // has the ledger disable the endpoint; returns at once
-	now    func() time.Time
-	logger *slog.Logger
+	*courier
+	feed    *feed
+	batch   int // events a request may carry
+	pace    pace
+	save    chan<- checkpoint
+	giveUp  func(code string)           // has the ledger disable the endpoint; returns at once
+	report  func(domain.WebhookCommand) // has the ledger record how deliveries go; returns at once
+	givenUp func()                      // likewise, what was given up and is written
+	logger  *slog.Logger
 
 	results chan []result // of one request
 	reads   chan laneRead
@@ -64,6 +60,7 @@ type endpoint struct {
 	era        int  // counts the times memory was forgotten
 	draining   bool // ctx is done: nothing new
 	frozen     bool // the receiver wants no more
+	failing    bool // and the ledger was told so
 
 	pages    chan page // nil: not reading
 	stopRead context.CancelFunc
@@ -94,24 +91,6 @@ type result struct {
 type page struct {
 	after, last eventstore.Position
 	wanted      []*slot
-}
-
-// selected is the public events the endpoint asked for, by the names it asked
-// for them.
-func (e *endpoint) selected(messages []*message) []*message {
-	for i, m := range messages {
-		if m.told(e.conf.Events) == m {
-			continue
-		}
-		some := append([]*message(nil), messages[:i]...)
-		for _, m := range messages[i:] {
-			if m = m.told(e.conf.Events); m != nil {
-				some = append(some, m)
-			}
-		}
-		return some
-	}
-	return messages
 }
 
 // run delivers until ctx is done; then it sends nothing new, waits for what is
@@ -213,87 +192,15 @@ func (e *endpoint) turn() []*delivery {
 	return all
 }
 
-// sending is a delivery as it is when its request begins.
-type sending struct {
-	*delivery
-	part int
-	gap  eventstore.Revision
-}
-
 func (e *endpoint) send(all ...*delivery) {
 	e.flight++
 	e.pace.take(e.now())
 	sends := make([]sending, len(all))
 	for i, d := range all {
 		d.era, d.flying = e.era, true
-		sends[i] = sending{d, d.part, noGap}
-		if d.lane != nil {
-			sends[i].gap = d.lane.gap
-		}
+		sends[i] = sending{d, d.part}
 	}
-	go func() { e.results <- e.attempt(sends) }()
-}
-
-// attempt makes one request. What goes wrong before there is one is ours.
-func (e *endpoint) attempt(all []sending) []result {
-	start := e.now()
-	results := make([]result, len(all))
-	var posted []int // of results
-	var events []string
-	var bodies [][]byte
-	var request content
-	size := 0
-	for i, s := range all {
-		r := &results[i]
-		*r = result{delivery: s.delivery, time: start}
-		if !r.prepare(e, s) {
-			continue
-		}
-		c, err := r.message.content(&e.form, s.gap)
-		switch {
-		case err != nil:
-			r.outcome = outcome{scope: internal, err: err}
-			continue
-		case len(posted) > 0 && size+len(c.body) > e.batchBytes():
-			r.outcome = outcome{scope: unsent}
-			continue
-		}
-		size += len(c.body) + 2
-		request = c
-		posted, events, bodies = append(posted, i), append(events, c.id), append(bodies, c.body)
-	}
-	if len(posted) == 0 {
-		return results
-	}
-	if e.form.format == domain.FormatBatch {
-		request = batched(events, bodies)
-	}
-	o := e.target.post(request)
-	duration := e.now().Sub(start)
-	for _, i := range posted {
-		results[i].outcome, results[i].duration, results[i].batch = o, duration, len(posted)
-	}
-	return results
-}
-
-func (e *endpoint) batchBytes() int { return cmp.Or(e.conf.BatchBytes, 1<<20) }
-
-// prepare finds the message to send; it reports false, with the outcome, where
-// there is none.
-func (r *result) prepare(e *endpoint, s sending) bool {
-	messages, err := s.open(e.opener, r.time)
-	if err != nil {
-		r.outcome = outcome{scope: internal, err: err}
-		return false
-	}
-	messages = e.selected(messages)
-	r.parts = len(messages)
-	if s.part >= r.parts {
-		r.outcome = outcome{scope: unwanted} // not any more, since it was configured anew
-		return false
-	}
-	r.message = messages[s.part]
-	return true
+	go func() { e.results <- e.attempt(sends, nil) }()
 }
 
 // startReading begins to read the log where it stopped, or again from low
@@ -388,6 +295,9 @@ func (e *endpoint) line(s *slot) {
 	}
 	e.waiting++
 	e.bytes += s.size()
+	if queue := e.turns[s.rec.Stream]; len(queue) > 0 {
+		d.follows = queue[len(queue)-1].rec.Revision + 1
+	}
 	if e.turns.add(d) {
 		e.ready = append(e.ready, d)
 	}

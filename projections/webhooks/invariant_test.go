@@ -149,7 +149,7 @@ func TestI5Fencing(t *testing.T) {
 	}
 	written := make(chan error, 2)
 	save := func(p progress, low eventstore.Position) checkpoint {
-		return checkpoint{progress: p, low: low, done: []byte{}, partial: []byte("{}"), written: written, lanes: []lane{{stream: fmt.Sprint("of ", p.epoch)}}, attempts: []record{{seq: p.epoch}}}
+		return checkpoint{progress: p, low: low, done: []byte{}, partial: []byte("{}"), written: written, lanes: []lane{{stream: fmt.Sprint("of ", p.epoch)}}, attempts: []record{{trigger: triggerSchedule}}}
 	}
 	s.save(t.Context(), []checkpoint{save(mine, 7), save(theirs, 5)})
 	if first, second := <-written, <-written; !errors.Is(first, errFenced) || second != nil {

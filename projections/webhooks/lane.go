@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"accountledger/domain"
 	"accountledger/eventstore"
 )
 
@@ -23,16 +24,14 @@ type lane struct {
 	position eventstore.Position // likewise
 	attempt  int                 // failed ones of the next event
 	due      time.Time
-	gap      eventstore.Revision // sequence of the event given up before the next one; noGap
+	code     string // of the last error
 
 	owed    eventstore.Position // up to here events of the stream are this lane's
-	idle    bool                // nothing is owed, but there is a gap to tell of
 	next    []*delivery         // read and not sent yet
 	trouble int                 // failures of our own in a row
-	index   int                 // in the heap of lanes that wait; idle or in hand: -1
+	since   time.Time           // the next event's first failure, as far as it is known
+	index   int                 // in the heap of lanes that wait; in hand or blocked: -1
 }
-
-const noGap eventstore.Revision = -1
 
 // What one reading of a lane takes: enough to catch up fast, little enough
 // for a thousand lanes.
@@ -83,6 +82,16 @@ func (e *endpoint) readLane(ctx context.Context, l *lane, from eventstore.Revisi
 type lanes struct {
 	byStream map[string]*lane
 	waiting  laneHeap
+}
+
+// blockedLanes counts them.
+func (e *endpoint) blockedLanes() (n int) {
+	for _, l := range e.lanes.byStream {
+		if e.blocked(l) {
+			n++
+		}
+	}
+	return n
 }
 
 // wait puts l in line.
@@ -146,8 +155,17 @@ func (e *endpoint) adopt(all []*lane) {
 	for _, l := range all {
 		l.owed = e.cursor.top
 		e.lanes.byStream[l.stream] = l
-		e.lanes.wait(l, l.due)
+		if !e.blocked(l) {
+			e.lanes.wait(l, l.due)
+		}
 	}
+}
+
+// blocked reports whether a lane waits for somebody to send its next event
+// again: it was given up and must not be skipped. Where it may be skipped, by
+// now, it is tried once more.
+func (e *endpoint) blocked(l *lane) bool {
+	return l.attempt > len(e.breaker.schedule) && e.conf.DeadLetter == domain.DeadLetterBlock
 }
 
 // launchLane works on the lane that waits longest. Lanes get a quarter of the
@@ -174,10 +192,6 @@ func (e *endpoint) launchLane(now time.Time, allowed int) bool {
 func (e *endpoint) owe(l *lane, p eventstore.Position) {
 	l.owed = max(l.owed, p)
 	e.cursor.set(p)
-	if l.idle {
-		l.idle = false
-		e.lanes.wait(l, e.now())
-	}
 }
 
 // laneOf is d's lane. For one in the window a lane is opened, which takes over
@@ -187,7 +201,7 @@ func (e *endpoint) laneOf(d *delivery) *lane {
 	if d.lane != nil || d.era != e.era {
 		return d.lane
 	}
-	l := &lane{stream: d.rec.Stream, revision: d.rec.Revision, position: d.rec.Position, gap: noGap, index: -1}
+	l := &lane{stream: d.rec.Stream, revision: d.rec.Revision, position: d.rec.Position, index: -1}
 	e.lanes.byStream[l.stream] = l
 	e.dirty[l.stream] = true
 	queue := e.turns[l.stream]
@@ -218,7 +232,7 @@ func (e *endpoint) spill(d *delivery) *lane {
 // passed moves l behind d.
 func (l *lane) passed(d *delivery) {
 	l.revision, l.position = d.rec.Revision+1, d.rec.Position+1
-	l.attempt, l.trouble = 0, 0
+	l.attempt, l.trouble, l.code, l.since = 0, 0, "", time.Time{}
 	if len(l.next) > 0 {
 		l.next = l.next[1:]
 	}
@@ -233,8 +247,7 @@ func (e *endpoint) continueLane(l *lane) {
 }
 
 // handleRead takes what was read of a lane. Where nothing was found, and
-// nothing has come meanwhile, the lane is closed; but one that has a gap to
-// tell of stays, idle, for the account's next event.
+// nothing has come meanwhile, the lane is closed.
 func (e *endpoint) handleRead(r laneRead) {
 	e.flight--
 	e.laneFlight--
@@ -249,8 +262,6 @@ func (e *endpoint) handleRead(r laneRead) {
 		e.lanes.wait(l, e.now())
 	case l.owed > r.owed:
 		e.lanes.wait(l, e.now())
-	case l.gap != noGap:
-		l.idle = true
 	default:
 		delete(e.lanes.byStream, l.stream)
 		e.dirty[l.stream] = true

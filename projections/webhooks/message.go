@@ -77,6 +77,9 @@ func (s *slot) open(o opener, now time.Time) ([]*message, error) {
 	messages := make([]*message, len(public))
 	for i, e := range public {
 		messages[i] = &message{event: e, position: s.rec.Position, part: i}
+		if domain.OfDelivery(s.rec.Type) {
+			messages[i].reports = domain.Entry{Stream: s.rec.Stream}.WebhookID()
+		}
 	}
 	s.messages, s.opened = messages, now
 	return messages, nil
@@ -87,7 +90,8 @@ func (s *slot) open(o opener, now time.Time) ([]*message, error) {
 type message struct {
 	event    domain.PublicEvent
 	position eventstore.Position
-	part     int // which of its log event's
+	part     int    // which of its log event's
+	reports  string // the endpoint of whose deliveries it tells; "": it tells of something else
 
 	rendered [4]rendering // what many endpoints share, see form.shared
 }
@@ -102,15 +106,19 @@ func (m *message) told(patterns []string) *message {
 	case "":
 		return nil
 	}
-	other := &message{event: m.event, position: m.position, part: m.part}
+	other := &message{event: m.event, position: m.position, part: m.part, reports: m.reports}
 	other.event.Type = name
 	return other
 }
 
+// rendering is a body, as it is for those who were told of the same event
+// before: of endpoints that select the same, all.
 type rendering struct {
-	once sync.Once
-	body []byte
-	err  error
+	mu     sync.Mutex
+	made   bool
+	before eventstore.Revision
+	body   []byte
+	err    error
 }
 
 // form is how an endpoint wants to be told.
@@ -134,15 +142,23 @@ func (f *form) shared() int {
 	return 2 + i
 }
 
-// body is the message in a form. gap is the sequence of an event given up
-// before it, so that the receiver sees the hole, or noGap.
-func (m *message) body(f *form, gap eventstore.Revision) ([]byte, error) {
+// body is the message in a form. before is the sequence of the event that the
+// receiver was to be told of before this one, so that it sees a hole, or none.
+func (m *message) body(f *form, before eventstore.Revision) ([]byte, error) {
 	i := f.shared()
-	if i < 0 || gap != noGap {
-		return m.render(f, gap)
+	if i < 0 {
+		return m.render(f, before)
 	}
 	r := &m.rendered[i]
-	r.once.Do(func() { r.body, r.err = m.render(f, gap) })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case !r.made:
+		r.body, r.err = m.render(f, before)
+		r.made, r.before = true, before
+	case r.before != before:
+		return m.render(f, before)
+	}
 	return r.body, r.err
 }
 
@@ -157,20 +173,20 @@ func (m *message) data(f *form) (jsontext.Value, error) {
 	return m.event.Data, nil
 }
 
-func (m *message) render(f *form, gap eventstore.Revision) ([]byte, error) {
+func (m *message) render(f *form, before eventstore.Revision) ([]byte, error) {
 	data, err := m.data(f)
 	if err != nil || f.format == domain.FormatBinary {
 		return data, err
 	}
 	if f.format != domain.FormatStandard {
-		return m.structured(f, gap, data)
+		return m.structured(f, before, data)
 	}
-	return m.standard(gap, data)
+	return m.standard(before, data)
 }
 
 // standard makes what Standard Webhooks wants (type, timestamp, data) and
 // beside it what the feed has in its envelope.
-func (m *message) standard(gap eventstore.Revision, data jsontext.Value) ([]byte, error) {
+func (m *message) standard(before eventstore.Revision, data jsontext.Value) ([]byte, error) {
 	e := &m.event
 	w := writer{b: make([]byte, 0, 256+len(data))}
 	w.text(`{"type":`, e.Type)
@@ -180,8 +196,8 @@ func (m *message) standard(gap eventstore.Revision, data jsontext.Value) ([]byte
 		w.text(`,"sub":`, e.Sub)
 	}
 	w.b = strconv.AppendInt(append(w.b, `,"sequence":`...), int64(e.Sequence), 10)
-	if gap != noGap {
-		w.b = strconv.AppendInt(append(w.b, `,"previous_sequence":`...), int64(gap), 10)
+	if before != none {
+		w.b = strconv.AppendInt(append(w.b, `,"previous_sequence":`...), int64(before), 10)
 	}
 	w.b = append(append(append(w.b, `,"data":`...), data...), '}')
 	return w.b, w.err
@@ -209,7 +225,7 @@ func (w *writer) time(member string, t time.Time) {
 
 // thinMembers are the members of data that are ids of the ledger's own. An id
 // at a provider is not among them: that is personal.
-var thinMembers = []string{"sub", "identityId", "webhookId", "groupId", "consentId", "scheduleId"}
+var thinMembers = []string{"sub", "identityId", "webhookId", "groupId", "consentId", "scheduleId", "eventId"}
 
 // ids is data with its ids alone.
 func ids(data jsontext.Value) (jsontext.Value, error) {

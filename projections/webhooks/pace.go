@@ -1,6 +1,10 @@
 package webhooks
 
-import "time"
+import (
+	"time"
+
+	"accountledger/domain"
+)
 
 // pace bounds how often an endpoint is asked, as a bucket of tokens that fills
 // with time. The zero pace bounds nothing.
@@ -15,6 +19,19 @@ type pace struct {
 func newPace(perSecond float64, burst int) pace {
 	full := float64(max(burst, 1))
 	return pace{perSecond: perSecond, burst: full, tokens: full}
+}
+
+// paceOf is the pace of an endpoint: as fast as its settings say, and as it
+// said itself.
+func paceOf(conf domain.Webhook) pace {
+	if v := conf.Verified; v != nil && v.AllowedRate > 0 {
+		perSecond := float64(v.AllowedRate) / 60
+		if conf.RateLimit > 0 {
+			perSecond = min(perSecond, conf.RateLimit)
+		}
+		return newPace(perSecond, 1)
+	}
+	return newPace(conf.RateLimit, conf.Burst)
 }
 
 // next is when the next request may go: now, or later.

@@ -74,6 +74,9 @@ func (e *endpoint) flushed(err error) {
 	}
 	if err == nil {
 		e.retryTime = time.Time{}
+		if len(c.dead) > 0 {
+			e.givenUp()
+		}
 		return
 	}
 	e.logger.Error("webhook progress not written, trying again", "webhook", e.conf.WebhookID, "err", err)
@@ -145,12 +148,12 @@ func (e *endpoint) pending(d *delivery) (all []placed) {
 }
 
 // record is r as it is written down.
-func (r result) record(seq int64) record {
+func (r result) record(trigger string) record {
 	m := r.message
 	id, err := uuid.Parse(m.event.ID)
 	if err != nil {
 		panic("webhooks: a public event's id is a UUID: " + err.Error())
 	}
 	return record{position: r.rec.Position, part: m.part, event: id, kind: m.event.Type, sub: m.event.Sub, sequence: m.event.Sequence,
-		time: r.time, duration: r.duration, outcome: r.outcome, seq: seq}
+		time: r.time, duration: r.duration, outcome: r.outcome, trigger: trigger}
 }

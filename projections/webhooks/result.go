@@ -23,8 +23,7 @@ func (e *endpoint) handleAll(all []result) {
 // handle draws the consequences of a request for one of its events.
 func (e *endpoint) handle(r result) {
 	if r.scope < internal {
-		e.seq++
-		e.attempts = append(e.attempts, r.record(e.seq))
+		e.attempts = append(e.attempts, r.record(triggerSchedule))
 		e.changed()
 	}
 	switch r.scope {
@@ -64,6 +63,9 @@ func (e *endpoint) handle(r result) {
 			e.troubled(l)
 		}
 	}
+	if r.scope < internal {
+		e.assess(r)
+	}
 }
 
 // advance moves on after a message was delivered.
@@ -77,7 +79,6 @@ func (e *endpoint) advance(d *delivery, parts int) {
 	delete(e.cursor.partial, p)
 	if l := d.lane; l != nil {
 		l.passed(d)
-		l.gap = noGap
 		e.continueLane(l)
 		return
 	}
@@ -117,14 +118,17 @@ func (e *endpoint) refuse(r result) {
 	crowded := r.lane == nil && len(e.lanes.byStream) >= maxLanes && e.lanes.failing() >= maxLanes
 	escalate := crowded || e.recent.bad() || e.breaker.open() && e.breaker.escalated
 	if r.era == e.era && !escalate {
-		e.breaker.succeed() // it answers
+		e.breaker.answered()
 	}
 	if r.lane == nil && escalate {
 		e.unavailable(r, codeFailing, true)
 		return
 	}
 	if l := e.laneOf(r.delivery); l != nil {
-		l.attempt++
+		if l.attempt++; l.attempt == 1 {
+			l.since = r.time
+		}
+		l.revision, l.position, l.code = r.rec.Revision, r.rec.Position, r.code
 		if l.attempt > len(e.breaker.schedule) {
 			e.abandon(r)
 		} else {
@@ -132,16 +136,20 @@ func (e *endpoint) refuse(r result) {
 			e.dirty[l.stream] = true
 		}
 	}
-	if escalate {
+	switch {
+	case escalate:
 		e.unavailable(r, codeFailing, true)
+	case e.breaker.missed(e.now()):
+		e.freeze(codeFailing)
 	}
 }
 
-// abandon gives an event up: it becomes a dead letter, and the account's next
-// one tells of the gap.
+// abandon gives an event up: it becomes a dead letter. The account goes on with
+// the next one, or waits for somebody to send this one again. Where the
+// receiver itself does not want it again, that would be in vain.
 func (e *endpoint) abandon(r result) {
 	if e.strict() && r.lane == nil {
-		e.dead = append(e.dead, r.record(0))
+		e.dead = append(e.dead, r.record(triggerSchedule))
 		e.advance(r.delivery, r.parts)
 		return
 	}
@@ -149,14 +157,17 @@ func (e *endpoint) abandon(r result) {
 	if l == nil {
 		return
 	}
-	e.dead = append(e.dead, r.record(0))
+	e.dead = append(e.dead, r.record(triggerSchedule))
+	e.dirty[l.stream] = true
 	e.logger.Warn("webhook delivery given up", "webhook", e.conf.WebhookID, "event", r.message.event.ID, "reason", r.code)
-	l.gap = r.message.event.Sequence
+	if r.scope == refused && e.blocked(l) {
+		l.next = nil
+		return
+	}
 	if r.part++; r.part < r.parts {
 		e.cursor.partial[r.rec.Position] = r.part
 		l.attempt = 0
 		e.lanes.wait(l, e.now())
-		e.dirty[l.stream] = true
 		return
 	}
 	delete(e.cursor.partial, r.rec.Position)

@@ -6,7 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net/http"
+	"maps"
 	"net/url"
 	"strings"
 	"sync"
@@ -28,6 +28,11 @@ type runner struct {
 	mu      sync.Mutex
 	started bool // the log was followed up to where it ended when Run began
 	live    map[string]*live
+	failing map[string]bool                // endpoints, where that was found out by this runner
+	asked   map[string]eventstore.Revision // endpoints that were asked whether they want deliveries, and one more than their revision then
+	jobs    map[string]context.CancelFunc  // replays
+
+	reports chan func() // run one after another
 }
 
 // live is an endpoint that is delivered to, or about to be.
@@ -59,20 +64,29 @@ func (w *Webhooks) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("webhooks: %w", err)
 	}
-	r := &runner{Webhooks: w, ctx: ctx, feed: newFeed(w.c.Log, after), saves: make(chan checkpoint, 1024), live: map[string]*live{}}
+	r := &runner{Webhooks: w, ctx: ctx, feed: newFeed(w.c.Log, after), saves: make(chan checkpoint, 1024),
+		live: map[string]*live{}, failing: map[string]bool{}, asked: map[string]eventstore.Revision{},
+		jobs: map[string]context.CancelFunc{}, reports: make(chan func(), 1024)}
 	if !w.runner.CompareAndSwap(nil, r) {
 		return errors.New("webhooks: running already")
 	}
 	defer w.runner.Store(nil)
-	var writer sync.WaitGroup
+	var writer, reporter sync.WaitGroup
 	writer.Go(func() { w.store.writer(r.saves) })
+	reporter.Go(func() {
+		for report := range r.reports {
+			report()
+		}
+	})
 	r.follow(after, head, after == 0 && len(known) == 0)
 	r.mu.Lock()
 	r.started = false // nothing is started any more
 	r.mu.Unlock()
 	r.all.Wait()
 	close(r.saves)
+	close(r.reports)
 	writer.Wait()
+	reporter.Wait()
 	return nil
 }
 
@@ -162,7 +176,7 @@ func (r *runner) start(fresh bool) {
 		for _, conf := range all {
 			r.apply(conf)
 		}
-		return nil
+		return r.resumeReplays()
 	})
 }
 
@@ -180,6 +194,10 @@ func (r *runner) apply(conf domain.Webhook) {
 		old.cancel()
 		before = old.ended
 		delete(r.live, conf.WebhookID)
+	}
+	if conf.State == domain.WebhookPending && r.started && r.ctx.Err() == nil && r.asked[conf.WebhookID] != conf.Revision+1 {
+		r.asked[conf.WebhookID] = conf.Revision + 1
+		r.all.Go(func() { r.verify(conf.WebhookID) })
 	}
 	if !wanted {
 		return
@@ -246,15 +264,7 @@ func (w *Webhooks) running(id string) *endpoint {
 // endpoint sets up the delivery to an endpoint and takes it over from whoever
 // had it.
 func (r *runner) endpoint(ctx context.Context, conf domain.Webhook) (*endpoint, error) {
-	u, err := url.Parse(conf.URL)
-	if err != nil {
-		return nil, errors.New("webhooks: its URL cannot be parsed")
-	}
-	kept, err := r.vault(ctx, conf.WebhookID)
-	if err != nil {
-		return nil, err
-	}
-	signers, err := kept.signers(conf.Keys)
+	s, err := r.courier(ctx, conf)
 	if err != nil {
 		return nil, err
 	}
@@ -275,18 +285,14 @@ func (r *runner) endpoint(ctx context.Context, conf domain.Webhook) (*endpoint, 
 	}
 	p.breaker.limit, p.breaker.width, p.breaker.schedule = limit, limit, r.c.Schedule
 	p.breaker.escalated = p.breaker.reason == codeFailing
-	t, err := r.target(conf, u, kept)
-	if err != nil {
-		return nil, err
-	}
-	t.signers = signers
 	e := &endpoint{
-		conf: conf, log: r.c.Log, opener: opener{r.c.Codec, r.c.Ledger}, feed: r.feed, save: r.saves, now: r.c.Now, logger: r.c.Logger,
-		target:   t,
-		pace:     newPace(conf.RateLimit, conf.Burst),
-		form:     r.form(conf),
+		courier: s, feed: r.feed, save: r.saves, logger: r.c.Logger,
+		pace:     paceOf(conf),
 		batch:    1,
 		giveUp:   func(code string) { r.all.Go(func() { r.disable(conf.WebhookID, code) }) },
+		report:   func(cmd domain.WebhookCommand) { r.report(conf.WebhookID, cmd) },
+		givenUp:  func() { r.reportGivenUp(conf.WebhookID) },
+		failing:  r.isFailing(conf),
 		results:  make(chan []result, limit),
 		reads:    make(chan laneRead, limit),
 		written:  make(chan error, 1),
@@ -298,6 +304,7 @@ func (r *runner) endpoint(ctx context.Context, conf domain.Webhook) (*endpoint, 
 		e.batch = cmp.Or(conf.BatchSize, defaultBatch)
 	}
 	e.adopt(lanes)
+	e.givenUp() // what a crash may have kept from being reported
 	return e, nil
 }
 
@@ -311,7 +318,15 @@ func (w *Webhooks) target(conf domain.Webhook, u *url.URL, kept vault) (*target,
 		}
 		g.client = &pair
 	}
-	t := &target{url: u, userAgent: w.c.UserAgent, timeout: w.c.Timeout, hub: conf.HubSignature, headers: conf.Headers,
+	headers := conf.Headers
+	if conf.Verification == domain.VerifyOptions {
+		headers = maps.Clone(headers)
+		if headers == nil {
+			headers = map[string]string{}
+		}
+		headers[HeaderRequestOrigin] = w.origin()
+	}
+	t := &target{url: u, userAgent: w.c.UserAgent, timeout: w.c.Timeout, hub: conf.HubSignature, headers: headers,
 		auth:      credentials{WebhookAuth: conf.Auth, secret: kept[conf.Auth.SecretID], now: w.c.Now},
 		transport: w.transport(g, w.c), now: w.c.Now, private: g.private.Load}
 	if conf.Auth.Type == domain.AuthOAuth2 {
@@ -335,26 +350,26 @@ func (w *Webhooks) form(conf domain.Webhook) form {
 		source: cmp.Or(w.c.PublicURL, "/accountledger")}
 }
 
-// close closes the connections kept for the next request.
-func (e *endpoint) close() {
-	transports := []http.RoundTripper{e.target.transport}
-	if tokens := e.target.auth.tokens; tokens != nil {
-		transports = append(transports, tokens.transport)
-	}
-	for _, transport := range transports {
-		if t, ok := transport.(*http.Transport); ok {
-			t.CloseIdleConnections()
-		}
+// bySystem is how deliveries ask the ledger for something.
+var bySystem = domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "webhooks"}}}
+
+// errURL quotes no URL, for it may have a secret in it.
+var errURL = errors.New("webhooks: its URL cannot be parsed")
+
+// verify asks an endpoint once whether it wants deliveries. Who has not said so
+// is asked again when somebody wants that, or with the next start.
+func (r *runner) verify(id string) {
+	if _, _, err := r.Verify(r.ctx, bySystem, id); err != nil && domain.CodeOf(err) != domain.CodeWebhookNotFound {
+		r.c.Logger.ErrorContext(r.ctx, "webhook could not be asked whether it wants deliveries", "webhook", id, "err", err)
 	}
 }
 
 // disable has the ledger put an endpoint out of service, because the receiver
 // said so or has answered nothing but failures for days.
 func (r *runner) disable(id, code string) {
-	request := domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "webhooks"}}}
 	cmd := domain.SetWebhookState{State: domain.WebhookDisabled, Reason: strings.ReplaceAll(code, "_", "-")}
 	r.again("disable", func() error {
-		_, _, err := r.SetState(r.ctx, request, id, cmd)
+		_, _, err := r.SetState(r.ctx, bySystem, id, cmd)
 		if domain.CodeOf(err) == domain.CodeWebhookNotFound {
 			return nil
 		}

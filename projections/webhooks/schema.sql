@@ -1,4 +1,4 @@
--- delivery.db, version 2: how far each endpoint has been told. All of it is
+-- delivery.db, version 3: how far each endpoint has been told. All of it is
 -- derived; losing the file loses no event, it sends some of them again.
 
 -- How far the log has been followed for changes of endpoints.
@@ -28,7 +28,8 @@ CREATE TABLE cursor (
 	breaker_until  INTEGER NOT NULL DEFAULT 0,
 	breaker_reason TEXT    NOT NULL DEFAULT '',
 	first_failure  INTEGER NOT NULL DEFAULT 0,    -- of the failures in a row; 0: the last one succeeded
-	last_success   INTEGER NOT NULL DEFAULT 0
+	last_success   INTEGER NOT NULL DEFAULT 0,
+	attempts       INTEGER NOT NULL DEFAULT 0     -- made in all, remembered or not
 ) STRICT;
 
 -- Accounts with a failing delivery: everything of the stream from a revision
@@ -40,7 +41,7 @@ CREATE TABLE lane (
 	next_position INTEGER NOT NULL,
 	attempt       INTEGER NOT NULL, -- failed ones of the next event
 	not_before    INTEGER NOT NULL,
-	gap           INTEGER NOT NULL, -- sequence of the event given up before the next one; -1: none
+	error         TEXT    NOT NULL DEFAULT '', -- a code, of the last one
 	PRIMARY KEY (endpoint, stream)
 ) STRICT, WITHOUT ROWID;
 
@@ -55,6 +56,7 @@ CREATE TABLE dead_letter (
 	sequence INTEGER NOT NULL,
 	time     INTEGER NOT NULL,
 	reason   TEXT    NOT NULL,
+	reported INTEGER NOT NULL DEFAULT 0, -- an event in the log tells of it
 	PRIMARY KEY (endpoint, position, part)
 ) STRICT, WITHOUT ROWID;
 
@@ -75,8 +77,25 @@ CREATE TABLE attempt (
 	status   INTEGER NOT NULL, -- HTTP's; 0: no response
 	error    TEXT    NOT NULL, -- a code
 	response BLOB,             -- the start of a refusal's body; never of a private address
+	trigger  TEXT    NOT NULL DEFAULT 'schedule',
 	PRIMARY KEY (endpoint, slot)
 ) STRICT, WITHOUT ROWID;
+
+-- Requests to send events once more, each from after a position up to one.
+CREATE TABLE replay (
+	id       TEXT    PRIMARY KEY,
+	endpoint INTEGER NOT NULL,
+	filter   TEXT    NOT NULL, -- JSON: what was asked for
+	position INTEGER NOT NULL, -- up to here it is done
+	last     INTEGER NOT NULL, -- up to here it goes
+	sent     INTEGER NOT NULL DEFAULT 0, -- that were delivered
+	failed   INTEGER NOT NULL DEFAULT 0,
+	state    TEXT    NOT NULL,
+	created  INTEGER NOT NULL,
+	ended    INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX replays ON replay (endpoint, created);
 
 -- Accounts of which something was erased. What receivers answer to requests
 -- begun before a time may quote it, and is not kept.

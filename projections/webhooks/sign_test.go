@@ -193,8 +193,8 @@ func TestRender(t *testing.T) {
 		gap     eventstore.Revision
 		want    string
 	}{
-		{domain.PayloadFull, noGap, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"sub":"a\"b","identityId":"i","providerUserId":"1095","changes":{"email":"ada@example.com"}}}`},
-		{domain.PayloadThin, noGap, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"identityId":"i","sub":"a\"b"}}`},
+		{domain.PayloadFull, none, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"sub":"a\"b","identityId":"i","providerUserId":"1095","changes":{"email":"ada@example.com"}}}`},
+		{domain.PayloadThin, none, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"identityId":"i","sub":"a\"b"}}`},
 		{domain.PayloadThin, 5, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"previous_sequence":5,"data":{"identityId":"i","sub":"a\"b"}}`},
 	} {
 		got, err := m.render(&form{format: domain.FormatStandard, payload: tt.payload}, tt.gap)
@@ -202,8 +202,8 @@ func TestRender(t *testing.T) {
 			t.Errorf("%s after %d:\n%s, %v, want\n%s", tt.payload, tt.gap, got, err, tt.want)
 		}
 	}
-	a, _ := m.body(&form{format: domain.FormatStandard, payload: domain.PayloadThin}, noGap)
-	b, _ := m.body(&form{format: domain.FormatStandard, payload: domain.PayloadThin}, noGap)
+	a, _ := m.body(&form{format: domain.FormatStandard, payload: domain.PayloadThin}, none)
+	b, _ := m.body(&form{format: domain.FormatStandard, payload: domain.PayloadThin}, none)
 	if &a[0] != &b[0] || bytes.Contains(a, []byte("ada@example.com")) {
 		t.Error("a thin body is rendered twice or says more than ids")
 	}

@@ -22,7 +22,7 @@ import (
 // What makes a file ours, see PRAGMA application_id and user_version.
 const (
 	applicationID = 0x414c6477 // "ALdw"
-	schemaVersion = 2
+	schemaVersion = 3
 )
 
 //go:embed schema.sql
@@ -86,14 +86,34 @@ func (s *store) prepare(ctx context.Context) error {
 			return err
 		case app != applicationID:
 			return errors.New("not a delivery file of this program")
-		case version == 1:
-			_, err := tx.ExecContext(ctx, `CREATE TABLE erased (sub TEXT PRIMARY KEY, until INTEGER NOT NULL) STRICT, WITHOUT ROWID; PRAGMA user_version = 2`)
-			return err
-		case version != schemaVersion:
+		case version > schemaVersion || version < 1:
 			return fmt.Errorf("its format is version %d, this program reads version %d", version, schemaVersion)
+		}
+		for _, step := range upgrades[version-1:] {
+			if _, err := tx.ExecContext(ctx, step); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
+}
+
+// upgrades bring a file from each version to the next.
+var upgrades = [schemaVersion - 1]string{
+	`CREATE TABLE erased (sub TEXT PRIMARY KEY, until INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+	PRAGMA user_version = 2`,
+	`ALTER TABLE cursor ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+	UPDATE cursor SET attempts = (SELECT coalesce(max(seq), 0) FROM attempt a WHERE a.endpoint = cursor.endpoint);
+	ALTER TABLE lane DROP COLUMN gap;
+	ALTER TABLE lane ADD COLUMN error TEXT NOT NULL DEFAULT '';
+	ALTER TABLE dead_letter ADD COLUMN reported INTEGER NOT NULL DEFAULT 0;
+	UPDATE dead_letter SET reported = 1;
+	ALTER TABLE attempt ADD COLUMN trigger TEXT NOT NULL DEFAULT 'schedule';
+	CREATE TABLE replay (id TEXT PRIMARY KEY, endpoint INTEGER NOT NULL, filter TEXT NOT NULL, position INTEGER NOT NULL, last INTEGER NOT NULL,
+		sent INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL, created INTEGER NOT NULL,
+		ended INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
+	CREATE INDEX replays ON replay (endpoint, created);
+	PRAGMA user_version = 3`,
 }
 
 func (s *store) update(ctx context.Context, f func(*sql.Tx) error) error {
@@ -168,7 +188,7 @@ func (s *store) put(ctx context.Context, w domain.Webhook) error {
 func drop(ctx context.Context, tx *sql.Tx, no int64) error {
 	for _, statement := range []string{
 		`DELETE FROM endpoint WHERE no = ?`, `DELETE FROM cursor WHERE endpoint = ?`, `DELETE FROM lane WHERE endpoint = ?`,
-		`DELETE FROM dead_letter WHERE endpoint = ?`, `DELETE FROM attempt WHERE endpoint = ?`,
+		`DELETE FROM dead_letter WHERE endpoint = ?`, `DELETE FROM attempt WHERE endpoint = ?`, `DELETE FROM replay WHERE endpoint = ?`,
 	} {
 		if _, err := tx.ExecContext(ctx, statement, no); err != nil {
 			return err
@@ -205,7 +225,6 @@ type progress struct {
 	cursor      cursor
 	breaker     breaker
 	lastSuccess time.Time
-	seq         int64 // of the last attempt
 }
 
 // load reads an endpoint's progress.
@@ -214,10 +233,9 @@ func (s *store) load(ctx context.Context, id string) (progress, error) {
 	var low eventstore.Position
 	var done, partial []byte
 	var until, first, success int64
-	err := s.read.QueryRowContext(ctx, `SELECT c.endpoint, epoch, low, done, partial, breaker_step, breaker_until, breaker_reason, first_failure, last_success,
-			(SELECT coalesce(max(seq), 0) FROM attempt a WHERE a.endpoint = c.endpoint)
+	err := s.read.QueryRowContext(ctx, `SELECT c.endpoint, epoch, low, done, partial, breaker_step, breaker_until, breaker_reason, first_failure, last_success
 		FROM cursor c JOIN endpoint e ON e.no = c.endpoint WHERE e.id = ?`, id).
-		Scan(&p.no, &p.epoch, &low, &done, &partial, &p.breaker.step, &until, &p.breaker.reason, &first, &success, &p.seq)
+		Scan(&p.no, &p.epoch, &low, &done, &partial, &p.breaker.step, &until, &p.breaker.reason, &first, &success)
 	if err != nil {
 		return p, fmt.Errorf("webhooks: load endpoint: %w", err)
 	}
@@ -231,18 +249,20 @@ func (s *store) load(ctx context.Context, id string) (progress, error) {
 }
 
 // state is what is written of an endpoint's delivery: its progress, how many
-// lanes are failing, how many events were given up. An endpoint not copied yet
+// lanes are failing, how many of them had more attempts than tries, how many
+// events were given up. An endpoint not copied yet
 // has none.
-func (s *store) state(ctx context.Context, id string) (p progress, lanes int, dead int64, err error) {
+func (s *store) state(ctx context.Context, id string, tries int) (p progress, lanes, exhausted int, dead int64, err error) {
 	p, err = s.load(ctx, id)
 	if errors.Is(err, sql.ErrNoRows) {
-		return p, 0, 0, nil
+		return p, 0, 0, 0, nil
 	}
 	if err != nil {
-		return p, 0, 0, err
+		return p, 0, 0, 0, err
 	}
-	err = s.read.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM lane WHERE endpoint = ?1 AND attempt > 0), (SELECT count(*) FROM dead_letter WHERE endpoint = ?1)`, p.no).Scan(&lanes, &dead)
-	return p, lanes, dead, err
+	err = s.read.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM lane WHERE endpoint = ?1 AND attempt > 0), (SELECT count(*) FROM lane WHERE endpoint = ?1 AND attempt > ?2),
+		(SELECT count(*) FROM dead_letter WHERE endpoint = ?1)`, p.no, tries).Scan(&lanes, &exhausted, &dead)
+	return p, lanes, exhausted, dead, err
 }
 
 // own makes the caller the endpoint's owner: the next epoch is his.
@@ -253,7 +273,7 @@ func (s *store) own(ctx context.Context, no int64) (epoch int64, err error) {
 
 // lanes reads an endpoint's lanes.
 func (s *store) lanes(ctx context.Context, no int64) ([]*lane, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT stream, next_revision, next_position, attempt, not_before, gap FROM lane WHERE endpoint = ?`, no)
+	rows, err := s.read.QueryContext(ctx, `SELECT stream, next_revision, next_position, attempt, not_before, error FROM lane WHERE endpoint = ?`, no)
 	if err != nil {
 		return nil, fmt.Errorf("webhooks: load lanes: %w", err)
 	}
@@ -262,7 +282,7 @@ func (s *store) lanes(ctx context.Context, no int64) ([]*lane, error) {
 	for rows.Next() {
 		l := &lane{index: -1}
 		var due int64
-		if err := rows.Scan(&l.stream, &l.revision, &l.position, &l.attempt, &due, &l.gap); err != nil {
+		if err := rows.Scan(&l.stream, &l.revision, &l.position, &l.attempt, &due, &l.code); err != nil {
 			return nil, fmt.Errorf("webhooks: load lanes: %w", err)
 		}
 		l.due = fromMicro(due)
@@ -306,8 +326,16 @@ type record struct {
 	time     time.Time
 	duration time.Duration
 	outcome  outcome
-	seq      int64 // of an attempt
+	trigger  string // of an attempt
 }
+
+// Why an attempt was made.
+const (
+	triggerSchedule = "schedule" // in its turn, the first time or again
+	triggerManual   = "manual"   // somebody asked for this one
+	triggerRecover  = "recover"  // somebody asked for all that had failed
+	triggerReplay   = "replay"   // somebody asked for a part of the log
+)
 
 // save writes checkpoints, all in one transaction, and tells each sender how
 // it went. One that is fenced does not keep the others from being written.
@@ -315,15 +343,14 @@ func (s *store) save(ctx context.Context, all []checkpoint) {
 	fenced := make([]bool, len(all))
 	err := s.update(ctx, func(tx *sql.Tx) error {
 		for i, c := range all {
-			ours, err := s.saveCursor(ctx, tx, c)
+			seq, err := s.saveCursor(ctx, tx, c)
+			if fenced[i] = errors.Is(err, sql.ErrNoRows); fenced[i] {
+				continue
+			}
 			if err != nil {
 				return err
 			}
-			fenced[i] = !ours
-			if !ours {
-				continue
-			}
-			if err := s.saveResults(ctx, tx, c); err != nil {
+			if err := s.saveResults(ctx, tx, c, seq); err != nil {
 				return err
 			}
 		}
@@ -341,25 +368,21 @@ func (s *store) save(ctx context.Context, all []checkpoint) {
 	}
 }
 
-// saveCursor writes the cursor and reports whether the endpoint was still the
-// writer's.
-func (s *store) saveCursor(ctx context.Context, tx *sql.Tx, c checkpoint) (bool, error) {
+// saveCursor writes the cursor and returns how many attempts were made before.
+// If the endpoint is not the writer's any more, the error is sql.ErrNoRows.
+func (s *store) saveCursor(ctx context.Context, tx *sql.Tx, c checkpoint) (before int64, err error) {
 	b := c.progress.breaker
-	result, err := tx.ExecContext(ctx, `UPDATE cursor SET low = ?, done = ?, partial = ?, breaker_step = ?, breaker_until = ?, breaker_reason = ?,
-			first_failure = ?, last_success = ? WHERE endpoint = ? AND epoch = ?`,
-		c.low, c.done, string(c.partial), b.step, micro(b.until), b.reason, micro(b.firstFailure), micro(c.progress.lastSuccess), c.progress.no, c.progress.epoch)
-	if err != nil {
-		return false, err
-	}
-	n, err := result.RowsAffected()
-	return n == 1, err
+	err = tx.QueryRowContext(ctx, `UPDATE cursor SET low = ?, done = ?, partial = ?, breaker_step = ?, breaker_until = ?, breaker_reason = ?,
+			first_failure = ?, last_success = ?, attempts = attempts + ? WHERE endpoint = ? AND epoch = ? RETURNING attempts`,
+		c.low, c.done, string(c.partial), b.step, micro(b.until), b.reason, micro(b.firstFailure), micro(c.progress.lastSuccess), len(c.attempts), c.progress.no, c.progress.epoch).Scan(&before)
+	return before - int64(len(c.attempts)), err
 }
 
-func (s *store) saveResults(ctx context.Context, tx *sql.Tx, c checkpoint) error {
+func (s *store) saveResults(ctx context.Context, tx *sql.Tx, c checkpoint, seq int64) error {
 	no := c.progress.no
 	for _, l := range c.lanes {
 		if _, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO lane VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			no, l.stream, l.revision, l.position, l.attempt, micro(l.due), l.gap); err != nil {
+			no, l.stream, l.revision, l.position, l.attempt, micro(l.due), l.code); err != nil {
 			return err
 		}
 	}
@@ -369,24 +392,37 @@ func (s *store) saveResults(ctx context.Context, tx *sql.Tx, c checkpoint) error
 		}
 	}
 	for _, r := range c.dead {
-		if _, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO dead_letter VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		if _, err := tx.ExecContext(ctx, `INSERT INTO dead_letter VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)
+				ON CONFLICT DO UPDATE SET time = excluded.time, reason = excluded.reason`,
 			no, r.position, r.part, r.event[:], r.kind, r.sub, r.sequence, micro(r.time), r.outcome.code); err != nil {
 			return err
 		}
 	}
-	if len(c.attempts) == 0 {
+	return s.saveAttempts(ctx, tx, no, seq, c.attempts)
+}
+
+// saveAttempts writes attempts down, of which there were seq before. One that
+// was not the schedule's and arrived settles a dead letter.
+func (s *store) saveAttempts(ctx context.Context, tx *sql.Tx, no, seq int64, all []record) error {
+	if len(all) == 0 {
 		return nil
 	}
 	insert, err := tx.PrepareContext(ctx, `INSERT OR REPLACE INTO attempt VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
-		CASE WHEN EXISTS (SELECT 1 FROM erased WHERE sub = ?8 AND until > ?10) THEN NULL ELSE ?14 END)`)
+		CASE WHEN EXISTS (SELECT 1 FROM erased WHERE sub = ?8 AND until > ?10) THEN NULL ELSE ?14 END, ?15)`)
 	if err != nil {
 		return err
 	}
 	defer insert.Close()
-	for _, r := range c.attempts {
-		if _, err := insert.ExecContext(ctx, no, r.seq%s.ring, r.seq, r.position, r.part, r.event[:], r.kind, r.sub, r.sequence,
-			micro(r.time), r.duration.Microseconds(), r.outcome.status, r.outcome.code, r.outcome.response); err != nil {
+	for _, r := range all {
+		seq++
+		if _, err := insert.ExecContext(ctx, no, seq%s.ring, seq, r.position, r.part, r.event[:], r.kind, r.sub, r.sequence,
+			micro(r.time), r.duration.Microseconds(), r.outcome.status, r.outcome.code, r.outcome.response, r.trigger); err != nil {
 			return err
+		}
+		if r.trigger != triggerSchedule && r.outcome.scope == delivered {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM dead_letter WHERE endpoint = ? AND position = ? AND part = ?`, no, r.position, r.part); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

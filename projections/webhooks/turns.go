@@ -1,11 +1,17 @@
 package webhooks
 
-import "slices"
+import (
+	"slices"
+
+	"accountledger/eventstore"
+)
 
 // delivery is one event of the log on its way to one endpoint.
 type delivery struct {
 	*slot
 	part int // which of the public events the endpoint selects is next
+
+	follows eventstore.Revision // one more than that of the delivery before it, where that is known; or 0
 
 	turn   []string // its keys, where they are others than its slot's
 	lane   *lane    // whose it is; nil for one in the window

@@ -12,9 +12,9 @@
 //
 //	{"type":"USER_CREATED","timestamp":"...","id":"...","sub":"...","sequence":0,"data":{...}}
 //
-// where id is also the webhook-id, and previous_sequence is there if the
-// account's event before this one was given up. The body is the same, byte for
-// byte, at every attempt; a payload of ids only has just those in data, one of
+// where id is also the webhook-id, and previous_sequence is that of the
+// account's event which the endpoint was told of before, unless this is the
+// first. The body is the same, byte for byte, at every attempt; a payload of ids only has just those in data, one of
 // fields what a mapping names. Or it is a CloudEvent, or a batch of them: at
 // most one event per account, so that the order stays.
 //
@@ -27,8 +27,11 @@
 //	feed.go      gives the log's events to the endpoints
 //	endpoint.go  the loop of one endpoint; with cursor, turns, lane, breaker
 //	configure.go what endpoints there are and how they are configured
-//	message.go   the body of a delivery; cloudevents.go as CloudEvents; sign.go signs, send.go sends it
+//	message.go   the body of a delivery; cloudevents.go as CloudEvents; previous.go what came before it
+//	courier.go   makes requests of deliveries; sign.go signs, send.go sends them
 //	guard.go     which addresses are connected to
+//	hand.go      what is sent by hand; replay.go much of it; probe.go what only tries an endpoint out
+//	health.go    what the ledger is told of deliveries, by report.go
 //	auth.go      what else shows a receiver who is sending; pace.go how fast
 //	vault.go     an endpoint's secrets; key.go those it is signed with
 //	store.go     delivery.db
@@ -92,6 +95,7 @@ type Endpoint struct {
 	Position          eventstore.Position `json:"position"`    // everything up to here is settled
 	Backlog           int64               `json:"backlog"`     // events of the log that are not settled, wanted by the endpoint or not
 	Lanes             int                 `json:"lanes"`       // accounts that wait because their next event was refused
+	Blocked           int                 `json:"blocked"`     // those of them whose next event was given up and must not be skipped
 	DeadLetters       int64               `json:"deadLetters"` // events given up
 	Breaker           Breaker             `json:"breaker"`
 	LastSuccessTime   time.Time           `json:"lastSuccessTime,omitzero"`
@@ -193,12 +197,15 @@ func (w *Webhooks) endpointOf(ctx context.Context, conf domain.Webhook) (Endpoin
 	if err != nil {
 		return e, fmt.Errorf("webhooks: %w", err)
 	}
-	p, lanes, dead, err := w.store.state(ctx, conf.WebhookID)
+	p, lanes, blocked, dead, err := w.store.state(ctx, conf.WebhookID, len(w.c.Schedule))
 	if err != nil {
 		return e, err
 	}
 	if live := w.running(conf.WebhookID); live != nil {
-		live.ask(ctx, func() { p, lanes = live.progress, live.lanes.failing() })
+		live.ask(ctx, func() { p, lanes, blocked = live.progress, live.lanes.failing(), live.blockedLanes() })
+	}
+	if conf.DeadLetter == domain.DeadLetterBlock {
+		e.Blocked = blocked
 	}
 	e.Position, e.Lanes, e.DeadLetters, e.LastSuccessTime = p.cursor.low, lanes, dead, p.lastSuccess
 	e.Backlog = max(0, int64(head-p.cursor.low)-p.cursor.settled())

@@ -1,0 +1,543 @@
+package webhooks
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// ReplayFilter says which events are sent once more: those after a position up
+// to another that fit all that is given.
+type ReplayFilter struct {
+	After   eventstore.Position `json:"after"`
+	UpTo    eventstore.Position `json:"upTo"`
+	Since   time.Time           `json:"since,omitzero"`   // recorded then or later; with Recover: failed then or later
+	Until   time.Time           `json:"until,omitzero"`   // recorded before
+	Events  []string            `json:"events,omitzero"`  // like the endpoint's, of which only those it is told of count
+	Sub     string              `json:"sub,omitzero"`     // of one account
+	Missing bool                `json:"missing,omitzero"` // without a successful attempt, as far as attempts are remembered
+	Recover bool                `json:"recover,omitzero"` // whose attempts all failed, as far as they are remembered, or that were given up
+}
+
+// The states of a replay.
+const (
+	ReplayRunning   = "running"
+	ReplayDone      = "done"
+	ReplayCancelled = "cancelled"
+)
+
+// Replay is events that are sent once more, one attempt each, whatever comes
+// of it. It yields to what the log brings, outlives a restart, and counts for
+// nothing in the endpoint's health.
+type Replay struct {
+	ReplayID    string              `json:"replayId"`
+	WebhookID   string              `json:"webhookId"`
+	Filter      ReplayFilter        `json:"filter"`
+	State       string              `json:"state"`
+	Position    eventstore.Position `json:"position"` // up to here it is done
+	Delivered   int64               `json:"delivered"`
+	Failed      int64               `json:"failed"`
+	CreatedTime time.Time           `json:"createdTime"`
+	EndedTime   time.Time           `json:"endedTime,omitzero"`
+}
+
+// StartReplay begins a replay under an id; the same one asked for again is
+// answered as it is. UpTo 0 is the log's head. An endpoint has one at a time,
+// else the error has CodeReplayRunning. It goes on while Run runs.
+func (w *Webhooks) StartReplay(ctx context.Context, id, replayID string, f ReplayFilter) (Replay, error) {
+	if _, err := w.existing(ctx, id); err != nil {
+		return Replay{}, err
+	}
+	asked := Replay{ReplayID: replayID, WebhookID: id, State: ReplayRunning, CreatedTime: w.c.Now().UTC().Truncate(time.Microsecond)}
+	var err error
+	if asked.Filter, err = w.bounded(ctx, f); err != nil {
+		return Replay{}, err
+	}
+	asked.Position = asked.Filter.After
+	job, err := w.store.putReplay(ctx, asked)
+	if err != nil {
+		return Replay{}, err
+	}
+	if r := w.runner.Load(); r != nil && job.State == ReplayRunning {
+		r.startReplay(job)
+	}
+	return job, nil
+}
+
+// bounded is f with its times as positions, as far as they are of the log.
+func (w *Webhooks) bounded(ctx context.Context, f ReplayFilter) (ReplayFilter, error) {
+	head, err := w.c.Log.Head(ctx)
+	if err != nil {
+		return f, fmt.Errorf("webhooks: replay: %w", err)
+	}
+	var faults []domain.Fault
+	for i, name := range f.Events {
+		if !domain.Selectable(name) {
+			faults = append(faults, domain.Fault{Pointer: fmt.Sprintf("/events/%d", i), Detail: "must name public events, or a prefix of some"})
+		}
+	}
+	if f.UpTo == 0 {
+		f.UpTo = head
+	}
+	if f.After < 0 || f.After > head {
+		faults = append(faults, domain.Fault{Pointer: "/after", Detail: "must be a position of the log"})
+	}
+	if f.UpTo < 0 || f.UpTo > head {
+		faults = append(faults, domain.Fault{Pointer: "/upTo", Detail: "must be a position of the log"})
+	}
+	if len(faults) > 0 {
+		return f, faulty(faults...)
+	}
+	if !f.Since.IsZero() && !f.Recover {
+		from, err := w.StartingAt(ctx, f.Since)
+		if err != nil {
+			return f, err
+		}
+		f.After = max(f.After, from)
+	}
+	if !f.Until.IsZero() {
+		to, err := w.StartingAt(ctx, f.Until)
+		if err != nil {
+			return f, err
+		}
+		f.UpTo = min(f.UpTo, to)
+	}
+	return f, nil
+}
+
+// Replays lists an endpoint's replays, the newest first, at most 1000.
+func (w *Webhooks) Replays(ctx context.Context, id string) ([]Replay, error) {
+	if _, err := w.existing(ctx, id); err != nil {
+		return nil, err
+	}
+	return w.store.replays(ctx, `e.id = ? ORDER BY created DESC, r.id LIMIT 1000`, id)
+}
+
+// Replay returns one, or an error with CodeReplayNotFound.
+func (w *Webhooks) Replay(ctx context.Context, id, replayID string) (Replay, error) {
+	if _, err := w.existing(ctx, id); err != nil {
+		return Replay{}, err
+	}
+	all, err := w.store.replays(ctx, `e.id = ? AND r.id = ?`, id, replayID)
+	if err != nil {
+		return Replay{}, err
+	}
+	if len(all) == 0 {
+		return Replay{}, &domain.Error{Code: domain.CodeReplayNotFound, Detail: "The webhook has no such replay."}
+	}
+	return all[0], nil
+}
+
+// CancelReplay ends a replay. What is under way arrives. One that has ended
+// stays as it is.
+func (w *Webhooks) CancelReplay(ctx context.Context, id, replayID string) (Replay, error) {
+	if _, err := w.Replay(ctx, id, replayID); err != nil {
+		return Replay{}, err
+	}
+	if err := w.store.endReplay(ctx, replayID, ReplayCancelled, w.c.Now()); err != nil {
+		return Replay{}, err
+	}
+	if r := w.runner.Load(); r != nil {
+		r.mu.Lock()
+		if cancel := r.jobs[replayID]; cancel != nil {
+			cancel()
+		}
+		r.mu.Unlock()
+	}
+	return w.Replay(ctx, id, replayID)
+}
+
+// resumeReplays goes on with those that had not ended.
+func (r *runner) resumeReplays() error {
+	all, err := r.store.replays(r.ctx, `r.state = ?`, ReplayRunning)
+	for _, job := range all {
+		r.startReplay(job)
+	}
+	return err
+}
+
+func (r *runner) startReplay(job Replay) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.started || r.ctx.Err() != nil || r.jobs[job.ReplayID] != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(r.ctx)
+	r.jobs[job.ReplayID] = cancel
+	r.all.Go(func() {
+		defer cancel()
+		r.replay(ctx, job)
+		r.mu.Lock()
+		delete(r.jobs, job.ReplayID)
+		r.mu.Unlock()
+	})
+}
+
+// replayStep is how many events are sent before it is written down how far a
+// replay is: as many are sent twice after a crash.
+const replayStep = 64
+
+// replay works on one until it is done or ctx is. What goes wrong inside the
+// ledger is tried again.
+func (r *runner) replay(ctx context.Context, job Replay) {
+	var s *courier
+	defer func() {
+		if s != nil {
+			s.close()
+		}
+	}()
+	pace := pace{}
+	for pause := time.Second; ctx.Err() == nil && job.Position < job.Filter.UpTo; {
+		err := func() error {
+			conf, err := r.existing(ctx, job.WebhookID)
+			if err != nil {
+				return err
+			}
+			if s == nil || s.conf.Revision != conf.Revision {
+				if s != nil {
+					s.close()
+				}
+				if s, err = r.courier(ctx, conf); err != nil {
+					return err
+				}
+				pace = paceOf(conf)
+			}
+			items, upTo, err := r.replayed(ctx, s, job)
+			if err != nil {
+				return err
+			}
+			delivered, failed := r.sendReplayed(ctx, s, job, items, &pace)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			job.Position, job.Delivered, job.Failed = upTo, job.Delivered+delivered, job.Failed+failed
+			return r.store.saveReplay(ctx, job)
+		}()
+		switch {
+		case err == nil:
+			pause = time.Second
+		case domain.CodeOf(err) == domain.CodeWebhookNotFound:
+			return
+		case ctx.Err() == nil:
+			r.c.Logger.ErrorContext(ctx, "webhook replay cannot go on, trying again", "webhook", job.WebhookID, "replay", job.ReplayID, "err", err)
+			sleep(ctx, pause)
+			pause = min(2*pause, time.Minute)
+		}
+	}
+	if ctx.Err() == nil {
+		r.again("replay", func() error { return r.store.endReplay(ctx, job.ReplayID, ReplayDone, r.c.Now()) })
+	}
+}
+
+// item is a public event to be sent once more.
+type item struct {
+	rec  eventstore.Recorded
+	part int
+}
+
+// replayed finds what a replay sends next, and up to where it looked.
+func (r *runner) replayed(ctx context.Context, s *courier, job Replay) (items []item, upTo eventstore.Position, err error) {
+	f := job.Filter
+	if f.Recover {
+		return r.recovered(ctx, job)
+	}
+	for page, err := range r.c.Log.Subscribe(ctx, job.Position) {
+		if err != nil {
+			return nil, 0, fmt.Errorf("webhooks: replay: %w", err)
+		}
+		arrived, oldest := map[place]bool{}, eventstore.Position(0)
+		if f.Missing {
+			if arrived, oldest, err = r.store.arrived(ctx, job.WebhookID, job.Position, page[len(page)-1].Position); err != nil {
+				return nil, 0, fmt.Errorf("webhooks: replay: %w", err)
+			}
+		}
+		for _, rec := range page {
+			if rec.Position > f.UpTo || len(items) >= replayStep {
+				break
+			}
+			upTo = rec.Position
+			if f.Sub != "" && rec.Stream != domain.AccountStream(f.Sub) || rec.Position < oldest {
+				continue
+			}
+			messages, err := newSlot(rec).open(s.opener, s.now())
+			if err != nil {
+				return nil, 0, err
+			}
+			for _, m := range messages {
+				if s.told(m) == nil || len(f.Events) > 0 && m.told(f.Events) == nil || arrived[place{rec.Position, m.part}] {
+					continue
+				}
+				if f.Missing {
+					if settled, err := r.settled(ctx, job.WebhookID, rec.Stream, rec.Position); err != nil {
+						return nil, 0, err
+					} else if !settled {
+						continue // it will come in its turn
+					}
+				}
+				items = append(items, item{rec, m.part})
+			}
+		}
+		return items, max(upTo, job.Position+1), nil
+	}
+	return nil, 0, ctx.Err()
+}
+
+// recovered is the same of what had failed.
+func (r *runner) recovered(ctx context.Context, job Replay) (items []item, upTo eventstore.Position, err error) {
+	if live := r.running(job.WebhookID); live != nil {
+		live.settled(ctx)
+	}
+	places, err := r.store.unarrived(ctx, job.WebhookID, job.Filter, job.Position)
+	if err != nil {
+		return nil, 0, fmt.Errorf("webhooks: recover: %w", err)
+	}
+	upTo = job.Filter.UpTo
+	var rec eventstore.Recorded
+	for _, at := range places {
+		if rec.Position != at.position {
+			if len(items) >= replayStep {
+				return items, rec.Position, nil
+			}
+			if rec, err = r.recordAt(ctx, at.position); err != nil {
+				return nil, 0, err
+			}
+		}
+		items = append(items, item{rec, at.part})
+	}
+	return items, upTo, nil
+}
+
+// sendReplayed sends items, one at a time per account, in the order of the log.
+func (r *runner) sendReplayed(ctx context.Context, s *courier, job Replay, items []item, own *pace) (arrived, failed int64) {
+	limit := s.conf.MaxInFlight
+	if limit == 0 {
+		limit = r.c.InFlight
+	}
+	if s.conf.Order == domain.OrderStrict {
+		limit = 1
+	}
+	header, trigger := http.Header{HeaderReplay: {job.ReplayID}}, triggerReplay
+	if job.Filter.Recover {
+		trigger = triggerRecover
+	}
+	free := make(chan struct{}, max(1, limit/4)) // the same share as lanes have
+	var all sync.WaitGroup
+	var mu sync.Mutex // held for the counts and own
+	for len(items) > 0 && ctx.Err() == nil {
+		stream := items[0].rec.Stream
+		mine := slices.DeleteFunc(slices.Clone(items), func(i item) bool { return i.rec.Stream != stream })
+		items = slices.DeleteFunc(items, func(i item) bool { return i.rec.Stream == stream })
+		free <- struct{}{}
+		all.Go(func() {
+			defer func() { <-free }()
+			for _, i := range mine {
+				if !r.turn(ctx, job.WebhookID, &mu, own) {
+					return
+				}
+				result := s.again(i.rec, i.part, header)
+				if result.scope == unwanted {
+					continue
+				}
+				if result.scope == internal {
+					r.c.Logger.ErrorContext(ctx, "webhook delivery failed inside the ledger", "webhook", job.WebhookID, "position", i.rec.Position, "err", result.err)
+				} else if err := r.keep(context.WithoutCancel(ctx), job.WebhookID, result, trigger); err != nil {
+					r.c.Logger.ErrorContext(ctx, "webhook delivery not written down", "webhook", job.WebhookID, "err", err)
+				}
+				mu.Lock()
+				if result.scope == delivered {
+					arrived++
+				} else {
+					failed++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	return arrived, failed
+}
+
+// spareWait is after how long an endpoint with something else to do is looked
+// at again.
+const spareWait = 5 * time.Millisecond
+
+// turn waits until a replay may send one request: not while there is something
+// to send in its turn, and not faster than the endpoint wants. It reports
+// false if ctx is done.
+func (r *runner) turn(ctx context.Context, id string, mu *sync.Mutex, own *pace) bool {
+	for ctx.Err() == nil {
+		var pause time.Duration
+		if live := r.running(id); live == nil || !live.ask(ctx, func() { pause = live.spare() }) {
+			mu.Lock()
+			now := r.c.Now()
+			if pause = own.next(now).Sub(now); pause == 0 {
+				own.take(now)
+			}
+			mu.Unlock()
+		}
+		if pause == 0 {
+			return ctx.Err() == nil
+		}
+		sleep(ctx, pause)
+	}
+	return false
+}
+
+// spare takes a request of e's for something out of turn; where there is none
+// to spare, it returns after how long to ask again.
+func (e *endpoint) spare() time.Duration {
+	now := e.now()
+	switch next := e.pace.next(now); {
+	case e.draining || e.frozen || len(e.ready) > 0 || e.flight > 0 && e.flight >= e.breaker.allowed(now):
+		return spareWait
+	case e.breaker.open():
+		return min(max(e.breaker.until.Sub(now), spareWait), time.Second)
+	case next.After(now):
+		return next.Sub(now)
+	}
+	e.pace.take(now)
+	return 0
+}
+
+// putReplay writes a new replay down and returns it, or the one that is there
+// under its id.
+func (s *store) putReplay(ctx context.Context, job Replay) (Replay, error) {
+	filter, err := json.Marshal(job.Filter)
+	if err != nil {
+		return job, err
+	}
+	err = s.update(ctx, func(tx *sql.Tx) error {
+		var no int64
+		var running bool
+		var known []byte
+		err := tx.QueryRowContext(ctx, `SELECT no, EXISTS (SELECT 1 FROM replay WHERE endpoint = no AND state = ?2), (SELECT filter FROM replay WHERE id = ?3)
+			FROM endpoint WHERE id = ?1`, job.WebhookID, ReplayRunning, job.ReplayID).Scan(&no, &running, &known)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			return errNotFound()
+		case err != nil:
+			return err
+		case known != nil:
+			return nil
+		case running:
+			return &domain.Error{Code: domain.CodeReplayRunning, Detail: "The webhook has a replay that has not ended."}
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO replay (id, endpoint, filter, position, last, state, created) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			job.ReplayID, no, string(filter), job.Position, job.Filter.UpTo, job.State, micro(job.CreatedTime))
+		return err
+	})
+	if err != nil {
+		if domain.CodeOf(err) == "" {
+			err = fmt.Errorf("webhooks: replay: %w", err)
+		}
+		return job, err
+	}
+	all, err := s.replays(ctx, `e.id = ? AND r.id = ?`, job.WebhookID, job.ReplayID)
+	if err != nil {
+		return job, err
+	}
+	if len(all) == 0 || !all[0].Filter.same(job.Filter) {
+		return job, &domain.Error{Code: domain.CodeIdempotencyKeyReused, Detail: "There is another replay with this id."}
+	}
+	return all[0], nil
+}
+
+// same reports whether f and g ask for the same, but for where the log ended.
+func (f ReplayFilter) same(g ReplayFilter) bool {
+	return f.After == g.After && f.Since.Equal(g.Since) && f.Until.Equal(g.Until) && slices.Equal(f.Events, g.Events) && f.Sub == g.Sub &&
+		f.Missing == g.Missing && f.Recover == g.Recover
+}
+
+// replays reads those that fit a condition on replay r and endpoint e.
+func (s *store) replays(ctx context.Context, condition string, args ...any) ([]Replay, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT r.id, e.id, filter, position, sent, failed, state, created, ended
+		FROM replay r JOIN endpoint e ON e.no = r.endpoint WHERE `+condition, args...)
+	if err != nil {
+		return nil, fmt.Errorf("webhooks: replays: %w", err)
+	}
+	defer rows.Close()
+	all := []Replay{}
+	for rows.Next() {
+		var r Replay
+		var filter []byte
+		var created, ended int64
+		if err := rows.Scan(&r.ReplayID, &r.WebhookID, &filter, &r.Position, &r.Delivered, &r.Failed, &r.State, &created, &ended); err != nil {
+			return nil, fmt.Errorf("webhooks: replays: %w", err)
+		}
+		if err := json.Unmarshal(filter, &r.Filter); err != nil {
+			return nil, fmt.Errorf("webhooks: replays: %w", err)
+		}
+		r.CreatedTime, r.EndedTime = fromMicro(created), fromMicro(ended)
+		all = append(all, r)
+	}
+	return all, rows.Err()
+}
+
+// saveReplay writes down how far one is.
+func (s *store) saveReplay(ctx context.Context, job Replay) error {
+	_, err := s.write.ExecContext(ctx, `UPDATE replay SET position = ?, sent = ?, failed = ? WHERE id = ?`, job.Position, job.Delivered, job.Failed, job.ReplayID)
+	return err
+}
+
+// endReplay ends one that has not ended.
+func (s *store) endReplay(ctx context.Context, id, state string, now time.Time) error {
+	_, err := s.write.ExecContext(ctx, `UPDATE replay SET state = ?, ended = ? WHERE id = ? AND state = ?`, state, micro(now), id, ReplayRunning)
+	return err
+}
+
+// arrived is what arrived of the public events in (after, upTo], and the
+// oldest position of which attempts are remembered.
+func (s *store) arrived(ctx context.Context, id string, after, upTo eventstore.Position) (map[place]bool, eventstore.Position, error) {
+	rows, err := s.read.QueryContext(ctx, `WITH a AS (SELECT position, part, error FROM attempt WHERE endpoint = (SELECT no FROM endpoint WHERE id = ?))
+		SELECT 0, 0, (SELECT coalesce(min(position), 0) FROM a) UNION ALL
+		SELECT DISTINCT position, part, 0 FROM a WHERE error = '' AND position > ? AND position <= ?`, id, after, upTo)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer rows.Close()
+	all := map[place]bool{}
+	var oldest eventstore.Position
+	for rows.Next() {
+		var at place
+		var first eventstore.Position
+		if err := rows.Scan(&at.position, &at.part, &first); err != nil {
+			return nil, 0, err
+		}
+		all[at] = true
+		oldest = max(oldest, first)
+	}
+	return all, oldest, rows.Err()
+}
+
+// unarrived is, after a position, what was given up or whose attempts all
+// failed, the last one at f.Since or later.
+func (s *store) unarrived(ctx context.Context, id string, f ReplayFilter, after eventstore.Position) ([]place, error) {
+	rows, err := s.read.QueryContext(ctx, `WITH e AS (SELECT no FROM endpoint WHERE id = ?1), found AS (
+			SELECT position, part FROM attempt WHERE endpoint = (SELECT no FROM e) AND position > ?2 AND position <= ?3
+				GROUP BY position, part HAVING sum(error = '') = 0 AND max(time) >= ?4
+			UNION SELECT position, part FROM dead_letter WHERE endpoint = (SELECT no FROM e) AND position > ?2 AND position <= ?3 AND time >= ?4)
+		SELECT position, part FROM found ORDER BY position, part LIMIT 1000`, id, after, f.UpTo, micro(f.Since))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []place
+	for rows.Next() {
+		var at place
+		if err := rows.Scan(&at.position, &at.part); err != nil {
+			return nil, err
+		}
+		all = append(all, at)
+	}
+	return all, rows.Err()
+}
