@@ -66,6 +66,12 @@ var changesNothing = map[string]string{
 	"importAccounts":    "is as many commands as it has rows, and tells what came of each",
 	"cancelImport":      "ends a job and leaves the log alone",
 	"rebuildProjection": "makes a read model again and leaves the log alone",
+	"resendDelivery":    "sends what the log has",
+	"recoverWebhook":    "likewise",
+	"replayWebhook":     "likewise",
+	"cancelReplay":      "ends that",
+	"testWebhook":       "sends what never happened",
+	"verifyWebhook":     "asks the receiver; what that says cannot be known before",
 }
 
 // TestDryRuns holds that a dry run of every operation says what would be

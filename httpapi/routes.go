@@ -35,7 +35,7 @@ type route struct {
 	raw   func(context.Context, *call) error
 	media []string
 	takes []string // media types of the body it reads
-	job   bool     // changes a job and is no command of the ledger
+	job   bool     // changes a job, or sends something, and is no command of the ledger
 
 	body reflect.Type // of JSON[B], B; set by handle
 }

@@ -67,12 +67,7 @@ func (s *server) webhookRoutes() {
 		text:    "What the dataref of a thin CloudEvent refers to: the same bytes a full one has as data. Of an account that was erased since, what is not personal.",
 		codes:   codes(onQuery, []domain.Code{codeEventNotFound}),
 	}, s.getEventData)
-	handle(s, route{
-		method: "GET", path: "/v1/webhooks/{webhookId}/deliveries", name: "listDeliveries", scope: scopeWebhooksRead, status: 200, answer: deliveries{}, paged: true,
-		summary: "List the deliveries of a webhook",
-		text:    "Newest first.",
-		codes:   codes(onWebhook, onQuery, []domain.Code{domain.CodeInvalidCursor}),
-	}, s.listDeliveries)
+	s.webhookOperationRoutes()
 }
 
 type createWebhookInput struct {
@@ -332,38 +327,4 @@ func (s *server) deleteWebhook(ctx context.Context, c *call, in *deleteWebhookIn
 	a := s.endpointAnswer(ctx, webhooks.Endpoint{}, p)
 	a.ETag = ""
 	return a, nil
-}
-
-type listDeliveriesInput struct {
-	WebhookID
-	Query
-	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page."`
-	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Deliveries on a page."`
-}
-
-// deliveries is a page of deliveries, newest first.
-type deliveries struct {
-	Deliveries []webhooks.Delivery `json:"deliveries"`
-	Next       *string             `json:"next"` // null on the last page
-}
-
-func (s *server) listDeliveries(ctx context.Context, c *call, in *listDeliveriesInput) (*answer, error) {
-	a, err := s.fresh(ctx, in.Query)
-	if err != nil {
-		return nil, err
-	}
-	id, err := in.check()
-	if err != nil {
-		return nil, err
-	}
-	list, next, err := s.Webhooks.Deliveries(ctx, id, in.After, in.Limit)
-	if err != nil {
-		return nil, err
-	}
-	page := deliveries{Deliveries: list}
-	if next != "" {
-		page.Next = &next
-		a.next(c, next)
-	}
-	return a.rendered(page)
 }

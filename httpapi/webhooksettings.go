@@ -29,6 +29,8 @@ type WebhookBody struct {
 	Burst        int                   `json:"burst,omitzero" minimum:"1" maximum:"10000"`
 	MaxInFlight  int                   `json:"maxInFlight,omitzero" minimum:"1" maximum:"256"`
 	Order        string                `json:"order,omitzero" enum:"account,strict" default:"account"`
+	DeadLetter   string                `json:"deadLetter,omitzero" enum:"skip,block" default:"skip"`
+	Verification string                `json:"verification,omitzero" enum:"none,options" default:"none"`
 
 	Auth              *NewAuth        `json:"auth,omitzero"`
 	ClientCertificate *NewCertificate `json:"clientCertificate,omitzero"`
@@ -52,8 +54,12 @@ type NewCertificate struct {
 	Key         string `json:"key,omitzero"`
 }
 
-// orderAccount is the wire's name of the domain's default.
-const orderAccount = "account"
+// The wire's names of the domain's defaults.
+const (
+	orderAccount     = "account"
+	deadLetterSkip   = "skip"
+	verificationNone = "none"
+)
 
 // secrets are those that b gives.
 func (b WebhookBody) secrets() (s webhooks.Secrets) {
@@ -87,6 +93,12 @@ func (b WebhookBody) settings() domain.WebhookSettings {
 	if b.Order != orderAccount {
 		settings.Order = b.Order
 	}
+	if b.DeadLetter != deadLetterSkip {
+		settings.DeadLetter = b.DeadLetter
+	}
+	if b.Verification != verificationNone {
+		settings.Verification = b.Verification
+	}
 	if a := b.Auth; a != nil {
 		settings.Auth = domain.WebhookAuth{Type: a.Type, In: a.In, Name: a.Name, Username: a.Username, TokenURL: a.TokenURL, ClientID: a.ClientID, Scope: a.Scope}
 	}
@@ -100,7 +112,8 @@ func (b WebhookBody) settings() domain.WebhookSettings {
 func settingsOf(s domain.WebhookSettings) WebhookBody {
 	b := WebhookBody{URL: s.URL, Events: s.Events, Format: s.Format, Payload: s.Payload,
 		Description: s.Description, Preset: s.Preset, Mapping: s.Mapping, BatchSize: s.BatchSize, BatchBytes: s.BatchBytes,
-		HubSignature: s.HubSignature, Headers: s.Headers, RateLimit: s.RateLimit, Burst: s.Burst, MaxInFlight: s.MaxInFlight, Order: s.Order}
+		HubSignature: s.HubSignature, Headers: s.Headers, RateLimit: s.RateLimit, Burst: s.Burst, MaxInFlight: s.MaxInFlight, Order: s.Order,
+		DeadLetter: s.DeadLetter, Verification: s.Verification}
 	if a := s.Auth; a.Type != "" {
 		b.Auth = &NewAuth{Type: a.Type, In: a.In, Name: a.Name, Username: a.Username, TokenURL: a.TokenURL, ClientID: a.ClientID, Scope: a.Scope}
 	}

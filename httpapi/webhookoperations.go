@@ -1,0 +1,346 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/projections/webhooks"
+)
+
+// webhookOperationRoutes are what operators do with deliveries. None is a
+// command: what is sent is not recorded in the log.
+func (s *server) webhookOperationRoutes() {
+	const base = "/v1/webhooks/{webhookId}"
+	onReplay := []domain.Code{domain.CodeReplayNotFound}
+	handle(s, route{
+		method: "GET", path: base + "/deliveries", name: "listDeliveries", scope: scopeWebhooksRead, status: 200, answer: deliveries{}, paged: true,
+		summary: "List the deliveries of a webhook",
+		text:    "Newest first.",
+		codes:   codes(onWebhook, onQuery, []domain.Code{domain.CodeInvalidCursor}),
+	}, s.listDeliveries)
+	handle(s, route{
+		method: "GET", path: base + "/lanes", name: "listLanes", scope: scopeWebhooksRead, status: 200, answer: lanes{}, paged: true,
+		summary: "List the accounts that wait",
+		text:    "Accounts of which something is owed that the endpoint as a whole has passed, by sub: since their next event was refused, or was given up and must not be skipped.",
+		codes:   codes(onWebhook, onQuery),
+	}, s.listLanes)
+	handle(s, route{
+		method: "POST", path: base + "/deliveries/{eventId}/resend", name: "resendDelivery", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Delivery{}, job: true,
+		summary: "Send an event once more",
+		text:    "At once and whatever the state of the endpoint, under the same webhook-id and signed with today's keys; answers with the delivery when the receiver has answered. It says nothing of the endpoint's health. A dead letter that arrives is settled, and an account that waits for it goes on. Only what the list of deliveries remembers can be sent.",
+		codes:   codes(onWebhook, []domain.Code{domain.CodeDeliveryNotFound}),
+	}, s.resendDelivery)
+	handle(s, route{
+		method: "POST", path: base + "/recover", name: "recoverWebhook", scope: scopeWebhooksWrite, status: 202, answer: webhooks.Replay{}, job: true,
+		summary: "Send what failed once more",
+		text:    "Every event whose attempts all failed, the last of them since then, or that was given up since then: once, in the order of the log per account, as a replay.",
+		example: `{"since":"2026-11-20T00:00:00Z"}`,
+		codes:   codes(onWebhook, []domain.Code{domain.CodeInvalidRequest, domain.CodeReplayRunning, domain.CodeIdempotencyKeyReused}),
+	}, s.recoverWebhook)
+	handle(s, route{
+		method: "POST", path: base + "/replay", name: "replayWebhook", scope: scopeWebhooksWrite, status: 202, answer: webhooks.Replay{}, job: true,
+		summary: "Send a part of the log once more",
+		text:    "The events in it that the endpoint selects, one attempt each, with the header webhook-replay, beside what happens meanwhile and after it. A disabled endpoint can be replayed to. A webhook has one replay at a time. Under an Idempotency-Key a repetition answers with the same one.",
+		example: `{"since":"2026-11-20T00:00:00Z","missing":true}`,
+		codes:   codes(onWebhook, []domain.Code{domain.CodeInvalidRequest, domain.CodeReplayRunning, domain.CodeIdempotencyKeyReused}),
+	}, s.replayWebhook)
+	handle(s, route{
+		method: "GET", path: base + "/replays", name: "listReplays", scope: scopeWebhooksRead, status: 200, answer: replays{},
+		summary: "List the replays of a webhook",
+		text:    "Newest first.",
+		codes:   codes(onWebhook, onQuery),
+	}, s.listReplays)
+	handle(s, route{
+		method: "GET", path: base + "/replays/{replayId}", name: "getReplay", scope: scopeWebhooksRead, status: 200, answer: webhooks.Replay{},
+		summary: "Get a replay",
+		text:    "How far it is.",
+		codes:   codes(onWebhook, onQuery, onReplay),
+	}, s.getReplay)
+	handle(s, route{
+		method: "DELETE", path: base + "/replays/{replayId}", name: "cancelReplay", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Replay{}, job: true,
+		summary: "Cancel a replay",
+		text:    "What is under way arrives. One that has ended stays as it is.",
+		codes:   codes(onWebhook, onReplay),
+	}, s.cancelReplay)
+	handle(s, route{
+		method: "POST", path: base + "/test", name: "testWebhook", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Probe{}, job: true,
+		summary: "Try a webhook out",
+		text:    "Sends an event of the type WEBHOOK_TEST that never happened, signed and in the endpoint's format, with the header webhook-test: true, and answers with what the receiver answered. Nothing of it is remembered.",
+		codes:   onWebhook,
+	}, s.testWebhook)
+	handle(s, route{
+		method: "POST", path: base + "/verify", name: "verifyWebhook", scope: scopeWebhooksWrite, status: 200, answer: verification{}, job: true,
+		summary: "Ask a webhook whether it wants deliveries",
+		text:    "By the OPTIONS request of the CloudEvents webhook specification, with WebHook-Request-Origin. A webhook with the verification options, which waits for that, is delivered to once it has allowed our origin, or *.",
+		codes:   codes(onWebhook, []domain.Code{domain.CodeConcurrentChange}),
+	}, s.verifyWebhook)
+}
+
+// Repeatable is what requests that are no commands may be sent with, where they
+// make something.
+type Repeatable struct {
+	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Makes the request safe to repeat: the same key and request of the same caller return what the first one made."`
+}
+
+func (r Repeatable) newID(c *call) string {
+	return Command{IdempotencyKey: r.IdempotencyKey}.newID(c)
+}
+
+type listDeliveriesInput struct {
+	WebhookID
+	Query
+	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Deliveries on a page."`
+}
+
+// deliveries is a page of deliveries, newest first.
+type deliveries struct {
+	Deliveries []webhooks.Delivery `json:"deliveries"`
+	Next       *string             `json:"next"` // null on the last page
+}
+
+func (s *server) listDeliveries(ctx context.Context, c *call, in *listDeliveriesInput) (*answer, error) {
+	return listed(ctx, s, c, in.WebhookID, in.Query, in.After, in.Limit, s.Webhooks.Deliveries, func(list []webhooks.Delivery, next *string) any {
+		return deliveries{list, next}
+	})
+}
+
+type listLanesInput struct {
+	WebhookID
+	Query
+	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Accounts on a page."`
+}
+
+// lanes is a page of accounts that wait.
+type lanes struct {
+	Lanes []webhooks.Lane `json:"lanes"`
+	Next  *string         `json:"next"` // null on the last page
+}
+
+func (s *server) listLanes(ctx context.Context, c *call, in *listLanesInput) (*answer, error) {
+	return listed(ctx, s, c, in.WebhookID, in.Query, in.After, in.Limit, s.Webhooks.Lanes, func(list []webhooks.Lane, next *string) any {
+		return lanes{list, next}
+	})
+}
+
+// listed answers with a page of something that an endpoint has.
+func listed[T any](ctx context.Context, s *server, c *call, webhook WebhookID, q Query, after string, limit int,
+	list func(ctx context.Context, id, after string, limit int) ([]T, string, error), page func([]T, *string) any) (*answer, error) {
+	a, err := s.fresh(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	id, err := webhook.check()
+	if err != nil {
+		return nil, err
+	}
+	all, next, err := list(ctx, id, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	if next == "" {
+		return a.rendered(page(all, nil))
+	}
+	a.next(c, next)
+	return a.rendered(page(all, &next))
+}
+
+type resendDeliveryInput struct {
+	WebhookID
+	EventID string `path:"eventId" doc:"The public event's id, the webhook-id of its deliveries."`
+}
+
+func (s *server) resendDelivery(ctx context.Context, _ *call, in *resendDeliveryInput) (*answer, error) {
+	id, err := in.check()
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.Webhooks.Resend(ctx, id, in.EventID)
+	if err != nil {
+		return nil, err
+	}
+	return (&answer{}).rendered(d)
+}
+
+type recoverWebhookInput struct {
+	WebhookID
+	Repeatable
+	JSON[recovery]
+}
+
+// recovery is the body of POST /v1/webhooks/{webhookId}/recover.
+type recovery struct {
+	Since time.Time `json:"since"`
+}
+
+func (s *server) recoverWebhook(ctx context.Context, c *call, in *recoverWebhookInput) (*answer, error) {
+	if in.value.Since.IsZero() {
+		return nil, invalid([]domain.Fault{{Pointer: "/since", Detail: "is missing"}})
+	}
+	return s.startReplay(ctx, in.WebhookID, in.newID(c), webhooks.ReplayFilter{Since: in.value.Since, Recover: true})
+}
+
+type replayWebhookInput struct {
+	WebhookID
+	Repeatable
+	JSON[newReplay]
+}
+
+// newReplay is the body of POST /v1/webhooks/{webhookId}/replay.
+type newReplay struct {
+	After   eventstore.Position `json:"after,omitzero" minimum:"0"`
+	UpTo    eventstore.Position `json:"upTo,omitzero" minimum:"1"`
+	Since   time.Time           `json:"since,omitzero"`
+	Until   time.Time           `json:"until,omitzero"`
+	Events  []string            `json:"events,omitzero" maxItems:"100"`
+	Sub     string              `json:"sub,omitzero"`
+	Missing bool                `json:"missing,omitzero"`
+}
+
+func (s *server) replayWebhook(ctx context.Context, c *call, in *replayWebhookInput) (*answer, error) {
+	b := in.value
+	f := webhooks.ReplayFilter{After: b.After, UpTo: b.UpTo, Since: b.Since, Until: b.Until, Events: b.Events, Missing: b.Missing}
+	if b.Sub != "" {
+		sub, err := canonical(b.Sub)
+		if err != nil {
+			return nil, invalid([]domain.Fault{{Pointer: "/sub", Detail: "must be the sub of an account"}})
+		}
+		f.Sub = sub
+	}
+	return s.startReplay(ctx, in.WebhookID, in.newID(c), f)
+}
+
+func (s *server) startReplay(ctx context.Context, webhook WebhookID, replayID string, f webhooks.ReplayFilter) (*answer, error) {
+	id, err := webhook.check()
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.Webhooks.StartReplay(ctx, id, replayID, f)
+	if err != nil {
+		return nil, err
+	}
+	return (&answer{Location: "/v1/webhooks/" + id + "/replays/" + r.ReplayID}).rendered(r)
+}
+
+// replays is the list of an endpoint's replays.
+type replays struct {
+	Replays []webhooks.Replay `json:"replays"`
+	Next    *string           `json:"next"` // always null: they fit on one page
+}
+
+type listReplaysInput struct {
+	WebhookID
+	Query
+}
+
+func (s *server) listReplays(ctx context.Context, _ *call, in *listReplaysInput) (*answer, error) {
+	a, err := s.fresh(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	id, err := in.check()
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.Webhooks.Replays(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return a.rendered(replays{Replays: all})
+}
+
+// ReplayID is the replay a request is about.
+type ReplayID struct {
+	Replay string `path:"replayId" doc:"The replay's id, a UUID."`
+}
+
+func (id ReplayID) check() (string, error) {
+	parsed, err := uuid.Parse(id.Replay)
+	if err != nil {
+		return "", &domain.Error{Code: domain.CodeReplayNotFound, Detail: "The webhook has no such replay."}
+	}
+	return parsed.String(), nil
+}
+
+type getReplayInput struct {
+	WebhookID
+	ReplayID
+	Query
+}
+
+func (s *server) getReplay(ctx context.Context, _ *call, in *getReplayInput) (*answer, error) {
+	a, err := s.fresh(ctx, in.Query)
+	if err != nil {
+		return nil, err
+	}
+	return s.aboutReplay(ctx, a, in.WebhookID, in.ReplayID, s.Webhooks.Replay)
+}
+
+type cancelReplayInput struct {
+	WebhookID
+	ReplayID
+}
+
+func (s *server) cancelReplay(ctx context.Context, _ *call, in *cancelReplayInput) (*answer, error) {
+	return s.aboutReplay(ctx, &answer{}, in.WebhookID, in.ReplayID, s.Webhooks.CancelReplay)
+}
+
+func (s *server) aboutReplay(ctx context.Context, a *answer, webhook WebhookID, replay ReplayID,
+	ask func(ctx context.Context, id, replayID string) (webhooks.Replay, error)) (*answer, error) {
+	id, err := webhook.check()
+	if err != nil {
+		return nil, err
+	}
+	replayID, err := replay.check()
+	if err != nil {
+		return nil, err
+	}
+	r, err := ask(ctx, id, replayID)
+	if err != nil {
+		return nil, err
+	}
+	return a.rendered(r)
+}
+
+type testWebhookInput struct{ WebhookID }
+
+func (s *server) testWebhook(ctx context.Context, _ *call, in *testWebhookInput) (*answer, error) {
+	id, err := in.check()
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.Webhooks.Test(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return (&answer{Status: http.StatusOK}).rendered(p)
+}
+
+// verification is what an endpoint said, and the webhook after that.
+type verification struct {
+	Answer  webhooks.Probe    `json:"answer"`
+	Webhook webhooks.Endpoint `json:"webhook"`
+}
+
+func (s *server) verifyWebhook(ctx context.Context, c *call, in *testWebhookInput) (*answer, error) {
+	id, err := in.check()
+	if err != nil {
+		return nil, err
+	}
+	r, err := Command{}.request(c)
+	if err != nil {
+		return nil, err
+	}
+	p, e, err := s.Webhooks.Verify(ctx, r, id)
+	if err != nil {
+		return nil, err
+	}
+	a := s.endpointAnswer(ctx, e, 0)
+	return a.rendered(verification{p, e})
+}
