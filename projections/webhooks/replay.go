@@ -235,6 +235,9 @@ func (r *runner) replay(ctx context.Context, job Replay) {
 		}
 	}
 	if ctx.Err() == nil {
+		if live := r.running(job.WebhookID); live != nil {
+			live.settled(ctx) // who sees that it is done sees what came of it
+		}
 		r.again("replay", func() error { return r.store.endReplay(ctx, job.ReplayID, ReplayDone, r.c.Now()) })
 	}
 }
