@@ -135,6 +135,7 @@ func TestBlock(t *testing.T) {
 				case "skip":
 					w.patch("crm", func(s *domain.WebhookSettings) { s.DeadLetter = "" })
 				}
+				w.until(func() bool { return slices.Contains(r.sequences("ada"), "2 after 1") })
 				w.settled("crm")
 				got := r.sequences("ada")
 				if last := got[len(got)-1]; last != "2 after 1" {
