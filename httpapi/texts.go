@@ -343,6 +343,20 @@ var memberTexts = map[string]map[string]string{
 		"certificate": "PEM, with the chain.",
 		"key":         "Its private key, PEM. Never shown again.",
 	},
+	"DeliveryHealth": {
+		"webhookId": "The webhook's id.",
+		"since":     "Since when deliveries fail, or failed.",
+		"reason":    "The code of an attempt's error.",
+	},
+	"DeliveryGivenUp": {
+		"webhookId": "The webhook's id.",
+		"eventId":   "Of the event that was given up.",
+		"eventType": "Its name in the public catalogue.",
+		"sub":       "The account it is about.",
+		"sequence":  "The account's revision.",
+		"position":  "Its place in the log.",
+		"reason":    "The code of the last attempt's error.",
+	},
 	"NewReplay": {
 		"after":   "Events after this position of the log. Default: from its beginning.",
 		"upTo":    "Up to this position, included. Default: what is there now.",
