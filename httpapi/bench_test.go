@@ -1,11 +1,13 @@
 package httpapi
 
 import (
+	"bufio"
 	"database/sql"
 	"fmt"
 	"io"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/labstack/echo/v4"
 
 	"accountledger/domain"
@@ -214,4 +217,75 @@ func BenchmarkGetLimit(b *testing.B) {
 	})
 	l.url = serveHandler(b, e)
 	load(b, l, 200, func(i int) *http.Request { return get(l, "/v1/accounts/"+subs[i%len(subs)]) })
+}
+
+// BenchmarkWake is the time from a commit until a reader of the feed who waits
+// for it has it: by server-sent events, and by long polls.
+func BenchmarkWake(b *testing.B) {
+	for name, read := range map[string]func(b *testing.B, l *ledger, arrived func()){"stream": readStream, "long poll": readPolls} {
+		b.Run(name, func(b *testing.B) {
+			l := start(b)
+			times := make(chan time.Time, 1)
+			go read(b, l, func() { times <- time.Now() })
+			var took []time.Duration
+			for i := range b.N {
+				time.Sleep(5 * time.Millisecond) // it waits again
+				_, err := l.Ledger.Execute(b.Context(), domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}, domain.NewID().String(),
+					domain.CreateAccount{Origin: domain.OriginCreated, Identities: []domain.NewIdentity{{IdentityID: domain.NewID().String(), Provider: domain.ProviderSelf,
+						Profile: domain.Profile{Email: fmt.Sprintf("ada.%d@example.com", i)}}}})
+				check(b, err)
+				committed := time.Now()
+				took = append(took, max(0, (<-times).Sub(committed)))
+			}
+			b.StopTimer()
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
+		})
+	}
+}
+
+// readStream calls arrived for each new account that a stream tells of, until
+// the test ends.
+func readStream(b *testing.B, l *ledger, arrived func()) {
+	r := get(l, "/v1/events?types=USER_CREATED").WithContext(b.Context())
+	r.Header.Set("Authorization", "Bearer "+l.admin)
+	r.Header.Set("Accept", "text/event-stream")
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return
+	}
+	defer response.Body.Close()
+	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
+		if strings.HasPrefix(lines.Text(), "data:") && strings.Contains(lines.Text(), "USER_CREATED") {
+			arrived()
+		}
+	}
+}
+
+// readPolls is readStream by long polls.
+func readPolls(b *testing.B, l *ledger, arrived func()) {
+	for next := "0"; b.Context().Err() == nil; {
+		r := get(l, "/v1/events?types=USER_CREATED&wait=30&after="+next).WithContext(b.Context())
+		r.Header.Set("Authorization", "Bearer "+l.admin)
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return
+		}
+		var page struct {
+			Events []struct {
+				ID string `json:"id"`
+			} `json:"events"`
+			Next string `json:"next"`
+		}
+		err = json.UnmarshalRead(response.Body, &page)
+		response.Body.Close()
+		if err != nil {
+			return
+		}
+		for range page.Events {
+			arrived()
+		}
+		next = page.Next
+	}
 }
