@@ -142,6 +142,7 @@ func (s *server) routes() {
 		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
 	}, s.rebuildProjection)
 	s.webhookRoutes()
+	s.disclosureRoutes()
 	s.deletionRoutes()
 	s.mergeRoutes()
 	s.roleRoutes()

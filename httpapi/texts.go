@@ -124,6 +124,23 @@ var memberTexts = map[string]map[string]string{
 		"status":   "delivered, retrying, dead, pending, or settled: nothing is left to send, and what came of it is not remembered.",
 		"attempts": "Oldest first.",
 	},
+	"Disclosure": {
+		"webhookId":     "Who was told.",
+		"url":           "Where that is or was, without a query.",
+		"deleted":       "The webhook is not there any more.",
+		"eventId":       "The public event's id.",
+		"type":          "The name under which it was told.",
+		"sequence":      "The account's revision.",
+		"position":      "Its place in the log.",
+		"time":          "When it happened.",
+		"status":        "delivered; settled: nothing is left to send, and what came of it is not remembered any more; dead: given up; retrying; pending; unknown: the webhook was deleted.",
+		"deliveredTime": "When it first arrived, as long as attempts are remembered.",
+		"data":          "What was sent: JSON pointers into the data of the event.",
+	},
+	"Disclosures": {
+		"disclosures": "In the order of the account's events.",
+		"next":        "Cursor of the next page, null on the last one.",
+	},
 	"DryRun": {
 		"events":  "What the command would append.",
 		"account": "The account as it would be.",

@@ -1,4 +1,4 @@
--- delivery.db, version 3: how far each endpoint has been told. All of it is
+-- delivery.db, version 4: how far each endpoint has been told. All of it is
 -- derived; losing the file loses no event, it sends some of them again.
 
 -- How far the log has been followed for changes of endpoints.
@@ -13,6 +13,13 @@ CREATE TABLE endpoint (
 	no     INTEGER PRIMARY KEY AUTOINCREMENT,
 	id     TEXT    NOT NULL UNIQUE,
 	config TEXT    NOT NULL -- JSON
+) STRICT;
+
+-- Endpoints that were deleted: an account may have to be told that they knew
+-- of it.
+CREATE TABLE former (
+	no INTEGER PRIMARY KEY,
+	id TEXT    NOT NULL
 ) STRICT;
 
 -- Where the endpoint stands. Everything up to low is settled; bit i of done

@@ -22,7 +22,7 @@ import (
 // What makes a file ours, see PRAGMA application_id and user_version.
 const (
 	applicationID = 0x414c6477 // "ALdw"
-	schemaVersion = 3
+	schemaVersion = 4
 )
 
 //go:embed schema.sql
@@ -114,6 +114,8 @@ var upgrades = [schemaVersion - 1]string{
 		ended INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
 	CREATE INDEX replays ON replay (endpoint, created);
 	PRAGMA user_version = 3`,
+	`CREATE TABLE former (no INTEGER PRIMARY KEY, id TEXT NOT NULL) STRICT;
+	PRAGMA user_version = 4`,
 }
 
 func (s *store) update(ctx context.Context, f func(*sql.Tx) error) error {
@@ -187,6 +189,7 @@ func (s *store) put(ctx context.Context, w domain.Webhook) error {
 
 func drop(ctx context.Context, tx *sql.Tx, no int64) error {
 	for _, statement := range []string{
+		`INSERT INTO former (no, id) SELECT no, id FROM endpoint WHERE no = ?`,
 		`DELETE FROM endpoint WHERE no = ?`, `DELETE FROM cursor WHERE endpoint = ?`, `DELETE FROM lane WHERE endpoint = ?`,
 		`DELETE FROM dead_letter WHERE endpoint = ?`, `DELETE FROM attempt WHERE endpoint = ?`, `DELETE FROM replay WHERE endpoint = ?`,
 	} {

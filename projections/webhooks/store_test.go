@@ -40,7 +40,7 @@ func TestFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.Exec(`DROP TABLE erased; DROP TABLE replay; ALTER TABLE cursor DROP COLUMN attempts; ALTER TABLE dead_letter DROP COLUMN reported;
+	if _, err := db.Exec(`DROP TABLE erased; DROP TABLE replay; DROP TABLE former; ALTER TABLE cursor DROP COLUMN attempts; ALTER TABLE dead_letter DROP COLUMN reported;
 		ALTER TABLE lane DROP COLUMN error; ALTER TABLE lane ADD COLUMN gap INTEGER NOT NULL DEFAULT -1;
 		ALTER TABLE attempt DROP COLUMN trigger; PRAGMA user_version = 1`); err != nil {
 		t.Fatal(err)
