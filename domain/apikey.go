@@ -189,7 +189,7 @@ func (c RevokeAPIKey) decide(k *APIKeys, _ time.Time) ([]Event, error) {
 	if _, ok := k.Get(c.KeyID); !ok {
 		return nil, errNoAPIKey()
 	}
-	return []Event{APIKeyRevoked{c.KeyID}}, nil
+	return []Event{APIKeyRevoked(c)}, nil
 }
 
 func errNoAPIKey() *Error { return refuse(CodeAPIKeyNotFound, "There is no such API key.") }

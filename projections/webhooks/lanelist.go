@@ -41,6 +41,10 @@ func (w *Webhooks) Lanes(ctx context.Context, id, after string, limit int) (all 
 	if live := w.running(id); live != nil {
 		live.settled(ctx)
 	}
+	place := domain.Entry{Stream: after}
+	if after != "" && place.Sub() == "" && place.WebhookID() == "" && after != domain.ConfigStream && after != domain.APIKeyStream {
+		return nil, "", &domain.Error{Code: domain.CodeInvalidCursor, Detail: "The cursor is not one of this list."}
+	}
 	limit = min(max(limit, 1), 1000)
 	rows, err := w.store.read.QueryContext(ctx, `SELECT stream, next_revision, next_position, attempt, not_before, error,
 			(SELECT event FROM dead_letter d WHERE d.endpoint = l.endpoint AND d.position = next_position ORDER BY part DESC LIMIT 1)
