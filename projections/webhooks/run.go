@@ -49,22 +49,14 @@ type live struct {
 // requests under way, at most as long as one may take, writes down where each
 // endpoint is, and returns nil: after that nothing is sent twice.
 func (w *Webhooks) Run(ctx context.Context) error {
-	head, err := w.c.Log.Head(ctx)
+	b, err := w.begin(ctx)
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil // nothing has begun
+		}
 		return fmt.Errorf("webhooks: %w", err)
 	}
-	after, err := w.store.followed(ctx)
-	if err != nil {
-		return fmt.Errorf("webhooks: %w", err)
-	}
-	if err := w.store.expire(ctx, w.c.Now().Add(-attemptAge)); err != nil {
-		return fmt.Errorf("webhooks: %w", err)
-	}
-	known, err := w.store.endpoints(ctx)
-	if err != nil {
-		return fmt.Errorf("webhooks: %w", err)
-	}
-	r := &runner{Webhooks: w, ctx: ctx, feed: newFeed(w.c.Log, after), saves: make(chan checkpoint, 1024),
+	r := &runner{Webhooks: w, ctx: ctx, feed: newFeed(w.c.Log, b.after), saves: make(chan checkpoint, 1024),
 		live: map[string]*live{}, failing: map[string]bool{}, asked: map[string]eventstore.Revision{},
 		jobs: map[string]context.CancelFunc{}, reports: make(chan func(), 1024)}
 	if !w.runner.CompareAndSwap(nil, r) {
@@ -78,7 +70,7 @@ func (w *Webhooks) Run(ctx context.Context) error {
 			report()
 		}
 	})
-	r.follow(after, head, after == 0 && len(known) == 0)
+	r.follow(b.after, b.head, b.fresh)
 	r.mu.Lock()
 	r.started = false // nothing is started any more
 	r.mu.Unlock()
@@ -88,6 +80,29 @@ func (w *Webhooks) Run(ctx context.Context) error {
 	writer.Wait()
 	reporter.Wait()
 	return nil
+}
+
+// beginning is where a Run begins.
+type beginning struct {
+	after eventstore.Position // the log was followed up to here
+	head  eventstore.Position // of the log
+	fresh bool                // the file is new
+}
+
+// begin finds that out, and drops what is too old to be remembered.
+func (w *Webhooks) begin(ctx context.Context) (b beginning, err error) {
+	if b.head, err = w.c.Log.Head(ctx); err != nil {
+		return b, err
+	}
+	if b.after, err = w.store.followed(ctx); err != nil {
+		return b, err
+	}
+	if err := w.store.expire(ctx, w.c.Now().Add(-attemptAge)); err != nil {
+		return b, err
+	}
+	known, err := w.store.endpoints(ctx)
+	b.fresh = b.after == 0 && len(known) == 0
+	return b, err
 }
 
 // follow brings the log to the endpoints, and to itself what it says about

@@ -1,6 +1,7 @@
 package webhooks
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -251,4 +252,15 @@ func TestHopeless(t *testing.T) {
 		}
 		w.stop()
 	})
+}
+
+// TestRunEndsBeforeItBegan: to be told to end at once is no failure.
+func TestRunEndsBeforeItBegan(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.hooks.Run(ctx); err != nil {
+		t.Errorf("Run = %v, want nil", err)
+	}
 }
