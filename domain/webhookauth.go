@@ -47,7 +47,7 @@ var (
 var (
 	ourHeaders = []string{"accept-encoding", "authorization", "connection", "content-length", "content-type", "cookie", "date", "expect", "host",
 		"idempotency-key", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent", "via", "x-hub-signature-256"}
-	ourFamilies = []string{"webhook-", "ce-", "proxy-", "content-", "sec-"}
+	ourFamilies = []string{"webhook-", "ce-", "proxy-", "content-", "sec-", "ledger-"}
 )
 
 // ownHeader says what is wrong with a header's name for an endpoint's own use,

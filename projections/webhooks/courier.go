@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"accountledger/domain"
@@ -98,6 +99,7 @@ func (s *courier) attempt(all []sending, header http.Header) []result {
 	var events []string
 	var bodies [][]byte
 	var request content
+	var last eventstore.Position
 	size := 0
 	for i, one := range all {
 		r := &results[i]
@@ -119,7 +121,7 @@ func (s *courier) attempt(all []sending, header http.Header) []result {
 			continue
 		}
 		size += len(c.body) + 2
-		request = c
+		request, last = c, max(last, one.rec.Position)
 		posted, events, bodies = append(posted, i), append(events, c.id), append(bodies, c.body)
 	}
 	if len(posted) == 0 {
@@ -128,7 +130,7 @@ func (s *courier) attempt(all []sending, header http.Header) []result {
 	if s.form.format == domain.FormatBatch {
 		request = batched(events, bodies)
 	}
-	o := s.target.post(request.with(header))
+	o := s.target.post(request.with(http.Header{HeaderPosition: {strconv.FormatInt(int64(last), 10)}}).with(header))
 	duration := s.now().Sub(start)
 	for _, i := range posted {
 		results[i].outcome, results[i].duration, results[i].batch = o, duration, len(posted)

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +18,8 @@ import (
 	"accountledger/domain"
 )
 
+// Rows 10, 11, 12, 17: what a request is like; row 11 is that the library, which
+// is given the bytes as they came, accepts the signature.
 func TestDeliver(t *testing.T) {
 	t.Parallel()
 	var r receiver
@@ -29,6 +33,7 @@ func TestDeliver(t *testing.T) {
 	w.settled("crm")
 
 	var types []string
+	positions := map[string]string{}
 	judge, err := standardwebhooks.NewWebhook(secret)
 	if err != nil {
 		t.Fatal(err)
@@ -38,6 +43,13 @@ func TestDeliver(t *testing.T) {
 		if err := judge.Verify(g.body, g.header); err != nil {
 			t.Errorf("the official library says %v", err)
 		}
+		if at := g.header.Get("webhook-timestamp"); at != strconv.FormatInt(g.time.Unix(), 10) && at != strconv.FormatInt(g.time.Unix()-1, 10) {
+			t.Errorf("row 12: webhook-timestamp %s, want the time in seconds", at)
+		}
+		if id := g.header.Get("webhook-id"); strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
+			t.Errorf("row 10: webhook-id %s", id)
+		}
+		positions[g.ID] = g.header.Get(HeaderPosition)
 		if g.header.Get("webhook-id") != g.ID {
 			t.Errorf("webhook-id %s is not the body's id %s", g.header.Get("webhook-id"), g.ID)
 		}
@@ -46,7 +58,7 @@ func TestDeliver(t *testing.T) {
 			"Transfer-Encoding": "", "Idempotency-Key": "", "Accept-Encoding": "",
 		} {
 			if got := g.header.Get(name); got != want {
-				t.Errorf("%s: %q, want %q", name, got, want)
+				t.Errorf("row 17: %s: %q, want %q", name, got, want)
 			}
 		}
 	}
@@ -57,6 +69,9 @@ func TestDeliver(t *testing.T) {
 	for _, d := range w.deliveries("crm") {
 		if d.Status != StatusDelivered || len(d.Attempts) != 1 || d.Attempts[0].Status != http.StatusNoContent {
 			t.Errorf("delivery %+v, want one attempt with 204", d)
+		}
+		if positions[d.EventID] != strconv.FormatInt(int64(d.Position), 10) {
+			t.Errorf("delivery %+v came with position %s", d, positions[d.EventID])
 		}
 	}
 }

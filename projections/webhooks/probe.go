@@ -15,9 +15,11 @@ import (
 	"accountledger/domain"
 )
 
-// Headers of requests that are not deliveries in their turn, and of asking an
-// endpoint first.
+// Headers besides those of Standard Webhooks: of deliveries, of requests that
+// are not deliveries in their turn, and of asking an endpoint first.
 const (
+	HeaderPosition = "Ledger-Position" // of a delivery: where its event is in the log, for min_position
+
 	HeaderTest          = "Webhook-Test"   // true: nothing happened, somebody tries the endpoint out
 	HeaderReplay        = "Webhook-Replay" // the id of the replay that the delivery is part of
 	HeaderRequestOrigin = "Webhook-Request-Origin"
