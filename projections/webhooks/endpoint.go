@@ -13,7 +13,7 @@ import (
 
 // Bounds of one endpoint's delivery.
 const (
-	maxWaiting   = 4096     // events in memory that are not settled
+	maxWaiting   = 1024     // events in memory that are not settled
 	maxBytes     = 16 << 20 // and their bytes
 	maxTurn      = 64       // of them of one account; more make it a lane
 	maxLanes     = 1000     // failing accounts before the endpoint as a whole counts as failing
