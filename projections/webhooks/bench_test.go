@@ -168,7 +168,7 @@ func benchmarkLatency(b *testing.B, perTick int, hanging bool) {
 	w.stop()
 }
 
-// BenchmarkBacklog is what a backlog costs in memory: ten endpoints that have
+// Row 51: BenchmarkBacklog is what a backlog costs in memory: ten endpoints that have
 // all of a log before them, which lies in files. grown-MiB is what the process
 // has at most during the first deliveries, above what it had before.
 // ACCOUNTLEDGER_BENCH_EVENTS sets the size of the log.

@@ -240,7 +240,7 @@ func TestDeadLetter(t *testing.T) {
 	})
 }
 
-// Rows 24 to 26, 31, 37: what is about the endpoint makes everything wait and
+// Rows 24 to 26, 31, 37, 45: what is about the endpoint makes everything wait and
 // costs one request per step, however many accounts there are.
 func TestEndpointDown(t *testing.T) {
 	t.Parallel()

@@ -165,7 +165,7 @@ func TestJitter(t *testing.T) {
 	}
 }
 
-// Slow start: 1, 2, 4, ... up to the limit.
+// Row 46: slow start: 1, 2, 4, ... up to the limit.
 func TestBreaker(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

@@ -254,6 +254,58 @@ func TestHopeless(t *testing.T) {
 	})
 }
 
+// Row 35: one failure and then nothing to send is no reason to give up.
+func TestOneFailure(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{answer: func(got, int) (int, http.Header) {
+			return 503, http.Header{"Webhook-Delivery": {"abort-message"}} // so it is not tried again
+		}}
+		w := newWorld(t, Config{})
+		w.transport = r
+		w.run()
+		w.hook("crm", "https://crm.example/hook")
+		w.account("ada")
+		time.Sleep(6 * 24 * time.Hour)
+		if e := w.get("crm"); e.State != domain.WebhookEnabled || r.count() != 1 {
+			t.Errorf("%s after %d failures and six days, want enabled after one", e.State, r.count())
+		}
+		w.stop()
+	})
+}
+
+// Row 50: while an endpoint takes ten seconds for each request, another one is
+// told of everything at once.
+func TestSlowNeighbour(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{overlaps: true} // each endpoint has a request for an account
+		r.answer = func(g got, _ int) (int, http.Header) {
+			if g.header.Get("Test-Host") == "slow.example" {
+				time.Sleep(10 * time.Second)
+			}
+			return 200, nil
+		}
+		w := newWorld(t, Config{InFlight: 4})
+		w.transport = r
+		w.run()
+		w.hook("slow", "https://slow.example/hook")
+		w.hook("fast", "https://fast.example/hook")
+		for i := range 50 {
+			w.account(fmt.Sprint("a", i))
+			begun := time.Now()
+			w.settled("fast")
+			if took := time.Since(begun); took > 100*time.Millisecond {
+				t.Errorf("event %d was told after %s", i, took)
+			}
+		}
+		if e := w.get("slow"); e.Backlog < 40 {
+			t.Errorf("the slow endpoint has a backlog of %d only", e.Backlog)
+		}
+		w.stop()
+	})
+}
+
 // TestRunEndsBeforeItBegan: to be told to end at once is no failure.
 func TestRunEndsBeforeItBegan(t *testing.T) {
 	t.Parallel()
