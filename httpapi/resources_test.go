@@ -234,6 +234,7 @@ func nextLink(t testing.TB, r response) string {
 	return path
 }
 
+// Row 114: pages in a stable order, each going on where the one before ended.
 func TestFeed(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -302,7 +303,7 @@ func TestFeed(t *testing.T) {
 	}
 }
 
-// TestFeedWaits asks for what is not there yet, and gets it when it happens.
+// Row 114: TestFeedWaits asks for what is not there yet, and gets it when it happens.
 func TestFeedWaits(t *testing.T) {
 	t.Parallel()
 	l := start(t)
