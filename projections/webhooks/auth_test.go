@@ -221,6 +221,7 @@ func TestOAuth2(t *testing.T) {
 			s.seen = nil
 			w.account(sub)
 			w.settled("crm")
+			synctest.Wait()
 			if fmt.Sprint(s.seen) != fmt.Sprint(want) {
 				t.Errorf("row 72: %s: tokens %v, want %v", sub, s.seen, want)
 			}
