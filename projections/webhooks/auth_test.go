@@ -178,6 +178,12 @@ type issuer struct {
 	requests []string // bodies and authorization at the server
 }
 
+func (s *issuer) set(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
 func (s *issuer) RoundTrip(r *http.Request) (*http.Response, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -218,7 +224,7 @@ func TestOAuth2(t *testing.T) {
 		w.run()
 		step := func(sub string, want ...string) {
 			t.Helper()
-			s.seen = nil
+			s.set(func() { s.seen = nil })
 			w.account(sub)
 			w.settled("crm")
 			synctest.Wait()
@@ -231,26 +237,25 @@ func TestOAuth2(t *testing.T) {
 		step("kept", "token-1")
 		time.Sleep(15 * time.Second)
 		step("early", "token-2")
-		s.revoked["token-2"] = true
+		s.set(func() { s.revoked["token-2"] = true })
 		step("refused", "token-2", "token-3")
 		if want := "POST led+ger:hunter2 grant_type=client_credentials&scope=hooks"; s.requests[0] != want {
 			t.Errorf("row 72: the server was asked %q, want %q", s.requests[0], want)
 		}
-		s.revoked["token-3"], s.revoked["token-4"] = true, true
-		s.seen = nil
+		s.set(func() { s.revoked["token-3"], s.revoked["token-4"], s.seen = true, true, nil })
 		w.account("again")
 		time.Sleep(time.Second)
 		synctest.Wait()
 		if e := w.get("crm"); fmt.Sprint(s.seen) != "[token-3 token-4]" || e.Breaker.Reason != codeAuth {
 			t.Errorf("row 72: tokens %v, breaker %+v; want one refresh, then %s", s.seen, e.Breaker, codeAuth)
 		}
-		s.status = 400
+		s.set(func() { s.status = 400 })
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		if e := w.get("crm"); e.Breaker.Reason != codeAuth || e.Breaker.Step != 2 || e.Lanes != 0 {
 			t.Errorf("without a token: %+v, want %s of the endpoint", e.Breaker, codeAuth)
 		}
-		s.status = 0
+		s.set(func() { s.status = 0 })
 		time.Sleep(10 * time.Minute)
 		w.settled("crm")
 		w.stop()
