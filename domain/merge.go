@@ -137,6 +137,33 @@ type AccountRestored struct {
 	Identities  []Identity `json:"identities" pii:"seal"`
 }
 
+// Joined is the other stream whose order an event is part of: merging two
+// accounts, and taking that back, says something in both streams, which nobody
+// should be told before what came earlier in either of them, or after what came
+// later. It is "" for all other events.
+func Joined(rec eventstore.Recorded) (stream string) {
+	switch rec.Type {
+	case AccountMerged{}.eventType(), AccountCombined{}.eventType(), AccountSeparated{}.eventType(), AccountRestored{}.eventType():
+	default:
+		return ""
+	}
+	event, _, err := DecodeEvent(rec.Type, rec.Clear, nil)
+	if err != nil {
+		return "" // nobody is told of it before it can be decoded
+	}
+	switch e := event.(type) {
+	case AccountMerged:
+		return AccountStream(e.From)
+	case AccountCombined:
+		return AccountStream(e.Into)
+	case AccountSeparated:
+		return AccountStream(e.From)
+	case AccountRestored:
+		return AccountStream(e.Survivor)
+	}
+	return ""
+}
+
 func (AccountRestored) eventType() string { return "account.restored.v1" }
 
 func (e AccountRestored) evolve(a Account, _ Entry) Account {

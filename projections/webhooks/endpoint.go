@@ -239,8 +239,9 @@ func (e *endpoint) follow(ctx context.Context, pages chan<- page, after eventsto
 		p := page{after: after, last: slots[len(slots)-1].rec.Position}
 		for _, s := range slots {
 			messages, err := s.open(e.opener, e.now())
-			// What cannot be opened may be wanted: its lane will try again.
-			if err != nil || len(e.selected(messages)) > 0 {
+			// What cannot be opened may be wanted: its lane will try again. What
+			// joins two accounts keeps them in order, told or not.
+			if err != nil || len(e.selected(messages)) > 0 || s.joint() {
 				p.wanted = append(p.wanted, s)
 			}
 		}
@@ -278,24 +279,22 @@ func (e *endpoint) take(p page) {
 // put into a lane then: what fails holds up everything.
 func (e *endpoint) strict() bool { return e.conf.Order == domain.OrderStrict }
 
+// line puts an event in line: behind those in the window, or into a lane.
 func (e *endpoint) line(s *slot) {
 	if e.cursor.has(s.rec.Position) {
 		return // settled before a restart
 	}
-	if l := e.lanes.byStream[s.rec.Stream]; l != nil {
+	if l := e.laneFor(s); l != nil {
 		e.owe(l, s.rec.Position)
 		return
 	}
 	d := &delivery{slot: s, part: e.cursor.partial[s.rec.Position], era: e.era}
 	if e.strict() {
 		d.turn = oneTurn
-	} else if queue := e.turns[s.rec.Stream]; len(queue) >= maxTurn {
-		e.owe(e.spill(queue[0]), s.rec.Position)
-		return
 	}
 	e.waiting++
 	e.bytes += s.size()
-	if queue := e.turns[s.rec.Stream]; len(queue) > 0 {
+	if queue := e.turns[s.rec.Stream]; len(queue) > 0 && !queue[len(queue)-1].joint() {
 		d.follows = queue[len(queue)-1].rec.Revision + 1
 	}
 	if e.turns.add(d) {

@@ -15,9 +15,11 @@ import (
 // on, everything is still owed and is read from there when its time comes.
 // The cursor may pass what a lane owes.
 //
-// A lane is one stream's. Before there are events with the keys of several
-// accounts, laneOf must put all of them into one lane that reads their streams
-// side by side; turns is ready for such events.
+// A lane is one stream's. What joins two accounts is sent from a lane when the
+// lane of the other account, if it has one, is past it: both are past what was
+// before, and neither goes on without it. The other account has an event of the
+// same commit, and is held at that likewise. Whoever waits does so for an event
+// with a lower position, so nobody waits for whom waits for him.
 type lane struct {
 	stream   string
 	revision eventstore.Revision // the next event's, or before it
@@ -30,7 +32,7 @@ type lane struct {
 	next    []*delivery         // read and not sent yet
 	trouble int                 // failures of our own in a row
 	since   time.Time           // the next event's first failure, as far as it is known
-	index   int                 // in the heap of lanes that wait; in hand or blocked: -1
+	index   int                 // in the heap of lanes that wait; in hand, held or blocked: -1
 }
 
 // What one reading of a lane takes: enough to catch up fast, little enough
@@ -66,7 +68,7 @@ func (e *endpoint) readLane(ctx context.Context, l *lane, from eventstore.Revisi
 			r.err = err
 			break
 		}
-		if len(e.selected(messages)) > 0 {
+		if len(e.selected(messages)) > 0 || d.joint() {
 			r.found = append(r.found, d)
 			size += len(rec.Clear) + len(rec.Sealed)
 		}
@@ -82,6 +84,25 @@ func (e *endpoint) readLane(ctx context.Context, l *lane, from eventstore.Revisi
 type lanes struct {
 	byStream map[string]*lane
 	waiting  laneHeap
+	held     []*lane // until another one moves
+}
+
+// holds reports whether d must wait for the lane of another account.
+func (s *lanes) holds(d *delivery) bool {
+	for _, key := range d.keys[1:] {
+		if other := s.byStream[key]; other != nil && other.position <= d.rec.Position {
+			return true
+		}
+	}
+	return false
+}
+
+// release lets those that are held look again, for a lane has moved.
+func (s *lanes) release(now time.Time) {
+	for _, l := range s.held {
+		s.wait(l, now)
+	}
+	s.held = nil
 }
 
 // blockedLanes counts them.
@@ -177,6 +198,10 @@ func (e *endpoint) launchLane(now time.Time, allowed int) bool {
 		return false
 	}
 	e.lanes.take(l)
+	if len(l.next) > 0 && e.lanes.holds(l.next[0]) {
+		e.lanes.held = append(e.lanes.held, l)
+		return true
+	}
 	e.laneFlight++
 	if len(l.next) > 0 {
 		e.send(l.next[0])
@@ -194,47 +219,101 @@ func (e *endpoint) owe(l *lane, p eventstore.Position) {
 	e.cursor.set(p)
 }
 
-// laneOf is d's lane. For one in the window a lane is opened, which takes over
-// d and what waits behind it; nil if d belongs to memory that was forgotten
-// and will be read again.
+// laneOf is d's lane. For one in the window a lane is opened; nil if d belongs
+// to memory that was forgotten and will be read again.
 func (e *endpoint) laneOf(d *delivery) *lane {
-	if d.lane != nil || d.era != e.era {
-		return d.lane
+	if d.lane == nil && d.era == e.era {
+		e.open(d.rec.Stream, d)
 	}
-	l := &lane{stream: d.rec.Stream, revision: d.rec.Revision, position: d.rec.Position, index: -1}
+	return d.lane
+}
+
+// laneFor is the lane that an event not in line yet belongs into, or nil. It is
+// opened where the event would have to wait for the lane of another account,
+// and for an account of which so much waits that it would fill the window alone
+// and hold up the others.
+func (e *endpoint) laneFor(s *slot) *lane {
+	if e.strict() {
+		return nil
+	}
+	lanes := e.lanes.byStream
+	needed := lanes[s.rec.Stream] == nil && len(e.turns[s.rec.Stream]) >= maxTurn
+	for _, key := range s.keys[1:] {
+		needed = needed || lanes[key] != nil || lanes[s.rec.Stream] != nil
+	}
+	if needed {
+		for _, key := range s.keys {
+			e.open(key, nil)
+		}
+		if lanes[s.rec.Stream] == nil {
+			e.lanes.wait(e.addLane(s), e.now())
+		}
+	}
+	return lanes[s.rec.Stream]
+}
+
+func (e *endpoint) addLane(first *slot) *lane {
+	l := &lane{stream: first.rec.Stream, revision: first.rec.Revision, position: first.rec.Position, owed: first.rec.Position, index: -1}
 	e.lanes.byStream[l.stream] = l
 	e.dirty[l.stream] = true
-	queue := e.turns[l.stream]
-	delete(e.turns, l.stream)
-	for _, d := range queue {
-		e.leave(d)
-		d.lane = l
-		l.owed = d.rec.Position
-		e.cursor.set(d.rec.Position)
-	}
-	l.next = queue[:1:1]
 	return l
 }
 
-// spill makes a lane of an account of which so much waits that it would fill
-// the window alone and hold up the others; d is the first of it.
-func (e *endpoint) spill(d *delivery) *lane {
-	l := e.laneOf(d)
-	if d.flying {
-		e.laneFlight++ // as what its result will end
-		return l
+// open makes a lane of what is in line of a stream, and of the streams that are
+// joined with it there. back is one that has just come back, which its caller
+// puts where it belongs.
+func (e *endpoint) open(stream string, back *delivery) {
+	streams := []string{stream}
+	for i := 0; i < len(streams); i++ {
+		for _, d := range e.turns[streams[i]] {
+			for _, key := range d.keys {
+				if !slices.Contains(streams, key) {
+					streams = append(streams, key)
+				}
+			}
+		}
 	}
-	e.ready = slices.DeleteFunc(e.ready, func(r *delivery) bool { return r == d })
-	e.lanes.wait(l, e.now())
-	return l
+	for _, stream := range streams {
+		var l *lane
+		for _, d := range e.turns[stream] {
+			if d.rec.Stream != stream {
+				continue
+			}
+			if l == nil {
+				l = e.addLane(d.slot)
+				l.next = []*delivery{d}
+			}
+			e.leave(d)
+			d.lane = l
+			e.owe(l, d.rec.Position)
+		}
+		if l == nil {
+			continue
+		}
+		switch first := l.next[0]; {
+		case first == back:
+		case first.flying:
+			e.laneFlight++ // as what its result will end
+		default:
+			e.ready = slices.DeleteFunc(e.ready, func(d *delivery) bool { return d == first })
+			e.lanes.wait(l, e.now())
+		}
+	}
+	for _, stream := range streams {
+		delete(e.turns, stream)
+	}
 }
 
-// passed moves l behind d.
+// passed moves l behind d: to its next event, where that is known. Others may
+// wait for l to be there.
 func (l *lane) passed(d *delivery) {
 	l.revision, l.position = d.rec.Revision+1, d.rec.Position+1
 	l.attempt, l.trouble, l.code, l.since = 0, 0, "", time.Time{}
 	if len(l.next) > 0 {
 		l.next = l.next[1:]
+	}
+	if len(l.next) > 0 {
+		l.revision, l.position = l.next[0].rec.Revision, l.next[0].rec.Position
 	}
 }
 
@@ -244,6 +323,7 @@ func (e *endpoint) continueLane(l *lane) {
 	e.dirty[l.stream] = true
 	e.changed()
 	e.lanes.wait(l, e.now())
+	e.lanes.release(e.now())
 }
 
 // handleRead takes what was read of a lane. Where nothing was found, and
@@ -259,13 +339,16 @@ func (e *endpoint) handleRead(r laneRead) {
 	case len(r.found) > 0:
 		l.next, l.trouble = r.found, 0
 		l.next[0].part = e.cursor.partial[l.next[0].rec.Position]
+		l.revision, l.position = l.next[0].rec.Revision, l.next[0].rec.Position
 		e.lanes.wait(l, e.now())
+		e.lanes.release(e.now())
 	case l.owed > r.owed:
 		e.lanes.wait(l, e.now())
 	default:
 		delete(e.lanes.byStream, l.stream)
 		e.dirty[l.stream] = true
 		e.changed()
+		e.lanes.release(e.now())
 	}
 }
 

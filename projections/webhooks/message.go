@@ -20,7 +20,7 @@ import (
 // same place.
 type slot struct {
 	rec  eventstore.Recorded
-	keys []string // the streams whose order it is part of
+	keys []string // the streams whose order it is part of, its own first
 
 	mu       sync.Mutex
 	opened   time.Time
@@ -33,8 +33,15 @@ type slot struct {
 const reopenAfter = 10 * time.Second
 
 func newSlot(rec eventstore.Recorded) *slot {
-	return &slot{rec: rec, keys: []string{rec.Stream}}
+	keys := []string{rec.Stream}
+	if other := domain.Joined(rec); other != "" {
+		keys = append(keys, other)
+	}
+	return &slot{rec: rec, keys: keys}
 }
+
+// joint reports whether s is part of the order of several accounts.
+func (s *slot) joint() bool { return len(s.keys) > 1 }
 
 func (s *slot) size() int { return len(s.rec.Clear) + len(s.rec.Sealed) }
 

@@ -207,6 +207,7 @@ func (e *endpoint) forget() {
 	for _, l := range e.lanes.byStream {
 		l.next = nil
 	}
+	e.lanes.release(e.now())
 	e.changed()
 }
 

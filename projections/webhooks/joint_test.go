@@ -1,0 +1,297 @@
+package webhooks
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/go-cmp/cmp"
+
+	"accountledger/domain"
+)
+
+// order is a receiver's view of I2 and I9: when an event is tried, whatever
+// came before it of one of its accounts has arrived.
+type order struct {
+	w       *world
+	arrived map[string]bool
+	told    []string // the patterns of the endpoint
+}
+
+// check returns what is wrong with trying an event now, and whether it says
+// which one came before it.
+func (o *order) check(g got) (wrong []string) {
+	opener := opener{o.w.config.Codec, o.w.config.Ledger}
+	o.w.log.mu.Lock()
+	records := o.w.log.records
+	o.w.log.mu.Unlock()
+	var before []*slot
+	previous := none
+	for _, rec := range records {
+		s := newSlot(rec)
+		messages, err := s.open(opener, time.Now())
+		if err != nil {
+			return []string{err.Error()}
+		}
+		if !slices.ContainsFunc(messages, func(m *message) bool { return m.event.ID == g.ID }) {
+			before = append(before, s)
+			continue
+		}
+		first := slices.IndexFunc(messages, func(m *message) bool { return m.told(o.told) != nil })
+		if messages[first].event.ID != g.ID {
+			previous = rec.Revision // one event of the log, told as several
+		}
+		for _, b := range before {
+			if !slices.ContainsFunc(touched(b), func(key string) bool { return slices.Contains(touched(s), key) }) {
+				continue
+			}
+			for _, m := range b.messages {
+				switch {
+				case m.told(o.told) == nil:
+				case !o.arrived[m.event.ID]:
+					wrong = append(wrong, fmt.Sprintf("%s of %v at %d is tried before %s of %v at %d has arrived",
+						rec.Type, s.keys, rec.Position, b.rec.Type, b.keys, b.rec.Position))
+				case b.rec.Stream == rec.Stream:
+					previous = max(previous, b.rec.Revision)
+				}
+			}
+		}
+		if said := g.PreviousSequence; said == nil && previous != none || said != nil && *said != previous {
+			wrong = append(wrong, fmt.Sprintf("%s of %v at %d does not say that %d came before it", rec.Type, s.keys, rec.Position, previous))
+		}
+		return wrong
+	}
+	return []string{"an event that is not in the log: " + g.ID}
+}
+
+// touched is whose accounts' order an event belongs to for a receiver: that a
+// merged account's status is COMBINED now, is of that account alone.
+func touched(s *slot) []string {
+	if s.rec.Type == "account.merged.v1" || s.rec.Type == "account.separated.v1" {
+		return s.keys
+	}
+	return s.keys[:1]
+}
+
+// person is an account that can be merged.
+func (w *world) person(sub string) {
+	w.t.Helper()
+	w.execute(sub, domain.CreateAccount{Origin: domain.OriginCreated, Status: domain.StatusVerified, Identities: []domain.NewIdentity{{
+		IdentityID: domain.NewID().String(), Provider: domain.ProviderSelf, Profile: domain.Profile{Email: sub + "@example.com"}}}})
+}
+
+// Row 58a: accounts are combined while one of the two is failing. The combined
+// event and later events of both wait, for the lane as for the window;
+// unrelated accounts do not.
+func TestRow58aCombinedInALane(t *testing.T) {
+	t.Parallel()
+	for _, failing := range []string{"survivor", "merged"} {
+		for _, told := range [][]string{{"USER_*"}, {"USER_CREATED", "USER_UPDATED", "USER_COMBINED", "USER_SEPARATED"}} {
+			t.Run(fmt.Sprintf("%s fails, told of %s", failing, told), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, Config{Schedule: []time.Duration{time.Minute, time.Minute, time.Minute}})
+					o := &order{w: w, arrived: map[string]bool{}, told: told}
+					bad := true
+					r := &receiver{}
+					r.answer = func(g got, n int) (int, http.Header) {
+						r.mu.Lock()
+						defer r.mu.Unlock()
+						r.faults = append(r.faults, o.check(g)...)
+						if g.Sub == failing && bad {
+							return 500, nil
+						}
+						o.arrived[g.ID] = true
+						return 200, nil
+					}
+					w.transport = r
+					w.hook("crm", "https://crm.example/hook", told...)
+					w.person("survivor")
+					w.person("merged")
+					w.person("unrelated")
+					w.run()
+					time.Sleep(time.Second) // one of the two is in a lane now
+					w.execute("survivor", domain.MergeAccount{From: "merged"})
+					w.touch("survivor", 2)
+					w.execute("survivor", domain.UnmergeAccount{Sub: "merged"})
+					w.touch("merged", 2)
+					w.touch("unrelated", 1)
+					time.Sleep(10 * time.Second)
+					var came []string
+					for _, g := range r.got()[3:] {
+						came = append(came, g.Sub+" "+g.Type)
+					}
+					if diff := cmp.Diff([]string{"unrelated USER_UPDATED"}, came); diff != "" {
+						t.Error(diff)
+					}
+					w.restart()
+					time.Sleep(10 * time.Second)
+					r.set(func(*receiver) { bad = false })
+					time.Sleep(5 * time.Minute)
+					w.settled("crm")
+					r.inOrder(t)
+					combined := 0
+					for _, g := range r.got() {
+						if g.Type == "USER_COMBINED" || g.Type == "USER_SEPARATED" {
+							combined++
+						}
+					}
+					if combined != 2 {
+						t.Errorf("%d joint events came, want 2", combined)
+					}
+					w.stop()
+				})
+			})
+		}
+	}
+}
+
+// A merge waits for what is under way of the merged account, also where it is
+// the survivor that is in a lane.
+func TestI9WaitsForTheWindow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Config{Timeout: time.Hour})
+		o := &order{w: w, arrived: map[string]bool{}, told: []string{"USER_*"}}
+		bad := true
+		r := &receiver{}
+		r.answer = func(g got, n int) (int, http.Header) {
+			r.mu.Lock()
+			r.faults = append(r.faults, o.check(g)...)
+			refused := g.Sub == "survivor" && bad
+			r.mu.Unlock()
+			if g.Sub == "merged" && g.Type == "USER_UPDATED" {
+				time.Sleep(time.Minute)
+			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			o.arrived[g.ID] = !refused
+			if refused {
+				return 500, nil
+			}
+			return 200, nil
+		}
+		w.transport = r
+		w.hook("crm", "https://crm.example/hook")
+		w.person("merged")
+		w.person("survivor")
+		w.run()
+		time.Sleep(time.Second)
+		r.set(func(*receiver) { bad = false })
+		w.touch("merged", 1)
+		time.Sleep(time.Second)
+		w.execute("survivor", domain.MergeAccount{From: "merged"})
+		w.touch("survivor", 1)
+		time.Sleep(50 * time.Second) // the survivor's lane goes on, up to the merge
+		if n := r.count(); n != 4 {
+			t.Errorf("%d requests, want 4: each account's creation, the survivor's again, and one that hangs", n)
+		}
+		time.Sleep(time.Minute)
+		w.settled("crm")
+		r.inOrder(t)
+		w.stop()
+	})
+}
+
+// I9 with random merges, crossing ones too, random refusals, outages and
+// restarts: everything arrives, in order for all accounts of an event.
+func TestI9JoinedLanes(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(5) {
+		for _, told := range []string{"USER_*", "USER_UPDATED", "USER_COMBINED"} {
+			t.Run(fmt.Sprint(told, " ", seed), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) { joinedLanes(t, rand.New(rand.NewPCG(seed, 1)), told) })
+			})
+		}
+	}
+}
+
+func joinedLanes(t *testing.T, random *rand.Rand, told string) {
+	schedule := slices.Repeat([]time.Duration{time.Second}, 40)
+	w := newWorld(t, Config{InFlight: 8, Schedule: schedule})
+	o := &order{w: w, arrived: map[string]bool{}, told: []string{told}}
+	r := &receiver{delay: func() time.Duration { return rand.N(50 * time.Millisecond) }}
+	down := false
+	r.answer = func(g got, n int) (int, http.Header) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.faults = append(r.faults, o.check(g)...)
+		switch {
+		case down:
+			return 503, nil
+		case random.IntN(4) == 0:
+			return 500, nil
+		}
+		o.arrived[g.ID] = true
+		return 200, nil
+	}
+	w.transport = r
+	w.hook("crm", "https://crm.example/hook", told)
+	const people = 6
+	for i := range people {
+		w.person(fmt.Sprint("p", i))
+	}
+	w.run()
+	any := func() string { return fmt.Sprint("p", random.IntN(people)) }
+	merges := 0
+	for range 150 {
+		switch random.IntN(12) {
+		case 0, 1:
+			if _, err := w.ledger.Execute(t.Context(), asAdmin, any(), domain.MergeAccount{From: any()}); err == nil {
+				merges++
+			}
+		case 2, 3:
+			w.ledger.Execute(t.Context(), asAdmin, any(), domain.UnmergeAccount{Sub: any()})
+		case 4:
+			time.Sleep(time.Duration(random.IntN(3000)) * time.Millisecond)
+		case 5:
+			if random.IntN(3) == 0 {
+				w.restart()
+			}
+		case 6:
+			r.set(func(*receiver) { down = !down && random.IntN(3) == 0 })
+		default:
+			// What was merged cannot be changed: that is refused, and changes nothing.
+			w.ledger.Execute(t.Context(), asAdmin, any(), domain.SetCustomFields{Values: field(random)})
+		}
+	}
+	r.set(func(*receiver) { down = false })
+	time.Sleep(3 * time.Hour)
+	w.settled("crm")
+	for _, fault := range r.faults {
+		t.Error(fault)
+	}
+	if merges == 0 {
+		t.Error("nothing was merged")
+	}
+	if d := w.get("crm").DeadLetters; d != 0 {
+		t.Errorf("%d events were given up", d)
+	}
+	want := 0
+	for _, rec := range w.log.records {
+		messages, err := newSlot(rec).open(opener{w.config.Codec, w.config.Ledger}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range messages {
+			if m.told(o.told) != nil {
+				want++
+			}
+		}
+	}
+	if len(o.arrived) != want {
+		t.Errorf("%d events arrived, want %d", len(o.arrived), want)
+	}
+	w.stop()
+}
+
+
+func field(random *rand.Rand) map[string]jsontext.Value {
+	return map[string]jsontext.Value{"tier": jsontext.Value(fmt.Sprintf(`"%d"`, random.Uint64()))}
+}
