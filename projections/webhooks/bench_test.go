@@ -1,6 +1,7 @@
 package webhooks
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -104,6 +105,52 @@ func BenchmarkDeliver(b *testing.B) {
 			}
 			b.StopTimer()
 			report(b, before)
+			w.stop()
+		})
+	}
+}
+
+// Row 44: BenchmarkFailing is signed deliveries a second where one account of a
+// hundred refuses them, beside the same where none does. Their lanes are all
+// there is of lanes.
+func BenchmarkFailing(b *testing.B) {
+	for _, failing := range []int{0, 1} {
+		b.Run(fmt.Sprintf("%d of 100 accounts", failing), func(b *testing.B) {
+			var n atomic.Int64
+			server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(r.Body)
+				_, rest, _ := bytes.Cut(body, []byte(`"sub":"a`))
+				account, _, _ := bytes.Cut(rest, []byte(`"`))
+				if no, err2 := strconv.Atoi(string(account)); err != nil || err2 != nil || no%100 < failing {
+					rw.WriteHeader(http.StatusInternalServerError)
+					return
+				}
+				n.Add(1)
+				rw.WriteHeader(http.StatusNoContent)
+			}))
+			b.Cleanup(server.Close)
+			w := newWorld(b, Config{InFlight: 64})
+			w.backlog(b.N)
+			accounts := max(1, b.N/10)
+			bad := min(failing, 1) * ((accounts + 99) / 100)
+			due := int64(0)
+			for i := range b.N {
+				if i%accounts%100 >= failing {
+					due++
+				}
+			}
+			w.hook("crm", server.URL)
+			before := cpu()
+			b.ResetTimer()
+			w.run()
+			for n.Load() < due {
+				time.Sleep(time.Millisecond)
+			}
+			b.StopTimer()
+			report(b, before)
+			if lanes := w.get("crm").Lanes; lanes != bad {
+				b.Errorf("%d lanes of failing accounts, want %d", lanes, bad)
+			}
 			w.stop()
 		})
 	}

@@ -1,13 +1,16 @@
 package webhooks
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,6 +104,48 @@ func TestI1OneInFlightPerAccount(t *testing.T) {
 		r.inOrder(t)
 		w.stop()
 	})
+}
+
+// Row 58: while many append at once to the log in a file and it is followed,
+// none is passed over: it is numbered when it is written, and not before.
+func TestRow58NoneIsPassedOver(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	keepSecrets(t, dir)
+	log, keys, err := crashLog(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	codec := domain.Codec{Keys: keys}
+	ledger := domain.NewLedger(domain.LedgerConfig{Log: log, Codec: codec})
+	hooks, err := Open(t.Context(), Config{Path: filepath.Join(dir, "delivery.db"), Log: log, Codec: codec, Keys: keys, Allow: loopback, Ledger: ledger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &receiver{}
+	hooks.transport = func(*guard, Config) http.RoundTripper { return r }
+	w := &world{t: t, ledger: ledger, hooks: hooks}
+	w.hook("crm", "https://crm.example/hook")
+	w.run()
+	const writers, each = 32, 20
+	var writing sync.WaitGroup
+	for i := range writers {
+		writing.Go(func() {
+			for j := range each {
+				w.account(fmt.Sprintf("a%d-%d", i, j))
+			}
+		})
+	}
+	writing.Wait()
+	w.until(func() bool { return r.count() >= writers*each })
+	if ids := r.ids(); len(ids) != writers*each {
+		t.Errorf("%d events came, want %d", len(ids), writers*each)
+	}
+	r.inOrder(t)
+	w.stop()
+	if err := errors.Join(log.Close(), keys.Close()); err != nil {
+		t.Error(err)
+	}
 }
 
 // Rows 22, 42, 43: an account whose events are refused waits alone, and gets

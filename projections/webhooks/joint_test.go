@@ -291,7 +291,6 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 	w.stop()
 }
 
-
 func field(random *rand.Rand) map[string]jsontext.Value {
 	return map[string]jsontext.Value{"tier": jsontext.Value(fmt.Sprintf(`"%d"`, random.Uint64()))}
 }
