@@ -260,11 +260,11 @@ func TestCrash(t *testing.T) {
 }
 
 // start starts the test's binary as something else.
-func (c *crash) start(env ...string) (cmd *exec.Cmd, in io.WriteCloser, lines *bufio.Scanner) {
-	c.t.Helper()
+func start(t testing.TB, env ...string) (cmd *exec.Cmd, in io.WriteCloser, lines *bufio.Scanner) {
+	t.Helper()
 	cmd = exec.Command(os.Args[0], "-test.run=^$")
 	cmd.Env = append(os.Environ(), env...)
-	cmd.Stderr = c.t.Output()
+	cmd.Stderr = t.Output()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		panic(err)
@@ -283,7 +283,7 @@ func (c *crash) start(env ...string) (cmd *exec.Cmd, in io.WriteCloser, lines *b
 // first one had.
 func (c *crash) startReceiver() {
 	c.t.Helper()
-	cmd, in, lines := c.start(receiverFile+"="+filepath.Join(c.dir, "received"), receiverAddress+"="+c.address)
+	cmd, in, lines := start(c.t, receiverFile+"="+filepath.Join(c.dir, "received"), receiverAddress+"="+c.address)
 	if !lines.Scan() {
 		c.t.Errorf("the receiver does not start: %v", cmd.Wait())
 	} else {
@@ -324,7 +324,7 @@ func (c *crash) send(in io.Writer, lines *bufio.Scanner, round, events int) {
 // round the receiver is killed, too, while the sender lives.
 func (c *crash) round(round, events int) {
 	c.t.Helper()
-	cmd, in, lines := c.start(senderDir+"="+c.dir, senderURL+"=http://"+c.address+"/hook")
+	cmd, in, lines := start(c.t, senderDir+"="+c.dir, senderURL+"=http://"+c.address+"/hook")
 	var ending sync.WaitGroup
 	if round%2 == 1 {
 		ending.Go(func() {
@@ -352,7 +352,7 @@ func (c *crash) round(round, events int) {
 func (c *crash) last(round, events int) {
 	c.t.Helper()
 	c.heal.Close()
-	cmd, in, lines := c.start(senderDir+"="+c.dir, senderURL+"=http://"+c.address+"/hook")
+	cmd, in, lines := start(c.t, senderDir+"="+c.dir, senderURL+"=http://"+c.address+"/hook")
 	c.send(in, lines, round, events)
 	in.Close()
 	if err := cmd.Wait(); err != nil {

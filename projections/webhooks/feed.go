@@ -3,6 +3,7 @@ package webhooks
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"accountledger/eventstore"
@@ -15,11 +16,13 @@ const (
 	recentSize  = 4096     // events at the log's end that are shared
 	recentBytes = 32 << 20 // and their bytes
 	historians  = 4        // readers that read history at the same time
+	pastBytes   = 8 << 20  // of pages of history that are shared
 )
 
 // feed gives the events of the log to many readers. Those at its end share
-// what one subscription brings, opened once; those behind read the file for
-// themselves, a few at a time.
+// what one subscription brings, opened once. Those behind read the file, a few
+// at a time, and share the pages last read: endpoints that were down together,
+// or were added together, are about at the same place.
 type feed struct {
 	log     eventstore.Store
 	history chan struct{} // tokens to read history
@@ -30,10 +33,21 @@ type feed struct {
 	last   eventstore.Position
 	bytes  int
 	more   chan struct{} // closed when last grows
+
+	past    []past // pages of history, the one used last first
+	reading map[eventstore.Position]chan struct{}
+}
+
+// past is the page of history right after a position.
+type past struct {
+	after eventstore.Position
+	slots []*slot
+	bytes int
 }
 
 func newFeed(log eventstore.Store, after eventstore.Position) *feed {
-	return &feed{log: log, history: make(chan struct{}, historians), first: after, last: after, more: make(chan struct{})}
+	return &feed{log: log, history: make(chan struct{}, historians), first: after, last: after, more: make(chan struct{}),
+		reading: map[eventstore.Position]chan struct{}{}}
 }
 
 // push brings the next page of the log.
@@ -82,27 +96,84 @@ func (f *feed) next(ctx context.Context, after eventstore.Position) ([]*slot, er
 	}
 }
 
-// read reads a page of history.
+// read returns a page of history, read now or lately.
 func (f *feed) read(ctx context.Context, after eventstore.Position) ([]*slot, error) {
+	for {
+		f.mu.Lock()
+		if slots := f.known(after); slots != nil {
+			f.mu.Unlock()
+			return slots, nil
+		}
+		other := f.reading[after]
+		mine := make(chan struct{})
+		if other == nil {
+			f.reading[after] = mine
+		}
+		f.mu.Unlock()
+		if other == nil {
+			p, err := f.load(ctx, after)
+			f.mu.Lock()
+			delete(f.reading, after)
+			close(mine)
+			if err == nil {
+				f.keep(p)
+			}
+			f.mu.Unlock()
+			return p.slots, err
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// known is the page after a position, if it is kept.
+func (f *feed) known(after eventstore.Position) []*slot {
+	for i, p := range f.past {
+		if p.after == after {
+			copy(f.past[1:], f.past[:i])
+			f.past[0] = p
+			return p.slots
+		}
+	}
+	return nil
+}
+
+func (f *feed) keep(p past) {
+	f.past = slices.Insert(f.past, 0, p)
+	bytes := 0
+	for i, p := range f.past {
+		if bytes += p.bytes; bytes > pastBytes && i > 0 {
+			clear(f.past[i:])
+			f.past = f.past[:i]
+			return
+		}
+	}
+}
+
+// load reads a page of history from the file.
+func (f *feed) load(ctx context.Context, after eventstore.Position) (past, error) {
 	select {
 	case f.history <- struct{}{}:
 		defer func() { <-f.history }()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return past{}, ctx.Err()
 	}
 	for page, err := range f.log.Subscribe(ctx, after) {
 		if err != nil {
-			return nil, fmt.Errorf("webhooks: read the log after %d: %w", after, err)
+			return past{}, fmt.Errorf("webhooks: read the log after %d: %w", after, err)
 		}
-		var slots []*slot
-		bytes := 0
+		p := past{after: after}
 		for _, rec := range page[:min(len(page), pageSize)] {
-			slots = append(slots, newSlot(rec))
-			if bytes += slots[len(slots)-1].size(); bytes > pageBytes {
+			s := newSlot(rec)
+			p.slots = append(p.slots, s)
+			if p.bytes += s.size(); p.bytes > pageBytes {
 				break
 			}
 		}
-		return slots, nil
+		return p, nil
 	}
-	return nil, fmt.Errorf("webhooks: read the log after %d: %w", after, ctx.Err())
+	return past{}, fmt.Errorf("webhooks: read the log after %d: %w", after, ctx.Err())
 }
