@@ -281,7 +281,7 @@ func BenchmarkBacklog(b *testing.B) {
 
 // discardElsewhere is a receiver in a process of its own, which ends with b.
 func discardElsewhere(b *testing.B) (url string) {
-	cmd, _, lines := start(b, receiverFile+"="+os.DevNull, receiverAddress+"=127.0.0.1:0")
+	cmd, heal, lines := start(b, receiverFile+"="+os.DevNull, receiverAddress+"=127.0.0.1:0")
 	b.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
@@ -289,6 +289,7 @@ func discardElsewhere(b *testing.B) (url string) {
 	if !lines.Scan() {
 		b.Fatalf("the receiver did not start: %v", lines.Err())
 	}
+	check(b, heal.Close())
 	return "http://" + lines.Text()
 }
 
