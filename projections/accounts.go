@@ -194,8 +194,7 @@ func (a *Accounts) snapshot(ctx context.Context) (tx *sql.Tx, generation int64, 
 	if tx, err = a.views.read.BeginTx(ctx, nil); err != nil {
 		return nil, 0, 0, err
 	}
-	err = tx.QueryRowContext(ctx, `SELECT generation, position FROM views WHERE name = ? AND state = 'live'`, AccountsView).Scan(&generation, &at)
-	if err != nil {
+	if generation, at, err = liveGeneration(ctx, tx, AccountsView); err != nil {
 		tx.Rollback()
 		return nil, 0, 0, err
 	}

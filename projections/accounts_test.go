@@ -54,8 +54,8 @@ func TestGolden(t *testing.T) {
 			}
 			v := f.open(t)
 			run(t, v)
-			f.caughtUp(t, v)
-			got, golden := dump(t, f.path()), strings.TrimSuffix(name, ".jsonl")+".golden"
+			f.indexedUp(t, v)
+			got, golden := dump(t, f.path())+dumpSearch(t, f.path()), strings.TrimSuffix(name, ".jsonl")+".golden"
 			if *update {
 				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 					t.Fatal(err)
@@ -190,7 +190,12 @@ func TestErased(t *testing.T) {
 	a, b := f.create(t, "canary@example.org"), f.create(t, "neighbour@example.org")
 	f.execute(t, a.Sub, domain.UpdateProfile{Patch: jsontext.Value(`{"given_name":"Canary"}`)})
 	f.caughtUp(t, v)
-	await(t, v, erase(t, f, a.Sub))
+	f.indexedUp(t, v)
+	if !strings.Contains(dumpSearch(t, f.path()), "canary") {
+		t.Error("the index never had what is to be erased")
+	}
+	erase(t, f, a.Sub)
+	f.indexedUp(t, v)
 	row, err := v.Accounts().Get(t.Context(), a.Sub)
 	if err != nil || row.ErasedTime.IsZero() || row.Revision != 2 {
 		t.Errorf("Get = %+v, %v, want that it was erased", row, err)

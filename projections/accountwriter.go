@@ -58,7 +58,7 @@ func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error)
 		&w.offer.one:   offerIdentifier,
 		&w.offer.many:  manyRows(offerIdentifier),
 	})
-	return writer{w.apply, w.flush, w.end, closing}, err
+	return writer{apply: w.apply, flush: w.flush, end: w.end, close: closing}, err
 }
 
 func (w *accountWriter) apply(ctx context.Context, b *batch, x domain.Entry) error {

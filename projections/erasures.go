@@ -68,7 +68,7 @@ func (e *Erasures) writer(ctx context.Context, generation int64) (writer, error)
 		&w.put:    `INSERT INTO erasures_%[1]d (position, sub, kid) VALUES (?, ?, ?)`,
 		&w.remove: `DELETE FROM erasures_%[1]d WHERE sub = ?`,
 	})
-	return writer{w.apply, w.flush, w.end, closing}, err
+	return writer{apply: w.apply, flush: w.flush, end: w.end, close: closing}, err
 }
 
 func (w *erasureWriter) apply(_ context.Context, _ *batch, x domain.Entry) error {

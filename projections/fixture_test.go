@@ -242,6 +242,23 @@ func (f *fixture) append(t testing.TB, stream string, expected eventstore.Revisi
 // of rows and generations are not part of what a view says.
 func dump(t testing.TB, path string) string {
 	t.Helper()
+	return dumpView(t, path, AccountsView,
+		`SELECT concat_ws('|', sub, revision, position, coalesce(erased, '-'), json) FROM accounts_%[1]d ORDER BY sub`,
+		`SELECT concat_ws('|', kind, key, sub) FROM identifiers_%[1]d LEFT JOIN accounts_%[1]d ON id = account ORDER BY kind, key`,
+		`SELECT concat_ws('|', group_id, role, count) FROM members_%[1]d ORDER BY group_id, role`)
+}
+
+// dumpSearch is dump for the index.
+func dumpSearch(t testing.TB, path string) string {
+	t.Helper()
+	return dumpView(t, path, SearchView,
+		`SELECT concat_ws('|', sub, listed, created, updated, login, name, replace(CAST(terms AS TEXT), char(10), ' ')) FROM search_%[1]d ORDER BY sub`,
+		`SELECT concat_ws('|', term, sub) FROM terms_%[1]d LEFT JOIN search_%[1]d ON id = account ORDER BY term, sub`,
+		`SELECT concat_ws('|', field, type) FROM searchable_%[1]d ORDER BY field`)
+}
+
+func dumpView(t testing.TB, path, view string, queries ...string) string {
+	t.Helper()
 	db, err := sql.Open("sqlite3", "file:"+path+"?mode=ro")
 	if err != nil {
 		t.Fatal(err)
@@ -252,16 +269,12 @@ func dump(t testing.TB, path string) string {
 		t.Fatal(err)
 	}
 	defer tx.Rollback()
-	var g int64
-	if err := tx.QueryRow(`SELECT generation FROM views WHERE name = 'accounts' AND state = 'live'`).Scan(&g); err != nil {
+	g, _, err := liveGeneration(t.Context(), tx, view)
+	if err != nil {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	for _, query := range []string{
-		`SELECT concat_ws('|', sub, revision, position, coalesce(erased, '-'), json) FROM accounts_%[1]d ORDER BY sub`,
-		`SELECT concat_ws('|', kind, key, sub) FROM identifiers_%[1]d LEFT JOIN accounts_%[1]d ON id = account ORDER BY kind, key`,
-		`SELECT concat_ws('|', group_id, role, count) FROM members_%[1]d ORDER BY group_id, role`,
-	} {
+	for _, query := range queries {
 		rows, err := tx.Query(fmt.Sprintf(query, g))
 		if err != nil {
 			t.Fatal(err)

@@ -92,12 +92,12 @@ func (b *batch) cut(stream string) bool {
 
 // write writes the rows and what more has to change with them, and commits.
 func (b *batch) write(ctx context.Context, more func(ctx context.Context, tx *sql.Tx) error) error {
-	tx, err := b.open(ctx)
-	if err != nil {
-		return err
-	}
 	ctx = context.WithoutCancel(ctx)
 	if err := b.g.writer.flush(ctx, b); err != nil {
+		return err
+	}
+	tx, err := b.open(ctx)
+	if err != nil {
 		return err
 	}
 	if err := more(ctx, tx); err != nil {
@@ -162,9 +162,14 @@ func (g *generation) apply(ctx context.Context, recs []eventstore.Recorded) erro
 			mine = append(mine, rec)
 		}
 	}
+	if source := g.view.source; source != nil {
+		if err := source.await(ctx, recs[len(recs)-1].Position); err != nil {
+			return err
+		}
+	}
 	b := g.begin()
 	defer b.rollback()
-	for _, d := range g.view.views.decodeAll(mine) {
+	for _, d := range g.view.decodeAll(mine) {
 		if err := b.add(ctx, d); err != nil {
 			return err
 		}
@@ -214,7 +219,7 @@ func (g *generation) replay(ctx context.Context, p Parked) error {
 			break
 		}
 		applied++
-		if err := b.add(ctx, g.view.views.decode(rec)); err != nil {
+		if err := b.add(ctx, g.view.decode(rec)); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"time"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
@@ -24,6 +25,17 @@ type projection struct {
 	clear   []string                 // SQL that deletes some rows of a table each, to be run until none is left
 	drop    string                   // SQL that drops the empty tables
 	count   string                   // SQL that counts what a new generation must not have less of
+
+	// source is the view whose rows it is made of, where it is not made of
+	// events: those are then not opened, only who changed matters, and it never
+	// gets ahead of its source.
+	source *view
+	pause  time.Duration // lets events gather that long, unless somebody awaits them
+
+	// stale reports whether the live generation is to be made again because of
+	// something it follows. It is asked when the writer raises view.outdated.
+	// Nil: it never is.
+	stale func(ctx context.Context) (bool, error)
 
 	// writer makes the writing side of a generation.
 	writer func(ctx context.Context, generation int64) (writer, error)
@@ -46,6 +58,10 @@ type writer struct {
 	flush func(ctx context.Context, b *batch) error                 // parks what it cannot write
 	end   func(keep bool)                                           // of the batch; whether what it made is worth keeping in memory
 	close func() error
+
+	// bulk fills an empty generation up to head, where there is a better way
+	// than to read the log. Nil: there is none.
+	bulk func(ctx context.Context, g *generation, head eventstore.Position, progress func(done, total int64)) error
 }
 
 // prepare prepares a writer's statements for the tables of a generation. What
@@ -94,6 +110,14 @@ type decoded struct {
 	err error
 }
 
+// decode opens and decodes rec, if there is use for what it says.
+func (w *view) decode(rec eventstore.Recorded) decoded {
+	if w.source != nil {
+		return decoded{Entry: domain.Entry{ID: rec.ID, Type: rec.Type, Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position, Time: rec.Time}}
+	}
+	return w.views.decode(rec)
+}
+
 // decode opens and decodes rec; a second time, if the first fails, in case it
 // was the key store's bad moment.
 func (v *Views) decode(rec eventstore.Recorded) (d decoded) {
@@ -117,7 +141,7 @@ func (v *Views) decode(rec eventstore.Recorded) (d decoded) {
 }
 
 // decodeAll decodes on all cores what is too much for one.
-func (v *Views) decodeAll(recs []eventstore.Recorded) []decoded {
+func (w *view) decodeAll(recs []eventstore.Recorded) []decoded {
 	const few = 32 // are not worth waking another core for
 	cores := runtime.GOMAXPROCS(0)
 	share := max(few, (len(recs)+cores-1)/cores)
@@ -127,7 +151,7 @@ func (v *Views) decodeAll(recs []eventstore.Recorded) []decoded {
 		to := min(from+share, len(recs))
 		work := func() {
 			for i := from; i < to; i++ {
-				all[i] = v.decode(recs[i])
+				all[i] = w.decode(recs[i])
 			}
 		}
 		if to < len(recs) {

@@ -66,7 +66,7 @@ func (w *view) rebuild(ctx context.Context, progress func(done, total int64)) er
 
 // build brings an empty generation near the head of the log.
 func (g *generation) build(ctx context.Context, progress func(done, total int64)) error {
-	head, err := g.view.views.log.Head(ctx)
+	head, err := g.view.end(ctx)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (g *generation) build(ctx context.Context, progress func(done, total int64)
 	}
 	// What was appended meanwhile; each round has less to do.
 	for {
-		if head, err = g.view.views.log.Head(ctx); err != nil {
+		if head, err = g.view.end(ctx); err != nil {
 			return err
 		}
 		if err := g.catchUp(ctx, head); err != nil {
@@ -86,6 +86,15 @@ func (g *generation) build(ctx context.Context, progress func(done, total int64)
 			return nil
 		}
 	}
+}
+
+// end is how far the view can get now.
+func (w *view) end(ctx context.Context) (eventstore.Position, error) {
+	head, err := w.views.log.Head(ctx)
+	if w.source != nil {
+		head = min(head, eventstore.Position(w.source.position.Load()))
+	}
+	return head, err
 }
 
 // piece is a page of the log on its way from the reader through a worker that
@@ -106,6 +115,9 @@ const bulkStreams = 2 << 10
 // pays because going from stream to stream in the log costs less than loading,
 // parsing and writing a row each time one of its events comes by.
 func (g *generation) bulk(ctx context.Context, head eventstore.Position, progress func(done, total int64)) error {
+	if head > 0 && g.writer.bulk != nil {
+		return g.writer.bulk(ctx, g, head, progress)
+	}
 	log, ok := g.view.views.log.(eventstore.StreamReader)
 	if !ok || head == 0 {
 		return nil
@@ -141,7 +153,7 @@ func (g *generation) bulk(ctx context.Context, head eventstore.Position, progres
 			for p := range work {
 				all := make([]decoded, len(p.recs))
 				for i, rec := range p.recs {
-					all[i] = g.view.views.decode(rec)
+					all[i] = g.view.decode(rec)
 				}
 				p.decoded <- all
 			}

@@ -25,6 +25,11 @@ type view struct {
 
 	position, head atomic.Int64 // what live has applied, and the log's head as far as is known
 	moved          signal       // position has
+
+	waiting atomic.Int64 // who awaits a position that is not reached
+	awaited signal       // somebody begins to
+
+	outdated signal // live may have become stale
 }
 
 func (w *view) saw(head eventstore.Position) {
@@ -43,9 +48,15 @@ func (w *view) publish() {
 }
 
 func (w *view) await(ctx context.Context, p eventstore.Position) error {
-	for {
+	for waiting := false; ; {
 		if w.position.Load() >= int64(p) {
 			return nil
+		}
+		if !waiting {
+			waiting = true
+			w.waiting.Add(1)
+			defer w.waiting.Add(-1)
+			w.awaited.raise()
 		}
 		moved := w.moved.next()
 		if w.position.Load() >= int64(p) {
@@ -128,6 +139,10 @@ func (w *view) run(ctx context.Context) error {
 			w.views.logger.WarnContext(ctx, "old generation not dropped", "view", w.name, "err", err)
 		}
 	})
+	if w.stale != nil {
+		outdated := w.outdated.next() // before the first look at the log
+		dropping.Go(func() { w.renew(ctx, outdated) })
+	}
 	failures := 0
 	for ctx.Err() == nil {
 		before := w.position.Load()
@@ -156,6 +171,34 @@ func (w *view) run(ctx context.Context) error {
 	return nil
 }
 
+// renew makes the view again, beside the live one, whenever that is stale.
+func (w *view) renew(ctx context.Context, outdated <-chan struct{}) {
+	for failures := 0; ; {
+		var again <-chan time.Time
+		if failures > 0 {
+			again = time.After(w.views.retry << min(failures-1, maxDoublings))
+		}
+		select {
+		case <-outdated:
+		case <-again:
+		case <-ctx.Done():
+			return
+		}
+		outdated = w.outdated.next()
+		stale, err := w.stale(ctx)
+		if err == nil && stale {
+			w.views.logger.InfoContext(ctx, "view is made again for another configuration", "view", w.name)
+			err = w.rebuild(ctx, func(_, _ int64) {})
+		}
+		failures++
+		if err == nil {
+			failures = 0
+		} else if ctx.Err() == nil {
+			w.views.logger.ErrorContext(ctx, "view not made again", "view", w.name, "err", err)
+		}
+	}
+}
+
 // follow applies the log from the stored checkpoint on until there is an
 // error, an interruption, or a parked stream to retry.
 func (w *view) follow(ctx context.Context) error {
@@ -164,27 +207,60 @@ func (w *view) follow(ctx context.Context) error {
 		return err
 	}
 	w.saw(head)
+	if w.source != nil {
+		if err := w.source.await(ctx, head); err != nil {
+			return err
+		}
+	}
 	if err := w.examine(ctx, head); err != nil {
 		return err
+	}
+	if w.stale != nil {
+		w.outdated.raise() // it may have been while nobody looked
 	}
 	ctx, position, retry, err := w.begin(ctx)
 	if err != nil {
 		return err
 	}
 	return w.gather(ctx, position, head, func(recs []eventstore.Recorded) error {
-		w.turn.Lock()
-		defer w.turn.Unlock()
-		if err := w.live.apply(ctx, recs); err != nil {
+		if err := w.advance(ctx, recs, retry); err != nil {
 			return err
 		}
-		if w.live.position > eventstore.Position(w.position.Load()) {
-			w.publish()
-		}
-		if !w.live.nextRetry().Equal(retry) {
-			w.interrupt() // a stream has parked: begin again, with a time to retry it
-		}
+		w.rest(ctx)
 		return nil
 	})
+}
+
+// advance applies what follows in the log to the live generation.
+func (w *view) advance(ctx context.Context, recs []eventstore.Recorded, retry time.Time) error {
+	w.turn.Lock()
+	defer w.turn.Unlock()
+	if err := w.live.apply(ctx, recs); err != nil {
+		return err
+	}
+	if w.live.position > eventstore.Position(w.position.Load()) {
+		w.publish()
+	}
+	if !w.live.nextRetry().Equal(retry) {
+		w.interrupt() // a stream has parked: begin again, with a time to retry it
+	}
+	return nil
+}
+
+// rest lets events gather, unless somebody waits for them or comes to.
+func (w *view) rest(ctx context.Context) {
+	if w.pause == 0 {
+		return
+	}
+	awaited := w.awaited.next()
+	if w.waiting.Load() > 0 {
+		return
+	}
+	select {
+	case <-awaited:
+	case <-time.After(w.pause):
+	case <-ctx.Done():
+	}
 }
 
 // begin retries what is parked. It returns from where to follow and when the

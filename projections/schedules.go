@@ -73,7 +73,7 @@ func (s *Schedules) writer(ctx context.Context, generation int64) (writer, error
 		&w.remove:    `DELETE FROM schedules_%[1]d WHERE sub = ? AND schedule = ?`,
 		&w.removeAll: `DELETE FROM schedules_%[1]d WHERE sub = ?`,
 	})
-	return writer{w.apply, w.flush, w.end, closing}, err
+	return writer{apply: w.apply, flush: w.flush, end: w.end, close: closing}, err
 }
 
 func (w *scheduleWriter) apply(_ context.Context, _ *batch, x domain.Entry) error {

@@ -49,6 +49,7 @@ type Views struct {
 	accounts  *Accounts
 	schedules *Schedules
 	erasures  *Erasures
+	search    *Search
 	all       []*view
 	builder   chan struct{} // held by who builds or drops a generation: one at a time, for bounded memory
 	closed    chan struct{}
@@ -110,10 +111,16 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 	v.accounts = &Accounts{views: v}
 	v.schedules = &Schedules{views: v}
 	v.erasures = &Erasures{views: v}
-	for _, p := range []projection{v.accounts.projection(), v.schedules.projection(), v.erasures.projection()} {
-		v.all = append(v.all, &view{projection: p, views: v})
+	v.search = &Search{views: v, limits: defaultLimits}
+	add := func(p projection) *view {
+		w := &view{projection: p, views: v}
+		v.all = append(v.all, w)
+		return w
 	}
-	v.accounts.view = v.all[0]
+	v.accounts.view = add(v.accounts.projection())
+	add(v.schedules.projection())
+	add(v.erasures.projection())
+	v.search.view = add(v.search.projection())
 	for _, w := range v.all {
 		if write == nil {
 			continue
@@ -191,6 +198,9 @@ func (v *Views) Schedules() *Schedules { return v.schedules }
 
 // Erasures is the view of erasures that are under way.
 func (v *Views) Erasures() *Erasures { return v.erasures }
+
+// Search is the index that accounts are searched in.
+func (v *Views) Search() *Search { return v.search }
 
 // The states of a view.
 const (

@@ -1,0 +1,223 @@
+package projections
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+)
+
+// SearchView is the name of the search index.
+const SearchView = "search"
+
+// Search finds accounts. Its index is made of the rows of the account view and
+// follows it at a distance: what is not asked for is indexed a little later,
+// many changes at a time. Its methods may be called at once by many goroutines.
+//
+// What events are indexed by is in searchwriter.go, the words in
+// searchterms.go, and which way a query goes through the index in
+// searchplan.go.
+type Search struct {
+	views *Views
+	view  *view
+
+	limits searchLimits
+	asked  func(query string, args []any) // in tests: every statement of a query
+}
+
+// A row's id follows the order of createdTime, see searchID, so that each term
+// has its accounts in that order, and the newest of them can be read without
+// looking at the others. Rows stay for good; that of an account which has ended
+// has nothing in it but the sub and times.
+//
+// The terms of an account are in its row, too: to find out what else is true of
+// an account takes one row and not one index per question, and what an event
+// changes is the difference.
+const searchTables = `
+CREATE TABLE search_%[1]d (
+	id      INTEGER PRIMARY KEY,
+	sub     TEXT    NOT NULL,
+	listed  INTEGER NOT NULL, -- 0: it is erased, or combined into another
+	created INTEGER NOT NULL, -- Unix time in microseconds
+	updated INTEGER NOT NULL,
+	login   INTEGER NOT NULL, -- the last one; 0: none yet
+	name    TEXT    NOT NULL, -- as it is sorted
+	terms   BLOB    NOT NULL, -- those in terms_, each between line feeds
+	place   INTEGER NOT NULL  -- id again: SQLite finds no place in an index by a pair whose second is the rowid
+) STRICT;
+CREATE INDEX search_updated_%[1]d ON search_%[1]d (updated, place);
+CREATE INDEX search_login_%[1]d ON search_%[1]d (login, place);
+CREATE INDEX search_name_%[1]d ON search_%[1]d (name, place);
+CREATE TABLE terms_%[1]d (
+	term    TEXT    NOT NULL,
+	account INTEGER NOT NULL,
+	PRIMARY KEY (term, account)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE searchable_%[1]d ( -- the custom fields that are in the terms
+	field TEXT NOT NULL PRIMARY KEY,
+	type  TEXT NOT NULL
+) STRICT, WITHOUT ROWID;`
+
+// searchPause is how long the index lets changes gather while nobody searches.
+const searchPause = 250 * time.Millisecond
+
+func (s *Search) projection() projection {
+	return projection{
+		name:    SearchView,
+		version: 1,
+		follows: func(stream string) bool {
+			return stream == domain.ConfigStream || strings.HasPrefix(stream, domain.AccountStream(""))
+		},
+		source: s.views.accounts.view,
+		pause:  searchPause,
+		tables: searchTables,
+		clear: []string{
+			`DELETE FROM terms_%[1]d WHERE (term, account) IN (SELECT term, account FROM terms_%[1]d LIMIT 1000)`,
+			`DELETE FROM search_%[1]d WHERE id IN (SELECT id FROM search_%[1]d LIMIT 1000)`,
+			`DELETE FROM searchable_%[1]d`,
+		},
+		drop:   `DROP TABLE terms_%[1]d; DROP TABLE search_%[1]d; DROP TABLE searchable_%[1]d`,
+		count:  `SELECT count(*) FROM search_%[1]d`,
+		writer: s.writer,
+		// Each query finds out in its transaction which generation is live.
+		serve: func(context.Context, int64) (func(), error) { return func() {}, nil },
+		stale: s.stale,
+	}
+}
+
+// Position is the position of the last event the index has applied.
+func (s *Search) Position() eventstore.Position {
+	return eventstore.Position(s.view.position.Load())
+}
+
+// Lag is how many events of the log the index has not applied, as far as it
+// has heard of them.
+func (s *Search) Lag() int64 { return max(0, s.view.head.Load()-s.view.position.Load()) }
+
+// searchable are the custom fields that accounts are to be found by, with
+// their data types, as the configuration has them now.
+func (s *Search) searchable(ctx context.Context) (map[string]domain.DataType, error) {
+	config := domain.NewConfig()
+	for rec, err := range s.views.log.ReadStream(ctx, domain.ConfigStream, 0) {
+		var x domain.Entry
+		if err == nil {
+			x, err = s.views.codec.Decode(rec)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the configuration: %w", err)
+		}
+		config.Evolve(x)
+	}
+	fields := map[string]domain.DataType{}
+	for key, f := range config.Fields {
+		if f.Searchable {
+			fields[key] = f.DataType
+		}
+	}
+	return fields, nil
+}
+
+// stale reports whether the live generation indexes other custom fields than
+// it should. Then another one is made, and this one answers what it can.
+func (s *Search) stale(ctx context.Context) (bool, error) {
+	fields, err := s.searchable(ctx)
+	if err != nil {
+		return false, err
+	}
+	tx, err := s.views.read.BeginTx(ctx, nil)
+	if err != nil {
+		return false, err
+	}
+	defer tx.Rollback()
+	generation, _, err := liveGeneration(ctx, tx, SearchView)
+	if err != nil {
+		return false, err
+	}
+	indexed, err := indexedFields(ctx, tx, generation)
+	return !maps.Equal(fields, indexed), err
+}
+
+// bulkAccounts is how many accounts are indexed in one transaction; the live
+// generations wait that long.
+const bulkAccounts = 2 << 10
+
+// bulk fills an empty generation with the accounts that the account view has.
+// Accounts that change meanwhile may be in it as they were or as they are; the
+// log says which, and they are indexed once more.
+func (w *searchWriter) bulk(ctx context.Context, g *generation, head eventstore.Position, progress func(done, total int64)) error {
+	fields, err := w.search.searchable(ctx)
+	if err != nil {
+		return err
+	}
+	last, err := g.view.eventAt(ctx, head)
+	if err != nil {
+		return err
+	}
+	accounts := w.search.views.accounts
+	total, waiting, err := accounts.survey(ctx)
+	if err != nil {
+		return err
+	}
+	// Reading and understanding accounts takes one core, writing another.
+	group, reading := errgroup.WithContext(ctx)
+	pages := make(chan []indexed, 1)
+	group.Go(func() error {
+		defer close(pages)
+		for after := ""; ; {
+			rows, err := accounts.Next(reading, after, bulkAccounts)
+			if err != nil || len(rows) == 0 {
+				return err
+			}
+			page := make([]indexed, len(rows))
+			for i, row := range rows {
+				if page[i], err = index(row, fields); err != nil {
+					return err
+				}
+			}
+			select {
+			case pages <- page:
+			case <-reading.Done():
+				return reading.Err()
+			}
+			after = rows[len(rows)-1].Sub
+		}
+	})
+	group.Go(func() error {
+		if err := w.setFields(reading, fields); err != nil {
+			return err
+		}
+		done := int64(0)
+		for page := range pages {
+			done = min(done+int64(len(page)), total)
+			at := head * eventstore.Position(done) / eventstore.Position(max(total, 1))
+			if err := w.commit(reading, g, page, nil, at, [16]byte{}); err != nil { // nobody goes on from there, but it can be seen
+				return err
+			}
+			progress(int64(at), int64(head))
+		}
+		if reading.Err() != nil {
+			return reading.Err() // and not the end of the accounts
+		}
+		return w.commit(reading, g, nil, waiting, head, last)
+	})
+	return group.Wait()
+}
+
+// commit writes a part of a new generation. Who waits in the account view
+// waits here, too.
+func (w *searchWriter) commit(ctx context.Context, g *generation, page []indexed, waiting []Parked, at eventstore.Position, event [16]byte) error {
+	b := g.begin()
+	b.whole = true
+	defer b.rollback()
+	for _, p := range waiting {
+		b.park(domain.Entry{Stream: p.Stream, Revision: p.Revision, Position: p.Position}, errWaits)
+	}
+	w.pending = page
+	return b.commit(ctx, at, event)
+}

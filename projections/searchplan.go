@@ -1,0 +1,469 @@
+package projections
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"accountledger/domain"
+)
+
+// searchLimits is how much a query looks at.
+type searchLimits struct {
+	// gathered is how many accounts a filter may have for all of them to be
+	// looked at. Of filters that all have more, one is walked along, or all
+	// accounts are.
+	gathered int64
+	walked   int64 // accounts that are looked at on the way
+	counted  int64 // accounts that are looked at to count those that pass several filters
+}
+
+// defaultLimits keep the worst query on a million accounts near 20 ms.
+var defaultLimits = searchLimits{gathered: 2000, walked: 5000, counted: 1000}
+
+// finder answers one query in one transaction.
+//
+// Its plan is one of three. The filter with the fewest accounts, if they are
+// few, is the driver: they are gathered, held against the other filters and
+// sorted. Otherwise, sorted by creation, the driver is a filter that is one
+// term, whose accounts are in that order and are walked along; or else all
+// accounts are walked along in the order asked for. The other filters are held
+// against each account's own row.
+type finder struct {
+	tx                   *sql.Tx
+	q                    Query
+	limits               searchLimits
+	generation, accounts int64
+
+	filters []filter
+	driver  *filter // one of filters; nil: all accounts
+	few     bool    // the driver's accounts are gathered
+
+	asked func(query string, args []any) // every statement; tests look at its plan
+}
+
+// filter is a condition that accounts pass.
+type filter struct {
+	where string // SQL on search_ as s
+	args  []any
+
+	// candidates is SQL for the ids of all accounts that pass, some of them
+	// twice, as a column account. "": nobody knows but by looking.
+	candidates string
+	from       []any
+
+	term    string // to have this is all it asks; "": it asks otherwise
+	implies bool   // whoever passes is listed, or asked for although they are not
+	n       int64  // of candidates, gathered+1 for more
+}
+
+// prepare makes the filters, counts their candidates and picks the driver.
+func (x *finder) prepare(ctx context.Context) error {
+	if err := x.makeFilters(ctx); err != nil {
+		return err
+	}
+	for i := range x.filters {
+		f := &x.filters[i]
+		if f.candidates == "" {
+			continue
+		}
+		var err error
+		if f.n, err = x.number(ctx, `SELECT count(*) FROM (`+f.candidates+` LIMIT ?)`, slices.Concat(f.from, []any{x.limits.gathered + 1})...); err != nil {
+			return err
+		}
+		if x.driver == nil || f.n < x.driver.n {
+			x.driver = f
+		}
+	}
+	if x.driver == nil {
+		return nil
+	}
+	x.few = x.driver.n <= x.limits.gathered
+	if x.few {
+		return nil
+	}
+	// All have many. To walk along one helps if it is in the order asked for.
+	x.driver = nil
+	for i := range x.filters {
+		if f := &x.filters[i]; f.term != "" && x.q.Sort.column() == "id" {
+			x.driver = f
+		}
+	}
+	return nil
+}
+
+// number asks for one. In all SQL here # is the generation.
+func (x *finder) number(ctx context.Context, query string, args ...any) (n int64, err error) {
+	query = x.text(query, args)
+	err = x.tx.QueryRowContext(ctx, query, args...).Scan(&n)
+	return n, err
+}
+
+func (x *finder) text(query string, args []any) string {
+	query = strings.ReplaceAll(query, "#", strconv.FormatInt(x.generation, 10))
+	if x.asked != nil {
+		x.asked(query, args)
+	}
+	return query
+}
+
+func (x *finder) makeFilters(ctx context.Context) error {
+	q := x.q
+	if q.Identifier != nil {
+		ids, err := x.identified(ctx)
+		if err != nil {
+			return err
+		}
+		f := filter{candidates: `SELECT id AS account FROM search_# WHERE id IN (` + marks(len(ids)) + `)`}
+		for _, id := range ids {
+			f.from = append(f.from, id)
+		}
+		f.where, f.args = `s.id IN (`+marks(len(ids))+`)`, f.from
+		x.filters = append(x.filters, f)
+	}
+	if q.Text != "" {
+		if err := x.wordFilters(searchWords(q.Text), termName, termEmail, termPart); err != nil {
+			return err
+		}
+	}
+	if q.Name != "" {
+		if err := x.wordFilters(words(q.Name), termName); err != nil {
+			return err
+		}
+	}
+	if q.Email != "" {
+		address := cut(strings.TrimSpace(fold(q.Email)))
+		if address == "" {
+			return ErrNoWord
+		}
+		x.filters = append(x.filters, beginning(termEmail+address))
+	}
+	if q.Status != "" {
+		x.filters = append(x.filters, having(termStatus+string(q.Status)))
+	}
+	switch {
+	case q.Role != "" && q.Group != "":
+		x.filters = append(x.filters, having(termRole+q.Role+"/"+q.Group))
+	case q.Role != "":
+		x.filters = append(x.filters, beginning(termRole+q.Role+"/"))
+	case q.Group != "":
+		x.filters = append(x.filters, having(termGroup+q.Group))
+	}
+	if q.Provider != "" {
+		x.filters = append(x.filters, having(termProvider+q.Provider))
+	}
+	if err := x.fieldFilters(ctx); err != nil {
+		return err
+	}
+	x.periodFilter("created", q.Created)
+	x.periodFilter("updated", q.Updated)
+	x.periodFilter("login", q.LastLogin)
+	return nil
+}
+
+// wordFilters pass who has, for each word, a term of one of the kinds that
+// begins with it.
+func (x *finder) wordFilters(all []string, kinds ...string) error {
+	if len(all) == 0 {
+		return ErrNoWord
+	}
+	for _, word := range all {
+		var prefixes []string
+		for _, kind := range kinds {
+			prefixes = append(prefixes, kind+word)
+		}
+		x.filters = append(x.filters, beginning(prefixes...))
+	}
+	return nil
+}
+
+// marks are n placeholders.
+func marks(n int) string { return strings.TrimSuffix(strings.Repeat("?, ", n), ", ") }
+
+// having passes who has a term.
+func having(term string) filter {
+	return filter{
+		where: `instr(s.terms, ?) > 0`, args: []any{[]byte("\n" + term + "\n")},
+		candidates: `SELECT account FROM terms_# WHERE term = ?`, from: []any{term},
+		term: term, implies: true,
+	}
+}
+
+// beginning passes who has a term that begins like one of these.
+func beginning(prefixes ...string) filter {
+	f := filter{implies: true}
+	var where, candidates []string
+	for _, p := range prefixes {
+		where = append(where, `instr(s.terms, ?) > 0`)
+		f.args = append(f.args, []byte("\n"+p))
+		candidates = append(candidates, `SELECT account FROM terms_# WHERE term >= ? AND term < ?`)
+		f.from = append(f.from, p, p+"\xff")
+	}
+	f.where, f.candidates = `(`+strings.Join(where, ` OR `)+`)`, strings.Join(candidates, ` UNION ALL `)
+	return f
+}
+
+// between passes who has a term that begins with a prefix and goes on with
+// size bytes that are at least from and less than to.
+func between(prefix string, size int, from, to string) filter {
+	p := []byte("\n" + prefix)
+	rest := `substr(s.terms, instr(s.terms, ?) + ?, ?)`
+	return filter{
+		where:      `(instr(s.terms, ?) > 0 AND ` + rest + ` >= ? AND ` + rest + ` < ?)`,
+		args:       []any{p, p, len(p), size, []byte(from), p, len(p), size, []byte(to)},
+		candidates: `SELECT account FROM terms_# WHERE term >= ? AND term < ?`, from: []any{prefix + from, prefix + to},
+		implies: true,
+	}
+}
+
+func (x *finder) fieldFilters(ctx context.Context) error {
+	if len(x.q.Fields) == 0 {
+		return nil
+	}
+	fields, err := indexedFields(ctx, x.tx, x.generation)
+	if err != nil {
+		return err
+	}
+	for _, f := range x.q.Fields {
+		t, ok := fields[f.Key]
+		if !ok || t != f.Type {
+			return ErrNotIndexed
+		}
+		prefix := termField + f.Key + "="
+		if f.Value != nil {
+			term, err := fieldTerm(t, f.Value)
+			if err != nil {
+				return &FieldError{f.Key, "", err.Error()}
+			}
+			x.filters = append(x.filters, having(prefix+term))
+			continue
+		}
+		if t != domain.TypeNumber && t != domain.TypeDate {
+			return &FieldError{f.Key, "", "ranges are of numbers and dates"}
+		}
+		from, to := "", "\xff"
+		if f.From != nil {
+			if from, err = fieldTerm(t, f.From); err != nil {
+				return &FieldError{f.Key, "from", err.Error()}
+			}
+		}
+		if f.To != nil {
+			if to, err = fieldTerm(t, f.To); err != nil {
+				return &FieldError{f.Key, "to", err.Error()}
+			}
+		}
+		x.filters = append(x.filters, between(prefix, map[domain.DataType]int{domain.TypeNumber: 16, domain.TypeDate: 10}[t], from, to))
+	}
+	return nil
+}
+
+// periodFilter passes whose time is in a period.
+func (x *finder) periodFilter(column string, p Period) {
+	if p == (Period{}) {
+		return
+	}
+	from, to := int64(math.MinInt64), int64(math.MaxInt64)
+	if column == "login" {
+		from = 1 // 0 is no time
+	}
+	if !p.From.IsZero() {
+		from = ceilMicro(p.From)
+	}
+	if !p.To.IsZero() {
+		to = ceilMicro(p.To)
+	}
+	f := filter{where: `(s.` + column + ` >= ? AND s.` + column + ` < ?)`, args: []any{from, to}}
+	if column != "created" {
+		f.candidates = `SELECT place AS account FROM search_# INDEXED BY search_` + column + `_# WHERE ` + column + ` >= ? AND ` + column + ` < ?`
+		f.from = f.args
+	}
+	x.filters = append(x.filters, f)
+}
+
+// ceilMicro is the first microsecond that is not before t.
+func ceilMicro(t time.Time) int64 {
+	us := t.UnixMicro()
+	if t.After(time.UnixMicro(us)) {
+		us++
+	}
+	return us
+}
+
+// conditions are those that the driver leaves, as SQL that goes on after
+// others.
+func (x *finder) conditions() (where string, args []any) {
+	listed := false
+	for i := range x.filters {
+		f := &x.filters[i]
+		listed = listed || f.implies
+		if f != x.driver {
+			where += ` AND ` + f.where
+			args = append(args, f.args...)
+		}
+	}
+	if !listed {
+		where += ` AND s.listed`
+	}
+	return where, args
+}
+
+// bound is a place between accounts in the order asked for.
+type bound struct {
+	key any // of the sort's column
+	id  int64
+}
+
+// bounds are what lies around the accounts of the pages to come.
+func (x *finder) bounds() (lo, hi bound) {
+	q := x.q
+	lo, hi = bound{int64(math.MinInt64), math.MinInt64}, bound{int64(math.MaxInt64), math.MaxInt64}
+	period := map[Sort]Period{SortUpdated: q.Updated, SortLastLogin: q.LastLogin}[q.Sort]
+	if !period.From.IsZero() {
+		lo.key = ceilMicro(period.From)
+	}
+	if !period.To.IsZero() {
+		hi = bound{ceilMicro(period.To), math.MinInt64}
+	}
+	switch q.Sort {
+	case SortName:
+		lo.key, hi.key = "", "\xff"
+	case SortCreated:
+		if !q.Created.From.IsZero() {
+			lo.id = idAt(q.Created.From) - 1
+		}
+		if !q.Created.To.IsZero() {
+			hi.id = idAt(q.Created.To.Add(time.Millisecond))
+		}
+	}
+	if q.After == nil {
+		return lo, hi
+	}
+	after := bound{q.After.Time, q.After.ID}
+	if q.Sort == SortName {
+		after.key = q.After.Name
+	}
+	if q.Descending {
+		return lo, after
+	}
+	return after, hi
+}
+
+// page returns the subs of a page and where the next one begins.
+func (x *finder) page(ctx context.Context) (subs []string, next *Place, err error) {
+	column, lo, hi := x.q.Sort.column(), bound{}, bound{}
+	lo, hi = x.bounds()
+	where, args := x.conditions()
+	way := ` ASC`
+	if x.q.Descending {
+		way = ` DESC`
+	}
+	// within is SQL on a table's columns and puts what is within the bounds in
+	// their order.
+	within := func(key, id string) (where, order string, args []any) {
+		if column == "id" {
+			return id + ` > ? AND ` + id + ` < ?`, ` ORDER BY ` + id + way, []any{lo.id, hi.id}
+		}
+		return `(` + key + `, ` + id + `) > (?, ?) AND (` + key + `, ` + id + `) < (?, ?)`, ` ORDER BY ` + key + way + `, ` + id + way,
+			[]any{lo.key, lo.id, hi.key, hi.id}
+	}
+	if x.few {
+		id := `s.id`
+		if column != "id" {
+			id = `s.place`
+		}
+		inside, order, ends := within(`s.`+column, id)
+		places, found, err := x.places(ctx, `SELECT s.sub, s.`+column+`, s.id FROM search_# s NOT INDEXED WHERE s.id IN (`+x.driver.candidates+`) AND `+inside+where+order+` LIMIT ?`,
+			slices.Concat(x.driver.from, ends, args, []any{x.q.Limit + 1})...)
+		subs, next = x.fit(found, places)
+		return subs, next, err
+	}
+	var along string // SQL for the accounts on the way
+	var ends []any
+	switch {
+	case x.driver != nil:
+		inside, order, e := within("", `account`)
+		along, ends = `SELECT account AS id, account AS key FROM terms_# WHERE term = ? AND `+inside+order, append([]any{x.driver.term}, e...)
+	case column == "id":
+		inside, order, e := within("", `id`)
+		along, ends = `SELECT id, id AS key FROM search_# WHERE `+inside+order, e
+	default:
+		inside, order, e := within(column, `place`)
+		along, ends = `SELECT place AS id, `+column+` AS key FROM search_# INDEXED BY search_`+column+`_# WHERE `+inside+order, e
+	}
+	places, found, err := x.places(ctx, `SELECT s.sub, w.key, w.id FROM (`+along+` LIMIT ?) w CROSS JOIN search_# s ON s.id = w.id WHERE true`+where+` LIMIT ?`,
+		slices.Concat(ends, []any{x.limits.walked}, args, []any{x.q.Limit + 1})...)
+	if err != nil {
+		return nil, nil, err
+	}
+	if subs, next = x.fit(found, places); next != nil {
+		return subs, next, nil
+	}
+	// The way has ended, or it is too long to go to its end at once.
+	last, _, err := x.places(ctx, `SELECT '', key, id FROM (`+along+` LIMIT 1 OFFSET ?)`, slices.Concat(ends, []any{x.limits.walked - 1})...)
+	if err != nil || len(last) == 0 {
+		return subs, nil, err
+	}
+	return subs, &last[0], nil
+}
+
+// fit takes the one account too many off a page: it shows that there is
+// another page.
+func (x *finder) fit(subs []string, places []Place) ([]string, *Place) {
+	if len(subs) <= x.q.Limit {
+		return subs, nil
+	}
+	return subs[:x.q.Limit], &places[x.q.Limit-1]
+}
+
+// places asks for subs, keys of the sort and ids.
+func (x *finder) places(ctx context.Context, query string, args ...any) (places []Place, subs []string, err error) {
+	rows, err := x.tx.QueryContext(ctx, x.text(query, args), args...)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var p Place
+		var sub string
+		var key any = &p.Time
+		if x.q.Sort == SortName {
+			key = &p.Name
+		}
+		if err := rows.Scan(&sub, key, &p.ID); err != nil {
+			return nil, nil, err
+		}
+		places, subs = append(places, p), append(subs, sub)
+	}
+	return places, subs, rows.Err()
+}
+
+// count says how many accounts there are, if that takes little, and otherwise
+// how many there are at most.
+func (x *finder) count(ctx context.Context) (n int64, exact bool, err error) {
+	where, args := x.conditions()
+	if x.few {
+		switch {
+		case where == "":
+			n, err = x.number(ctx, `SELECT count(DISTINCT account) FROM (`+x.driver.candidates+`)`, x.driver.from...)
+		case x.driver.n > x.limits.counted:
+			return x.driver.n, false, nil
+		default:
+			n, err = x.number(ctx, `SELECT count(*) FROM search_# s NOT INDEXED WHERE s.id IN (`+x.driver.candidates+`)`+where, slices.Concat(x.driver.from, args)...)
+		}
+		return n, err == nil, err
+	}
+	// Rows are never deleted, so the highest number is their count.
+	err = x.tx.QueryRowContext(ctx, fmt.Sprintf(`SELECT coalesce(max(id), 0) FROM accounts_%d`, x.accounts)).Scan(&n)
+	if err != nil || n > x.limits.counted {
+		return n, false, err
+	}
+	x.driver = nil
+	where, args = x.conditions()
+	n, err = x.number(ctx, `SELECT count(*) FROM search_# s NOT INDEXED WHERE true`+where, args...)
+	return n, err == nil, err
+}
