@@ -74,6 +74,10 @@ var DataTypes = []DataTypeRule{
 		Sized: true, Patterned: true, Unique: true, check: checkUsername},
 }
 
+// Ordered reports whether values of the type lie between others: numbers and
+// dates.
+func (t DataType) Ordered() bool { return t == TypeNumber || t == TypeDate }
+
 // rule is the table's line of a type, which may have none.
 func (t DataType) rule() (DataTypeRule, bool) {
 	i := slices.IndexFunc(DataTypes, func(r DataTypeRule) bool { return r.Type == t })

@@ -29,6 +29,7 @@ const (
 	codeRevisionNotFound     domain.Code = "revision-not-found"
 	codeEventNotFound        domain.Code = "event-not-found"
 	codeProjectionNotFound   domain.Code = "projection-not-found"
+	codeFieldNotIndexed      domain.Code = "field-not-indexed"
 	codeRebuildRunning       domain.Code = "rebuild-running"
 	codeImportNotFound       domain.Code = "import-not-found"
 	codeImportRefused        domain.Code = "import-refused"
@@ -207,6 +208,9 @@ var problemKinds = map[domain.Code]problemKind{
 	codeProjectionNotFound: {http.StatusNotFound, "Projection not found",
 		"There is no projection of this name.",
 		"List the projections and use the name of one of them."},
+	codeFieldNotIndexed: {http.StatusServiceUnavailable, "Field not indexed",
+		"The custom field has become searchable, or has changed its data type, and the search index does not have it yet.",
+		"Try again after Retry-After; GET /v1/projections shows how far the index is."},
 	codeRebuildRunning: {http.StatusConflict, "Rebuild running",
 		"The projection is being rebuilt already.",
 		"Wait for it; GET /v1/projections shows how far it is."},

@@ -152,6 +152,7 @@ func (s *server) routes() {
 	s.scheduleRoutes()
 	s.fieldRoutes()
 	s.consentRoutes()
+	s.searchRoutes()
 	s.exportRoutes()
 	s.importRoutes()
 	s.apiKeyRoutes()

@@ -34,7 +34,7 @@ type scopeRow struct {
 // scopeTable says what each scope allows. The pages and the OpenAPI document
 // are made of it.
 var scopeTable = []scopeRow{
-	{scopeAccountsRead, "get and look up accounts"},
+	{scopeAccountsRead, "get, look up, list and search accounts"},
 	{scopeAccountsWrite, "create, change, merge and delete accounts"},
 	{scopeAccountsAdmin, "with one of these: write read-only custom fields, see and write internal ones"},
 	{scopeAuditRead, "histories; where the projections stand"},

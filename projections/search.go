@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -99,6 +100,47 @@ func (s *Search) Position() eventstore.Position {
 // Lag is how many events of the log the index has not applied, as far as it
 // has heard of them.
 func (s *Search) Lag() int64 { return max(0, s.view.head.Load()-s.view.position.Load()) }
+
+// Await returns when the index has applied the event at p and has these custom
+// fields. While none that are asked for are to come it never returns before ctx
+// is done, and then ctx's error.
+func (s *Search) Await(ctx context.Context, p eventstore.Position, fields []FieldQuery) error {
+	for {
+		if err := s.view.await(ctx, p); err != nil {
+			return err
+		}
+		moved := s.view.moved.next()
+		has, err := s.has(ctx, fields)
+		if has || err != nil {
+			return err
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.views.closed:
+			return ErrClosed
+		}
+	}
+}
+
+// has reports whether the live generation indexes these fields.
+func (s *Search) has(ctx context.Context, fields []FieldQuery) (bool, error) {
+	if len(fields) == 0 {
+		return true, nil
+	}
+	tx, err := s.views.read.BeginTx(ctx, nil)
+	if err != nil {
+		return false, err
+	}
+	defer tx.Rollback()
+	generation, _, err := liveGeneration(ctx, tx, SearchView)
+	if err != nil {
+		return false, err
+	}
+	indexed, err := indexedFields(ctx, tx, generation)
+	return !slices.ContainsFunc(fields, func(f FieldQuery) bool { return indexed[f.Key] != f.Type }), err
+}
 
 // searchable are the custom fields that accounts are to be found by, with
 // their data types, as the configuration has them now.

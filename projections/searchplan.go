@@ -243,7 +243,7 @@ func (x *finder) fieldFilters(ctx context.Context) error {
 			x.filters = append(x.filters, having(prefix+term))
 			continue
 		}
-		if t != domain.TypeNumber && t != domain.TypeDate {
+		if !t.Ordered() {
 			return &FieldError{f.Key, "", "ranges are of numbers and dates"}
 		}
 		from, to := "", "\xff"

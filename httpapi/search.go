@@ -1,0 +1,374 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/base64"
+	"errors"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/domain"
+	"accountledger/eventstore"
+	"accountledger/projections"
+)
+
+func (s *server) searchRoutes() {
+	handle(s, route{
+		method: "GET", path: "/v1/accounts", name: "listAccounts", scope: scopeAccountsRead, status: 200, answer: accountPage{}, paged: true,
+		summary: "List accounts",
+		text: "By what is nobody's personal data, which does not belong into a URL: search for names and the like by POST. All filters given must hold. Erased accounts are never in a list, and those combined into another only where status=COMBINED asks for them. " +
+			"A page may be short or empty although more follows, where much had to be looked at. Paging is stable: an account that does not change comes once.",
+		codes: codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
+	}, s.listAccounts)
+	handle(s, route{
+		method: "POST", path: "/v1/accounts/search", name: "searchAccounts", scope: scopeAccountsRead, status: 200, answer: accountPage{},
+		summary: "Search accounts",
+		text: "By everything the list goes by, and by names, e-mail addresses, identifiers and custom fields that are searchable. In a body, so that it stays out of access logs. " +
+			"The next page is the same request with after set to next.",
+		example: `{"q":"lovelace ada@ex","group":"EUROPE","customFields":{"tier":"gold","visits":{"from":10}},"sort":"lastLoggedInTime","limit":50}`,
+		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor, codeFieldNotIndexed}),
+	}, s.searchAccounts)
+}
+
+// Criteria are what accounts are listed by: none of it is personal.
+type Criteria struct {
+	Status        domain.Status `query:"status" json:"status,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED" doc:"Only accounts that have it."`
+	Group         string        `query:"group" json:"group,omitzero" maxLength:"64" doc:"Only members of this group, or of one below it." example:"EUROPE"`
+	Role          string        `query:"role" json:"role,omitzero" maxLength:"64" doc:"Only accounts that have this role: with group, there, and otherwise in any group." example:"ADMIN"`
+	Provider      string        `query:"provider" json:"provider,omitzero" maxLength:"64" doc:"Only accounts with an identity of this provider." example:"google"`
+	CreatedFrom   time.Time     `query:"created_from" json:"createdFrom,omitzero" doc:"Only accounts created at this time or later."`
+	CreatedTo     time.Time     `query:"created_to" json:"createdTo,omitzero" doc:"Only accounts created before this time."`
+	UpdatedFrom   time.Time     `query:"updated_from" json:"updatedFrom,omitzero" doc:"Only accounts whose last event was recorded at this time or later."`
+	UpdatedTo     time.Time     `query:"updated_to" json:"updatedTo,omitzero" doc:"Only accounts whose last event was recorded before this time."`
+	LastLoginFrom time.Time     `query:"last_login_from" json:"lastLoginFrom,omitzero" doc:"Only accounts that logged in last at this time or later."`
+	LastLoginTo   time.Time     `query:"last_login_to" json:"lastLoginTo,omitzero" doc:"Only accounts that logged in last before this time; not those that never did."`
+
+	Sort  projections.Sort `query:"sort" json:"sort,omitzero" enum:"createdTime,updatedTime,lastLoggedInTime,name" default:"createdTime" doc:"What the list is sorted by."`
+	Order string           `query:"order" json:"order,omitzero" enum:"asc,desc" doc:"Default: the latest time first; names from A to Z."`
+	Limit int              `query:"limit" json:"limit,omitzero" minimum:"1" maximum:"1000" default:"100" doc:"Accounts on a page, at most."`
+	After string           `query:"after" json:"after,omitzero" maxLength:"1000" doc:"Continue after this cursor, the next of an earlier page. Default: from the first account."`
+}
+
+type listAccountsInput struct {
+	Query
+	Criteria
+}
+
+type searchAccountsInput struct {
+	Query
+	JSON[accountSearch]
+}
+
+// accountSearch is the body of POST /v1/accounts/search.
+type accountSearch struct {
+	Criteria
+	Q            string                    `json:"q,omitzero" maxLength:"200"`
+	Name         string                    `json:"name,omitzero" maxLength:"200"`
+	Email        string                    `json:"email,omitzero" maxLength:"320"`
+	Identifier   *identifier               `json:"identifier,omitzero"`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" maxProperties:"10"`
+}
+
+// accountPage is a page of accounts.
+type accountPage struct {
+	Accounts []domain.Account `json:"accounts"`
+	Count    accountCount     `json:"count"`
+	Next     *string          `json:"next"` // null on the last page
+}
+
+// accountCount is how many accounts all pages have.
+type accountCount struct {
+	Value int64 `json:"value"`
+	Exact bool  `json:"exact"`
+}
+
+func (s *server) listAccounts(ctx context.Context, c *call, in *listAccountsInput) (*answer, error) {
+	page, err := s.searchPage(ctx, c, in.Query, accountSearch{Criteria: in.Criteria})
+	if err != nil {
+		return nil, err
+	}
+	if page.next != nil {
+		page.answer.next(c, *page.next)
+	}
+	return page.answer, nil
+}
+
+func (s *server) searchAccounts(ctx context.Context, c *call, in *searchAccountsInput) (*answer, error) {
+	if err := in.value.check(); err != nil {
+		return nil, err
+	}
+	page, err := s.searchPage(ctx, c, in.Query, in.value)
+	return page.answer, err
+}
+
+// maxWords is how many words may be searched for at once: each is a condition.
+const maxWords = 10
+
+// check holds the body to its shape, as the parameters of the list are held.
+func (b accountSearch) check() error {
+	var faults []domain.Fault
+	add := func(wrong bool, pointer, detail string) {
+		if wrong {
+			faults = append(faults, domain.Fault{Pointer: pointer, Detail: detail})
+		}
+	}
+	add(b.Status != "" && !slices.Contains(domain.Statuses, b.Status), "/status", "must be PENDING, VERIFIED, DECLINED, COMBINED or DELETED")
+	add(b.Sort != "" && !slices.Contains(projections.Sorts, b.Sort), "/sort", "must be createdTime, updatedTime, lastLoggedInTime or name")
+	add(b.Order != "" && b.Order != "asc" && b.Order != "desc", "/order", "must be asc or desc")
+	add(b.Limit < 0 || b.Limit > 1000, "/limit", "1 to 1000")
+	for pointer, text := range map[string]string{"/group": b.Group, "/role": b.Role, "/provider": b.Provider} {
+		add(len(text) > 64, pointer, "at most 64 bytes")
+	}
+	add(len(b.After) > 1000, "/after", "at most 1000 bytes")
+	for pointer, text := range map[string]string{"/q": b.Q, "/name": b.Name} {
+		add(len(text) > 200 || len(strings.Fields(text)) > maxWords, pointer, "at most 200 bytes and 10 words")
+	}
+	add(len(b.Email) > 320, "/email", "at most 320 bytes")
+	add(len(b.CustomFields) > 10, "/customFields", "at most 10 fields")
+	if faults != nil {
+		slices.SortFunc(faults, func(a, b domain.Fault) int { return strings.Compare(a.Pointer, b.Pointer) })
+		return invalid(faults)
+	}
+	if b.Identifier == nil {
+		return nil
+	}
+	err := b.Identifier.check()
+	if refusal, ok := errors.AsType[*domain.Error](err); ok {
+		for i := range refusal.Faults {
+			refusal.Faults[i].Pointer = "/identifier" + refusal.Faults[i].Pointer
+		}
+	}
+	return err
+}
+
+// searchedPage is a page on its way.
+type searchedPage struct {
+	answer *answer
+	next   *string
+}
+
+// searchPage answers both the list and the search.
+func (s *server) searchPage(ctx context.Context, c *call, fresh Query, b accountSearch) (searchedPage, error) {
+	q, err := s.searchQuery(ctx, c, b)
+	if err != nil {
+		return searchedPage{}, err
+	}
+	if err := s.searchable(ctx, fresh, q); err != nil {
+		return searchedPage{}, err
+	}
+	search := s.Views.Search()
+	found, err := search.Find(ctx, q)
+	if err != nil {
+		return searchedPage{}, searchRefusal(err)
+	}
+	page := struct {
+		Accounts []jsontext.Value `json:"accounts"`
+		Count    accountCount     `json:"count"`
+		Next     *string          `json:"next"`
+	}{make([]jsontext.Value, len(found.Accounts)), accountCount{found.Count, found.Exact}, nil}
+	for i, row := range found.Accounts {
+		page.Accounts[i] = row.JSON
+		if len(q.Hidden) > 0 {
+			account, err := row.Account()
+			if err == nil {
+				page.Accounts[i], err = account.Without(q.Hidden).JSON()
+			}
+			if err != nil {
+				return searchedPage{}, err
+			}
+		}
+	}
+	if found.Next != nil {
+		cursor, err := s.sealPlace(q, *found.Next)
+		if err != nil {
+			return searchedPage{}, err
+		}
+		page.Next = &cursor
+	}
+	a := &answer{LedgerPosition: strconv.FormatInt(int64(found.Position), 10), LedgerLag: strconv.FormatInt(search.Lag(), 10)}
+	a, err = a.rendered(page)
+	return searchedPage{a, page.Next}, err
+}
+
+// searchQuery is what a request asks for.
+func (s *server) searchQuery(ctx context.Context, c *call, b accountSearch) (projections.Query, error) {
+	hidden, err := s.hidden(ctx, c)
+	if err != nil {
+		return projections.Query{}, err
+	}
+	q := projections.Query{
+		Text: b.Q, Name: b.Name, Email: b.Email, Status: b.Status, Group: b.Group, Role: b.Role, Provider: b.Provider,
+		Created:   projections.Period{From: b.CreatedFrom, To: b.CreatedTo},
+		Updated:   projections.Period{From: b.UpdatedFrom, To: b.UpdatedTo},
+		LastLogin: projections.Period{From: b.LastLoginFrom, To: b.LastLoginTo},
+		Hidden:    hidden, Sort: b.Sort, Limit: b.Limit,
+	}
+	if q.Sort == "" {
+		q.Sort = projections.SortCreated
+	}
+	if q.Limit == 0 {
+		q.Limit = 100
+	}
+	q.Descending = b.Order == "desc" || b.Order == "" && q.Sort != projections.SortName
+	if b.After != "" {
+		if q.After, err = s.openPlace(q, b.After); err != nil {
+			return q, err
+		}
+	}
+	if i := b.Identifier; i != nil {
+		if q.Identifier, err = s.candidates(ctx, *i); err != nil {
+			return q, err
+		}
+	}
+	q.Fields, err = s.fieldQueries(ctx, hidden, b.CustomFields)
+	return q, err
+}
+
+// candidates are what an identifier may mean; a sub stands for the account's
+// first identifier, for it has one.
+func (s *server) candidates(ctx context.Context, i identifier) ([]domain.Candidate, error) {
+	found := []domain.Candidate{}
+	sub, err := canonical(i.Identifier)
+	if i.Type != kindSub && (i.Type != "" || err != nil) {
+		return append(found, domain.Candidates(i.Type, i.Provider, i.Identifier)...), nil
+	}
+	if err != nil {
+		return found, nil
+	}
+	row, err := s.survivor(ctx, sub)
+	if domain.CodeOf(err) == domain.CodeAccountNotFound {
+		return found, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	a, err := row.Account()
+	if err != nil || len(a.UserIDs) == 0 {
+		return found, err
+	}
+	return append(found, domain.Candidate{Kind: a.UserIDs[0].Type, Key: a.UserIDs[0].Key()}), nil
+}
+
+// fieldQueries are what is asked of custom fields. One that the caller must not
+// see is not there.
+func (s *server) fieldQueries(ctx context.Context, hidden domain.Hidden, asked map[string]jsontext.Value) ([]projections.FieldQuery, error) {
+	if len(asked) == 0 {
+		return nil, nil
+	}
+	config, err := s.Ledger.Config(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var fields []projections.FieldQuery
+	var faults []domain.Fault
+	for _, key := range slices.Sorted(maps.Keys(asked)) {
+		field, defined := config.Fields[key]
+		if !defined || !field.Searchable || hidden[key] {
+			faults = append(faults, domain.Fault{Pointer: "/customFields/" + printable(key), Detail: "there is no searchable field of this key"})
+			continue
+		}
+		f := projections.FieldQuery{Key: key, Type: field.DataType, Value: asked[key]}
+		if field.DataType.Ordered() && f.Value.Kind() == '{' {
+			var ends struct {
+				From jsontext.Value `json:"from,omitzero"`
+				To   jsontext.Value `json:"to,omitzero"`
+			}
+			if err := json.Unmarshal(f.Value, &ends, json.RejectUnknownMembers(true)); err != nil || ends.From == nil && ends.To == nil {
+				faults = append(faults, domain.Fault{Pointer: "/customFields/" + key, Detail: "must be a value, or an object of from and to"})
+				continue
+			}
+			f.Value, f.From, f.To = nil, ends.From, ends.To
+		}
+		fields = append(fields, f)
+	}
+	if faults != nil {
+		return nil, invalid(faults)
+	}
+	return fields, nil
+}
+
+// searchRefusal makes of what the index refuses what the caller is told.
+func searchRefusal(err error) error {
+	var wrong *projections.FieldError
+	switch {
+	case errors.As(err, &wrong):
+		pointer := "/customFields/" + wrong.Key
+		if wrong.Member != "" {
+			pointer += "/" + wrong.Member
+		}
+		return invalid([]domain.Fault{{Pointer: pointer, Detail: wrong.Rule}})
+	case errors.Is(err, projections.ErrNotIndexed):
+		return newProblem(codeFieldNotIndexed, "A custom field is not in the search index yet.").with("Retry-After", "10")
+	case errors.Is(err, projections.ErrNoWord):
+		return invalid([]domain.Fault{{Pointer: "", Detail: "q and name need a letter or a digit, email a character"}})
+	}
+	return err
+}
+
+// searchable waits, as long as the request allows, until the index has what
+// the caller may have read elsewhere, or has just written. Later it answers
+// from what there is, unless that is not what was asked for.
+func (s *server) searchable(ctx context.Context, fresh Query, q projections.Query) error {
+	search, min := s.Views.Search(), eventstore.Position(fresh.MinPosition)
+	bounded, cancel := context.WithTimeout(ctx, time.Duration(fresh.Wait)*time.Second)
+	defer cancel()
+	err := search.Await(bounded, max(min, s.Views.Accounts().Position()), q.Fields)
+	if bounded.Err() == nil || ctx.Err() != nil {
+		return err
+	}
+	if p := search.Position(); p < min || p == 0 && search.Lag() > 0 {
+		return s.notFresh(p)
+	}
+	return nil
+}
+
+// searchPlace is what a cursor has in it.
+type searchPlace struct {
+	Sort       projections.Sort `json:"s"`
+	Descending bool             `json:"d"`
+	projections.Place
+}
+
+// places encrypts cursors: that of a list by name has a name in it, and they
+// end up in URLs. Its key is made of the ledger's own, so that a cursor holds
+// over a restart.
+func (s *server) places() cipher.AEAD {
+	block, err := aes.NewCipher([]byte(s.Keys.Claim("search cursor", "", "").Key))
+	if err != nil {
+		panic("httpapi: " + err.Error())
+	}
+	aead, err := cipher.NewGCMWithRandomNonce(block)
+	if err != nil {
+		panic("httpapi: " + err.Error())
+	}
+	return aead
+}
+
+func (s *server) sealPlace(q projections.Query, p projections.Place) (string, error) {
+	plain, err := json.Marshal(searchPlace{q.Sort, q.Descending, p})
+	return base64.RawURLEncoding.EncodeToString(s.places().Seal(nil, nil, plain, nil)), err
+}
+
+func (s *server) openPlace(q projections.Query, cursor string) (*projections.Place, error) {
+	var p searchPlace
+	sealed, err := base64.RawURLEncoding.DecodeString(cursor)
+	var plain []byte
+	if err == nil {
+		plain, err = s.places().Open(nil, nil, sealed, nil)
+	}
+	if err == nil {
+		err = json.Unmarshal(plain, &p)
+	}
+	if err != nil || p.Sort != q.Sort || p.Descending != q.Descending {
+		return nil, newProblem(domain.CodeInvalidCursor, "The cursor was not made by this list in this order.")
+	}
+	return &p.Place, nil
+}
