@@ -268,7 +268,9 @@ func (l *Ledger) loadAPIKeys(ctx context.Context) (*APIKeys, error) {
 
 // ChangeAPIKey asks cmd of the API keys. The events are durable when it
 // returns, and APIKeys knows of them. A refusal is an *Error.
-func (l *Ledger) ChangeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand) (APIKeysResult, error) {
+func (l *Ledger) ChangeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand) (result APIKeysResult, err error) {
+	start := time.Now()
+	defer func() { l.executed(cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
 	l.keying.Lock()
 	defer l.keying.Unlock()
 	for range tries {

@@ -167,7 +167,9 @@ func (l *Ledger) configAt(ctx context.Context, revision eventstore.Revision) (*C
 // Configure asks cmd of the configuration. The events are durable when it
 // returns. A refusal is an *Error. No command on an account is under way
 // while it decides and appends.
-func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (ConfigResult, error) {
+func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (result ConfigResult, err error) {
+	start := time.Now()
+	defer func() { l.executed(cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
 	for range tries {
 		seen, err := l.inspect(ctx, cmd)
 		if err != nil {

@@ -26,6 +26,9 @@ type Ledger struct {
 	census Census
 	cache  *otter.Cache[string, Account] // folded accounts; checked against the stream at every append
 
+	hits, misses atomic.Int64   // of cache
+	observe      func(Executed) // nil: nobody asks
+
 	// turns gives commands on one account their turn inside this process, so
 	// that they do not lose to one another again and again. Between processes
 	// the expected revision decides.
@@ -49,6 +52,10 @@ type LedgerConfig struct {
 	Census Census           // of the accounts in Log; without one, what depends on it is not to be asked
 	Cache  int              // accounts kept folded in memory; default 10,000
 	Now    func() time.Time // default time.Now
+
+	// Observe is told of each command when it is over, by whoever asked it:
+	// it must not wait for anything. Default: nobody is.
+	Observe func(Executed)
 }
 
 // NewLedger returns a Ledger.
@@ -60,7 +67,7 @@ func NewLedger(c LedgerConfig) *Ledger {
 		c.Now = time.Now
 	}
 	return &Ledger{
-		log: c.Log, codec: c.Codec, census: c.Census, now: c.Now, seed: maphash.MakeSeed(),
+		log: c.Log, codec: c.Codec, census: c.Census, now: c.Now, observe: c.Observe, seed: maphash.MakeSeed(),
 		cache: otter.Must(&otter.Options[string, Account]{MaximumSize: c.Cache}),
 	}
 }
@@ -98,7 +105,9 @@ const tries = 5
 // Execute asks cmd of the account sub. The events are durable when it
 // returns. A refusal is an *Error. The result is as the caller may see it.
 func (l *Ledger) Execute(ctx context.Context, r Request, sub string, cmd Command) (Result, error) {
+	start := time.Now()
 	result, err := l.execute(ctx, r, sub, cmd)
+	l.executed(cmd, start, len(result.Events) > 0 && !result.Repeated && !r.DryRun, err)
 	if err != nil || r.Admin {
 		return result, err
 	}
@@ -360,8 +369,10 @@ func refusal(cmd Command, err error) error {
 // Account returns the account as its stream says, created or not.
 func (l *Ledger) Account(ctx context.Context, sub string) (Account, error) {
 	if a, ok := l.cache.GetIfPresent(sub); ok {
+		l.hits.Add(1)
 		return a, nil
 	}
+	l.misses.Add(1)
 	a := NewAccount(sub)
 	for x, err := range l.History(ctx, sub, 0) {
 		if err != nil {

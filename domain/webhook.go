@@ -449,7 +449,9 @@ func (l *Ledger) Webhook(ctx context.Context, id string) (Webhook, error) {
 // ExecuteWebhook asks cmd of the endpoint id. The position is that of the
 // last event it caused, 0 if it changed nothing. What was executed before is
 // not executed again; the endpoint is then as it is now.
-func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, eventstore.Position, error) {
+func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (w Webhook, last eventstore.Position, err error) {
+	start := time.Now()
+	defer func() { l.executed(cmd, start, last > 0, err) }()
 	for range tries {
 		w, entries, repeated, err := l.decideWebhook(ctx, r, id, cmd)
 		if err != nil || repeated {

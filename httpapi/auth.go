@@ -97,7 +97,7 @@ type knownCredential struct {
 	used  *atomic.Int64 // as it is written down, Unix seconds; 0: never
 }
 
-// Why access was refused, as it is logged and counted.
+// Why access was refused, as it is logged and counted: Refusals.
 const (
 	refusedNoKey   = "no-key"   // no Authorization header of the form Bearer alk_..., or with a token
 	refusedUnknown = "unknown"  // no such credential, or no more
@@ -236,14 +236,8 @@ func (a *authenticator) lastUsed(ctx context.Context, id string) (time.Time, err
 	return time.Parse(time.RFC3339, string(text))
 }
 
-// newRefusals counts refused access by reason. The map is never changed.
-func newRefusals() map[string]*atomic.Int64 {
-	counts := map[string]*atomic.Int64{}
-	for _, reason := range []string{refusedNoKey, refusedUnknown, refusedSecret, refusedExpired, refusedToken, refusedScope} {
-		counts[reason] = new(atomic.Int64)
-	}
-	return counts
-}
+// Refusals are the reasons for which access is refused.
+var Refusals = []string{refusedNoKey, refusedUnknown, refusedSecret, refusedExpired, refusedToken, refusedScope}
 
 // admit lets a caller with the scope in, so many times, and notes in c who it
 // is.
@@ -286,6 +280,6 @@ func (s *server) recognize(ctx context.Context, c *call, need scope, authorizati
 // refuse logs and counts a refusal of access. What was sent as a key is not
 // logged, not even its id: it may be a secret in the wrong place.
 func (s *server) refuse(ctx context.Context, c *call, reason string) {
-	s.refused[reason].Add(1)
+	s.Refused(reason)
 	s.Logger.WarnContext(ctx, "access refused", "reason", reason, "route", c.route, "actor", c.actor.ID, "request", c.id)
 }

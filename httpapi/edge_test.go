@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -197,7 +198,7 @@ func TestPages(t *testing.T) {
 	t.Parallel()
 	l := start(t)
 	for path, want := range map[string]string{"/healthz": `{"status":"ok"}`, "/readyz": `{"status":"ready"}`, "/docs": "/docs/docs.js",
-		"/docs/docs.js": "openapi.json", "/docs/style.css": "font", "/metrics": "accountledger_access_refused_total"} {
+		"/docs/docs.js": "openapi.json", "/docs/style.css": "font"} {
 		r := l.want(t, 200, "GET", path, "", "Authorization: ")
 		if !strings.Contains(string(r.body), want) {
 			t.Errorf("%s does not have %q: %s", path, want, r.body)
@@ -212,7 +213,11 @@ func TestPages(t *testing.T) {
 // and with a key that has every scope but the one it needs.
 func TestAccess(t *testing.T) {
 	t.Parallel()
-	l := start(t)
+	refusals := map[string]int{}
+	var mu sync.Mutex
+	l := start(t, func(c *Config) {
+		c.Refused = func(reason string) { mu.Lock(); refusals[reason]++; mu.Unlock() }
+	})
 	var all []scope
 	for _, row := range scopeTable {
 		if row.scope != scopeAdmin {
@@ -258,13 +263,59 @@ func TestAccess(t *testing.T) {
 		l.refused(t, codeUnauthorized, "GET", "/v1/projections", "", "Authorization: "+authorization)
 	}
 	l.want(t, 200, "GET", "/v1/projections", "", "Authorization: bearer "+l.admin)
-	metrics := string(l.want(t, 200, "GET", "/metrics", "").body)
+	mu.Lock()
+	defer mu.Unlock()
 	for reason, n := range map[string]int{refusedNoKey: operations + 9, refusedUnknown: 1, refusedSecret: 1, refusedScope: operations} {
-		line := fmt.Sprintf("accountledger_access_refused_total{reason=%q} ", reason)
-		_, rest, _ := strings.Cut(metrics, line)
-		count, _, _ := strings.Cut(rest, "\n")
-		if got, _ := strconv.Atoi(count); got < n {
-			t.Errorf("%s%d, want at least %d", line, got, n)
+		if refusals[reason] < n {
+			t.Errorf("%d refusals for %s, want at least %d", refusals[reason], reason, n)
+		}
+	}
+	for reason := range refusals {
+		if !slices.Contains(Refusals, reason) {
+			t.Errorf("a refusal for %q, which is in no list", reason)
+		}
+	}
+}
+
+// TestMetrics: the figures are for who has the scope, and each request is told
+// of by its pattern.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	l := start(t)
+	l.refused(t, codeNotFound, "GET", "/metrics", "")
+
+	answered := make(chan Answered, 64)
+	l = start(t, func(c *Config) {
+		c.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "figures") })
+		c.Observe = func(a Answered) { answered <- a }
+	})
+	watcher := l.key(t, "watcher", scopeMetricsRead)
+	if r := l.want(t, 200, "GET", "/metrics", "", bearer(watcher)); string(r.body) != "figures" {
+		t.Errorf("/metrics is answered with %s", r.body)
+	}
+	l.refused(t, codeUnauthorized, "GET", "/metrics", "", "Authorization: ")
+	l.refused(t, codeForbidden, "GET", "/metrics", "", bearer(l.key(t, "reader", scopeAccountsRead)))
+	l.refused(t, codeForbidden, "GET", "/v1/projections", "", bearer(watcher))
+	sub := l.create(t, "ada@example.com")
+	l.want(t, 200, "GET", "/v1/accounts/"+sub, "")
+	l.refused(t, codeNotFound, "GET", "/v1/nowhere/"+sub, "")
+	l.refused(t, codeNotFound, "GET", "/"+sub, "")
+	l.refused(t, codeMethodNotAllowed, "DELETE", "/v1/accounts", "")
+	want := []Answered{{"GET", "/openapi.json", 200, 0}, {"GET", "/metrics", 200, 0}, {"GET", "/metrics", 401, 0}, {"GET", "/metrics", 403, 0}, {"GET", "/v1/projections", 403, 0},
+		{"POST", "/v1/accounts", 201, 0}, {"GET", "/v1/accounts/:sub", 200, 0}, {"GET", "", 404, 0}, {"GET", "", 404, 0}, {"DELETE", "/v1/accounts", 405, 0}}
+	counts := map[Answered]int{} // a client may ask again before its first answer is told of
+	for _, w := range want {
+		counts[w]++
+		a := <-answered
+		if a.Duration < 0 || a.Duration > time.Minute {
+			t.Errorf("%s %s took %v", a.Method, a.Route, a.Duration)
+		}
+		a.Duration = 0
+		counts[a]--
+	}
+	for a, n := range counts {
+		if n != 0 {
+			t.Errorf("%+v: %d are missing", a, n)
 		}
 	}
 }

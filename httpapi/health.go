@@ -1,10 +1,7 @@
 package httpapi
 
 import (
-	"fmt"
-	"maps"
 	"net/http"
-	"slices"
 
 	"accountledger/eventstore"
 )
@@ -40,16 +37,17 @@ func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 	w.Write([]byte(`{"status":"ready"}`))
 }
 
-// metrics are the figures of this API in the text format of Prometheus.
-func (s *server) metrics(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	fmt.Fprintf(w, "# HELP accountledger_access_refused_total Requests whose caller was not let in, by reason.\n# TYPE accountledger_access_refused_total counter\n")
-	for _, reason := range slices.Sorted(maps.Keys(s.refused)) {
-		fmt.Fprintf(w, "accountledger_access_refused_total{reason=%q} %d\n", reason, s.refused[reason].Load())
+// metrics answers with the figures of the ledger who may see them: how many
+// accounts there are and what happens to them is nobody else's business.
+func (s *server) metrics(w http.ResponseWriter, r *http.Request) {
+	c := callOf(r.Context())
+	err := s.admit(r.Context(), c, scopeMetricsRead, r.Header.Get("Authorization"))
+	if err == nil && s.Metrics == nil {
+		err = newProblem(codeNotFound, "There is no resource at this address.")
 	}
-	accounts := s.Views.Accounts()
-	fmt.Fprintf(w, "# HELP accountledger_account_view_position Position of the log that the account view has applied.\n# TYPE accountledger_account_view_position gauge\n")
-	fmt.Fprintf(w, "accountledger_account_view_position %d\n", accounts.Position())
-	fmt.Fprintf(w, "# HELP accountledger_account_view_lag Events of the log that the account view has not applied.\n# TYPE accountledger_account_view_lag gauge\n")
-	fmt.Fprintf(w, "accountledger_account_view_lag %d\n", accounts.Lag())
+	if err != nil {
+		writeProblem(w, s.problem(r.Context(), c, err))
+		return
+	}
+	s.Metrics.ServeHTTP(w, r)
 }

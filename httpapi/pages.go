@@ -55,9 +55,9 @@ func (s *server) pages() map[string]http.Handler {
 }
 
 // keyless answers who needs no key, so many times an address. Whoever watches
-// over the server is not held up.
+// over the server is not held up, and the metrics need a key.
 func (s *server) keyless(path string, next http.Handler) http.Handler {
-	if path == "/healthz" || path == "/readyz" {
+	if path == "/healthz" || path == "/readyz" || path == "/metrics" {
 		return next
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

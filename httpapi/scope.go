@@ -20,6 +20,7 @@ const (
 	scopeLoginsWrite   scope = "logins:write"
 	scopeConfigRead    scope = "config:read"
 	scopeConfigWrite   scope = "config:write"
+	scopeMetricsRead   scope = "metrics:read"
 	scopeKeysRead      scope = "keys:read"
 	scopeKeysWrite     scope = "keys:write"
 	scopeAdmin         scope = "ledger:admin"
@@ -44,6 +45,7 @@ var scopeTable = []scopeRow{
 	{scopeLoginsWrite, "ask whether somebody may log in, and record it"},
 	{scopeConfigRead, "the configuration"},
 	{scopeConfigWrite, "change the configuration, rebuild projections"},
+	{scopeMetricsRead, "the figures at /metrics"},
 	{scopeKeysRead, "list API keys, never their secrets"},
 	{scopeKeysWrite, "make API keys with scopes of one's own, change and revoke API keys"},
 	{scopeAdmin, "everything, also what later versions add"},

@@ -87,15 +87,32 @@ type Config struct {
 	TrustedProxies   []netip.Prefix // whose X-Forwarded-For is believed; default nobody's
 	CORSOrigins      []string       // whose pages may call this API from a browser, * for all; default none
 
+	// Metrics answers at /metrics who has the scope for it. Default: nothing
+	// is there.
+	Metrics http.Handler
+	// Observe is told of each request when it is answered, by whoever answers
+	// it: it must not wait for anything. Default: nobody is.
+	Observe func(Answered)
+	// Refused is told of each refusal of access, why: one of Refusals. It must
+	// not wait for anything. Default: nobody is.
+	Refused func(reason string)
+
 	Heartbeat time.Duration    // of streams; default 15 s
 	Now       func() time.Time // default time.Now
+}
+
+// Answered is a request that was answered. Nothing in it is the client's.
+type Answered struct {
+	Method   string // "other" for one that HTTP does not have
+	Route    string // pattern of the path; "" where there is no such resource
+	Status   int
+	Duration time.Duration // until the answer's end; of a stream, until its end
 }
 
 // server is the API at work.
 type server struct {
 	Config
 	auth     authenticator
-	refused  map[string]*atomic.Int64 // access, by reason
 	rebuilds rebuilds
 	epoch    atomic.Pointer[string] // see feed.go
 	awaited  atomic.Int64           // see health.go
@@ -135,6 +152,12 @@ func New(c Config) http.Handler {
 	if c.ImportLimit == 0 {
 		c.ImportLimit = 16 << 30
 	}
+	if c.Observe == nil {
+		c.Observe = func(Answered) {}
+	}
+	if c.Refused == nil {
+		c.Refused = func(string) {}
+	}
 	if c.Heartbeat == 0 {
 		c.Heartbeat = defaultHeartbeat
 	}
@@ -146,7 +169,6 @@ func New(c Config) http.Handler {
 		tokens: newTokens(c.Issuer, c.Keys, c.Now, c.Logger)}
 	s.byCaller, s.byAddress = newLimiter("caller", c.RateLimit, c.Now), newLimiter("address", c.AddressRateLimit, c.Now)
 	s.address = clientAddress(c.TrustedProxies)
-	s.refused = newRefusals()
 	s.rebuilds.last = map[string]*rebuildState{}
 	s.awaited.Store(-1)
 	s.exports = make(chan struct{}, maxExports)
@@ -241,9 +263,11 @@ func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
 		if err := s.guarded(next, ec, c); err != nil {
 			ec.Error(err)
 		}
+		a := Answered{Method: knownMethod(r.Method, "other"), Route: c.route, Status: ec.Response().Status, Duration: s.Now().Sub(start)}
+		s.Observe(a)
 		if s.Logger.Enabled(ctx, slog.LevelDebug) {
-			s.Logger.DebugContext(ctx, "request", "method", r.Method, "route", c.route, "status", ec.Response().Status,
-				"duration", s.Now().Sub(start), "actor", c.actor.ID, "request", c.id)
+			s.Logger.DebugContext(ctx, "request", "method", a.Method, "route", a.Route, "status", a.Status,
+				"duration", a.Duration, "actor", c.actor.ID, "request", c.id)
 		}
 		return nil
 	}
@@ -312,7 +336,7 @@ func (s *server) writeError(err error, ec echo.Context) {
 	if e, ok := errors.AsType[*echo.HTTPError](err); ok {
 		switch e.Code {
 		case http.StatusMethodNotAllowed:
-			err = newProblem(codeMethodNotAllowed, "The resource does not know the method %s.", knownMethod(c.r.Method))
+			err = newProblem(codeMethodNotAllowed, "The resource does not know the method %s.", knownMethod(c.r.Method, "asked for"))
 		case http.StatusNotFound:
 			err = newProblem(codeNotFound, "There is no resource at this address.")
 		}
@@ -321,12 +345,13 @@ func (s *server) writeError(err error, ec echo.Context) {
 	writeProblem(ec.Response(), p)
 }
 
-func knownMethod(method string) string {
+// knownMethod is the method if it is HTTP's, or else what stands for the others.
+func knownMethod(method, other string) string {
 	switch method {
 	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT":
 		return method
 	}
-	return "asked for"
+	return other
 }
 
 func writeProblem(w http.ResponseWriter, p *problem) {

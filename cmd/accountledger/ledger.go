@@ -34,6 +34,7 @@ type ledger struct {
 	schedules *scheduler.Scheduler
 	erasures  *erasure.Eraser
 	exports   *scheduledExports // nil: none
+	metrics   *metrics
 	lock      *os.File
 	work      chan func(context.Context) // for run to start
 }
@@ -41,7 +42,7 @@ type ledger struct {
 // openLedger opens the ledger in c.Data, or makes one there. It fails with
 // sqlite.ErrLocked if another process has it.
 func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, err error) {
-	l := &ledger{dir: directory(c.Data), work: make(chan func(context.Context), 16)}
+	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), work: make(chan func(context.Context), 16)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())
@@ -65,7 +66,7 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 	if err := syncDir(c.Data); err != nil {
 		return nil, err
 	}
-	if l.log, err = sqlite.Open(ctx, sqlite.Config{Dir: c.Data, Signer: id.signer}); err != nil {
+	if l.log, err = sqlite.Open(ctx, sqlite.Config{Dir: c.Data, Signer: id.signer, Observe: l.metrics.committed}); err != nil {
 		return nil, err
 	}
 	if err := l.dir.complete(id.vkey); err != nil {
@@ -81,15 +82,15 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 	if l.exports, err = exportsOf(c, l.views, logger); err != nil {
 		return nil, err
 	}
-	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec, Census: l.views.Census()})
-	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger})
+	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec, Census: l.views.Census(), Observe: l.metrics.executed})
+	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger, Observe: l.metrics.scheduled})
 	public, err := c.publicURL()
 	if err != nil {
 		return nil, err
 	}
 	l.hooks, err = webhooks.Open(ctx, webhooks.Config{
 		Path: l.dir.path(deliveryFile), Log: l.log, Codec: l.codec, Ledger: l.ledger, Keys: l.keys,
-		Allow: c.WebhookAllow, PublicURL: public, UserAgent: "accountledger/" + version(), Logger: logger,
+		Allow: c.WebhookAllow, PublicURL: public, UserAgent: "accountledger/" + version(), Logger: logger, Observe: l.metrics.attempted,
 	})
 	if err != nil {
 		return nil, err
@@ -97,7 +98,7 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 	l.erasures = erasure.New(erasure.Config{
 		Ledger: l.ledger, Log: l.log, Keys: l.keys, Views: l.views, Webhooks: l.hooks, Logger: logger,
 	})
-	return l, nil
+	return l, l.metrics.watch(ctx, l)
 }
 
 // run keeps the views up to date, delivers webhooks, executes schedules and

@@ -242,14 +242,15 @@ func waitFor(grace context.Context, loops *errgroup.Group, logger *slog.Logger) 
 func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
 	closing, begin := context.WithCancel(context.Background())
 	server := &http.Server{
-		Handler: httpapi.New(httpapi.Config{
+		Handler: l.metrics.counted(httpapi.New(httpapi.Config{
 			Ledger: l.ledger, Views: l.views, Webhooks: l.hooks, Log: l.log, Codec: l.codec, Keys: l.keys,
 			Erasure: l.erasures, Logger: logger, Version: version(), Background: l.background, DeletionGrace: c.DeletionGrace,
 			Closing: closing, ImportDir: l.dir.path(importsDir), MappingDir: c.ImportMappings,
 			Issuer: httpapi.Issuer{URL: c.OIDCIssuer, Audience: c.OIDCAudience, ScopeClaim: c.OIDCScopeClaim,
 				Algorithms: c.OIDCAlgorithms, ClockSkew: c.OIDCClockSkew},
 			RateLimit: c.RateLimit, AddressRateLimit: c.AddressLimit, TrustedProxies: c.TrustedProxies, CORSOrigins: c.CORSOrigins,
-		}),
+			Metrics: l.metrics.handler(logger), Observe: l.metrics.answered, Refused: l.metrics.refused,
+		})),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,

@@ -27,6 +27,7 @@ type request struct {
 	commit eventstore.Commit
 	hashes []tlog.Hash // SHA-256 of the sealed parts, in the order of the events
 	bytes  int
+	came   time.Time // into the queue
 
 	state   atomic.Int32 // of the three below; whoever moves it off queued owns the outcome
 	receipt eventstore.Receipt
@@ -44,7 +45,7 @@ const (
 // parts, and copies the bytes, which the log's tail keeps after the caller has
 // them back.
 func newRequest(c eventstore.Commit) *request {
-	r := &request{commit: c, done: make(chan struct{})}
+	r := &request{commit: c, came: time.Now(), done: make(chan struct{})}
 	r.commit.Writes = make([]eventstore.Write, len(c.Writes))
 	for i, w := range c.Writes {
 		events := make([]eventstore.Event, len(w.Events))
@@ -152,6 +153,7 @@ func (w *writer) commit(publish func([]eventstore.Recorded)) {
 	if len(w.batch) == 0 {
 		return
 	}
+	start := time.Now()
 	err := w.transact(func() error {
 		for _, r := range w.batch {
 			if err := w.apply(r); err != nil {
@@ -163,6 +165,7 @@ func (w *writer) commit(publish func([]eventstore.Recorded)) {
 		}
 		return nil
 	})
+	took := time.Since(start)
 	if err == nil {
 		publish(w.fresh)
 	}
@@ -174,6 +177,24 @@ func (w *writer) commit(publish func([]eventstore.Recorded)) {
 		}
 		close(r.done)
 	}
+	if w.observe != nil {
+		w.observe(w.transaction(start, took, err))
+	}
+}
+
+// transaction is what the batch came to.
+func (w *writer) transaction(start time.Time, took time.Duration, err error) Transaction {
+	t := Transaction{Appends: len(w.batch), Waited: start.Sub(w.batch[0].came), Took: took, Err: err}
+	if err != nil {
+		return t
+	}
+	t.Events = len(w.fresh)
+	for _, r := range w.batch {
+		if r.err != nil {
+			t.Refused++
+		}
+	}
+	return t
 }
 
 // transact runs f in a transaction that extends w.next, a copy of w.state,

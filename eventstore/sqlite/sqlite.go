@@ -46,6 +46,20 @@ type Config struct {
 	CheckpointInterval time.Duration
 	// Now is the clock that stamps events; nil means time.Now.
 	Now func() time.Time
+	// Observe is told of each transaction that appends, once its callers have
+	// been answered. The next transaction waits for it. nil: nobody is.
+	Observe func(Transaction)
+}
+
+// Transaction is what one transaction of the log did, for whoever watches over
+// it.
+type Transaction struct {
+	Appends int           // that shared it
+	Refused int           // of these, for a conflict or a claim
+	Events  int           // appended
+	Waited  time.Duration // what the first of the appends waited in the queue
+	Took    time.Duration // from its beginning until it was durable
+	Err     error         // why nothing of it was stored
 }
 
 // Store is the log, open for appending. It is an eventstore.Store.

@@ -27,6 +27,7 @@ type writer struct {
 	signer   note.Signer
 	interval time.Duration
 	now      func() time.Time
+	observe  func(Transaction)
 
 	// The rest is run's alone.
 
@@ -110,7 +111,7 @@ func (h *heads) put(stream string, at head) {
 func newWriter(db *conn, c Config) (*writer, error) {
 	w := &writer{
 		queue: make(chan *request, queueLength), erasing: make(chan erasure), closing: make(chan struct{}), ended: make(chan struct{}),
-		signer: c.Signer, interval: c.CheckpointInterval, now: c.Now, db: db,
+		signer: c.Signer, interval: c.CheckpointInterval, now: c.Now, observe: c.Observe, db: db,
 	}
 	err := db.keep(map[**stmt]string{
 		&w.begin:        `BEGIN IMMEDIATE`,

@@ -26,7 +26,24 @@ type Config struct {
 
 	Now   func() time.Time                     // the ledger's clock; default time.Now
 	After func(time.Duration) <-chan time.Time // default time.After
+
+	// Observe is told of each schedule whose turn has come, by several
+	// goroutines at once; they wait for it. Default: nobody is.
+	Observe func(Execution)
 }
+
+// Execution is what came of one schedule that was due.
+type Execution struct {
+	Outcome string        // one of those below
+	Late    time.Duration // after its due time
+}
+
+// What came of a schedule.
+const (
+	OutcomeExecuted = "executed" // the log has its mark; whether its effect was refused is in there
+	OutcomeVain     = "vain"     // others were faster, or the account has ended
+	OutcomeFailed   = "failed"   // it is tried again
+)
 
 // Scheduler executes schedules. Make it with New.
 type Scheduler struct{ Config }
@@ -41,6 +58,9 @@ func New(c Config) *Scheduler {
 	}
 	if c.After == nil {
 		c.After = time.After
+	}
+	if c.Observe == nil {
+		c.Observe = func(Execution) {}
 	}
 	return &Scheduler{c}
 }
@@ -144,6 +164,7 @@ func (s *Scheduler) execute(ctx context.Context, due []projections.Due) (int, er
 		group.Go(func() error {
 			request := domain.Request{Meta: domain.Metadata{Actor: actor}}
 			result, err := s.Ledger.Execute(groupCtx, request, d.Sub, domain.ExecuteSchedule{ScheduleID: d.ScheduleID, DueTime: d.Time})
+			s.Observe(Execution{outcome(result, err), s.Now().Sub(d.Time)})
 			if code := domain.CodeOf(err); code != "" {
 				// The account has ended, or others were faster: not worth holding up the rest.
 				s.Logger.InfoContext(ctx, "schedule not executed", "sub", d.Sub, "schedule", d.ScheduleID, "code", code)
@@ -164,4 +185,15 @@ func (s *Scheduler) execute(ctx context.Context, due []projections.Due) (int, er
 		return int(effects.Load()), err
 	}
 	return int(effects.Load()), s.Views.Await(ctx, projections.SchedulesView, eventstore.Position(last.Load()))
+}
+
+// outcome is what came of asking the ledger.
+func outcome(result domain.Result, err error) string {
+	switch {
+	case err != nil && domain.CodeOf(err) == "":
+		return OutcomeFailed
+	case err != nil || len(result.Events) == 0:
+		return OutcomeVain
+	}
+	return OutcomeExecuted
 }

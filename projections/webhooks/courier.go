@@ -21,6 +21,8 @@ type courier struct {
 	target *target
 	form   form
 	now    func() time.Time
+
+	observe func(Attempted)
 }
 
 // courier sets up the requests to an endpoint.
@@ -42,7 +44,8 @@ func (w *Webhooks) courier(ctx context.Context, conf domain.Webhook) (*courier, 
 		return nil, err
 	}
 	t.signers = signers
-	return &courier{conf: conf, log: w.c.Log, opener: opener{w.c.Codec, w.c.Ledger}, target: t, form: w.form(conf), now: w.c.Now}, nil
+	return &courier{conf: conf, log: w.c.Log, opener: opener{w.c.Codec, w.c.Ledger}, target: t, form: w.form(conf), now: w.c.Now,
+		observe: w.c.Observe}, nil
 }
 
 // close closes the connections kept for the next request.
@@ -91,8 +94,20 @@ type sending struct {
 	part int
 }
 
-// attempt makes one request. What goes wrong before there is one is ours.
+// attempt makes one request, and tells the observer.
 func (s *courier) attempt(all []sending, header http.Header) []result {
+	results := s.request(all, header)
+	for _, r := range results {
+		if r.scope <= internal {
+			s.observe(Attempted{WebhookID: s.conf.WebhookID, Outcome: outcomes[r.scope], Duration: r.duration,
+				Age: r.time.Add(r.duration).Sub(r.rec.Time), InTurn: !r.byHand})
+		}
+	}
+	return results
+}
+
+// request makes it. What goes wrong before there is one is ours.
+func (s *courier) request(all []sending, header http.Header) []result {
 	start := s.now()
 	results := make([]result, len(all))
 	var posted []int // of results

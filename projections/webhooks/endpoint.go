@@ -54,6 +54,7 @@ type endpoint struct {
 	lanes  lanes
 
 	flight     int // requests and lane readings under way
+	readings   int // of these
 	laneFlight int
 	waiting    int // deliveries in turns
 	bytes      int

@@ -94,7 +94,7 @@ func (w *Webhooks) recordAt(ctx context.Context, p eventstore.Position) (eventst
 
 // again sends one of an event's public events, out of turn.
 func (s *courier) again(rec eventstore.Recorded, part int, header http.Header) result {
-	d := &delivery{slot: newSlot(rec)}
+	d := &delivery{slot: newSlot(rec), byHand: true}
 	messages, err := d.open(s.opener, s.now())
 	if err != nil {
 		return result{delivery: d, outcome: outcome{scope: internal, err: err}}

@@ -208,6 +208,7 @@ func (e *endpoint) launchLane(now time.Time, allowed int) bool {
 		return true
 	}
 	e.flight++
+	e.readings++
 	from, owed := l.revision, l.owed
 	go func() { e.reads <- e.readLane(context.Background(), l, from, owed) }()
 	return true
@@ -330,6 +331,7 @@ func (e *endpoint) continueLane(l *lane) {
 // nothing has come meanwhile, the lane is closed.
 func (e *endpoint) handleRead(r laneRead) {
 	e.flight--
+	e.readings--
 	e.laneFlight--
 	l := r.lane
 	switch {

@@ -18,6 +18,7 @@ type delivery struct {
 	era    int      // of the endpoint's memory, see endpoint.forget
 	flying bool     // a request is under way
 	alone  bool     // not in a batch with others: one of them was refused
+	byHand bool     // out of turn, because somebody asked for it
 }
 
 // oneTurn is the key of all deliveries where their order is the log's.

@@ -32,6 +32,7 @@
 //	guard.go     which addresses are connected to
 //	hand.go      what is sent by hand; replay.go much of it; probe.go what only tries an endpoint out
 //	health.go    what the ledger is told of deliveries, by report.go
+//	figures.go   what whoever watches over the ledger is told
 //	auth.go      what else shows a receiver who is sending; pace.go how fast
 //	vault.go     an endpoint's secrets; key.go those it is signed with
 //	store.go     delivery.db
@@ -73,6 +74,10 @@ type Config struct {
 	Schedule     []time.Duration  // waits between the attempts of one event; default DefaultSchedule
 	InFlight     int              // requests at once per endpoint; default 64
 	KeepAttempts int              // attempts remembered per endpoint, for at most 30 days; default 10,000
+
+	// Observe is told of each attempt when it is over, by many goroutines at
+	// once; the delivery waits for it. Default: nobody is.
+	Observe func(Attempted)
 }
 
 const attemptAge = 30 * 24 * time.Hour
@@ -125,6 +130,9 @@ func Open(ctx context.Context, c Config) (*Webhooks, error) {
 	}
 	if c.Schedule == nil {
 		c.Schedule = DefaultSchedule
+	}
+	if c.Observe == nil {
+		c.Observe = func(Attempted) {}
 	}
 	s, err := openStore(ctx, c.Path, int64(c.KeepAttempts))
 	if err != nil {

@@ -1,0 +1,122 @@
+package webhooks
+
+import (
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"accountledger/domain"
+)
+
+// Row 120: what can be watched of the deliveries, while they go well, while an
+// account's events are refused, while the endpoint is down, and while it is
+// not delivered to.
+func TestFigures(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		attempts := map[string]int{}
+		var latency time.Duration
+		status, bad := 200, 200
+		r := &receiver{delay: func() time.Duration { return 250 * time.Millisecond }}
+		r.answer = func(g got, _ int) (int, http.Header) {
+			if g.Sub == "bad" {
+				return bad, nil
+			}
+			return status, nil
+		}
+		w := newWorld(t, Config{Observe: func(a Attempted) {
+			mu.Lock()
+			defer mu.Unlock()
+			attempts[a.WebhookID+" "+a.Outcome]++
+			if a.Outcome == OutcomeDelivered && a.InTurn {
+				latency = max(latency, a.Age)
+			}
+			if a.Duration < 250*time.Millisecond {
+				t.Errorf("an attempt took %s, want what the receiver takes", a.Duration)
+			}
+		}})
+		w.transport = r
+		w.hook("crm", "https://crm.example/hook")
+		look := func(want Figures) {
+			t.Helper()
+			all, err := w.hooks.Figures(t.Context())
+			if err != nil || len(all) != 1 {
+				t.Fatalf("Figures = %v, %v", all, err)
+			}
+			if diff := cmp.Diff(want, all[0]); diff != "" {
+				t.Errorf("figures (-want +got):\n%s", diff)
+			}
+		}
+		w.account("ada")
+		w.touch("ada", 2)
+		look(Figures{WebhookID: "crm", State: domain.WebhookEnabled, Backlog: 4, Oldest: 1}) // nobody delivers yet
+		w.run()
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		look(Figures{WebhookID: "crm", State: domain.WebhookEnabled, Backlog: 3, Oldest: 2, InFlight: 1, Duplicates: 1})
+		w.settled("crm")
+		time.Sleep(2 * time.Second) // written
+		look(Figures{WebhookID: "crm", State: domain.WebhookEnabled})
+		if latency < 750*time.Millisecond || latency > 2*time.Second || attempts["crm delivered"] != 3 {
+			t.Errorf("latency %s after %v, want that of three in a row", latency, attempts)
+		}
+
+		bad = 400
+		w.account("bad")
+		first := w.head()
+		w.touch("ada", 1)
+		time.Sleep(2 * time.Second)
+		look(Figures{WebhookID: "crm", State: domain.WebhookEnabled, Lanes: 1, Oldest: first})
+
+		status = 503
+		w.touch("ada", 1)
+		time.Sleep(2 * time.Second)
+		look(Figures{WebhookID: "crm", State: domain.WebhookEnabled, Lanes: 1, Oldest: first, Backlog: 1, BreakerOpen: true})
+		if diff := cmp.Diff(map[string]int{"crm delivered": 4, "crm refused": 1, "crm unavailable": 1}, attempts); diff != "" {
+			t.Errorf("attempts (-want +got):\n%s", diff)
+		}
+
+		// The same is read from the file when nobody delivers.
+		w.stopDelivery()
+		look(Figures{WebhookID: "crm", State: domain.WebhookEnabled, Lanes: 1, Oldest: first, Backlog: 1, BreakerOpen: true})
+
+		// What was given up.
+		w.run()
+		time.Sleep(100 * time.Hour)
+		status = 200
+		time.Sleep(48 * time.Hour)
+		all, err := w.hooks.Figures(t.Context())
+		if err != nil || all[0].DeadLetters != 1 || all[0].BreakerOpen {
+			t.Errorf("Figures = %+v, %v; want one event given up", all, err)
+		}
+		w.stop()
+	})
+}
+
+// What is sent by hand counts as an attempt and says nothing of the latency.
+func TestAttemptedByHand(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var told []Attempted
+		w := newWorld(t, Config{Observe: func(a Attempted) { mu.Lock(); told = append(told, a); mu.Unlock() }})
+		w.transport = &receiver{}
+		w.hook("crm", "https://crm.example/hook")
+		w.run()
+		w.account("ada")
+		w.settled("crm")
+		id := w.deliveries("crm")[0].EventID
+		if _, err := w.hooks.Resend(t.Context(), "crm", id); err != nil {
+			t.Fatal(err)
+		}
+		if len(told) != 2 || !told[0].InTurn || told[1].InTurn || told[1].Outcome != OutcomeDelivered {
+			t.Errorf("told of %+v, want an attempt in turn and one by hand", told)
+		}
+		w.stop()
+	})
+}
