@@ -15,25 +15,25 @@ import (
 
 // searchLimits is how much a query looks at.
 type searchLimits struct {
-	// gathered is how many accounts a filter may have for all of them to be
-	// looked at. Of filters that all have more, one is walked along, or all
-	// accounts are.
-	gathered int64
-	walked   int64 // accounts that are looked at on the way
-	counted  int64 // accounts that are looked at to count those that pass several filters
+	// sorted is how many ids of candidates are put in order at most, gathered
+	// how many accounts are read to put them in another order.
+	sorted, gathered int64
+	walked           int64 // accounts that are looked at on the way
+	counted          int64 // accounts that are looked at to count those that pass several filters
 }
 
 // defaultLimits keep the worst query on a million accounts near 20 ms.
-var defaultLimits = searchLimits{gathered: 2000, walked: 5000, counted: 1000}
+var defaultLimits = searchLimits{sorted: 10_000, gathered: 1000, walked: 4000, counted: 300}
 
 // finder answers one query in one transaction.
 //
-// Its plan is one of three. The filter with the fewest accounts, if they are
-// few, is the driver: they are gathered, held against the other filters and
-// sorted. Otherwise, sorted by creation, the driver is a filter that is one
-// term, whose accounts are in that order and are walked along; or else all
-// accounts are walked along in the order asked for. The other filters are held
-// against each account's own row.
+// It goes along accounts in the order asked for, holds each, by its own row,
+// against the filters, and ends when the page is full. What it goes along is
+// the driver: the filter with the fewest accounts. Sorted by creation, those of
+// one term are in order, and those of other filters are put in order, unless
+// they are too many; then it goes along any one term, or else along all
+// accounts. Sorted otherwise, the driver's accounts are gathered, or if they
+// are too many it goes along all accounts.
 type finder struct {
 	tx                   *sql.Tx
 	q                    Query
@@ -41,8 +41,8 @@ type finder struct {
 	generation, accounts int64
 
 	filters []filter
+	rarest  *filter // one of filters, the accounts of which are few; nil: there is none
 	driver  *filter // one of filters; nil: all accounts
-	few     bool    // the driver's accounts are gathered
 
 	asked func(query string, args []any) // every statement; tests look at its plan
 }
@@ -58,8 +58,9 @@ type filter struct {
 	from       []any
 
 	term    string // to have this is all it asks; "": it asks otherwise
+	column  string // a period of this is all it asks; "": it asks otherwise
 	implies bool   // whoever passes is listed, or asked for although they are not
-	n       int64  // of candidates, gathered+1 for more
+	n       int64  // of candidates, as far as they were counted
 }
 
 // prepare makes the filters, counts their candidates and picks the driver.
@@ -67,31 +68,32 @@ func (x *finder) prepare(ctx context.Context) error {
 	if err := x.makeFilters(ctx); err != nil {
 		return err
 	}
+	most := x.limits.gathered
+	if x.q.Sort == SortCreated {
+		most = x.limits.sorted
+	}
 	for i := range x.filters {
 		f := &x.filters[i]
 		if f.candidates == "" {
 			continue
 		}
 		var err error
-		if f.n, err = x.number(ctx, `SELECT count(*) FROM (`+f.candidates+` LIMIT ?)`, slices.Concat(f.from, []any{x.limits.gathered + 1})...); err != nil {
+		if f.n, err = x.number(ctx, `SELECT count(*) FROM (`+f.candidates+` LIMIT ?)`, slices.Concat(f.from, []any{most + 1})...); err != nil {
 			return err
 		}
-		if x.driver == nil || f.n < x.driver.n {
-			x.driver = f
+		if f.n <= most && (x.rarest == nil || f.n < x.rarest.n) {
+			x.rarest = f
 		}
 	}
-	if x.driver == nil {
-		return nil
-	}
-	x.few = x.driver.n <= x.limits.gathered
-	if x.few {
-		return nil
-	}
-	// All have many. To walk along one helps if it is in the order asked for.
-	x.driver = nil
-	for i := range x.filters {
-		if f := &x.filters[i]; f.term != "" && x.q.Sort.column() == "id" {
-			x.driver = f
+	x.driver = x.rarest
+	switch {
+	case x.rarest != nil && x.rarest.column == x.q.Sort.column():
+		x.driver = nil // all accounts are in the order asked for, and the way is from one end of the period to the other
+	case x.rarest == nil && x.q.Sort == SortCreated:
+		for i := range x.filters {
+			if f := &x.filters[i]; f.term != "" {
+				x.driver = f
+			}
 		}
 	}
 	return nil
@@ -277,7 +279,7 @@ func (x *finder) periodFilter(column string, p Period) {
 	if !p.To.IsZero() {
 		to = ceilMicro(p.To)
 	}
-	f := filter{where: `(s.` + column + ` >= ? AND s.` + column + ` < ?)`, args: []any{from, to}}
+	f := filter{column: column, where: `(s.` + column + ` >= ? AND s.` + column + ` < ?)`, args: []any{from, to}}
 	if column != "created" {
 		f.candidates = `SELECT place AS account FROM search_# INDEXED BY search_` + column + `_# WHERE ` + column + ` >= ? AND ` + column + ` < ?`
 		f.from = f.args
@@ -294,14 +296,13 @@ func ceilMicro(t time.Time) int64 {
 	return us
 }
 
-// conditions are those that the driver leaves, as SQL that goes on after
-// others.
-func (x *finder) conditions() (where string, args []any) {
+// conditions are all but one filter's, as SQL that goes on after others.
+func (x *finder) conditions(but *filter) (where string, args []any) {
 	listed := false
 	for i := range x.filters {
 		f := &x.filters[i]
 		listed = listed || f.implies
-		if f != x.driver {
+		if f != but {
 			where += ` AND ` + f.where
 			args = append(args, f.args...)
 		}
@@ -355,9 +356,9 @@ func (x *finder) bounds() (lo, hi bound) {
 
 // page returns the subs of a page and where the next one begins.
 func (x *finder) page(ctx context.Context) (subs []string, next *Place, err error) {
-	column, lo, hi := x.q.Sort.column(), bound{}, bound{}
-	lo, hi = x.bounds()
-	where, args := x.conditions()
+	column := x.q.Sort.column()
+	lo, hi := x.bounds()
+	where, args := x.conditions(x.driver)
 	way := ` ASC`
 	if x.q.Descending {
 		way = ` DESC`
@@ -371,32 +372,31 @@ func (x *finder) page(ctx context.Context) (subs []string, next *Place, err erro
 		return `(` + key + `, ` + id + `) > (?, ?) AND (` + key + `, ` + id + `) < (?, ?)`, ` ORDER BY ` + key + way + `, ` + id + way,
 			[]any{lo.key, lo.id, hi.key, hi.id}
 	}
-	if x.few {
-		id := `s.id`
-		if column != "id" {
-			id = `s.place`
-		}
-		inside, order, ends := within(`s.`+column, id)
+	if x.driver != nil && column != "id" {
+		inside, order, ends := within(`s.`+column, `s.place`)
 		places, found, err := x.places(ctx, `SELECT s.sub, s.`+column+`, s.id FROM search_# s NOT INDEXED WHERE s.id IN (`+x.driver.candidates+`) AND `+inside+where+order+` LIMIT ?`,
 			slices.Concat(x.driver.from, ends, args, []any{x.q.Limit + 1})...)
 		subs, next = x.fit(found, places)
 		return subs, next, err
 	}
 	var along string // SQL for the accounts on the way
-	var ends []any
+	var from []any
 	switch {
+	case x.driver != nil && x.driver.term != "":
+		inside, order, ends := within("", `account`)
+		along, from = `SELECT account AS id, account AS key FROM terms_# WHERE term = ? AND `+inside+order, append([]any{x.driver.term}, ends...)
 	case x.driver != nil:
-		inside, order, e := within("", `account`)
-		along, ends = `SELECT account AS id, account AS key FROM terms_# WHERE term = ? AND `+inside+order, append([]any{x.driver.term}, e...)
+		inside, order, ends := within("", `id`)
+		along, from = `SELECT id, id AS key FROM search_# WHERE id IN (`+x.driver.candidates+`) AND `+inside+order, slices.Concat(x.driver.from, ends)
 	case column == "id":
-		inside, order, e := within("", `id`)
-		along, ends = `SELECT id, id AS key FROM search_# WHERE `+inside+order, e
+		inside, order, ends := within("", `id`)
+		along, from = `SELECT id, id AS key FROM search_# WHERE `+inside+order, ends
 	default:
-		inside, order, e := within(column, `place`)
-		along, ends = `SELECT place AS id, `+column+` AS key FROM search_# INDEXED BY search_`+column+`_# WHERE `+inside+order, e
+		inside, order, ends := within(column, `place`)
+		along, from = `SELECT place AS id, `+column+` AS key FROM search_# INDEXED BY search_`+column+`_# WHERE `+inside+order, ends
 	}
 	places, found, err := x.places(ctx, `SELECT s.sub, w.key, w.id FROM (`+along+` LIMIT ?) w CROSS JOIN search_# s ON s.id = w.id WHERE true`+where+` LIMIT ?`,
-		slices.Concat(ends, []any{x.limits.walked}, args, []any{x.q.Limit + 1})...)
+		slices.Concat(from, []any{x.limits.walked}, args, []any{x.q.Limit + 1})...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -404,7 +404,7 @@ func (x *finder) page(ctx context.Context) (subs []string, next *Place, err erro
 		return subs, next, nil
 	}
 	// The way has ended, or it is too long to go to its end at once.
-	last, _, err := x.places(ctx, `SELECT '', key, id FROM (`+along+` LIMIT 1 OFFSET ?)`, slices.Concat(ends, []any{x.limits.walked - 1})...)
+	last, _, err := x.places(ctx, `SELECT '', key, id FROM (`+along+` LIMIT 1 OFFSET ?)`, slices.Concat(from, []any{x.limits.walked - 1})...)
 	if err != nil || len(last) == 0 {
 		return subs, nil, err
 	}
@@ -445,15 +445,17 @@ func (x *finder) places(ctx context.Context, query string, args ...any) (places 
 // count says how many accounts there are, if that takes little, and otherwise
 // how many there are at most.
 func (x *finder) count(ctx context.Context) (n int64, exact bool, err error) {
-	where, args := x.conditions()
-	if x.few {
+	where, args := x.conditions(x.rarest)
+	if f := x.rarest; f != nil {
 		switch {
+		case where == "" && f.term != "":
+			return f.n, true, nil
 		case where == "":
-			n, err = x.number(ctx, `SELECT count(DISTINCT account) FROM (`+x.driver.candidates+`)`, x.driver.from...)
-		case x.driver.n > x.limits.counted:
-			return x.driver.n, false, nil
+			n, err = x.number(ctx, `SELECT count(DISTINCT account) FROM (`+f.candidates+`)`, f.from...)
+		case f.n > x.limits.counted:
+			return f.n, false, nil
 		default:
-			n, err = x.number(ctx, `SELECT count(*) FROM search_# s NOT INDEXED WHERE s.id IN (`+x.driver.candidates+`)`+where, slices.Concat(x.driver.from, args)...)
+			n, err = x.number(ctx, `SELECT count(*) FROM search_# s NOT INDEXED WHERE s.id IN (`+f.candidates+`)`+where, slices.Concat(f.from, args)...)
 		}
 		return n, err == nil, err
 	}
@@ -462,8 +464,6 @@ func (x *finder) count(ctx context.Context) (n int64, exact bool, err error) {
 	if err != nil || n > x.limits.counted {
 		return n, false, err
 	}
-	x.driver = nil
-	where, args = x.conditions()
 	n, err = x.number(ctx, `SELECT count(*) FROM search_# s NOT INDEXED WHERE true`+where, args...)
 	return n, err == nil, err
 }

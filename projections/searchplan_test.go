@@ -39,7 +39,9 @@ func TestSearchPlans(t *testing.T) {
 	stop() // nothing changes meanwhile
 	statements := map[string][]any{}
 	v.search.asked = func(query string, args []any) { statements[query] = args }
-	limits := []searchLimits{{gathered: -1, walked: 10, counted: 0}, {gathered: -1, walked: 10, counted: math.MaxInt32}, {gathered: 100, walked: 10, counted: 0}, {gathered: 100, walked: 10, counted: 100}}
+	limits := []searchLimits{
+		{sorted: -1, gathered: -1, walked: 10}, {sorted: -1, gathered: -1, walked: 10, counted: math.MaxInt32},
+		{sorted: 100, gathered: 100, walked: 10}, {sorted: 100, gathered: 100, walked: 10, counted: 100}}
 	rapid.Check(t, func(r *rapid.T) {
 		q := drawQuery(r, []time.Time{time.Unix(0, 0), time.Now()})
 		if rapid.Bool().Draw(r, "after") {

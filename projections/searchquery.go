@@ -165,22 +165,33 @@ func (s *Search) find(ctx context.Context, q Query) (found Found, err error) {
 // rows reads the accounts from the account view, which may know more than the
 // index: who has ended since is left out.
 func (x *finder) rows(ctx context.Context, subs []string) ([]AccountRow, error) {
-	get, err := x.tx.PrepareContext(ctx, fmt.Sprintf(getAccount, x.accounts))
+	if len(subs) == 0 {
+		return nil, nil
+	}
+	args := make([]any, len(subs))
+	for i, sub := range subs {
+		args[i] = sub
+	}
+	rows, err := x.tx.QueryContext(ctx, fmt.Sprintf(accountColumns+` WHERE a.sub IN (`+marks(len(subs))+`)`, x.accounts), args...)
 	if err != nil {
 		return nil, err
 	}
-	defer get.Close()
-	rows := make([]AccountRow, 0, len(subs))
-	for _, sub := range subs {
-		row, err := scanAccount(get.QueryRowContext(ctx, sub))
+	defer rows.Close()
+	found := make(map[string]AccountRow, len(subs))
+	for rows.Next() {
+		row, err := scanAccount(rows)
 		if err != nil {
 			return nil, err
 		}
-		if row.ErasedTime.IsZero() {
-			rows = append(rows, row)
+		found[row.Sub] = row
+	}
+	page := make([]AccountRow, 0, len(subs))
+	for _, sub := range subs {
+		if row, ok := found[sub]; ok && row.ErasedTime.IsZero() {
+			page = append(page, row)
 		}
 	}
-	return rows, nil
+	return page, rows.Err()
 }
 
 // identified are the ids of the accounts that the identifiers lead to.

@@ -17,6 +17,9 @@ import (
 type History struct {
 	Accounts, Events int
 	Interleaved      bool // the accounts' events lie in turns, not side by side
+
+	// Body is the event of an account at a revision; default the function Body.
+	Body func(account, revision int) (eventType string, clear, personal []byte)
 }
 
 // Write appends h to log as an importer would, in large commits. The events
@@ -36,6 +39,9 @@ func (h History) Write(t testing.TB, log eventstore.Store, keys *seal.Keys) {
 		}
 		streams[i] = stream{domain.NewID().String(), key, eventstore.NoStream}
 	}
+	if h.Body == nil {
+		h.Body = Body
+	}
 	per := h.Events / h.Accounts
 	var commit eventstore.Commit
 	for n := range per * h.Accounts {
@@ -45,7 +51,7 @@ func (h History) Write(t testing.TB, log eventstore.Store, keys *seal.Keys) {
 		}
 		s := &streams[i]
 		s.revision++
-		eventType, clear, personal := Body(i, int(s.revision))
+		eventType, clear, personal := h.Body(i, int(s.revision))
 		e := eventstore.Event{ID: uuid.Must(uuid.NewV7()), Type: eventType, Actor: "import:bench", KeyID: s.key, Clear: clear}
 		var err error
 		e.Sealed, err = keys.Seal(s.key, seal.Context{EventID: e.ID, Stream: domain.AccountStream(s.sub), Revision: s.revision, Type: eventType}, personal)
