@@ -236,3 +236,23 @@ func TestBackup(t *testing.T) {
 	}
 	c.Close()
 }
+
+// TestOlderFile holds that a file without a view that programs have by now can
+// be read.
+func TestOlderFile(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	v := f.open(t)
+	if _, err := v.write.Exec(`DELETE FROM views WHERE name = ?`, SearchView); err != nil {
+		t.Fatal(err)
+	}
+	v.Close()
+	r, err := OpenReader(t.Context(), f.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if status, err := r.Status(t.Context()); err != nil || len(status) != 4 || status[3].Name != SearchView || status[3].Position != 0 {
+		t.Errorf("Status = %+v, %v", status, err)
+	}
+}

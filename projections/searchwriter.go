@@ -45,12 +45,17 @@ var errWaits = errors.New("projections: the account waits in the account view")
 
 func (s *Search) writer(ctx context.Context, generation int64) (writer, error) {
 	w := &searchWriter{search: s, generation: generation, touched: map[string]bool{}}
+	closing, err := s.views.prepare(ctx, generation, w.statements())
+	return writer{apply: w.apply, flush: w.flush, end: w.end, close: closing, bulk: w.bulk}, err
+}
+
+func (w *searchWriter) statements() map[**sql.Stmt]string {
 	const (
 		put = `INSERT INTO search_%[1]d (id, sub, listed, created, updated, login, name, terms, place) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
 			SET listed = excluded.listed, updated = excluded.updated, login = excluded.login, name = excluded.name, terms = excluded.terms`
 		add = `INSERT INTO terms_%[1]d (term, account) VALUES (?, ?)`
 	)
-	closing, err := s.views.prepare(ctx, generation, map[**sql.Stmt]string{
+	return map[**sql.Stmt]string{
 		&w.load:     `SELECT sub, listed, updated, login, name, terms FROM search_%[1]d WHERE id = ?`,
 		&w.remove:   `DELETE FROM terms_%[1]d WHERE term = ? AND account = ?`,
 		&w.field:    `INSERT INTO searchable_%[1]d (field, type) VALUES (?, ?)`,
@@ -58,8 +63,7 @@ func (s *Search) writer(ctx context.Context, generation int64) (writer, error) {
 		&w.put.many: manyRows(put),
 		&w.add.one:  add,
 		&w.add.many: manyRows(add),
-	})
-	return writer{apply: w.apply, flush: w.flush, end: w.end, close: closing, bulk: w.bulk}, err
+	}
 }
 
 // indexedFields are the custom fields that a generation indexes.

@@ -246,6 +246,10 @@ func (v *Views) Status(ctx context.Context) ([]Status, error) {
 		err := tx.QueryRowContext(ctx, `SELECT generation, position,
 			(SELECT max(position) FROM views WHERE name = v.name AND state = 'rebuilding')
 			FROM views v WHERE name = ? AND state = 'live'`, w.name).Scan(&generation, &s.Position, &rebuilt)
+		if errors.Is(err, sql.ErrNoRows) && v.write == nil {
+			all = append(all, s) // the file is of an older program; the next one that writes makes the view
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("projections: status of %s: %w", w.name, err)
 		}

@@ -43,7 +43,7 @@ func rebuildCommand() *cobra.Command {
 until the two are switched. Where a server has the data directory, ask it with
 --server URL; the key is read from <data>/admin.key or --admin-key-file.`,
 		Args:      cobra.MaximumNArgs(1),
-		ValidArgs: []string{projections.AccountsView},
+		ValidArgs: []string{projections.AccountsView, projections.SearchView},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := loadConfig(cmd)
 			if err != nil {
@@ -53,7 +53,7 @@ until the two are switched. Where a server has the data directory, ask it with
 			if len(args) > 0 {
 				view = args[0]
 			}
-			if err := oneOf("view", view, projections.AccountsView); err != nil {
+			if err := oneOf("view", view, projections.AccountsView, projections.SearchView); err != nil {
 				return err
 			}
 			ctx, stop := interruptible(cmd.Context())

@@ -130,15 +130,15 @@ func mail(sub string) string { return sub + ".zebra@example.com" }
 func (r running) create(t *testing.T, sub string) {
 	t.Helper()
 	r.do(t, sub, domain.CreateAccount{Origin: domain.OriginCreated, Identities: []domain.NewIdentity{
-		{IdentityID: "i-" + sub, Provider: domain.ProviderSelf, Profile: domain.Profile{Email: mail(sub)}}}})
+		{IdentityID: "i-" + sub, Provider: domain.ProviderSelf, Profile: domain.Profile{Email: mail(sub), GivenName: "Ünïque" + sub}}}})
 }
 
 // secrets are byte strings that must be in no file once an account is erased:
-// its address, what is sealed under its key in any of these streams, and its
-// wrapped key. Each is in a file now.
+// its address, its name as only the search index has it, what is sealed under
+// its key in any of these streams, and its wrapped key. Each is in a file now.
 func (w *world) secrets(t *testing.T, r running, sub string, streams ...string) map[string][]byte {
 	t.Helper()
-	all := map[string][]byte{"address": []byte(mail(sub))}
+	all := map[string][]byte{"address": []byte(mail(sub)), "search term": []byte("n=unique" + sub)}
 	var key eventstore.KeyID
 	for _, s := range append([]string{sub}, streams...) {
 		for rec, err := range r.log.ReadStream(t.Context(), domain.AccountStream(s), 0) {
@@ -159,7 +159,9 @@ func (w *world) secrets(t *testing.T, r running, sub string, streams ...string) 
 	all["wrapped key"] = wrapped
 	a, err := r.Account(t.Context(), sub)
 	check(t, err)
-	check(t, r.views.Await(t.Context(), projections.AccountsView, a.Position))
+	for _, view := range []string{projections.AccountsView, projections.SearchView} {
+		check(t, r.views.Await(t.Context(), view, a.Position))
+	}
 	for name := range all {
 		if files := w.holding(t, all[name]); len(files) == 0 {
 			t.Fatalf("%s of %s is in no file yet, so its absence would show nothing", name, sub)
