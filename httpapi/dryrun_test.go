@@ -62,6 +62,7 @@ var writes = []struct {
 // their own either, and why.
 var changesNothing = map[string]string{
 	"lookup":            "asks; in a body, to keep the identifier out of logs",
+	"searchAccounts":    "asks, as lookup does",
 	"previewMerge":      "is the dry run of mergeAccount",
 	"importAccounts":    "is as many commands as it has rows, and tells what came of each",
 	"cancelImport":      "ends a job and leaves the log alone",

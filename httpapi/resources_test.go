@@ -478,7 +478,7 @@ func TestCursors(t *testing.T) {
 	job := l.want(t, 201, "POST", "/v1/imports", rows, header).text(t, "importId")
 	document := description(t)
 	lists := map[string]bool{}
-	for _, path := range []string{"/v1/events", "/v1/imports/" + job + "/rows", "/v1/accounts/" + sub + "/events", "/v1/fields/tier/non-conforming", "/v1/webhooks/" + webhook + "/deliveries",
+	for _, path := range []string{"/v1/accounts", "/v1/events", "/v1/imports/" + job + "/rows", "/v1/accounts/" + sub + "/events", "/v1/fields/tier/non-conforming", "/v1/webhooks/" + webhook + "/deliveries",
 		"/v1/accounts/" + sub + "/disclosures", "/v1/webhooks/" + webhook + "/lanes"} {
 		lists[operationAt(document, "GET", path).OperationID] = true
 		for _, cursor := range []string{"x", "-1", "1.2x", "99999999999999999999", strings.Repeat("1", 300)} {
