@@ -17,6 +17,10 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"accountledger/domain"
+	"accountledger/eventstore/sqlite"
+	"accountledger/httpapi"
 )
 
 // scraped are the metrics of a server, by name.
@@ -214,5 +218,16 @@ func heldToTable(t *testing.T, s scraped) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(left)) {
 		t.Errorf("%s was not scraped", name)
+	}
+}
+
+// BenchmarkHooks is what a creation pays for being counted: as a request, a
+// command and a transaction of its own.
+func BenchmarkHooks(b *testing.B) {
+	m := newMetrics()
+	for b.Loop() {
+		m.committed(sqlite.Transaction{Appends: 1, Events: 1, Took: time.Millisecond})
+		m.executed(domain.Executed{Command: "CreateAccount", Outcome: domain.OutcomeChanged, Duration: time.Millisecond})
+		m.answered(httpapi.Answered{Method: "POST", Route: "/v1/accounts", Status: http.StatusCreated, Duration: time.Millisecond})
 	}
 }

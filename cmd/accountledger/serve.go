@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -79,7 +80,7 @@ keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 			return serve(cmd.Context(), c, logger, cmd.OutOrStdout(), reload)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "tls-cert", "tls-key",
+	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "debug-listen", "tls-cert", "tls-key",
 		"oidc-issuer", "oidc-audience", "oidc-scope-claim", "oidc-algorithms", "oidc-clock-skew", "rate-limit", "address-rate-limit", "trusted-proxies", "cors-origins",
 		"webhook-allow", "public-url", "deletion-grace",
 		"import-mappings", "export-dir", "export-every", "export-format", "export-keep", "shutdown-grace", "log-format", "log-level")
@@ -138,6 +139,13 @@ func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, 
 		listener = tls.NewListener(listener, tlsCertificate.tlsConfig())
 	}
 	server := newServer(c, l, logger)
+	if c.DebugListen != "" {
+		stop, err := serveDebug(ctx, c.DebugListen, l.metrics, logger)
+		if err != nil {
+			return errors.Join(err, listener.Close())
+		}
+		defer stop()
+	}
 
 	// The loops outlive the requests, which wait for them.
 	loopsCtx, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
@@ -282,7 +290,7 @@ func checkServe(c config) error {
 			}
 		}
 	}
-	return checkListen(c)
+	return cmp.Or(checkDebugListen(c), checkListen(c))
 }
 
 // checkListen refuses to serve other machines in clear.

@@ -36,6 +36,7 @@ type config struct {
 
 	Listen         string         `koanf:"listen" default:"127.0.0.1:8080" usage:"address to serve on; port 0 takes a free one"`
 	InsecureListen bool           `koanf:"insecure-listen" usage:"serve other machines too, without TLS: behind a proxy that has it"`
+	DebugListen    string         `koanf:"debug-listen" usage:"address of this machine, like 127.0.0.1:9090, to serve /metrics and /debug/pprof on without a key; by default there is none"`
 	TLSCert        string         `koanf:"tls-cert" usage:"file with the certificate to serve with, and its chain, in PEM; a changed file is served to new connections"`
 	TLSKey         string         `koanf:"tls-key" usage:"file with the certificate's private key, in PEM"`
 	OIDCIssuer     string         `koanf:"oidc-issuer" usage:"URL of the OpenID provider whose bearer tokens are accepted besides API keys"`
