@@ -226,6 +226,27 @@ func TestSearchKilled(t *testing.T) {
 	}
 }
 
+// TestSearchAwaited holds that who awaits the index does not wait for its rest
+// to end, whether they come before it or during it.
+func TestSearchAwaited(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	v := f.open(t)
+	v.search.view.pause = time.Hour
+	run(t, v)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for range 20 {
+		a := f.create(t, domain.NewID().String()+"@example.org")
+		if err := v.Search().Await(ctx, a.Position, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := found(t, v, Query{Email: a.Identities[0].Email}); !slices.Equal(got, []string{a.Sub}) {
+			t.Fatalf("found %v, want what was awaited", got)
+		}
+	}
+}
+
 // TestSearchIDs holds that accounts whose ids collide have rows of their own,
 // in one batch and in several, and keep them.
 func TestSearchIDs(t *testing.T) {
