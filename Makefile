@@ -12,12 +12,16 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # No -trimpath and no tags anywhere: each set of flags compiles SQLite anew.
 
-.PHONY: check build run demo test race fuzz bench golden receivers fmt vet staticcheck vuln clean
+.PHONY: check build man run demo test race fuzz bench golden receivers fmt vet staticcheck vuln clean
 
 check: fmt vet staticcheck test
 
 build:
 	$(GO) build -ldflags "-X main.linkedVersion=$(VERSION)" -o bin/accountledger ./cmd/accountledger
+
+# The manual pages, into man.
+man: build
+	bin/accountledger man --dir man
 
 run: build
 	bin/accountledger serve --data ./data
@@ -50,7 +54,7 @@ receivers:
 
 # Rewrite the golden files, to be looked at as a diff.
 golden:
-	$(GO) test ./domain ./projections ./httpapi -update
+	$(GO) test ./domain ./projections ./httpapi ./cmd/accountledger -update
 
 fmt:
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }

@@ -51,6 +51,15 @@ var scopeTable = []scopeRow{
 	{scopeAdmin, "everything, also what later versions add"},
 }
 
+// Scopes are the names of all scopes.
+func Scopes() []string {
+	names := make([]string, len(scopeTable))
+	for i, row := range scopeTable {
+		names[i] = string(row.scope)
+	}
+	return names
+}
+
 // known reports whether there is a scope of this name.
 func (s scope) known() bool {
 	return slices.ContainsFunc(scopeTable, func(row scopeRow) bool { return row.scope == s })

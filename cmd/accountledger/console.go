@@ -1,11 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -24,11 +30,12 @@ type console struct {
 }
 
 func newConsole(cmd *cobra.Command, c config) console {
-	out := console{out: cmd.OutOrStdout(), err: cmd.ErrOrStderr(), json: c.JSON}
-	if f, ok := out.err.(*os.File); ok {
-		out.tty = term.IsTerminal(int(f.Fd()))
-	}
-	return out
+	return console{out: cmd.OutOrStdout(), err: cmd.ErrOrStderr(), json: c.JSON, tty: isTerminal(cmd.ErrOrStderr())}
+}
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // logger tells on standard error what a command's user should know.
@@ -40,6 +47,13 @@ func (c console) logger() *slog.Logger {
 func (c console) printf(format string, args ...any) {
 	if !c.json {
 		fmt.Fprintf(c.out, format, args...)
+	}
+}
+
+// note tells people something about what was printed; with --json it is silent.
+func (c console) note(format string, args ...any) {
+	if !c.json {
+		fmt.Fprintf(c.err, format+"\n", args...)
 	}
 }
 
@@ -71,7 +85,11 @@ func (c console) table(header []any, rows [][]any) {
 	t.SuppressTrailingSpaces()
 	t.AppendHeader(header)
 	for _, row := range rows {
-		t.AppendRow(row)
+		cells := make(table.Row, len(row))
+		for i, v := range row {
+			cells[i] = cell(v)
+		}
+		t.AppendRow(cells)
 	}
 	fmt.Fprintln(c.out, t.Render())
 }
@@ -135,4 +153,55 @@ func (p *progress) report(done, total int64) {
 		return
 	}
 	fmt.Fprintf(p.err, "%s: %d of %d\n", p.what, done, total)
+}
+
+// raw prints JSON as it came, on a line.
+func (c console) raw(text []byte) error {
+	_, err := fmt.Fprintf(c.out, "%s\n", bytes.TrimRight(text, "\n"))
+	return err
+}
+
+// properties prints names and values, without those that are empty.
+func (c console) properties(pairs ...any) {
+	for i := 0; i < len(pairs); i += 2 {
+		if v := fmt.Sprint(cell(pairs[i+1])); v != "" {
+			c.printf("%-14s %s\n", pairs[i], v)
+		}
+	}
+}
+
+// cell is a value as a table shows it.
+func cell(v any) any {
+	switch v := v.(type) {
+	case string:
+		return printable(v)
+	case time.Time:
+		if v.IsZero() {
+			return ""
+		}
+		return v.UTC().Format(time.RFC3339)
+	case fmt.Stringer:
+		return printable(v.String())
+	}
+	if reflect.ValueOf(v).Kind() == reflect.String {
+		return printable(reflect.ValueOf(v).String())
+	}
+	return v
+}
+
+// printable is text with nothing in it that a terminal would obey: what people
+// have put into their accounts is shown to operators. Escaped are control and
+// formatting characters, but not those that scripts join letters with.
+func printable(text string, but ...rune) string {
+	const joiner, nonJoiner = '\u200d', '\u200c'
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsPrint(r) || r == joiner || r == nonJoiner || slices.Contains(but, r) {
+			b.WriteRune(r)
+			continue
+		}
+		quoted := strconv.QuoteRune(r)
+		b.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return b.String()
 }

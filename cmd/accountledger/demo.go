@@ -39,8 +39,8 @@ imports 208 invented people, serves them, registers a webhook and receives it,
 links an identity, suspends and restores an account, merges a second account into
 it and takes that back, records a consent, lets a reminder fire, erases the second
 account, shows what was delivered and the history, verifies the log, and finds a
-byte that was changed in a copy. It is a test too: it ends with exit code 1 where anything is not as it
-should be. It listens on this machine only.`,
+byte that was changed in a copy. It is a test too: it ends with exit code 1 where
+anything is not as it should be. It listens on this machine only.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := loadConfig(cmd)
@@ -216,6 +216,7 @@ func (d *demonstration) follow(ctx context.Context, stdout io.Reader, receiver, 
 	if err != nil || d.config.Server == "" {
 		return fmt.Errorf("the server did not start: %q, %w", line, err)
 	}
+	d.config.KeyFile = directory(d.config.Data).path(adminKeyFile) // whatever the environment has
 	if d.client, err = newClient(d.config); err != nil {
 		return err
 	}

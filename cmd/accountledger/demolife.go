@@ -156,7 +156,7 @@ func (d *demonstration) purge(ctx context.Context) error {
 		"the account":     d.client.call(ctx, "GET", path, nil, nil),
 		"its identifiers": func() error { _, err := d.lookup(ctx, demoWork); return err }(),
 	} {
-		if refused, ok := errors.AsType[*refusal](err); !ok || !slices.Contains([]int{http.StatusGone, http.StatusNotFound}, refused.status) {
+		if refused, ok := errors.AsType[*refusal](err); !ok || !slices.Contains([]int{http.StatusGone, http.StatusNotFound}, refused.Status) {
 			return fmt.Errorf("%s should be gone: %v", what, err)
 		}
 	}

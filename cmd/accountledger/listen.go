@@ -41,10 +41,11 @@ func listenCommand() *cobra.Command {
 		Use:   "listen",
 		Short: "Receive webhooks, verify and print them",
 		Long: `Receive webhooks on this machine in any of their formats, verify their
-signatures as Standard Webhooks says, v1 and v1a, and print one line for each event: when it came, its type, account and sequence,
-and whether it is verified, or why not. Deliveries that come twice, and events
-of one account that come out of order or with a gap, are pointed out. Personal
-data is not printed, unless --show-body asks for it.
+signatures as Standard Webhooks says, v1 and v1a, and print one line for each
+event: when it came, its type, account and sequence, and whether it is verified,
+or why not. Deliveries that come twice, and events of one account that come out
+of order or with a gap, are pointed out. Personal data is not printed, unless
+--show-body asks for it.
 
 A verified delivery is answered with 204, another one with 401. Without a secret
 nothing is verified and everything answered with 204.

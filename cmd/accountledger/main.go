@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,13 +25,15 @@ func main() {
 
 // What the program ends with. Scripts rely on these, so they never change.
 const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
-	exitFaults = 3
-	exitLocked = 4
-	exitRows   = 5
-	exitDiffer = 6
+	exitOK       = 0
+	exitFailed   = 1
+	exitUsage    = 2
+	exitFaults   = 3
+	exitLocked   = 4
+	exitRows     = 5
+	exitDiffer   = 6
+	exitRefused  = 7
+	exitNoAnswer = 8
 )
 
 // exitCodes says what each exit code means, in the order help shows them.
@@ -45,6 +48,8 @@ var exitCodes = []struct {
 	{exitLocked, "another process has the data directory"},
 	{exitRows, "import: some rows were refused, the others are in"},
 	{exitDiffer, "reconcile: accounts differ"},
+	{exitRefused, "a server refused; the code of the refusal is on standard error"},
+	{exitNoAnswer, "a server cannot be reached, or did not answer"},
 }
 
 // exitError ends the program with a code of its own.
@@ -73,6 +78,12 @@ func exitCode(err error) int {
 	}
 	if e, ok := errors.AsType[*exitError](err); ok {
 		return e.code
+	}
+	if _, ok := errors.AsType[*refusal](err); ok {
+		return exitRefused
+	}
+	if _, ok := errors.AsType[*noAnswer](err); ok {
+		return exitNoAnswer
 	}
 	if errors.Is(err, sqlite.ErrLocked) {
 		return exitLocked
@@ -109,34 +120,49 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			message := fmt.Sprintf("there is no command %q", args[0])
-			if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
-				message += "; did you mean " + strings.Join(similar, ", ") + "?"
-			}
-			return usagef("%s", message)
-		},
+		RunE:          choose,
 	}
-	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	addSettings(root.PersistentFlags(), "config", "json")
-	root.AddCommand(
-		serveCommand(), importCommand(), exportCommand(), reconcileCommand(), eventsCommand(), viewsCommand(), verifyCommand(),
-		checkCommand(), backupCommand(), listenCommand(), demoCommand(), adminKeyCommand(), settingsCommand(), versionCommand(),
-	)
+	for _, group := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"Run a ledger, and look after its data directory:", []*cobra.Command{serveCommand(), importCommand(), exportCommand(), reconcileCommand(),
+			eventsCommand(), viewsCommand(), verifyCommand(), checkCommand(), backupCommand(), adminKeyCommand()}},
+		{"Ask a running server:", []*cobra.Command{accountsCommand(), webhooksCommand(), keysCommand()}},
+		{"Other commands:", []*cobra.Command{listenCommand(), demoCommand(), settingsCommand(), manCommand(), versionCommand()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
+		for _, command := range group.commands {
+			command.GroupID = group.title
+			root.AddCommand(command)
+		}
+	}
 	wrapArgs(root)
 	return root
 }
 
-// wrapArgs gives what cobra says about a command's arguments the exit code of
-// a wrong call.
+// choose is what a command does that only has commands under it: it shows them,
+// and refuses what is none of them.
+func choose(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return cmd.Help()
+	}
+	message := fmt.Sprintf("there is no command %q", args[0])
+	cmd.SuggestionsMinimumDistance = 2
+	if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
+		message += "; did you mean " + strings.Join(similar, ", ") + "?"
+	}
+	return usagef("%s", message)
+}
+
+// wrapArgs gives what cobra says about a command's arguments and flags the exit
+// code of a wrong call.
 func wrapArgs(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
+			if err := cmp.Or(check(c, args), c.ValidateRequiredFlags(), c.ValidateFlagGroups()); err != nil {
 				return &exitError{exitUsage, err}
 			}
 			return nil

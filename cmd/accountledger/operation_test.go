@@ -13,7 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-var update = flag.Bool("update", false, "rewrite the tables of docs/operation.md")
+var update = flag.Bool("update", false, "rewrite what the program writes of the pages in docs, and transcripts")
 
 // operationTables are the tables of docs/operation.md that the program writes.
 var operationTables = map[string]func() string{

@@ -60,8 +60,10 @@ type config struct {
 	LogFormat      string         `koanf:"log-format" default:"text" usage:"text or json"`
 	LogLevel       slog.Level     `koanf:"log-level" default:"info" usage:"debug, info, warn or error"`
 
-	Server       string `koanf:"server" usage:"URL of the running server, to ask it instead of opening the data directory"`
-	AdminKeyFile string `koanf:"admin-key-file" usage:"file with the API key for --server; default <data>/admin.key"`
+	Server         string `koanf:"server" usage:"URL of the running server, to ask it instead of opening the data directory"`
+	KeyFile        string `koanf:"key-file" usage:"file with the API key to ask the server with; without it the key is in ACCOUNTLEDGER_KEY or else in <data>/admin.key"`
+	CAFile         string `koanf:"ca-file" usage:"file with certificates, in PEM, that the server's is trusted by besides the system's"`
+	InsecureServer bool   `koanf:"insecure-server" usage:"send the API key in clear to a server on another machine"`
 }
 
 const (
@@ -223,7 +225,8 @@ func settingsCommand() *cobra.Command {
 		Long: `List all settings and the values in effect. Each can be given as a flag of the
 commands that use it, as an environment variable, or as a member of a YAML file
 (--config); the first of these that has it wins. The master key itself is never
-a setting but in ` + masterKeyEnv + ` or in a file.`,
+a setting but in ` + masterKeyEnv + ` or in a file, and so is an API key, in
+` + keyEnv + ` or in a file.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := loadConfig(cmd)

@@ -41,7 +41,7 @@ func rebuildCommand() *cobra.Command {
 		Short: "Make a view again from the log",
 		Long: `Make a view again from the log, beside the live one, which goes on answering
 until the two are switched. Where a server has the data directory, ask it with
---server URL; the key is read from <data>/admin.key or --admin-key-file.`,
+--server URL; the key is read from <data>/admin.key or --key-file.`,
 		Args:      cobra.MaximumNArgs(1),
 		ValidArgs: []string{projections.AccountsView, projections.SearchView},
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -69,7 +69,7 @@ until the two are switched. Where a server has the data directory, ask it with
 			return err
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file", "server", "admin-key-file")
+	addSettings(cmd.Flags(), append([]string{"data", "master-key-file"}, serverSettings...)...)
 	return cmd
 }
 

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/spf13/cobra"
+
+	"accountledger/domain"
+)
+
+func accountsCommand() *cobra.Command {
+	return serverCommand("accounts", "Get, find, create and change accounts",
+		`Get, find, create, change, merge and delete accounts of a running server.`,
+		accountsGetCommand(), accountsSearchCommand(), accountsCreateCommand(), accountsStatusCommand(), accountsHistoryCommand(),
+		accountsMergeCommand(), accountsUnmergeCommand(), accountsDeleteCommand(), accountsRestoreCommand(), accountsDeletionCommand())
+}
+
+// accountPath is where the account of this sub is.
+func accountPath(sub string, more string) string { return "/v1/accounts/" + url.PathEscape(sub) + more }
+
+func accountsGetCommand() *cobra.Command {
+	var revision int64
+	cmd := &cobra.Command{
+		Use:   "get SUB",
+		Short: "Show an account",
+		Long: `Show an account: its status, identities, identifiers, groups, consents, custom
+fields and schedules, as they are or as they were at a revision.`,
+		Args: cobra.ExactArgs(1),
+	}
+	cmd.Flags().Int64Var(&revision, "revision", -1, "show the account as it was at this revision")
+	return onServer(cmd, func(s *session, args []string) error {
+		r := get(accountPath(args[0], ""))
+		if revision >= 0 {
+			r.query = url.Values{"revision": {fmt.Sprint(revision)}}
+		}
+		return ask(s, r, s.out.account)
+	})
+}
+
+// account prints an account for people.
+func (c console) account(a domain.Account) {
+	c.properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "combined into", a.CombinedInto, "created", a.CreatedTime,
+		"updated", a.UpdatedTime, "last login", a.LastLoggedInTime, "by identity", a.LastUsedIdentity, "revision", int64(a.Revision))
+	var identities, identifiers, fields, groups, consents, schedules, combined [][]any
+	for _, i := range a.Identities {
+		from := i.From
+		if i.Secondary {
+			from += " (secondary)"
+		}
+		identities = append(identities, []any{i.IdentityID, i.Provider, i.ProviderUserID, personName(i.Profile), i.CreatedTime, from})
+	}
+	c.section([]any{"identity", "provider", "user id", "name", "since", "from"}, identities)
+	for _, u := range a.UserIDs {
+		identifiers = append(identifiers, []any{u.Type, u.Value, yes(u.Verified), u.Provider + u.FieldKey})
+	}
+	c.section([]any{"identifier", "value", "verified", "of"}, identifiers)
+	for _, key := range slices.Sorted(maps.Keys(a.CustomFields)) {
+		fields = append(fields, []any{key, string(a.CustomFields[key])})
+	}
+	c.section([]any{"custom field", "value"}, fields)
+	for _, g := range a.Groups {
+		groups = append(groups, []any{g.Path, g.GroupType, strings.Join(g.Roles, ", "), g.JoinedTime})
+	}
+	c.section([]any{"group", "type", "roles", "since"}, groups)
+	for _, d := range a.Consents {
+		consents = append(consents, []any{d.ConsentID, d.Version, d.Status, d.Time})
+	}
+	c.section([]any{"consent", "version", "decision", "at"}, consents)
+	for _, d := range a.Schedules {
+		schedules = append(schedules, []any{d.ScheduleID, d.Kind, d.TargetStatus, d.State, d.DueTime})
+	}
+	c.section([]any{"schedule", "kind", "to", "state", "due"}, schedules)
+	for _, o := range a.CombinedFrom {
+		combined = append(combined, []any{o.Sub, o.Status, o.CreatedTime, o.CombinedTime})
+	}
+	c.section([]any{"combined from", "was", "created", "combined"}, combined)
+}
+
+// section prints a table after an empty line, if there is anything in it.
+func (c console) section(header []any, rows [][]any) {
+	if len(rows) > 0 {
+		c.printf("\n")
+		c.table(header, rows)
+	}
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// personName is what a profile calls its person.
+func personName(p domain.Profile) string {
+	return strings.Join(strings.Fields(p.GivenName+" "+p.MiddleName+" "+p.FamilyName), " ")
+}
+
+func accountsCreateCommand() *cobra.Command {
+	var w writeFlags
+	cmd := &cobra.Command{
+		Use:   "create FILE",
+		Short: "Create an account",
+		Long: `Create an account from the JSON in FILE, or for - on standard input, as
+POST /v1/accounts takes it:
+
+  {"identities":[{"provider":"self","given_name":"Ada","email":"ada@example.com"}]}`,
+		Args: cobra.ExactArgs(1),
+	}
+	w.add(cmd.Flags())
+	return onServer(cmd, func(s *session, args []string) error {
+		body, err := s.read(args[0])
+		if err != nil {
+			return err
+		}
+		return write(s, &w, w.request("POST", "/v1/accounts", body), s.out.account)
+	})
+}
+
+func accountsStatusCommand() *cobra.Command {
+	var w writeFlags
+	var reason, reasonFile string
+	settable := []string{string(domain.StatusPending), string(domain.StatusVerified), string(domain.StatusDeclined)}
+	cmd := &cobra.Command{
+		Use:   "status SUB STATUS",
+		Short: "Set the status of an account",
+		Long: `Set the status of an account: ` + strings.Join(settable, ", ") + `. VERIFIED restores an
+account whose deletion is scheduled.`,
+		Args: cobra.ExactArgs(2),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return settable, cobra.ShellCompDirectiveNoFileComp
+			}
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	w.add(cmd.Flags())
+	cmd.Flags().StringVar(&reason, "reason", "", "why; it is personal data, and the shell's history has it then")
+	cmd.Flags().StringVar(&reasonFile, "reason-file", "", "file that says why, - for standard input")
+	cmd.MarkFlagsMutuallyExclusive("reason", "reason-file")
+	return onServer(cmd, func(s *session, args []string) error {
+		if reasonFile != "" {
+			text, err := s.read(reasonFile)
+			if err != nil {
+				return err
+			}
+			reason = strings.TrimSpace(string(text))
+		}
+		body, err := json.Marshal(struct {
+			UserStatus string `json:"userStatus"`
+			Reason     string `json:"reason,omitzero"`
+		}{args[1], reason})
+		if err != nil {
+			return err
+		}
+		return write(s, &w, w.request("PUT", accountPath(args[0], "/status"), body), func(a domain.Account) {
+			s.out.properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "updated", a.UpdatedTime, "revision", int64(a.Revision))
+		})
+	})
+}
+
+// historyPage is a page of an account's history.
+type historyPage struct {
+	Events []struct {
+		Revision int64          `json:"revision"`
+		Position int64          `json:"position"`
+		Time     time.Time      `json:"time"`
+		Type     string         `json:"type"`
+		Actor    domain.Actor   `json:"actor"`
+		Erased   bool           `json:"erased"`
+		Data     jsontext.Value `json:"data"`
+	} `json:"events"`
+	Next *string `json:"next"`
+}
+
+func accountsHistoryCommand() *cobra.Command {
+	var p pageFlags
+	cmd := &cobra.Command{
+		Use:   "history SUB",
+		Short: "Show what happened to an account",
+		Long: `Show every event of an account, oldest first: what happened, when, and who did
+it. The history of an erased account stays, without its personal data.`,
+		Args: cobra.ExactArgs(1),
+	}
+	p.add(cmd.Flags(), "events")
+	return onServer(cmd, func(s *session, args []string) error {
+		return pages(s, p, listed(accountPath(args[0], "/events"), nil), func(page historyPage) *string {
+			var rows [][]any
+			for _, e := range page.Events {
+				data := string(e.Data)
+				if e.Erased {
+					data += " erased"
+				}
+				rows = append(rows, []any{e.Revision, e.Position, e.Time, e.Type, e.Actor, data})
+			}
+			s.out.table([]any{"revision", "position", "time", "event", "actor", "data"}, rows)
+			return page.Next
+		})
+	})
+}

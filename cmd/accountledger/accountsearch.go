@@ -1,0 +1,207 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/spf13/cobra"
+
+	"accountledger/domain"
+	"accountledger/projections"
+)
+
+// searchFlags say what accounts to search for.
+type searchFlags struct {
+	texts      map[string]*string // by the member of the request
+	times      map[string]*timeValue
+	identifier [3]string // and its type and provider
+	fields     []string  // key=value
+	file       string
+}
+
+func (f *searchFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	f.texts, f.times = map[string]*string{}, map[string]*timeValue{}
+	text := func(member, usage string, values ...string) {
+		f.texts[member] = flags.String(member, "", usage)
+		if values != nil {
+			cmd.RegisterFlagCompletionFunc(member, complete(values...))
+		}
+	}
+	const personal = "; personal"
+	text("status", "accounts that have it", names(domain.Statuses)...)
+	text("group", "members of this group, or of one below it")
+	text("role", "accounts with this role: in the group, or in any")
+	text("provider", "accounts with an identity of this provider")
+	for _, of := range []struct{ member, name, what string }{
+		{"created", "created", "created"}, {"updated", "updated", "whose last event is"}, {"lastLogin", "last-login", "that logged in last"},
+	} {
+		for _, end := range []struct{ member, name, what string }{{"From", "-from", "then or later"}, {"To", "-to", "before"}} {
+			t := new(timeValue)
+			f.times[of.member+end.member] = t
+			timeFlag(flags, t, of.name+end.name, -1, "accounts "+of.what+" "+end.what)
+		}
+	}
+	text("q", "words that each begin a word of a name or an e-mail address"+personal)
+	text("name", "words that each begin a word of a name"+personal)
+	text("email", "beginning of an e-mail address"+personal)
+	flags.StringVar(&f.identifier[0], "identifier", "", "whole identifier: e-mail address, mobile number, username"+personal)
+	flags.StringVar(&f.identifier[1], "identifier-type", "", "what the identifier is: email, mobile_number, username, providerUserId or sub")
+	flags.StringVar(&f.identifier[2], "identifier-provider", "", "provider of an identifier that is a providerUserId")
+	cmd.RegisterFlagCompletionFunc("identifier-type", complete("email", "mobile_number", "username", "providerUserId", "sub"))
+	flags.StringArrayVar(&f.fields, "field", nil, `custom field as key=value, where value is JSON, like {"from":10}, or else text`+personal)
+	text("sort", "createdTime, updatedTime, lastLoggedInTime or name", names(projections.Sorts)...)
+	text("order", "asc or desc; by default the latest first, names from A to Z", "asc", "desc")
+	flags.StringVar(&f.file, "query-file", "", "file with the request as POST /v1/accounts/search takes it, - for standard input; flags are added to it")
+}
+
+// names are texts of any kind as strings.
+func names[S ~string](values []S) []string {
+	all := make([]string, len(values))
+	for i, v := range values {
+		all[i] = string(v)
+	}
+	return all
+}
+
+// query is the body of the request, without the page.
+func (f *searchFlags) query(s *session) (map[string]any, error) {
+	q := map[string]any{}
+	if f.file != "" {
+		text, err := s.read(f.file)
+		if err != nil {
+			return nil, err
+		}
+		var members map[string]jsontext.Value
+		if err := json.Unmarshal(text, &members); err != nil {
+			return nil, usagef("query-file: %s is not a JSON object", f.file) // the error might show what is in it
+		}
+		for name, value := range members {
+			q[name] = value
+		}
+	}
+	for member, value := range f.texts {
+		if *value != "" {
+			q[member] = *value
+		}
+	}
+	for member, value := range f.times {
+		if !value.IsZero() {
+			q[member] = value.Time
+		}
+	}
+	if f.identifier != [3]string{} {
+		identifier := map[string]string{"identifier": f.identifier[0]}
+		for i, member := range []string{"type", "provider"} {
+			if value := f.identifier[1+i]; value != "" {
+				identifier[member] = value
+			}
+		}
+		q["identifier"] = identifier
+	}
+	if len(f.fields) > 0 {
+		fields := map[string]any{}
+		for _, field := range f.fields {
+			key, value, ok := strings.Cut(field, "=")
+			if !ok {
+				return nil, usagef("field is to be key=value")
+			}
+			if fields[key] = value; jsontext.Value(value).IsValid() {
+				fields[key] = jsontext.Value(value)
+			}
+		}
+		q["customFields"] = fields
+	}
+	return q, nil
+}
+
+// foundPage is a page of accounts.
+type foundPage struct {
+	Accounts []domain.Account `json:"accounts"`
+	Count    struct {
+		Value int64 `json:"value"`
+		Exact bool  `json:"exact"`
+	} `json:"count"`
+	Next *string `json:"next"`
+}
+
+func accountsSearchCommand() *cobra.Command {
+	var f searchFlags
+	var p pageFlags
+	cmd := &cobra.Command{
+		Use:   "search",
+		Short: "List and search accounts",
+		Long: `List accounts, or search them: all that is given must hold. Without anything all
+accounts are listed, but for those that were combined into others.
+
+What is marked as personal ends up in the shell's history, and other processes
+can read it while the command runs. --query-file - takes it from standard input
+instead:
+
+  accountledger accounts search --query-file - <<< '{"q":"lovelace ada@ex"}'`,
+		Args: cobra.NoArgs,
+	}
+	f.add(cmd)
+	p.add(cmd.Flags(), "accounts")
+	return onServer(cmd, func(s *session, _ []string) error {
+		query, err := f.query(s)
+		if err != nil {
+			return err
+		}
+		if _, err := json.Marshal(query); err != nil {
+			return usagef("what is searched for is not text in UTF-8")
+		}
+		found := func(after string, limit int) request {
+			if after != "" {
+				query["after"] = after
+			}
+			if limit != 0 {
+				query["limit"] = limit
+			}
+			body, err := json.Marshal(query)
+			if err != nil {
+				panic("accounts search: " + err.Error()) // it was fine without a page
+			}
+			return request{method: "POST", path: "/v1/accounts/search", body: body, revision: -1, repeatable: true}
+		}
+		first := true
+		return pages(s, p, found, func(page foundPage) *string {
+			var rows [][]any
+			for _, a := range page.Accounts {
+				rows = append(rows, []any{a.Sub, a.Status, firstName(a), firstEmail(a), a.CreatedTime, a.LastLoggedInTime})
+			}
+			if len(rows) > 0 {
+				s.out.table([]any{"sub", "status", "name", "e-mail", "created", "last login"}, rows)
+			}
+			if first {
+				first = false
+				most := ""
+				if !page.Count.Exact {
+					most = "at most "
+				}
+				s.out.note("accounts: %s%d", most, page.Count.Value)
+			}
+			return page.Next
+		})
+	})
+}
+
+// firstName is the name that an account is listed under.
+func firstName(a domain.Account) string {
+	for _, i := range a.Identities {
+		if name := personName(i.Profile); name != "" {
+			return name
+		}
+	}
+	return ""
+}
+
+func firstEmail(a domain.Account) string {
+	for _, u := range a.UserIDs {
+		if u.Type == domain.KindEmail {
+			return u.Value
+		}
+	}
+	return ""
+}

@@ -1,0 +1,343 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// reference describes all commands.
+func reference() string {
+	var b strings.Builder
+	var describe func(*cobra.Command)
+	describe = func(cmd *cobra.Command) {
+		if cmd.HasParent() {
+			fmt.Fprintf(&b, "### %s\n\n%s\n\n```\n%s\n", cmd.CommandPath(), markdown(cmd.Long), cmd.UseLine())
+			if flags := cmd.NonInheritedFlags(); flags.HasAvailableFlags() {
+				b.WriteString("\n" + flags.FlagUsages())
+			}
+			b.WriteString("```\n\n")
+		}
+		for _, child := range cmd.Commands() {
+			if child.IsAvailableCommand() {
+				describe(child)
+			}
+		}
+	}
+	describe(newRoot())
+	return b.String()
+}
+
+var referencePlace = regexp.MustCompile(`(?s)<!-- commands -->\n.*<!-- /commands -->`)
+
+// TestReference holds the reference in docs/commands.md to the program. Rewrite
+// it with -update.
+func TestReference(t *testing.T) {
+	const page = "../../docs/commands.md"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !referencePlace.Match(text) {
+		t.Fatal("the page has no place for the reference")
+	}
+	is := referencePlace.ReplaceAllLiteral(text, []byte("<!-- commands -->\n"+reference()+"<!-- /commands -->"))
+	if *update {
+		if err := os.WriteFile(page, is, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	} else if !bytes.Equal(is, text) {
+		t.Errorf("%s is not as the program has it; run go test -update", page)
+	}
+	for _, command := range []string{"accounts merge", "webhooks replay", "keys create", "views rebuild"} {
+		if !strings.Contains(string(is), "### accountledger "+command+"\n") {
+			t.Errorf("the page has no %q", command)
+		}
+	}
+}
+
+// TestEveryCommandIsDescribed holds that each says what it does and what its
+// flags are for.
+func TestEveryCommandIsDescribed(t *testing.T) {
+	var look func(*cobra.Command)
+	look = func(cmd *cobra.Command) {
+		if cmd.Short == "" || cmd.Long == "" {
+			t.Errorf("%s lacks its short or long text", cmd.CommandPath())
+		}
+		if strings.HasSuffix(cmd.Short, ".") {
+			t.Errorf("the short text of %s is a phrase", cmd.CommandPath())
+		}
+		for _, line := range strings.Split(cmd.Long, "\n") {
+			if len([]rune(line)) > 100 {
+				t.Errorf("%s: a terminal is narrower than %q", cmd.CommandPath(), line)
+			}
+		}
+		for _, child := range cmd.Commands() {
+			look(child)
+		}
+	}
+	look(newRoot())
+}
+
+// TestManual writes the manual pages and looks at one.
+func TestManual(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if out := mustRun(t, "man", "--dir", dir); !strings.HasPrefix(out, "wrote ") {
+		t.Errorf("man says %q", out)
+	}
+	page, err := os.ReadFile(filepath.Join(dir, "accountledger-accounts-merge.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`.TH "ACCOUNTLEDGER-ACCOUNTS-MERGE"`, `\fB--yes\fP`, `\fB--dry-run\fP[=false]`, `<data>/admin.key`, `\fBaccountledger-accounts(1)\fP`} {
+		if !strings.Contains(string(page), want) {
+			t.Errorf("the page of accounts merge lacks %q:\n%s", want, page)
+		}
+	}
+	var look func(*cobra.Command)
+	look = func(cmd *cobra.Command) {
+		if _, err := os.Stat(filepath.Join(dir, strings.ReplaceAll(cmd.CommandPath(), " ", "-")+".1")); err != nil {
+			t.Errorf("there is no page of %s", cmd.CommandPath())
+		}
+		for _, child := range cmd.Commands() {
+			look(child)
+		}
+	}
+	look(newRoot())
+}
+
+// TestCompletion asks for what a shell would complete with.
+func TestCompletion(t *testing.T) {
+	t.Parallel()
+	p := startServer(t, filepath.Join(t.TempDir(), "data"), "--webhook-allow", "127.0.0.0/8")
+	_, text, err := p.do(t.Context(), "POST", "/v1/webhooks", `{"url":"http://127.0.0.1:9/hook?token=secret","events":["USER_*"]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var made webhookCreated
+	if err := understood(text, &made); err != nil {
+		t.Fatal(err)
+	}
+	keyFile := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(keyFile, []byte(p.key), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := []string{"--server", p.url, "--key-file", keyFile}
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string // a line of what is offered
+	}{
+		{"commands", []string{"acc"}, "accounts\tGet, find, create and change accounts"},
+		{"statuses", []string{"accounts", "status", "ada", ""}, "DECLINED"},
+		{"statuses to search for", []string{"accounts", "search", "--status", ""}, "COMBINED"},
+		{"sort orders", []string{"accounts", "search", "--sort", ""}, "lastLoggedInTime"},
+		{"scopes", []string{"keys", "create", "--scope", ""}, "audit:read"},
+		{"events", []string{"webhooks", "replay", "--event", ""}, "USER_CREATED"},
+		{"webhooks", slices.Concat([]string{"webhooks", "pause"}, server, []string{""}), made.WebhookID + "\t127.0.0.1:9"},
+		{"webhooks without a server", []string{"webhooks", "pause", ""}, ":4"},
+		{"webhooks of a server that is not there", []string{"webhooks", "pause", "--server", "http://127.0.0.1:1", "--key-file", keyFile, ""}, ":4"},
+	} {
+		code, stdout, stderr := accountledger(t, append([]string{"__complete"}, tt.args...)...)
+		if code != exitOK || !slices.Contains(strings.Split(stdout, "\n"), tt.want) {
+			t.Errorf("%s: exit code %d, offers\n%s%s, want %q", tt.name, code, stdout, stderr, tt.want)
+		}
+	}
+}
+
+// webhookCreated is what a test reads of a new webhook.
+type webhookCreated struct {
+	WebhookID string `json:"webhookId"`
+}
+
+// lossy is before a server and loses the answers to the first requests.
+type lossy struct {
+	*httptest.Server
+	asked atomic.Int64
+	lost  atomic.Int64 // how many are to be lost
+}
+
+func loseAnswers(t *testing.T, p *process, n int64) *lossy {
+	t.Helper()
+	target, err := url.Parse(p.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lossy{}
+	l.lost.Store(n)
+	l.Server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		l.asked.Add(1)
+		r.URL.Scheme, r.URL.Host, r.RequestURI = target.Scheme, target.Host, ""
+		response, err := p.client.Do(r)
+		if err != nil || l.lost.Add(-1) >= 0 {
+			panic(http.ErrAbortHandler)
+		}
+		defer response.Body.Close()
+		rw.WriteHeader(response.StatusCode)
+		io.Copy(rw, response.Body)
+	}))
+	t.Cleanup(l.Close)
+	return l
+}
+
+// TestLostAnswers holds that a change whose answer is lost is asked for again
+// and made once, and what cannot be asked for twice is not.
+func TestLostAnswers(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startServer(t, filepath.Join(dir, "data"))
+	body := filepath.Join(dir, "ada.json")
+	if err := os.WriteFile(body, []byte(`{"identities":[{"provider":"self","email":"ada@example.com"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(l *lossy, args ...string) (int, string, string) {
+		return accountledger(t, append(args, "--server", l.URL, "--data", filepath.Join(dir, "data"))...)
+	}
+	count := func() string {
+		t.Helper()
+		_, text, err := p.do(t.Context(), "GET", "/v1/accounts", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+
+	l := loseAnswers(t, p, 1)
+	if code, stdout, stderr := ask(l, "accounts", "create", body); code != exitOK || l.asked.Load() != 2 {
+		t.Fatalf("exit code %d after %d requests\n%s%s", code, l.asked.Load(), stdout, stderr)
+	}
+	if all := count(); !strings.Contains(all, `"value":1,`) {
+		t.Errorf("not one account: %s", all)
+	}
+
+	// An answer that never comes: the command says how to find out.
+	l = loseAnswers(t, p, tries)
+	code, stdout, stderr := ask(l, "accounts", "create", body, "--idempotency-key", "import-18")
+	if code != exitNoAnswer || l.asked.Load() != tries || stdout != "" || !strings.Contains(stderr, "did not answer") || !strings.Contains(stderr, "--idempotency-key import-18") {
+		t.Errorf("exit code %d after %d requests\n%s%s", code, l.asked.Load(), stdout, stderr)
+	}
+
+	// A test of a webhook reaches its receiver twice where it is sent twice.
+	l = loseAnswers(t, p, 1)
+	if code, _, stderr := ask(l, "webhooks", "test", "00000000-0000-7000-8000-000000000001"); code != exitNoAnswer || l.asked.Load() != 1 {
+		t.Errorf("exit code %d after %d requests\n%s", code, l.asked.Load(), stderr)
+	}
+}
+
+// TestPrivateCertificate asks a server whose certificate nobody else vouches
+// for.
+func TestPrivateCertificate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	writeCertificate(t, certFile, keyFile, "ledger")
+	data := filepath.Join(dir, "data")
+	p, stdout, err := spawn(data, "--tls-cert", certFile, "--tls-key", keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.kill)
+	if err := p.ready(stdout, data); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr := accountledger(t, "accounts", "search", "--server", p.url, "--data", data)
+	if code != exitNoAnswer || !strings.Contains(stderr, "--ca-file") || strings.Contains(stderr, p.key) {
+		t.Errorf("a certificate of nobody: exit code %d, %s", code, stderr)
+	}
+	mustRun(t, "accounts", "search", "--server", p.url, "--data", data, "--ca-file", certFile)
+	if code, _, stderr := accountledger(t, "accounts", "search", "--server", p.url, "--data", data, "--ca-file", keyFile); code != exitFailed {
+		t.Errorf("a file without a certificate: exit code %d, %s", code, stderr)
+	}
+}
+
+// TestNoKeyForOthers holds that a key goes to the server that was named and to
+// no other, and that what is no key goes nowhere.
+func TestNoKeyForOthers(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	t.Cleanup(other.Close)
+	redirecting := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
+	t.Cleanup(redirecting.Close)
+	keyFile := filepath.Join(t.TempDir(), "key")
+	for key, want := range map[string]string{"alk_nobody_nothing": "307", "alk_nobody\nnothing": "is not one", "": "is not one"} {
+		if err := os.WriteFile(keyFile, []byte(key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, stdout, stderr := accountledger(t, "accounts", "search", "--server", redirecting.URL, "--key-file", keyFile)
+		if code != exitFailed || !strings.Contains(stderr, want) || strings.Contains(stdout+stderr, "nothing") {
+			t.Errorf("key %q: exit code %d, %s%s", key, code, stdout, stderr)
+		}
+	}
+	if n := asked.Load(); n > 0 {
+		t.Errorf("another server was asked %d times", n)
+	}
+}
+
+// TestPrintable holds that nothing people put into their accounts can steer an
+// operator's terminal.
+func TestPrintable(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"Ada":                     "Ada",
+		"Zoë 日本":                  "Zoë 日本",
+		"नमस्\u200dते":            "नमस्\u200dते",
+		"\x1b]0;title\x07\x1b[2J": `\x1b]0;title\a\x1b[2J`,
+		"a\nb\rc\td":              `a\nb\rc\td`,
+		"\u202egpj.exe":           `\u202egpj.exe`,
+		"\x9b31m":                 "\ufffd31m",
+	} {
+		if got := printable(text); got != want {
+			t.Errorf("printable(%q) = %q, want %q", text, got, want)
+		}
+	}
+	var out bytes.Buffer
+	console{out: &out}.table([]any{"name"}, [][]any{{"\x1b[2J"}})
+	if strings.Contains(out.String(), "\x1b") {
+		t.Errorf("a table prints %q", out.String())
+	}
+}
+
+// TestMergeGoesByItsPreview holds that an account that changed after the
+// preview was shown is not merged into.
+func TestMergeGoesByItsPreview(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "data")
+	p := startServer(t, data)
+	ada, work := p.create(t, "ada@example.com"), p.create(t, "ada@work.example")
+	answer, changes := io.Pipe()
+	t.Cleanup(func() { answer.Close() })
+	asking := newBuffer()
+	done := make(chan int)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	go func() {
+		done <- run(ctx, []string{"accounts", "merge", ada, work, "--server", p.url, "--data", data}, answer, io.Discard, asking)
+	}()
+	if err := asking.await(ctx, "Type yes:"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := p.do(ctx, "PUT", "/v1/accounts/"+ada+"/status", `{"userStatus":"PENDING"}`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(changes, "yes\n"); err != nil {
+		t.Fatal(err)
+	}
+	if code := <-done; code != exitRefused || !strings.Contains(asking.String(), "stale-revision") {
+		t.Errorf("exit code %d, %s", code, asking)
+	}
+}

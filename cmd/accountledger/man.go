@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
+	"github.com/spf13/pflag"
+)
+
+func manCommand() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "man",
+		Short: "Write the manual pages",
+		Long: `Write a manual page for each command, to be read with man and its -l, or put where
+man finds them, as /usr/local/share/man/man1.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+			n, err := writeManual(cmd.Root(), dir)
+			if err != nil {
+				return fmt.Errorf("man: %w", err)
+			}
+			out := newConsole(cmd, c)
+			if c.JSON {
+				return out.document(map[string]any{"dir": dir, "pages": n})
+			}
+			out.printf("wrote %d pages to %s\n", n, dir)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "man", "directory to write them to")
+	return cmd
+}
+
+// writeManual writes the pages of all commands. They are dated by what the
+// program was built from, so that the same program writes the same pages.
+func writeManual(root *cobra.Command, dir string) (pages int, err error) {
+	root.InitDefaultCompletionCmd()
+	markDown(root)
+	root.DisableAutoGenTag = true // it has the date of today
+	built := builtFrom()
+	header := doc.GenManHeader{Section: "1", Manual: "accountledger", Source: "accountledger " + built.Version}
+	if t, err := time.Parse(time.RFC3339, built.Time); err == nil {
+		header.Date = &t
+	}
+	if err := doc.GenManTreeFromOpts(root, doc.GenManTreeOptions{Header: &header, Path: dir, CommandSeparator: "-"}); err != nil {
+		return 0, err
+	}
+	files, err := os.ReadDir(dir)
+	return len(files), err
+}
+
+// markDown makes Markdown of what the commands say of themselves, for that is
+// what the library makes pages of.
+func markDown(cmd *cobra.Command) {
+	cmd.Long = markdown(cmd.Long)
+	flags := func(f *pflag.Flag) { f.Usage = markdown(f.Usage) }
+	cmd.LocalNonPersistentFlags().VisitAll(flags)
+	cmd.PersistentFlags().VisitAll(flags)
+	for _, child := range cmd.Commands() {
+		markDown(child)
+	}
+}
+
+// markdown is text as Markdown; indented lines are shown as they are.
+func markdown(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "  ") {
+			b.WriteString("  " + line)
+		} else {
+			b.WriteString(markdownText.Replace(line))
+		}
+	}
+	return b.String()
+}
+
+var markdownText = strings.NewReplacer("<", `\<`, "*", `\*`, "_", `\_`)

@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/spf13/cobra"
+
+	"accountledger/domain"
+	"accountledger/projections/webhooks"
+)
+
+func webhooksCommand() *cobra.Command {
+	return serverCommand("webhooks", "Look after webhooks and their deliveries",
+		`Register webhooks at a running server, see how their deliveries go, stop them, and
+send again.`,
+		webhooksListCommand(), webhooksGetCommand(), webhooksCreateCommand(), webhooksUpdateCommand(),
+		webhooksStateCommand("pause", domain.WebhookPaused, "Let the events of a webhook wait", `Let the events of a webhook wait until it is resumed.`),
+		webhooksStateCommand("resume", domain.WebhookEnabled, "Deliver to a webhook again", `Deliver to a webhook again that was paused or disabled, from where it was.`),
+		webhooksStateCommand("disable", domain.WebhookDisabled, "Disable a webhook", `Disable a webhook. Its events wait, as those of a paused one do.`),
+		webhooksDeleteCommand(), webhooksRotateCommand(), webhooksTestCommand(), webhooksVerifyCommand(),
+		webhooksDeliveriesCommand(), webhooksLanesCommand(), webhooksResendCommand(),
+		webhooksRecoverCommand(), webhooksReplayCommand(), webhooksReplaysCommand(), webhooksCancelReplayCommand())
+}
+
+// webhookPath is where the webhook of this id is.
+func webhookPath(id, more string) string { return "/v1/webhooks/" + url.PathEscape(id) + more }
+
+type webhookList struct {
+	Webhooks []webhooks.Endpoint `json:"webhooks"`
+}
+
+// completionTimeout is how long whoever presses a key waits for the server.
+const completionTimeout = 2 * time.Second
+
+// webhookIDs completes the first argument: it asks the server. Where that
+// cannot be done there is nothing to complete with.
+func webhookIDs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	const none = cobra.ShellCompDirectiveNoFileComp
+	c, err := loadConfig(cmd)
+	if len(args) > 0 || err != nil || c.Server == "" {
+		return nil, none
+	}
+	server, err := newClient(c)
+	if err != nil {
+		return nil, none
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+	defer cancel()
+	var list webhookList
+	if err := server.call(ctx, "GET", "/v1/webhooks", nil, &list); err != nil {
+		return nil, none
+	}
+	var ids []string
+	for _, w := range list.Webhooks {
+		ids = append(ids, cobra.CompletionWithDesc(w.WebhookID, host(w.URL)))
+	}
+	return ids, none
+}
+
+// host is where a webhook's address leads, without what may be secret in it.
+func host(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return printable(u.Host)
+}
+
+// onWebhook is a command about one webhook, the first of its arguments.
+func onWebhook(use, short, long string) *cobra.Command {
+	use += " "
+	name, arguments, _ := strings.Cut(use, " ")
+	arguments = strings.TrimSpace("ID " + arguments)
+	return &cobra.Command{Use: name + " " + arguments, Short: short, Long: long,
+		Args: cobra.ExactArgs(len(strings.Fields(arguments))), ValidArgsFunction: webhookIDs}
+}
+
+func webhooksListCommand() *cobra.Command {
+	return onServer(&cobra.Command{
+		Use:   "list",
+		Short: "List the webhooks, and how their deliveries go",
+		Long: `List the webhooks, oldest first, and how their deliveries go: how many events of
+the log are not settled (backlog), how many accounts wait because their next event
+was refused (waiting), and how many events were given up (dead).`,
+		Args: cobra.NoArgs,
+	}, func(s *session, _ []string) error {
+		return ask(s, get("/v1/webhooks"), func(list webhookList) {
+			var rows [][]any
+			for _, w := range list.Webhooks {
+				rows = append(rows, []any{w.WebhookID, w.State, w.URL, strings.Join(w.Events, ", "), w.Backlog, w.Lanes, w.DeadLetters, w.LastSuccessTime})
+			}
+			s.out.table([]any{"webhook", "state", "url", "events", "backlog", "waiting", "dead", "last success"}, rows)
+		})
+	})
+}
+
+// webhook prints how a webhook is configured.
+func (c console) webhook(w webhooks.Endpoint) {
+	c.properties("webhook", w.WebhookID, "url", w.URL, "description", w.Description, "state", w.State, "reason", w.StateReason,
+		"events", strings.Join(w.Events, ", "), "format", w.Format, "payload", w.Payload, "preset", w.Preset, "order", w.Order, "dead letters", w.DeadLetter,
+		"authenticates", w.Auth.Type, "created", w.CreatedTime, "revision", int64(w.Revision))
+	var keys [][]any
+	for _, k := range w.Keys {
+		keys = append(keys, []any{k.KeyID, k.Type, k.Fingerprint, k.NotAfter})
+	}
+	c.section([]any{"key", "type", "fingerprint", "signs until"}, keys)
+}
+
+func webhooksGetCommand() *cobra.Command {
+	return onServer(onWebhook("get", "Show a webhook", `Show how a webhook is configured, and how its deliveries go.`), func(s *session, args []string) error {
+		return ask(s, get(webhookPath(args[0], "")), func(w webhooks.Endpoint) {
+			s.out.webhook(w)
+			breaker := w.Breaker.State
+			if w.Breaker.Reason != "" {
+				breaker += ", " + w.Breaker.Reason
+			}
+			s.out.printf("\n")
+			s.out.properties("position", int64(w.Position), "backlog", w.Backlog, "waiting", w.Lanes, "blocked", w.Blocked, "given up", w.DeadLetters,
+				"breaker", breaker, "until", w.Breaker.Until, "failing since", w.FailingSince, "last success", w.LastSuccessTime)
+		})
+	})
+}
+
+// secretWebhook is a webhook with a secret that is shown once.
+type secretWebhook struct {
+	webhooks.Endpoint
+	Secret string `json:"secret"`
+}
+
+// writeSecret is write of what answers a secret, which goes to f.
+func writeSecret(s *session, w *writeFlags, f secretFile, r request) error {
+	if err := f.check(s); err != nil {
+		return err
+	}
+	var failed error
+	err := write(s, w, r, func(made secretWebhook) {
+		s.out.webhook(made.Endpoint)
+		var shown string
+		shown, failed = f.keep(made.Secret)
+		s.out.printf("\n")
+		s.out.properties("secret", shown)
+	})
+	if err == nil {
+		err = failed
+	}
+	return err
+}
+
+func webhooksCreateCommand() *cobra.Command {
+	var w writeFlags
+	var f secretFile
+	cmd := &cobra.Command{
+		Use:   "create FILE",
+		Short: "Register a webhook",
+		Long: `Register a webhook as the JSON in FILE says, or for - on standard input, as
+POST /v1/webhooks takes it:
+
+  {"url":"https://crm.example/hook","events":["USER_*"]}
+
+The secret that deliveries are signed with is shown this once.`,
+		Args: cobra.ExactArgs(1),
+	}
+	w.add(cmd.Flags())
+	f.add(cmd.Flags(), "secret")
+	return onServer(cmd, func(s *session, args []string) error {
+		body, err := s.read(args[0])
+		if err != nil {
+			return err
+		}
+		return writeSecret(s, &w, f, w.request("POST", "/v1/webhooks", body))
+	})
+}
+
+func webhooksUpdateCommand() *cobra.Command {
+	var w writeFlags
+	cmd := onWebhook("update FILE", "Change how a webhook is configured", `Change the settings of a webhook by the JSON merge patch (RFC 7396) in FILE, or for
+- on standard input; null sets a default:
+
+  {"events":["USER_CREATED"],"description":null}`)
+	w.add(cmd.Flags())
+	return onServer(cmd, func(s *session, args []string) error {
+		body, err := s.read(args[1])
+		if err != nil {
+			return err
+		}
+		return write(s, &w, w.request("PATCH", webhookPath(args[0], ""), body), s.out.webhook)
+	})
+}
+
+func webhooksStateCommand(name string, state domain.WebhookState, short, long string) *cobra.Command {
+	var w writeFlags
+	var reason string
+	cmd := onWebhook(name, short, long)
+	w.add(cmd.Flags())
+	cmd.Flags().StringVar(&reason, "reason", "", "why, in a word; it stays in the log, so nobody's personal data")
+	return onServer(cmd, func(s *session, args []string) error {
+		body, err := json.Marshal(struct {
+			State  domain.WebhookState `json:"state"`
+			Reason string              `json:"reason,omitzero"`
+		}{state, reason})
+		if err != nil {
+			return err
+		}
+		return write(s, &w, w.request("PUT", webhookPath(args[0], "/state"), body), func(e webhooks.Endpoint) {
+			s.out.properties("webhook", e.WebhookID, "state", e.State, "reason", e.StateReason)
+		})
+	})
+}
+
+func webhooksDeleteCommand() *cobra.Command {
+	var w writeFlags
+	var sure bool
+	cmd := onWebhook("delete", "Delete a webhook", `Delete a webhook. Its secrets are destroyed, and what has not been delivered is
+not. It is asked for, unless --yes is given.`)
+	w.add(cmd.Flags())
+	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
+	return onServer(cmd, func(s *session, args []string) error {
+		if err := s.confirm(sure || w.dryRun, "Delete the webhook %s?", printable(args[0])); err != nil {
+			return err
+		}
+		return write(s, &w, w.request("DELETE", webhookPath(args[0], ""), nil), func(struct{}) {
+			s.out.printf("deleted %s\n", printable(args[0]))
+		})
+	})
+}
+
+func webhooksRotateCommand() *cobra.Command {
+	var w writeFlags
+	var f secretFile
+	var kind, given string
+	var overlap time.Duration
+	var all bool
+	cmd := onWebhook("rotate-secret", "Change the key a webhook's deliveries are signed with", `Make a new signing key, and show its secret this once. The key of the same type
+before it goes on signing for a while, so that the receiver can change over.`)
+	w.add(cmd.Flags())
+	f.add(cmd.Flags(), "secret")
+	cmd.Flags().StringVar(&kind, "type", "", "v1, HMAC-SHA256, or v1a, Ed25519; default v1")
+	cmd.RegisterFlagCompletionFunc("type", complete(string(domain.KeyHMAC), string(domain.KeyEd25519)))
+	cmd.Flags().DurationVar(&overlap, "overlap", 24*time.Hour, "how long the key before it goes on signing, up to 720h")
+	cmd.Flags().BoolVar(&all, "all", false, "replace the keys of all types")
+	cmd.Flags().StringVar(&given, "secret-file", "", "file with the secret, instead of making one")
+	return onServer(cmd, func(s *session, args []string) error {
+		secret := ""
+		if given != "" {
+			text, err := s.read(given)
+			if err != nil {
+				return err
+			}
+			secret = strings.TrimSpace(string(text))
+		}
+		body, err := json.Marshal(struct {
+			Type    string `json:"type,omitzero"`
+			Overlap int64  `json:"overlap"`
+			Secret  string `json:"secret,omitzero"`
+			All     bool   `json:"all,omitzero"`
+		}{kind, int64(overlap.Seconds()), secret, all})
+		if err != nil {
+			return err
+		}
+		return writeSecret(s, &w, f, w.request("POST", webhookPath(args[0], "/rotate-secret"), body))
+	})
+}
+
+// probe prints what a receiver answered.
+func (c console) probe(p webhooks.Probe) {
+	c.properties("accepted", yes(p.OK), "status", p.Status, "error", p.Error, "took", fmt.Sprintf("%.0f ms", p.DurationMs), "response", p.Response)
+}
+
+func webhooksTestCommand() *cobra.Command {
+	return onServer(onWebhook("test", "Send a webhook an event that never happened", `Send a webhook an event of the type WEBHOOK_TEST, signed and in the form of its
+deliveries, and show what the receiver answered.`), func(s *session, args []string) error {
+		return ask(s, post(webhookPath(args[0], "/test")), s.out.probe)
+	})
+}
+
+func webhooksVerifyCommand() *cobra.Command {
+	return onServer(onWebhook("verify", "Ask a webhook whether it wants deliveries", `Ask a webhook whether it wants deliveries, as the CloudEvents webhook specification
+has it, and show what it answered.`), func(s *session, args []string) error {
+		return ask(s, post(webhookPath(args[0], "/verify")), func(v struct {
+			Answer  webhooks.Probe    `json:"answer"`
+			Webhook webhooks.Endpoint `json:"webhook"`
+		}) {
+			s.out.probe(v.Answer)
+			s.out.properties("state", v.Webhook.State)
+		})
+	})
+}
+
+// post asks for something to be done that is done again where it is asked for
+// again, so it is sent once.
+func post(path string) request { return request{method: "POST", path: path, revision: -1} }
