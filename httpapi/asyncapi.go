@@ -61,22 +61,25 @@ func (s *server) asyncAPI() []byte {
 		},
 		"channels": object{
 			"feed": object{"address": "/v1/events", "title": "Feed", "servers": []any{ref("#/servers/ledger")}, "messages": feedMessages,
-				"description": "GET with Accept: text/event-stream answers with server-sent events, without an end. The parameters types, sub and group select.",
-				"bindings":    object{"http": object{"bindingVersion": "0.3.0"}}},
+				"description": "GET with Accept: text/event-stream answers with server-sent events, without an end. The parameters types, sub and group select."},
 			"deliveries": object{"address": "/", "title": "Deliveries", "servers": []any{ref("#/servers/receiver")}, "messages": deliveries,
-				"description": "Of an endpoint of format standard and payload full. Payload thin leaves of data the ids, and fields what the endpoint's mapping names.",
-				"bindings":    object{"http": object{"bindingVersion": "0.3.0"}}},
+				"description": "Of an endpoint of format standard and payload full. Payload thin leaves of data the ids, and fields what the endpoint's mapping names."},
 		},
 		"operations": object{
 			"tell": object{"action": "send", "channel": ref("#/channels/feed"), "title": "Tell who follows the feed",
 				"security": []any{ref("#/components/securitySchemes/apiKey")},
 				"bindings": object{"http": object{"method": "GET", "bindingVersion": "0.3.0"}}},
 			"deliver": object{"action": "send", "channel": ref("#/channels/deliveries"), "title": "Deliver to a webhook",
+				"security": []any{ref("#/components/securitySchemes/webhookSignature")},
 				"bindings": object{"http": object{"method": "POST", "bindingVersion": "0.3.0"}}},
 		},
 		"components": object{
 			"messages": messages, "schemas": parts,
-			"securitySchemes": object{securityScheme: object{"type": "http", "scheme": "bearer", "description": "An API key with the scope events:read."}},
+			"securitySchemes": object{
+				securityScheme: object{"type": "http", "scheme": "bearer", "description": "An API key with the scope events:read."},
+				"webhookSignature": object{"type": "httpApiKey", "name": "webhook-signature", "in": "header",
+					"description": "No key but a signature, as Standard Webhooks has it, of webhook-id, webhook-timestamp and the body: the receiver verifies it with the webhook's secret."},
+			},
 		},
 	}
 	text, err := json.Marshal(document)
