@@ -12,7 +12,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # No -trimpath and no tags anywhere: each set of flags compiles SQLite anew.
 
-.PHONY: check build man run demo test race fuzz bench golden receivers fmt vet staticcheck vuln clean
+.PHONY: check build man run demo test race fuzz bench golden receivers client fmt vet staticcheck vuln clean
 
 check: fmt vet staticcheck test
 
@@ -51,6 +51,11 @@ bench:
 # these tests are skipped.
 receivers:
 	cd testdata/receivers && npm ci
+
+# What lints openapi.json and asyncapi.json, and makes a client of the first, in
+# tests that are skipped without Node.js.
+client:
+	cd testdata/client && npm ci
 
 # Rewrite the golden files, to be looked at as a diff.
 golden:
