@@ -93,7 +93,7 @@ func (w *view) open(ctx context.Context) error {
 	default:
 		copy(g.event[:], event)
 		if g.writer, err = w.writer(ctx, g.number); err != nil {
-			return err
+			return g.unknown(err)
 		}
 		if err := g.loadParked(ctx); err != nil {
 			return err
@@ -101,12 +101,21 @@ func (w *view) open(ctx context.Context) error {
 	}
 	swap, err := w.serve(ctx, g.number)
 	if err != nil {
-		return err
+		return g.unknown(err)
 	}
 	swap()
 	w.live = g
 	w.position.Store(int64(g.position))
 	return nil
+}
+
+// unknown is an error of preparing what reads and writes the tables: where
+// another version made them they may have another shape.
+func (g *generation) unknown(err error) error {
+	if g.version != g.view.version {
+		return fmt.Errorf("%w: %s: %w", errOutdated, g.view.name, err)
+	}
+	return err
 }
 
 func (g *generation) loadParked(ctx context.Context) error {

@@ -77,6 +77,13 @@ func Open(ctx context.Context, c Config) (*Views, error) {
 		c.Logger.InfoContext(ctx, "views start from an empty file")
 	}
 	v, err := open(ctx, c, write)
+	if errors.Is(err, errOutdated) && !made {
+		c.Logger.InfoContext(ctx, "views are of another version and start from an empty file", "err", err)
+		write.Close()
+		if err = remove(c.Path); err == nil {
+			return Open(ctx, c)
+		}
+	}
 	if err != nil {
 		write.Close()
 		return nil, fmt.Errorf("projections: open %s: %w", c.Path, err)
