@@ -12,7 +12,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # No -trimpath and no tags anywhere: each set of flags compiles SQLite anew.
 
-.PHONY: check build man run demo test race fuzz bench golden receivers client fmt vet staticcheck vuln clean
+.PHONY: check build man run demo test race fuzz bench golden receivers client deb directory fmt vet staticcheck vuln clean
 
 check: fmt vet staticcheck test
 
@@ -57,6 +57,15 @@ receivers:
 client:
 	cd testdata/client && npm ci
 
+# A Debian package in dist/.
+deb: build
+	deploy/debian/build.sh bin/accountledger $(VERSION) dist
+
+# Keep a data directory as this version writes it, for later ones to be tested
+# with; once for each release. The name is the release's.
+directory: build
+	$(GO) test ./cmd/accountledger -run '^TestKeepDirectory$$' -count 1 -keep $(VERSION) -program $(CURDIR)/bin/accountledger
+
 # Rewrite the golden files, to be looked at as a diff.
 golden:
 	$(GO) test ./domain ./projections ./httpapi ./cmd/accountledger -update
@@ -74,4 +83,4 @@ vuln:
 	$(GO) run $(GOVULNCHECK) $(PKG)
 
 clean:
-	rm -rf bin
+	rm -rf bin dist

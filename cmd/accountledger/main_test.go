@@ -80,8 +80,13 @@ func (b *buffer) await(ctx context.Context, text string) error {
 
 // spawn starts a server on data without waiting for it.
 func spawn(data string, args ...string) (*process, io.Reader, error) {
+	return spawnProgram("accountledger", data, args...)
+}
+
+// spawnProgram is spawn of another version of the program.
+func spawnProgram(program, data string, args ...string) (*process, io.Reader, error) {
 	args = append([]string{"serve", "--data", data, "--listen", "127.0.0.1:0"}, args...)
-	p := &process{Cmd: exec.Command("accountledger", args...), log: newBuffer(), ended: make(chan error, 1)}
+	p := &process{Cmd: exec.Command(program, args...), log: newBuffer(), ended: make(chan error, 1)}
 	p.Stderr = p.log
 	p.WaitDelay = 10 * time.Second
 	// Not StdoutPipe: Wait would close it under the reader.
