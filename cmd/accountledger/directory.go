@@ -252,7 +252,9 @@ func (d directory) masterKey(c config, make bool, logger *slog.Logger) (seal.Mas
 	if err != nil {
 		return seal.Master{}, fmt.Errorf("master key: %s: %w", path, err)
 	}
-	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+	// What systemd hands over is guarded by systemd, by more than a mode.
+	credential := os.Getenv("CREDENTIALS_DIRECTORY")
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 && (credential == "" || filepath.Dir(path) != credential) {
 		logger.Warn("others may read the master key", "file", path)
 	}
 	return master, nil

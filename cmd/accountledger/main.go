@@ -129,8 +129,8 @@ func newRoot() *cobra.Command {
 		commands []*cobra.Command
 	}{
 		{"Run a ledger, and look after its data directory:", []*cobra.Command{serveCommand(), importCommand(), exportCommand(), reconcileCommand(),
-			eventsCommand(), viewsCommand(), verifyCommand(), checkCommand(), backupCommand(), adminKeyCommand()}},
-		{"Ask a running server:", []*cobra.Command{accountsCommand(), webhooksCommand(), keysCommand()}},
+			eventsCommand(), viewsCommand(), verifyCommand(), checkCommand(), backupCommand(), adminKeyCommand(), masterKeyCommand()}},
+		{"Ask a running server:", []*cobra.Command{accountsCommand(), webhooksCommand(), keysCommand(), healthCommand()}},
 		{"Other commands:", []*cobra.Command{listenCommand(), demoCommand(), settingsCommand(), manCommand(), versionCommand()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})

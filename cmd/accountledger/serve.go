@@ -157,6 +157,7 @@ func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, 
 
 	logger.Info("listening", "address", address, "data", c.Data, "version", version())
 	fmt.Fprintf(stdout, "accountledger listening on %s\n", address)
+	notify("READY=1", logger)
 
 	var failed error
 	select {
@@ -168,6 +169,7 @@ func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, 
 		failed = fmt.Errorf("serve: %w", err)
 	case <-loopsCtx.Done(): // one of them has failed; its error comes with the others
 	}
+	notify("STOPPING=1", logger)
 	// The grace is one for all that follows; a second signal ends it.
 	grace, hurry := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownGrace)
 	defer hurry()

@@ -1,0 +1,314 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+const deploy = "../../deploy/"
+
+func deployed(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(deploy + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+var (
+	anEnv  = regexp.MustCompile(`\bACCOUNTLEDGER_[A-Z_]+\b`)
+	aFlag  = regexp.MustCompile(`\s--([a-z-]+)`)
+	option = regexp.MustCompile(`(?m)^([A-Za-z]+)=(.*)$`)
+)
+
+// TestDeployedSettings: whatever the files in deploy set is a setting. One
+// with a typing error would be ignored, and the default be in force.
+func TestDeployedSettings(t *testing.T) {
+	serve := serveCommand()
+	for _, name := range []string{"systemd/accountledger.service", "container/Containerfile", "container/compose.yaml"} {
+		text := deployed(t, name)
+		found := anEnv.FindAllString(text, -1)
+		if len(found) == 0 {
+			t.Errorf("%s sets nothing", name)
+		}
+		for _, env := range found {
+			if !slices.ContainsFunc(settings(), func(s setting) bool { return s.Env == env }) {
+				t.Errorf("%s: there is no setting %s", name, env)
+			}
+		}
+	}
+	for _, line := range strings.Split(deployed(t, "systemd/accountledger.service"), "\n") {
+		if command, ok := strings.CutPrefix(line, "ExecStart="); ok {
+			for _, m := range aFlag.FindAllStringSubmatch(command, -1) {
+				if serve.Flag(m[1]) == nil && newRoot().PersistentFlags().Lookup(m[1]) == nil {
+					t.Errorf("serve has no flag %s", m[1])
+				}
+			}
+		}
+	}
+	// With what is only suggested, too.
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	all := regexp.MustCompile(`(?m)^#([a-z-]+:)`).ReplaceAllString(deployed(t, "systemd/config.yaml"), "$1")
+	if !strings.Contains(all, "\ntls-cert:") {
+		t.Errorf("nothing is suggested:\n%s", all)
+	}
+	if err := os.WriteFile(config, []byte(all), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "settings", "--config", config)
+}
+
+// TestDeployedUnit: the unit, the settings and the package agree on where
+// things are and on who waits for whom.
+func TestDeployedUnit(t *testing.T) {
+	options := map[string]string{}
+	for _, m := range option.FindAllStringSubmatch(deployed(t, "systemd/accountledger.service"), -1) {
+		options[m[1]] = m[2]
+	}
+	var config struct{ Data string }
+	if err := yaml.Unmarshal([]byte(deployed(t, "systemd/config.yaml")), &config); err != nil {
+		t.Fatal(err)
+	}
+	if want := "/var/lib/" + options["StateDirectory"]; config.Data != want {
+		t.Errorf("data is %q, and the service may write to %q", config.Data, want)
+	}
+	credential, key, _ := strings.Cut(options["LoadCredential"], ":")
+	if options["Environment"] != "ACCOUNTLEDGER_MASTER_KEY_FILE=%d/"+credential || options["AssertPathExists"] != key {
+		t.Errorf("the master key %s is handed over as %s, and looked for in %s", key, credential, options["Environment"])
+	}
+	build := deployed(t, "debian/build.sh")
+	for _, file := range []string{strings.Fields(options["ExecStart"])[0], strings.TrimPrefix(options["Documentation"], "file://")} {
+		if !strings.Contains(build, path.Dir(file)) {
+			t.Errorf("the package has no %s", file)
+		}
+	}
+	for _, script := range []string{"debian/postinst", "debian/postrm"} {
+		if !strings.Contains(deployed(t, script), key) {
+			t.Errorf("%s does not speak of %s", script, key)
+		}
+	}
+	if !strings.Contains(deployed(t, "debian/postinst"), "--user-group --home-dir "+config.Data) || !strings.HasSuffix(strings.TrimSpace(lineWith(deployed(t, "debian/postinst"), "useradd")), " "+options["User"]) {
+		t.Errorf("the package does not make the user %s", options["User"])
+	}
+	longer(t, options["TimeoutStopSec"]+"s")
+}
+
+func lineWith(text, part string) string {
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, part+" ") {
+			return line
+		}
+	}
+	return ""
+}
+
+// longer: whoever ends the server waits for longer than it may take to end.
+func longer(t *testing.T, wait string) {
+	t.Helper()
+	i := slices.IndexFunc(settings(), func(s setting) bool { return s.Name == "shutdown-grace" })
+	grace, _ := time.ParseDuration(settings()[i].Default)
+	if d, err := time.ParseDuration(wait); err != nil || d < grace+moment {
+		t.Errorf("the server gets %s to end, and may take %s: %v", wait, grace+moment, err)
+	}
+}
+
+// TestDeployedContainers: image, compose file, Prometheus and Grafana agree on
+// ports and files.
+func TestDeployedContainers(t *testing.T) {
+	image := deployed(t, "container/Containerfile")
+	gomod, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, version, _ := strings.Cut(string(gomod), "\ngo ")
+	version = strings.Join(strings.Split(strings.Fields(version)[0], ".")[:2], ".")
+	if !strings.Contains(image, "golang:"+version+"-") {
+		t.Errorf("the image is not built with Go %s, which go.mod asks for", version)
+	}
+	listen := regexp.MustCompile(`ACCOUNTLEDGER_LISTEN=0\.0\.0\.0:(\d+)`).FindStringSubmatch(image)
+	if listen == nil || !strings.Contains(image, "EXPOSE "+listen[1]+"\n") {
+		t.Errorf("the image listens on %v and exposes another port", listen)
+	}
+	data := regexp.MustCompile(`ACCOUNTLEDGER_DATA=(\S+)`).FindStringSubmatch(image)[1]
+	if !strings.Contains(image, "VOLUME "+data+"\n") || !strings.Contains(image, "/out/data "+data+"\n") {
+		t.Errorf("%s is no volume of the image", data)
+	}
+	for _, call := range regexp.MustCompile(`CMD \[(.*)\]`).FindAllStringSubmatch(image, -1) {
+		words := strings.Split(strings.ReplaceAll(call[1], `"`, ""), ", ")
+		if cmd, _, err := newRoot().Find(words[len(words)-1:]); err != nil || cmd.Name() != words[len(words)-1] {
+			t.Errorf("there is no command %s", words[len(words)-1])
+		}
+	}
+
+	var compose struct {
+		Services map[string]struct {
+			Environment map[string]string
+			Build       struct{ Context, Dockerfile string }
+			Volumes     []string
+			Ports       []string
+			StopGrace   string `yaml:"stop_grace_period"`
+			Network     string `yaml:"network_mode"`
+		}
+	}
+	if err := yaml.Unmarshal([]byte(deployed(t, "container/compose.yaml")), &compose); err != nil {
+		t.Fatal(err)
+	}
+	ledger, prometheus, grafana := compose.Services["ledger"], compose.Services["prometheus"], compose.Services["grafana"]
+	longer(t, ledger.StopGrace)
+	if want := "127.0.0.1:" + listen[1] + ":" + listen[1]; !slices.Equal(ledger.Ports, []string{want}) {
+		t.Errorf("the ledger is published as %v, want %s only", ledger.Ports, want)
+	}
+	if _, err := os.Stat(filepath.Join(deploy+"container", ledger.Build.Context, ledger.Build.Dockerfile)); err != nil {
+		t.Error(err)
+	}
+	if !slices.Contains(ledger.Volumes, "ledger:"+data) {
+		t.Errorf("the data in %s is in no volume", data)
+	}
+	for _, volume := range slices.Concat(prometheus.Volumes, grafana.Volumes) {
+		if from, _, _ := strings.Cut(volume, ":"); strings.HasPrefix(from, ".") {
+			if _, err := os.Stat(filepath.Join(deploy+"container", from)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	var scrape struct {
+		ScrapeConfigs []struct {
+			JobName string                       `yaml:"job_name"`
+			Static  []struct{ Targets []string } `yaml:"static_configs"`
+		} `yaml:"scrape_configs"`
+		RuleFiles []string `yaml:"rule_files"`
+	}
+	if err := yaml.Unmarshal([]byte(deployed(t, "container/prometheus.yml")), &scrape); err != nil {
+		t.Fatal(err)
+	}
+	private := ledger.Environment["ACCOUNTLEDGER_DEBUG_LISTEN"]
+	if prometheus.Network != "service:ledger" || len(scrape.ScrapeConfigs) != 1 || scrape.ScrapeConfigs[0].Static[0].Targets[0] != private {
+		t.Errorf("Prometheus in %s asks %+v, the ledger tells %s", prometheus.Network, scrape.ScrapeConfigs, private)
+	}
+	if _, port, err := net.SplitHostPort(private); err != nil || port == "9090" {
+		t.Errorf("%s is where Prometheus itself listens: %v", private, err)
+	}
+	if job := fmt.Sprintf(`job="%s"`, scrape.ScrapeConfigs[0].JobName); !strings.Contains(deployed(t, "prometheus/rules.yml"), job) {
+		t.Errorf("the rules do not know %s", job)
+	}
+	if !slices.Contains(prometheus.Volumes, "../prometheus/rules.yml:/etc/prometheus/"+scrape.RuleFiles[0]+":ro") {
+		t.Errorf("Prometheus does not have %v", scrape.RuleFiles)
+	}
+	if !strings.Contains(deployed(t, "container/grafana/datasource.yaml"), "http://ledger:9090") {
+		t.Errorf("Grafana does not ask Prometheus, which is at ledger:9090")
+	}
+	dashboards := regexp.MustCompile(`path: ([^}\s]+)`).FindStringSubmatch(deployed(t, "container/grafana/dashboards.yaml"))[1]
+	if !slices.Contains(grafana.Volumes, "../grafana/accountledger.json:"+dashboards+"/accountledger.json:ro") {
+		t.Errorf("the dashboard is not in %s", dashboards)
+	}
+}
+
+// TestDebianPackage builds a package and looks what is in it.
+func TestDebianPackage(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("dpkg-deb"); err != nil {
+		t.Skip("dpkg-deb is not there")
+	}
+	dir := t.TempDir()
+	program := filepath.Join(dir, "program")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	command := func(name string, args ...string) string {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+		return string(out)
+	}
+	for given, want := range map[string]string{"v1.2.3": "1.2.3", "v1.2.3-4-gabc": "1.2.3+4+gabc", "abc123-dirty": "0~abc123+dirty"} {
+		command(deploy+"debian/build.sh", program, given, dir)
+		packages, err := filepath.Glob(filepath.Join(dir, "accountledger_"+want+"_*.deb"))
+		if err != nil || len(packages) != 1 {
+			t.Fatalf("version %s makes %v, want %s: %v", given, packages, want, err)
+		}
+		contents := command("dpkg-deb", "--contents", packages[0])
+		for _, line := range []string{`-rwxr-xr-x root/root .* \./usr/bin/accountledger\n`, `-rw-r--r-- root/root .* \./etc/accountledger/config\.yaml\n`,
+			`-rw-r--r-- root/root .* \./usr/lib/systemd/system/accountledger\.service\n`, `\./usr/share/doc/accountledger/operation\.md\n`} {
+			if !regexp.MustCompile(line).MatchString(contents) {
+				t.Errorf("the package has no %s:\n%s", line, contents)
+			}
+		}
+		if control := command("dpkg-deb", "--info", packages[0]); strings.Contains(control, "@") && regexp.MustCompile(`@[A-Z]+@`).MatchString(control) {
+			t.Errorf("control is not filled in:\n%s", control)
+		}
+	}
+}
+
+// TestNotify: systemd is told when the server is ready and when it stops.
+func TestNotify(t *testing.T) {
+	dir, err := os.MkdirTemp("", "al") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(dir, "s"))
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	p := startServer(t, filepath.Join(t.TempDir(), "data"))
+	told := func() string {
+		deadline, _ := ctx.Deadline()
+		socket.SetReadDeadline(deadline)
+		text := make([]byte, 64)
+		n, err := socket.Read(text)
+		if err != nil {
+			t.Fatalf("systemd is told nothing: %v", err)
+		}
+		return string(text[:n])
+	}
+	if is := told(); is != "READY=1" {
+		t.Errorf("told %s, want READY=1", is)
+	}
+	if err := p.stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if is := told(); is != "STOPPING=1" {
+		t.Errorf("told %s, want STOPPING=1", is)
+	}
+}
+
+// TestHealthURL: the server is asked where it listens, on this machine.
+func TestHealthURL(t *testing.T) {
+	for _, tt := range []struct {
+		config config
+		want   string
+	}{
+		{config{Listen: "127.0.0.1:8080"}, "http://127.0.0.1:8080/readyz"},
+		{config{Listen: "0.0.0.0:8080"}, "http://localhost:8080/readyz"},
+		{config{Listen: ":8080"}, "http://localhost:8080/readyz"},
+		{config{Listen: "[::]:8443", TLSCert: "tls.crt"}, "https://localhost:8443/readyz"},
+		{config{Listen: "ledger.example:8080"}, "http://ledger.example:8080/readyz"},
+		{config{Listen: "127.0.0.1:8080", Server: "https://ledger.example/"}, "https://ledger.example/readyz"},
+	} {
+		if is, err := healthURL(tt.config); err != nil || is != tt.want {
+			t.Errorf("%+v is asked at %q, %v, want %q", tt.config, is, err, tt.want)
+		}
+	}
+	if _, err := healthURL(config{Listen: "8080"}); exitCode(err) != exitUsage {
+		t.Errorf("an address without a port: %v", err)
+	}
+}
