@@ -79,6 +79,73 @@ func TestStopFinishesRequests(t *testing.T) {
 	}
 }
 
+// TestStopEndsStreams: at the end of the server a stream of the feed ends like
+// any answer, and it is written down how far webhooks are: the next start sends
+// nothing again.
+func TestStopEndsStreams(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	data := filepath.Join(t.TempDir(), "data")
+	told := make(chan string, 16)
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { told <- r.Header.Get("Ledger-Position") }))
+	defer receiver.Close()
+	await := func(want string) {
+		t.Helper()
+		select {
+		case is := <-told:
+			if is != want {
+				t.Errorf("the event at position %s is delivered, want %s", is, want)
+			}
+		case <-ctx.Done():
+			t.Fatalf("the event at position %s is not delivered", want)
+		}
+	}
+	p := startServer(t, data, "--webhook-allow", "127.0.0.0/8,::1/128", "--shutdown-grace", timeout.String())
+	hook := fmt.Sprintf(`{"url":%q,"events":["USER_CREATED"]}`, receiver.URL)
+	if response, text, err := p.do(ctx, "POST", "/v1/webhooks", hook); err != nil || response.StatusCode != http.StatusCreated {
+		t.Fatalf("%v, %v: %s", response, err, text)
+	}
+	p.create(t, "first@example.com")
+	await("2")
+
+	request, err := http.NewRequestWithContext(ctx, "GET", p.url+"/v1/events?after=0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+p.key)
+	request.Header.Set("Accept", "text/event-stream")
+	response, err := new(http.Client).Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	stream := bufio.NewReader(response.Body)
+	for line := ""; !strings.Contains(line, "USER_CREATED"); {
+		if line, err = stream.ReadString('\n'); err != nil {
+			t.Fatalf("the stream ends before it has told: %v", err)
+		}
+	}
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, stream); err != nil {
+		t.Errorf("the stream is cut off: %v", err)
+	}
+	if err := p.wait(ctx); err != nil {
+		t.Fatalf("the server ended with %v\n%s", err, p.log)
+	}
+	if strings.Contains(p.log.String(), "cut off") {
+		t.Errorf("something was cut off:\n%s", p.log)
+	}
+	if at, err := deliveryPosition(ctx, filepath.Join(data, deliveryFile)); err != nil || at != 2 {
+		t.Errorf("the webhook is at position %d, %v, want 2", at, err)
+	}
+	p = startServer(t, data, "--webhook-allow", "127.0.0.0/8,::1/128")
+	p.create(t, "second@example.com")
+	await("3")
+}
+
 // TestSecondSignal: nobody waits for a client that does not finish.
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
