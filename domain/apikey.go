@@ -270,7 +270,7 @@ func (l *Ledger) loadAPIKeys(ctx context.Context) (*APIKeys, error) {
 // returns, and APIKeys knows of them. A refusal is an *Error.
 func (l *Ledger) ChangeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand) (result APIKeysResult, err error) {
 	start := time.Now()
-	defer func() { l.executed(cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
+	defer func() { l.executed(ctx, cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
 	l.keying.Lock()
 	defer l.keying.Unlock()
 	for range tries {

@@ -169,7 +169,7 @@ func (l *Ledger) configAt(ctx context.Context, revision eventstore.Revision) (*C
 // while it decides and appends.
 func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (result ConfigResult, err error) {
 	start := time.Now()
-	defer func() { l.executed(cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
+	defer func() { l.executed(ctx, cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
 	for range tries {
 		seen, err := l.inspect(ctx, cmd)
 		if err != nil {

@@ -37,6 +37,11 @@ type Metadata struct {
 	// merging, when it happened; separated by spaces.
 	CombinedSubs string `json:"combinedSubs,omitzero"`
 
+	// Traceparent is where the request stands in its trace, as W3C Trace
+	// Context writes it, for what follows the event to join. It is made of
+	// random ids, and absent where the request was not sampled.
+	Traceparent string `json:"traceparent,omitzero"`
+
 	// Request tells a repeated request from another one under the same command
 	// id, where requests hold nothing personal: in the configuration.
 	Request string `json:"request,omitzero"`

@@ -402,3 +402,26 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestTraceparent: where a request stands in its trace is in the clear part,
+// which is proved, and only where there is a trace.
+func TestTraceparent(t *testing.T) {
+	const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	traced := goldenMeta
+	traced.Traceparent = traceparent
+	clear, err := encodeClear(RoleDeleted{"AUDITOR"}, traced)
+	if err != nil || !strings.Contains(string(clear), `"traceparent":"`+traceparent+`"`) {
+		t.Fatalf("the clear part is %s, %v", clear, err)
+	}
+	e, m, err := DecodeEvent("role.deleted.v1", clear, nil)
+	if err != nil || m.Traceparent != traceparent {
+		t.Fatalf("it is read as %+v, %v", m, err)
+	}
+	public, err := Public(Entry{Type: "role.deleted.v1", Event: e, Meta: m})
+	if err != nil || len(public) != 1 || public[0].Traceparent != traceparent {
+		t.Errorf("the public event is %+v, %v", public, err)
+	}
+	if clear, err = encodeClear(RoleDeleted{"AUDITOR"}, goldenMeta); err != nil || strings.Contains(string(clear), "traceparent") {
+		t.Errorf("without a trace the clear part is %s, %v", clear, err)
+	}
+}

@@ -26,8 +26,8 @@ type Ledger struct {
 	census Census
 	cache  *otter.Cache[string, Account] // folded accounts; checked against the stream at every append
 
-	hits, misses atomic.Int64   // of cache
-	observe      func(Executed) // nil: nobody asks
+	hits, misses atomic.Int64                    // of cache
+	observe      func(context.Context, Executed) // nil: nobody asks
 
 	// turns gives commands on one account their turn inside this process, so
 	// that they do not lose to one another again and again. Between processes
@@ -53,9 +53,9 @@ type LedgerConfig struct {
 	Cache  int              // accounts kept folded in memory; default 10,000
 	Now    func() time.Time // default time.Now
 
-	// Observe is told of each command when it is over, by whoever asked it:
-	// it must not wait for anything. Default: nobody is.
-	Observe func(Executed)
+	// Observe is told of each command when it is over, by whoever asked it and
+	// with their context: it must not wait for anything. Default: nobody is.
+	Observe func(context.Context, Executed)
 }
 
 // NewLedger returns a Ledger.
@@ -107,7 +107,7 @@ const tries = 5
 func (l *Ledger) Execute(ctx context.Context, r Request, sub string, cmd Command) (Result, error) {
 	start := time.Now()
 	result, err := l.execute(ctx, r, sub, cmd)
-	l.executed(cmd, start, len(result.Events) > 0 && !result.Repeated && !r.DryRun, err)
+	l.executed(ctx, cmd, start, len(result.Events) > 0 && !result.Repeated && !r.DryRun, err)
 	if err != nil || r.Admin {
 		return result, err
 	}

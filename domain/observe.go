@@ -24,7 +24,7 @@ const (
 )
 
 // executed tells the observer of a command that was begun at start.
-func (l *Ledger) executed(cmd any, start time.Time, changed bool, err error) {
+func (l *Ledger) executed(ctx context.Context, cmd any, start time.Time, changed bool, err error) {
 	if l.observe == nil {
 		return
 	}
@@ -39,7 +39,7 @@ func (l *Ledger) executed(cmd any, start time.Time, changed bool, err error) {
 	case changed:
 		x.Outcome = OutcomeChanged
 	}
-	l.observe(x)
+	l.observe(ctx, x)
 }
 
 // CacheStats are how the accounts kept in memory serve.

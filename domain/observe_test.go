@@ -16,7 +16,7 @@ func TestObserve(t *testing.T) {
 	t.Parallel()
 	l := open(t, t.TempDir(), seal.NewMaster())
 	var told []Executed
-	l.observe = func(x Executed) { told = append(told, x) }
+	l.observe = func(_ context.Context, x Executed) { told = append(told, x) }
 	sub := NewID().String()
 	create := CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{{IdentityID: NewID().String(), Provider: ProviderSelf, Profile: adaProfile}}}
 	dry := by("", "")

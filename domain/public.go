@@ -24,6 +24,8 @@ type PublicEvent struct {
 	Time     time.Time           `json:"time"`
 	Data     jsontext.Value      `json:"data"`
 	Aliases  []string            `json:"-"` // further names, for those who asked for them, see Told
+
+	Traceparent string `json:"-"` // see Metadata
 }
 
 // publicNames says for each type of event in the log what it is in public, of
@@ -384,7 +386,7 @@ func Public(x Entry) ([]PublicEvent, error) {
 			}
 			id = uuid.NewSHA1(x.ID, []byte(name))
 		}
-		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), strings.Fields(x.Meta.CombinedSubs), x.Revision, x.OccurredTime(), data, p.aliases()})
+		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), strings.Fields(x.Meta.CombinedSubs), x.Revision, x.OccurredTime(), data, p.aliases(), x.Meta.Traceparent})
 	}
 	return events, nil
 }

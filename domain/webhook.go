@@ -451,7 +451,7 @@ func (l *Ledger) Webhook(ctx context.Context, id string) (Webhook, error) {
 // not executed again; the endpoint is then as it is now.
 func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (w Webhook, last eventstore.Position, err error) {
 	start := time.Now()
-	defer func() { l.executed(cmd, start, last > 0, err) }()
+	defer func() { l.executed(ctx, cmd, start, last > 0, err) }()
 	for range tries {
 		w, entries, repeated, err := l.decideWebhook(ctx, r, id, cmd)
 		if err != nil || repeated {

@@ -26,7 +26,7 @@ type Command struct {
 
 // request makes of cmd how the domain is to carry the command out.
 func (cmd Command) request(c *call) (domain.Request, error) {
-	r := domain.Request{Meta: domain.Metadata{Actor: c.actor, CorrelationID: c.id}, DryRun: cmd.DryRun, Admin: c.admin}
+	r := domain.Request{Meta: domain.Metadata{Actor: c.actor, CorrelationID: c.id, Traceparent: c.traceparent}, DryRun: cmd.DryRun, Admin: c.admin}
 	if cmd.IdempotencyKey != "" {
 		id := repeatable(c.actor, cmd.IdempotencyKey)
 		r.Meta = r.Meta.WithRequest(hex.EncodeToString(id[:]), c.digest())

@@ -75,7 +75,7 @@ func (s *server) recordLogin(ctx context.Context, c *call, in *recordLoginInput)
 	if err != nil {
 		return nil, err
 	}
-	r := domain.Request{Meta: domain.Metadata{Actor: c.actor, CorrelationID: c.id}, DryRun: in.DryRun}
+	r := domain.Request{Meta: domain.Metadata{Actor: c.actor, CorrelationID: c.id, Traceparent: c.traceparent}, DryRun: in.DryRun}
 	if in.IdempotencyKey != "" {
 		id, digest := repeatable(c.actor, in.IdempotencyKey), c.digest()
 		if !c.sees {

@@ -182,15 +182,19 @@ func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*ans
 	op.Middlewares = huma.Middlewares{func(hc huma.Context, next func(huma.Context)) {
 		c := callOf(hc.Context())
 		err := s.admit(hc.Context(), c, rt.scope, hc.Header("Authorization"))
+		answers := rt.raw
+		if rt.stream != nil && wantsStream(hc.Header("Accept")) {
+			answers = rt.stream
+		}
+		// What reads or writes without an end would be a trace without one.
+		if err == nil && answers == nil && s.Trace != nil {
+			hc = huma.WithContext(hc, s.trace(hc.Context(), c))
+		}
 		if err == nil {
 			err = parameters(c.r.URL.RawQuery, known)
 		}
 		if err == nil && op.RequestBody != nil {
 			err = mediaType(hc.Header("Content-Type"))
-		}
-		answers := rt.raw
-		if rt.stream != nil && wantsStream(hc.Header("Accept")) {
-			answers = rt.stream
 		}
 		if err == nil && answers != nil {
 			if err = answers(hc.Context(), c); err == nil {
@@ -224,6 +228,14 @@ func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*ans
 		return a, nil
 	})
 	s.finish(rt, known)
+}
+
+// trace begins to trace the request, now that it is known whose it is: who is
+// not let in makes no traces and joins none.
+func (s *server) trace(ctx context.Context, c *call) context.Context {
+	ctx, c.traceparent, c.traced = s.Trace(ctx, Admitted{Method: knownMethod(c.r.Method, "other"), Route: c.route, Request: c.id, Time: c.start,
+		Traceparent: c.r.Header.Get("traceparent")})
+	return ctx
 }
 
 // parameters refuses a query with a parameter that is not known, or is there

@@ -93,6 +93,11 @@ type Config struct {
 	// Observe is told of each request when it is answered, by whoever answers
 	// it: it must not wait for anything. Default: nobody is.
 	Observe func(Answered)
+	// Trace is told of each request whose caller was let in and which is
+	// answered at once. It returns the context it is carried out with; what its
+	// events say as their traceparent, "" for nothing; and what is told of its
+	// answer, like Observe. Default: nobody is.
+	Trace func(context.Context, Admitted) (_ context.Context, traceparent string, end func(Answered))
 	// Refused is told of each refusal of access, why: one of Refusals. It must
 	// not wait for anything. Default: nobody is.
 	Refused func(reason string)
@@ -107,6 +112,15 @@ type Answered struct {
 	Route    string // pattern of the path; "" where there is no such resource
 	Status   int
 	Duration time.Duration // until the answer's end; of a stream, until its end
+}
+
+// Admitted is a request whose caller was let in. Of what is the client's it has
+// the traceparent alone.
+type Admitted struct {
+	Method, Route string    // as in Answered
+	Request       string    // its id, a UUID
+	Time          time.Time // when it came
+	Traceparent   string    // as it was sent: anything
 }
 
 // server is the API at work.
@@ -218,6 +232,7 @@ func asGet(h http.Handler) http.Handler {
 // it besides their input.
 type call struct {
 	id     string // a UUID, answered as X-Request-Id
+	start  time.Time
 	route  string // pattern, never the path itself
 	caller        // who calls, once admitted
 	admin  bool   // the caller has scopeAccountsAdmin
@@ -225,6 +240,9 @@ type call struct {
 	r      *http.Request
 	w      http.ResponseWriter // for streams; others return their answer
 	body   []byte
+
+	traceparent string // of the events it causes
+	traced      func(Answered)
 }
 
 type callKey struct{}
@@ -252,7 +270,7 @@ func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(ec echo.Context) error {
 		start := s.Now()
 		r := ec.Request()
-		c := &call{id: requestID(r), route: ec.Path()}
+		c := &call{id: requestID(r), route: ec.Path(), start: start}
 		ctx := context.WithValue(r.Context(), callKey{}, c)
 		c.r = r.WithContext(ctx)
 		ec.SetRequest(c.r)
@@ -265,6 +283,9 @@ func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
 		}
 		a := Answered{Method: knownMethod(r.Method, "other"), Route: c.route, Status: ec.Response().Status, Duration: s.Now().Sub(start)}
 		s.Observe(a)
+		if c.traced != nil {
+			c.traced(a)
+		}
 		if s.Logger.Enabled(ctx, slog.LevelDebug) {
 			s.Logger.DebugContext(ctx, "request", "method", a.Method, "route", a.Route, "status", a.Status,
 				"duration", a.Duration, "actor", c.actor.ID, "request", c.id)

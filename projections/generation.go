@@ -145,8 +145,10 @@ func (b *batch) rollback() {
 	b.g.writer.end(false)
 }
 
-// apply applies a run of the log that goes on where g is, as one batch.
-func (g *generation) apply(ctx context.Context, recs []eventstore.Recorded) error {
+// apply applies a run of the log that goes on where g is, as one batch. What of
+// it is part of a trace is told to trace, if there is somebody.
+func (g *generation) apply(ctx context.Context, recs []eventstore.Recorded, trace func(Applied)) error {
+	begun := time.Now()
 	for len(recs) > 0 && recs[0].Position <= g.position {
 		recs = recs[1:] // a switch took the checkpoint past them
 	}
@@ -169,13 +171,22 @@ func (g *generation) apply(ctx context.Context, recs []eventstore.Recorded) erro
 	}
 	b := g.begin()
 	defer b.rollback()
-	for _, d := range g.view.decodeAll(mine) {
+	entries := g.view.decodeAll(mine)
+	for _, d := range entries {
 		if err := b.add(ctx, d); err != nil {
 			return err
 		}
 	}
 	last := recs[len(recs)-1]
-	return b.commit(ctx, last.Position, last.ID)
+	if err := b.commit(ctx, last.Position, last.ID); err != nil || trace == nil {
+		return err
+	}
+	for _, d := range entries {
+		if d.Meta.Traceparent != "" && !b.cut(d.Stream) {
+			trace(Applied{View: g.view.name, Entry: d.Entry, Begun: begun, Ended: time.Now()})
+		}
+	}
+	return nil
 }
 
 // retryParked tries the streams again whose time has come.

@@ -216,7 +216,7 @@ func (g *generation) catchUp(ctx context.Context, head eventstore.Position) erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	err := g.view.gather(ctx, g.position, head, func(recs []eventstore.Recorded) error {
-		if err := g.apply(ctx, recs); err != nil {
+		if err := g.apply(ctx, recs, nil); err != nil {
 			return err
 		}
 		if g.position >= head {

@@ -244,7 +244,7 @@ func (w *view) follow(ctx context.Context) error {
 func (w *view) advance(ctx context.Context, recs []eventstore.Recorded, retry time.Time) error {
 	w.turn.Lock()
 	defer w.turn.Unlock()
-	if err := w.live.apply(ctx, recs); err != nil {
+	if err := w.live.apply(ctx, recs, w.views.trace); err != nil {
 		return err
 	}
 	if w.live.position > eventstore.Position(w.position.Load()) {

@@ -34,6 +34,19 @@ type Config struct {
 	// is tried again, and the runner after an error; each time twice as long,
 	// up to Retry * 256. Default 1 s.
 	Retry time.Duration
+
+	// Trace is told of each event with a traceparent once a view shows it, as
+	// the log brings it: what is made again is nobody's request. It must not
+	// wait for anything. Default: nobody is.
+	Trace func(Applied)
+}
+
+// Applied is an event that is part of a trace and that a view shows.
+type Applied struct {
+	View  string
+	Entry domain.Entry
+	Begun time.Time // with what was applied together
+	Ended time.Time // when it was committed
 }
 
 // Views are the read models in one file, views.db. All methods may be called
@@ -44,6 +57,7 @@ type Views struct {
 	codec     domain.Codec
 	logger    *slog.Logger
 	retry     time.Duration
+	trace     func(Applied)
 	write     *sql.DB // one connection: SQLite has one writer, so queue here; nil for a reader
 	read      *sql.DB // many connections that only read
 	accounts  *Accounts
@@ -113,7 +127,7 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Views{path: c.Path, log: c.Log, codec: c.Codec, logger: c.Logger, retry: c.Retry, write: write, read: read,
+	v := &Views{path: c.Path, log: c.Log, codec: c.Codec, logger: c.Logger, retry: c.Retry, trace: c.Trace, write: write, read: read,
 		builder: make(chan struct{}, 1), closed: make(chan struct{})}
 	v.accounts = &Accounts{views: v}
 	v.schedules = &Schedules{views: v}

@@ -64,11 +64,11 @@ func TestPieces(t *testing.T) {
 	v := f.open(t)
 	for len(recs) > 0 {
 		n := 1 + rand.IntN(min(len(recs), 9))
-		if err := v.all[0].live.apply(t.Context(), recs[:n]); err != nil {
+		if err := v.all[0].live.apply(t.Context(), recs[:n], nil); err != nil {
 			t.Fatal(err)
 		}
 		// What was applied is not applied again.
-		if err := v.all[0].live.apply(t.Context(), recs[:n]); err != nil {
+		if err := v.all[0].live.apply(t.Context(), recs[:n], nil); err != nil {
 			t.Fatal(err)
 		}
 		recs = recs[n:]
@@ -78,7 +78,7 @@ func TestPieces(t *testing.T) {
 		}
 	}
 	f.checkFolds(t, v, subs)
-	if err := v.all[0].live.apply(t.Context(), []eventstore.Recorded{{Position: head + 2}}); err == nil {
+	if err := v.all[0].live.apply(t.Context(), []eventstore.Recorded{{Position: head + 2}}, nil); err == nil {
 		t.Error("a hole in the log was passed over")
 	}
 }

@@ -35,14 +35,20 @@ type ledger struct {
 	erasures  *erasure.Eraser
 	exports   *scheduledExports // nil: none
 	metrics   *metrics
+	tracing   *tracing // nil: none
 	lock      *os.File
 	work      chan func(context.Context) // for run to start
 }
 
 // openLedger opens the ledger in c.Data, or makes one there. It fails with
 // sqlite.ErrLocked if another process has it.
-func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, err error) {
-	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), work: make(chan func(context.Context), 16)}
+func openLedger(ctx context.Context, c config, logger *slog.Logger) (*ledger, error) {
+	return openTraced(ctx, c, logger, nil)
+}
+
+// openTraced is openLedger with traces.
+func openTraced(ctx context.Context, c config, logger *slog.Logger, t *tracing) (_ *ledger, err error) {
+	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), tracing: t, work: make(chan func(context.Context), 16)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())
@@ -66,7 +72,7 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 	if err := syncDir(c.Data); err != nil {
 		return nil, err
 	}
-	if l.log, err = sqlite.Open(ctx, sqlite.Config{Dir: c.Data, Signer: id.signer, Observe: l.metrics.committed}); err != nil {
+	if l.log, err = sqlite.Open(ctx, sqlite.Config{Dir: c.Data, Signer: id.signer, Observe: l.metrics.committed, Trace: hook(t, t.appended)}); err != nil {
 		return nil, err
 	}
 	if err := l.dir.complete(id.vkey); err != nil {
@@ -74,7 +80,7 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 	}
 	l.codec = domain.Codec{Keys: l.keys}
 	l.views, err = projections.Open(ctx, projections.Config{
-		Path: l.dir.path(viewsFile), Log: l.log, Codec: l.codec, Logger: logger,
+		Path: l.dir.path(viewsFile), Log: l.log, Codec: l.codec, Logger: logger, Trace: hook(t, t.applied),
 	})
 	if err != nil {
 		return nil, err
@@ -82,7 +88,10 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 	if l.exports, err = exportsOf(c, l.views, logger); err != nil {
 		return nil, err
 	}
-	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec, Census: l.views.Census(), Observe: l.metrics.executed})
+	l.ledger = domain.NewLedger(domain.LedgerConfig{Log: l.log, Codec: l.codec, Census: l.views.Census(), Observe: func(ctx context.Context, x domain.Executed) {
+		l.metrics.executed(x)
+		t.executed(ctx, x)
+	}})
 	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger, Observe: l.metrics.scheduled})
 	public, err := c.publicURL()
 	if err != nil {
@@ -91,6 +100,7 @@ func openLedger(ctx context.Context, c config, logger *slog.Logger) (_ *ledger, 
 	l.hooks, err = webhooks.Open(ctx, webhooks.Config{
 		Path: l.dir.path(deliveryFile), Log: l.log, Codec: l.codec, Ledger: l.ledger, Keys: l.keys,
 		Allow: c.WebhookAllow, PublicURL: public, UserAgent: "accountledger/" + version(), Logger: logger, Observe: l.metrics.attempted,
+		Trace: hook(t, t.delivering),
 	})
 	if err != nil {
 		return nil, err

@@ -33,6 +33,18 @@ var operationTables = map[string]func() string{
 		}
 		return b.String()
 	},
+	"spans": func() string {
+		var b strings.Builder
+		b.WriteString("| span | meaning | attributes |\n|---|---|---|\n")
+		for _, s := range spanTable {
+			var names []string
+			for _, a := range s.attributes {
+				names = append(names, string(a))
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", s.name, s.meaning, code(names...))
+		}
+		return b.String()
+	},
 	"alerts": func() string {
 		var b strings.Builder
 		b.WriteString("| alert | when | what to do |\n|---|---|---|\n")

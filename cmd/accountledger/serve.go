@@ -108,9 +108,13 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer,
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
 
-	l, err := openLedger(ctx, c, logger)
+	traces, err := newTracing(ctx, logger)
 	if err != nil {
 		return err
+	}
+	l, err := openTraced(ctx, c, logger, traces)
+	if err != nil {
+		return errors.Join(err, traces.close())
 	}
 	if reload != nil {
 		defer onHangup(func() { reread(c, tlsCertificate, logger, reload) })()
@@ -118,6 +122,9 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer,
 	err = serveLedger(ctx, c, l, logger, stdout, signals, tlsCertificate)
 	if closeErr := l.close(); closeErr != nil {
 		err = errors.Join(err, closeErr)
+	}
+	if err := traces.close(); err != nil {
+		logger.Warn("spans are lost", "err", err)
 	}
 	if err == nil {
 		logger.Info("stopped")
@@ -260,6 +267,7 @@ func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
 				Algorithms: c.OIDCAlgorithms, ClockSkew: c.OIDCClockSkew},
 			RateLimit: c.RateLimit, AddressRateLimit: c.AddressLimit, TrustedProxies: c.TrustedProxies, CORSOrigins: c.CORSOrigins,
 			Metrics: l.metrics.handler(logger), Observe: l.metrics.answered, Refused: l.metrics.refused,
+			Trace: hook(l.tracing, l.tracing.admitted),
 		})),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,

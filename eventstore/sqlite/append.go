@@ -28,6 +28,8 @@ type request struct {
 	hashes []tlog.Hash // SHA-256 of the sealed parts, in the order of the events
 	bytes  int
 	came   time.Time // into the queue
+	begun  time.Time // its transaction, with receipt
+	took   time.Duration
 
 	state   atomic.Int32 // of the three below; whoever moves it off queued owns the outcome
 	receipt eventstore.Receipt
@@ -83,7 +85,7 @@ func (w *writer) append(ctx context.Context, c eventstore.Commit) (eventstore.Re
 	var cause error
 	select {
 	case <-r.done:
-		return r.receipt, r.err
+		return w.outcome(ctx, r)
 	case <-ctx.Done():
 		cause = ctx.Err()
 	case <-w.ended:
@@ -93,6 +95,14 @@ func (w *writer) append(ctx context.Context, c eventstore.Commit) (eventstore.Re
 		return eventstore.Receipt{}, cause
 	}
 	<-r.done
+	return w.outcome(ctx, r)
+}
+
+// outcome is what became of a request that is done.
+func (w *writer) outcome(ctx context.Context, r *request) (eventstore.Receipt, error) {
+	if w.trace != nil {
+		w.trace(ctx, Appended{Came: r.came, Begun: r.begun, Ended: r.begun.Add(r.took), Receipt: r.receipt, Err: r.err})
+	}
 	return r.receipt, r.err
 }
 
@@ -175,6 +185,7 @@ func (w *writer) commit(publish func([]eventstore.Recorded)) {
 			// did that has not happened now.
 			r.receipt, r.err = eventstore.Receipt{}, fmt.Errorf("sqlite: append: %w", err)
 		}
+		r.begun, r.took = start, took
 		close(r.done)
 	}
 	if w.observe != nil {

@@ -1,6 +1,7 @@
 package sqlite_test
 
 import (
+	"context"
 	"testing"
 
 	"accountledger/eventstore"
@@ -55,5 +56,37 @@ func TestObserve(t *testing.T) {
 	<-told // that which was held
 	if got := <-told; got.Appends != 4 || got.Events != 4 || got.Waited <= 0 {
 		t.Errorf("%+v, want 4 appends that have waited", got)
+	}
+}
+
+// TestTrace: the caller of an append is told, with its own context, when it
+// came, when its transaction ran, and what became of it.
+func TestTrace(t *testing.T) {
+	t.Parallel()
+	type key struct{}
+	var told []sqlite.Appended // by callers, of which there is one
+	signer, _ := newSigner(t)
+	store := open(t, sqlite.Config{Dir: t.TempDir(), Signer: signer, Trace: func(ctx context.Context, a sqlite.Appended) {
+		if ctx.Value(key{}) != "mine" {
+			t.Error("told with the context of somebody else")
+		}
+		told = append(told, a)
+	}})
+	ctx := context.WithValue(t.Context(), key{}, "mine")
+	receipt, err := store.Append(ctx, commit("account-a", eventstore.NoStream, 3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, conflict := store.Append(ctx, commit("account-a", eventstore.NoStream, 1))
+	if conflict == nil || len(told) != 2 {
+		t.Fatalf("a conflict is %v; told %d times, want 2", conflict, len(told))
+	}
+	for _, a := range told {
+		if a.Came.IsZero() || a.Begun.Before(a.Came) || !a.Ended.After(a.Begun) {
+			t.Errorf("came %v, begun %v, ended %v", a.Came, a.Begun, a.Ended)
+		}
+	}
+	if told[0].Receipt != receipt || told[0].Err != nil || told[1].Receipt != (eventstore.Receipt{}) || told[1].Err != conflict {
+		t.Errorf("told %+v", told)
 	}
 }

@@ -49,6 +49,19 @@ type Config struct {
 	// Observe is told of each transaction that appends, once its callers have
 	// been answered. The next transaction waits for it. nil: nobody is.
 	Observe func(Transaction)
+	// Trace is told of each append that was decided, by its caller and with the
+	// caller's context. nil: nobody is.
+	Trace func(context.Context, Appended)
+}
+
+// Appended is an append that was decided, for whoever follows what caused it.
+type Appended struct {
+	Came  time.Time // into the queue
+	Begun time.Time // its transaction
+	Ended time.Time // when that was durable, or failed
+
+	Receipt eventstore.Receipt // zero where nothing was appended
+	Err     error              // why
 }
 
 // Transaction is what one transaction of the log did, for whoever watches over

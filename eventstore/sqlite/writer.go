@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"bytes"
+	"context"
 	"database/sql/driver"
 	"fmt"
 	"sync"
@@ -28,6 +29,7 @@ type writer struct {
 	interval time.Duration
 	now      func() time.Time
 	observe  func(Transaction)
+	trace    func(context.Context, Appended)
 
 	// The rest is run's alone.
 
@@ -111,7 +113,7 @@ func (h *heads) put(stream string, at head) {
 func newWriter(db *conn, c Config) (*writer, error) {
 	w := &writer{
 		queue: make(chan *request, queueLength), erasing: make(chan erasure), closing: make(chan struct{}), ended: make(chan struct{}),
-		signer: c.Signer, interval: c.CheckpointInterval, now: c.Now, observe: c.Observe, db: db,
+		signer: c.Signer, interval: c.CheckpointInterval, now: c.Now, observe: c.Observe, trace: c.Trace, db: db,
 	}
 	err := db.keep(map[**stmt]string{
 		&w.begin:        `BEGIN IMMEDIATE`,

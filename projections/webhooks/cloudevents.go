@@ -23,7 +23,8 @@ import (
 // event's id is the public event's, its source the ledger, its subject and
 // partitionkey the account, its sequence the account's revision with zeroes in
 // front, so that it can be compared as text; previoussequence likewise that of
-// the account's event before it. Where only ids are sent, dataref is where all
+// the account's event before it. The extension for distributed tracing is there
+// where the request that caused the event was traced. Where only ids are sent, dataref is where all
 // data can be got from.
 const (
 	structuredType = "application/cloudevents+json; charset=utf-8"
@@ -46,6 +47,10 @@ func (m *message) attributes(f *form, before eventstore.Revision) []attribute {
 	}
 	if before != none {
 		all = append(all, attribute{"previoussequence", padded(before)})
+	}
+	if e.Traceparent != "" {
+		// Where the event began, and not this attempt: the same each time.
+		all = append(all, attribute{"traceparent", e.Traceparent})
 	}
 	if f.payload == domain.PayloadThin {
 		all = append(all, attribute{"dataref", fmt.Sprintf("%s/v1/events/%d.%d/data", f.public, m.position, m.part)})

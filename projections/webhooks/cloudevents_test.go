@@ -58,6 +58,15 @@ func TestForms(t *testing.T) {
 			}
 		}
 	}
+	// What was traced says so where CloudEvents have a place for it.
+	traced := &message{event: sample.event}
+	traced.event.Traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	if got, err := traced.content(formOf(domain.FormatBinary, domain.PayloadFull), none); err != nil || got.header.Get("Ce-Traceparent") != traced.event.Traceparent {
+		t.Errorf("traced: %v, %v", got.header, err)
+	}
+	if got, err := traced.content(formOf(domain.FormatStandard, domain.PayloadFull), none); err != nil || bytes.Contains(got.body, []byte("traceparent")) {
+		t.Errorf("traced, standard: %s, %v", got.body, err)
+	}
 	if c, err := sample.content(formOf(domain.FormatEvent, domain.PayloadFull), 5); err != nil || !bytes.Contains(c.body, []byte(`"previoussequence":"00000000000000000005"`)) {
 		t.Errorf("a gap is not told: %s, %v", c.body, err)
 	}

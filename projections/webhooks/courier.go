@@ -23,6 +23,7 @@ type courier struct {
 	now    func() time.Time
 
 	observe func(Attempted)
+	trace   func(Tracing) (string, func(Attempted)) // nil: nobody asks
 }
 
 // courier sets up the requests to an endpoint.
@@ -45,7 +46,7 @@ func (w *Webhooks) courier(ctx context.Context, conf domain.Webhook) (*courier, 
 	}
 	t.signers = signers
 	return &courier{conf: conf, log: w.c.Log, opener: opener{w.c.Codec, w.c.Ledger}, target: t, form: w.form(conf), now: w.c.Now,
-		observe: w.c.Observe}, nil
+		observe: w.c.Observe, trace: w.c.Trace}, nil
 }
 
 // close closes the connections kept for the next request.
@@ -99,8 +100,12 @@ func (s *courier) attempt(all []sending, header http.Header) []result {
 	results := s.request(all, header)
 	for _, r := range results {
 		if r.scope <= internal {
-			s.observe(Attempted{WebhookID: s.conf.WebhookID, Outcome: outcomes[r.scope], Duration: r.duration,
-				Age: r.time.Add(r.duration).Sub(r.rec.Time), InTurn: !r.byHand})
+			a := Attempted{WebhookID: s.conf.WebhookID, Outcome: outcomes[r.scope], Status: r.status, Duration: r.duration,
+				Age: r.time.Add(r.duration).Sub(r.rec.Time), InTurn: !r.byHand}
+			s.observe(a)
+			if r.traced != nil {
+				r.traced(a)
+			}
 		}
 	}
 	return results
@@ -145,12 +150,33 @@ func (s *courier) request(all []sending, header http.Header) []result {
 	if s.form.format == domain.FormatBatch {
 		request = batched(events, bodies)
 	}
-	o := s.target.post(request.with(http.Header{HeaderPosition: {strconv.FormatInt(int64(last), 10)}}).with(header))
+	o := s.target.post(request.with(http.Header{HeaderPosition: {strconv.FormatInt(int64(last), 10)}}).with(header).with(s.traced(results, posted)))
 	duration := s.now().Sub(start)
 	for _, i := range posted {
 		results[i].outcome, results[i].duration, results[i].batch = o, duration, len(posted)
 	}
 	return results
+}
+
+// traced begins to trace what is posted of results. A batch is one request for
+// several traces: the receiver is sent the first.
+func (s *courier) traced(results []result, posted []int) (header http.Header) {
+	if s.trace == nil {
+		return nil
+	}
+	for _, i := range posted {
+		r := &results[i]
+		e := &r.message.event
+		if e.Traceparent == "" {
+			continue
+		}
+		var sent string
+		sent, r.traced = s.trace(Tracing{WebhookID: s.conf.WebhookID, Type: e.Type, Position: r.message.position, Traceparent: e.Traceparent})
+		if header == nil && sent != "" {
+			header = http.Header{"Traceparent": {sent}}
+		}
+	}
+	return header
 }
 
 func (s *courier) batchBytes() int { return cmp.Or(s.conf.BatchBytes, 1<<20) }

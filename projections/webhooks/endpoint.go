@@ -85,6 +85,7 @@ type result struct {
 	batch    int       // events in the request
 	time     time.Time // when it was begun
 	duration time.Duration
+	traced   func(Attempted) // nil: nobody traces it
 	outcome
 }
 

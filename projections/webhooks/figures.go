@@ -15,9 +15,18 @@ import (
 type Attempted struct {
 	WebhookID string
 	Outcome   string        // one of Outcomes
+	Status    int           // HTTP's; 0 where there was no response
 	Duration  time.Duration // of the request
 	Age       time.Duration // of the event at the end of it, since it was recorded
 	InTurn    bool          // nobody has asked for it to be sent once more
+}
+
+// Tracing is an attempt to deliver an event that is part of a trace.
+type Tracing struct {
+	WebhookID   string
+	Type        string // of the public event
+	Position    eventstore.Position
+	Traceparent string // of what caused the event
 }
 
 // OutcomeDelivered is the outcome of an attempt that succeeded.

@@ -78,6 +78,12 @@ type Config struct {
 	// Observe is told of each attempt when it is over, by many goroutines at
 	// once; the delivery waits for it. Default: nobody is.
 	Observe func(Attempted)
+
+	// Trace is told of each attempt at an event with a traceparent before there
+	// is a request, and returns what the receiver is sent as traceparent, ""
+	// for nothing, and what is told of the attempt when it is over. Default:
+	// nobody is.
+	Trace func(Tracing) (traceparent string, end func(Attempted))
 }
 
 const attemptAge = 30 * 24 * time.Hour
