@@ -80,14 +80,15 @@ func (b *buffer) await(ctx context.Context, text string) error {
 
 // spawn starts a server on data without waiting for it.
 func spawn(data string, args ...string) (*process, io.Reader, error) {
-	return spawnProgram("accountledger", data, args...)
+	return spawnProgram("accountledger", "", data, args...)
 }
 
-// spawnProgram is spawn of another version of the program.
-func spawnProgram(program, data string, args ...string) (*process, io.Reader, error) {
+// spawnProgram is spawn of another version of the program, or in another working
+// directory.
+func spawnProgram(program, dir, data string, args ...string) (*process, io.Reader, error) {
 	args = append([]string{"serve", "--data", data, "--listen", "127.0.0.1:0"}, args...)
 	p := &process{Cmd: exec.Command(program, args...), log: newBuffer(), ended: make(chan error, 1)}
-	p.Stderr = p.log
+	p.Dir, p.Stderr = dir, p.log
 	p.WaitDelay = 10 * time.Second
 	// Not StdoutPipe: Wait would close it under the reader.
 	r, w := io.Pipe()
@@ -226,11 +227,11 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve": scriptServe,
-			"stop":  scriptStop,
-			"http":  scriptHTTP,
-			"exits": scriptExits,
-			"mode":  scriptMode,
+			"serve":     scriptServe,
+			"terminate": scriptStop,
+			"http":      scriptHTTP,
+			"exits":     scriptExits,
+			"mode":      scriptMode,
 		},
 	})
 }
@@ -242,7 +243,7 @@ func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: serve DATA [flag...]")
 	}
 	data := ts.MkAbs(args[0])
-	p, stdout, err := spawn(data, args[1:]...)
+	p, stdout, err := spawnProgram("accountledger", ts.MkAbs("."), data, args[1:]...)
 	ts.Check(err)
 	ts.Defer(p.kill)
 	ts.Check(p.ready(stdout, data))
@@ -261,7 +262,8 @@ func server(ts *testscript.TestScript) *process {
 	return p
 }
 
-// scriptStop stops the server; its log goes to the file server.log.
+// scriptStop stops the server, as terminate, for testscript has a stop of its
+// own, which ends the script; the log goes to the file server.log.
 func scriptStop(ts *testscript.TestScript, neg bool, args []string) {
 	p := server(ts)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -223,7 +223,7 @@ func TestKeepDirectory(t *testing.T) {
 	if out, err := imported.CombinedOutput(); err != nil {
 		t.Fatalf("import: %v\n%s", err, out)
 	}
-	p, stdout, err := spawnProgram(*keepProgram, data, "--webhook-allow", "127.0.0.0/8,::1/128")
+	p, stdout, err := spawnProgram(*keepProgram, "", data, "--webhook-allow", "127.0.0.0/8,::1/128")
 	if err != nil {
 		t.Fatal(err)
 	}
