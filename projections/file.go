@@ -28,7 +28,7 @@ const (
 
 var (
 	errForeign  = errors.New("not a file of views; move it away") // why a file is left alone
-	errOutdated = errors.New("of another layout, or condemned")  // why it is made new
+	errOutdated = errors.New("of another layout, or condemned")   // why it is made new
 )
 
 // openWriter opens the file for its one writer. A file that is missing, of an
