@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -71,7 +72,7 @@ account INTO must not change between the two. --dry-run shows it and ends.`,
 	}
 	w.add(cmd.Flags())
 	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "merge without showing and asking first")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		into := strings.ToLower(args[0])
 		body, err := json.Marshal(map[string]string{"from": args[1]})
 		if err != nil {
@@ -79,10 +80,10 @@ account INTO must not change between the two. --dry-run shows it and ends.`,
 		}
 		preview := request{method: "POST", path: accountPath(into, "/merge/preview"), body: body, revision: -1, repeatable: true}
 		if w.dryRun {
-			return ask(s, preview, s.out.merged)
+			return ask(ctx, s, preview, s.out.merged)
 		}
 		if !sure {
-			answer, err := s.send(s, preview)
+			answer, err := s.send(ctx, preview)
 			if err != nil {
 				return err
 			}
@@ -99,7 +100,7 @@ account INTO must not change between the two. --dry-run shows it and ends.`,
 				w.revision = outcome.before(into)
 			}
 		}
-		return write(s, &w, w.request("POST", accountPath(into, "/merge"), body), s.out.merged)
+		return write(ctx, s, &w, w.request("POST", accountPath(into, "/merge"), body), s.out.merged)
 	})
 }
 
@@ -116,7 +117,7 @@ given.`,
 	}
 	w.add(cmd.Flags())
 	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := json.Marshal(map[string]string{"sub": args[1]})
 		if err != nil {
 			return err
@@ -124,7 +125,7 @@ given.`,
 		if err := s.confirm(sure || w.dryRun, "Take %s out of %s again?", printable(args[1]), printable(args[0])); err != nil {
 			return err
 		}
-		return write(s, &w, w.request("POST", accountPath(args[0], "/unmerge"), body), func(unmerged struct {
+		return write(ctx, s, &w, w.request("POST", accountPath(args[0], "/unmerge"), body), func(unmerged struct {
 			Account  domain.Account `json:"account"`
 			Restored domain.Account `json:"restored"`
 		}) {
@@ -179,7 +180,7 @@ unless --yes is given.`,
 	cmd.Flags().BoolVar(&immediate, "immediate", false, "erase it now")
 	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
 	cmd.MarkFlagsMutuallyExclusive("grace", "immediate")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		r := w.request("DELETE", accountPath(args[0], ""), nil)
 		question := "Delete %s?"
 		if immediate {
@@ -192,7 +193,7 @@ unless --yes is given.`,
 		if err := s.confirm(sure || w.dryRun, question, printable(args[0])); err != nil {
 			return err
 		}
-		return write(s, &w, r, s.out.deletion)
+		return write(ctx, s, &w, r, s.out.deletion)
 	})
 }
 
@@ -205,8 +206,8 @@ func accountsRestoreCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
-	return onServer(cmd, func(s *session, args []string) error {
-		return write(s, &w, w.request("DELETE", accountPath(args[0], "/deletion"), nil), s.out.account)
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
+		return write(ctx, s, &w, w.request("DELETE", accountPath(args[0], "/deletion"), nil), s.out.account)
 	})
 }
 
@@ -218,7 +219,7 @@ func accountsDeletionCommand() *cobra.Command {
 certificate: what was destroyed, when, by whom, and who was told. With --json the
 signed checkpoint is in it, too.`,
 		Args: cobra.ExactArgs(1),
-	}, func(s *session, args []string) error {
-		return ask(s, get(accountPath(args[0], "/deletion")), s.out.deletion)
+	}, func(ctx context.Context, s *session, args []string) error {
+		return ask(ctx, s, get(accountPath(args[0], "/deletion")), s.out.deletion)
 	})
 }

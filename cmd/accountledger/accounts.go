@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/url"
@@ -35,12 +36,12 @@ fields and schedules, as they are or as they were at a revision.`,
 		Args: cobra.ExactArgs(1),
 	}
 	cmd.Flags().Int64Var(&revision, "revision", -1, "show the account as it was at this revision")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		r := get(accountPath(args[0], ""))
 		if revision >= 0 {
 			r.query = url.Values{"revision": {fmt.Sprint(revision)}}
 		}
-		return ask(s, r, s.out.account)
+		return ask(ctx, s, r, s.out.account)
 	})
 }
 
@@ -115,12 +116,12 @@ POST /v1/accounts takes it:
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := s.read(args[0])
 		if err != nil {
 			return err
 		}
-		return write(s, &w, w.request("POST", "/v1/accounts", body), s.out.account)
+		return write(ctx, s, &w, w.request("POST", "/v1/accounts", body), s.out.account)
 	})
 }
 
@@ -145,7 +146,7 @@ account whose deletion is scheduled.`,
 	cmd.Flags().StringVar(&reason, "reason", "", "why; it is personal data, and the shell's history has it then")
 	cmd.Flags().StringVar(&reasonFile, "reason-file", "", "file that says why, - for standard input")
 	cmd.MarkFlagsMutuallyExclusive("reason", "reason-file")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		if reasonFile != "" {
 			text, err := s.read(reasonFile)
 			if err != nil {
@@ -160,7 +161,7 @@ account whose deletion is scheduled.`,
 		if err != nil {
 			return err
 		}
-		return write(s, &w, w.request("PUT", accountPath(args[0], "/status"), body), func(a domain.Account) {
+		return write(ctx, s, &w, w.request("PUT", accountPath(args[0], "/status"), body), func(a domain.Account) {
 			s.out.properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "updated", a.UpdatedTime, "revision", int64(a.Revision))
 		})
 	})
@@ -190,8 +191,8 @@ it. The history of an erased account stays, without its personal data.`,
 		Args: cobra.ExactArgs(1),
 	}
 	p.add(cmd.Flags(), "events")
-	return onServer(cmd, func(s *session, args []string) error {
-		return pages(s, p, listed(accountPath(args[0], "/events"), nil), func(page historyPage) *string {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
+		return pages(ctx, s, p, listed(accountPath(args[0], "/events"), nil), func(page historyPage) *string {
 			var rows [][]any
 			for _, e := range page.Events {
 				data := string(e.Data)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -144,7 +145,7 @@ instead:
 	}
 	f.add(cmd)
 	p.add(cmd.Flags(), "accounts")
-	return onServer(cmd, func(s *session, _ []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, _ []string) error {
 		query, err := f.query(s)
 		if err != nil {
 			return err
@@ -166,7 +167,7 @@ instead:
 			return request{method: "POST", path: "/v1/accounts/search", body: body, revision: -1, repeatable: true}
 		}
 		first := true
-		return pages(s, p, found, func(page foundPage) *string {
+		return pages(ctx, s, p, found, func(page foundPage) *string {
 			var rows [][]any
 			for _, a := range page.Accounts {
 				rows = append(rows, []any{a.Sub, a.Status, firstName(a), firstEmail(a), a.CreatedTime, a.LastLoggedInTime})

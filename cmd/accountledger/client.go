@@ -179,8 +179,11 @@ const (
 )
 
 // send asks the server and returns its answer's body. What was refused is a
-// *refusal, and what was not answered a *noAnswer.
+// *refusal, and what was not answered a *noAnswer, also where whoever asked was
+// interrupted.
 func (c *client) send(ctx context.Context, r request) ([]byte, error) {
+	ctx, stop := interruptible(ctx)
+	defer stop()
 	lost := false
 	for try := 1; ; try++ {
 		text, err := c.try(ctx, r)

@@ -92,6 +92,31 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 	look(newRoot())
 }
 
+// TestEveryCommandIsShown holds that a transcript shows what each command prints
+// that asks a server.
+func TestEveryCommandIsShown(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../../testdata/commands/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []byte
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, text...)
+	}
+	for _, parent := range []*cobra.Command{accountsCommand(), webhooksCommand(), keysCommand()} {
+		for _, cmd := range parent.Commands() {
+			if !regexp.MustCompile(`(?m)^\$ accountledger ` + cmd.CommandPath() + `( |$)`).Match(all) {
+				t.Errorf("no transcript shows %s", cmd.CommandPath())
+			}
+		}
+	}
+}
+
 // TestManual writes the manual pages and looks at one.
 func TestManual(t *testing.T) {
 	t.Parallel()

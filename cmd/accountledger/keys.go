@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -35,8 +36,8 @@ func keysListCommand() *cobra.Command {
 		Long: `List the API keys, oldest first, without those that were revoked. The last use is
 up to an hour late.`,
 		Args: cobra.NoArgs,
-	}, func(s *session, _ []string) error {
-		return ask(s, get("/v1/api-keys"), func(list struct {
+	}, func(ctx context.Context, s *session, _ []string) error {
+		return ask(ctx, s, get("/v1/api-keys"), func(list struct {
 			APIKeys []httpapi.APIKey `json:"apiKeys"`
 		}) {
 			s.out.keys(list.APIKeys...)
@@ -83,7 +84,7 @@ can grant a scope that they do not have.`,
 	kept.add(cmd.Flags(), "key")
 	cmd.MarkFlagRequired("name")
 	cmd.MarkFlagRequired("scope")
-	return onServer(cmd, func(s *session, _ []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, _ []string) error {
 		if err := kept.check(s); err != nil {
 			return err
 		}
@@ -92,7 +93,7 @@ can grant a scope that they do not have.`,
 			return err
 		}
 		var failed error
-		err = write(s, &w, w.request("POST", "/v1/api-keys", body), func(made struct {
+		err = write(ctx, s, &w, w.request("POST", "/v1/api-keys", body), func(made struct {
 			httpapi.APIKey
 			Key string `json:"key"`
 		}) {
@@ -129,7 +130,7 @@ its id.`,
 	cmd.Flags().BoolVar(&forever, "no-expiry", false, "let it be valid for good")
 	cmd.MarkFlagsMutuallyExclusive("expires", "no-expiry")
 	cmd.MarkFlagsOneRequired("name", "scope", "expires", "no-expiry")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := f.body()
 		if forever {
 			body, err = json.Marshal(struct {
@@ -141,7 +142,7 @@ its id.`,
 		if err != nil {
 			return err
 		}
-		return write(s, &w, w.request("PATCH", keyPath(args[0]), body), func(k httpapi.APIKey) { s.out.keys(k) })
+		return write(ctx, s, &w, w.request("PATCH", keyPath(args[0]), body), func(k httpapi.APIKey) { s.out.keys(k) })
 	})
 }
 
@@ -157,11 +158,11 @@ func keysRevokeCommand() *cobra.Command {
 	}
 	w.add(cmd.Flags())
 	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		if err := s.confirm(sure || w.dryRun, "Revoke the key %s?", printable(args[0])); err != nil {
 			return err
 		}
-		return write(s, &w, w.request("DELETE", keyPath(args[0]), nil), func(struct{}) {
+		return write(ctx, s, &w, w.request("DELETE", keyPath(args[0]), nil), func(struct{}) {
 			s.out.printf("revoked %s\n", printable(args[0]))
 		})
 	})

@@ -24,7 +24,6 @@ var serverSettings = []string{"server", "key-file", "ca-file", "insecure-server"
 
 // session is a command while it asks a server.
 type session struct {
-	context.Context
 	*client
 	out   console
 	in    *bufio.Reader
@@ -46,7 +45,7 @@ it is, of several pages each on a line, and so is a refusal.`}
 }
 
 // onServer gives cmd what it does: it asks a server.
-func onServer(cmd *cobra.Command, do func(s *session, args []string) error) *cobra.Command {
+func onServer(cmd *cobra.Command, do func(ctx context.Context, s *session, args []string) error) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := loadConfig(cmd)
 		if err != nil {
@@ -60,10 +59,8 @@ func onServer(cmd *cobra.Command, do func(s *session, args []string) error) *cob
 			return err
 		}
 		defer server.http.CloseIdleConnections()
-		ctx, stop := interruptible(cmd.Context())
-		defer stop()
-		s := &session{ctx, server, newConsole(cmd, c), bufio.NewReader(cmd.InOrStdin()), isTerminal(cmd.InOrStdin())}
-		err = do(s, args)
+		s := &session{server, newConsole(cmd, c), bufio.NewReader(cmd.InOrStdin()), isTerminal(cmd.InOrStdin())}
+		err = do(cmd.Context(), s, args)
 		if refused, ok := errors.AsType[*refusal](err); ok && s.out.json {
 			s.out.raw(refused.answer)
 		}
@@ -86,8 +83,8 @@ func show[T any](s *session, answer []byte, print func(T)) error {
 }
 
 // ask sends r and shows the answer.
-func ask[T any](s *session, r request, print func(T)) error {
-	answer, err := s.send(s, r)
+func ask[T any](ctx context.Context, s *session, r request, print func(T)) error {
+	answer, err := s.send(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -133,8 +130,8 @@ func (w *writeFlags) unconditional(method, path string, body []byte) request {
 
 // write sends r and shows the answer. Where that was lost it says how to find
 // out what became of r.
-func write[T any](s *session, w *writeFlags, r request, print func(T)) error {
-	answer, err := s.send(s, r)
+func write[T any](ctx context.Context, s *session, w *writeFlags, r request, print func(T)) error {
+	answer, err := s.send(ctx, r)
 	if lost, ok := errors.AsType[*noAnswer](err); ok && lost.sent {
 		return fmt.Errorf("%w\n  it may have been carried out: the same command with --idempotency-key %s does it once", err, printable(w.key))
 	}
@@ -196,12 +193,12 @@ const maxPage = 1000
 
 // pages asks for a page, or for all that follow, too. print shows one and
 // returns the cursor of the next.
-func pages[T any](s *session, p pageFlags, ask func(after string, limit int) request, print func(T) (next *string)) error {
+func pages[T any](ctx context.Context, s *session, p pageFlags, ask func(after string, limit int) request, print func(T) (next *string)) error {
 	if p.all && p.limit == 0 {
 		p.limit = maxPage
 	}
 	for {
-		answer, err := s.send(s, ask(p.after, p.limit))
+		answer, err := s.send(ctx, ask(p.after, p.limit))
 		if err != nil {
 			return err
 		}

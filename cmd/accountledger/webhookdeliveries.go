@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 	"time"
@@ -26,8 +27,8 @@ delivered, retrying, dead where it was given up. With --attempts each attempt is
 line, and what was answered.`)
 	p.add(cmd.Flags(), "deliveries")
 	cmd.Flags().BoolVar(&attempts, "attempts", false, "show each attempt")
-	return onServer(cmd, func(s *session, args []string) error {
-		return pages(s, p, listed(webhookPath(args[0], "/deliveries"), nil), func(page deliveryPage) *string {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
+		return pages(ctx, s, p, listed(webhookPath(args[0], "/deliveries"), nil), func(page deliveryPage) *string {
 			if attempts {
 				s.out.attempts(page.Deliveries)
 			} else {
@@ -76,8 +77,8 @@ func webhooksLanesCommand() *cobra.Command {
 	cmd := onWebhook("lanes", "Show which accounts wait, and for what", `Show the accounts of which a webhook was not told something yet that others have
 been past: retrying, blocked by an event that was given up, or waiting.`)
 	p.add(cmd.Flags(), "accounts")
-	return onServer(cmd, func(s *session, args []string) error {
-		return pages(s, p, listed(webhookPath(args[0], "/lanes"), nil), func(page struct {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
+		return pages(ctx, s, p, listed(webhookPath(args[0], "/lanes"), nil), func(page struct {
 			Lanes []webhooks.Lane `json:"lanes"`
 			Next  *string         `json:"next"`
 		}) *string {
@@ -93,8 +94,8 @@ been past: retrying, blocked by an event that was given up, or waiting.`)
 
 func webhooksResendCommand() *cobra.Command {
 	return onServer(onWebhook("resend EVENT", "Send an event once more", `Send an event once more, at once and whatever the state of the webhook, and show
-what the receiver answered. EVENT is its id, as deliveries shows it.`), func(s *session, args []string) error {
-		return ask(s, post(webhookPath(args[0], "/deliveries/"+url.PathEscape(args[1])+"/resend")), func(d webhooks.Delivery) {
+what the receiver answered. EVENT is its id, as deliveries shows it.`), func(ctx context.Context, s *session, args []string) error {
+		return ask(ctx, s, post(webhookPath(args[0], "/deliveries/"+url.PathEscape(args[1])+"/resend")), func(d webhooks.Delivery) {
 			s.out.deliveries([]webhooks.Delivery{d})
 		})
 	})
@@ -118,12 +119,12 @@ time, or that was given up since then. replays shows how far it is.`)
 	w.addKey(cmd.Flags())
 	timeFlag(cmd.Flags(), &since, "since", -1, "from when on it failed")
 	cmd.MarkFlagRequired("since")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := json.Marshal(map[string]time.Time{"since": since.Time})
 		if err != nil {
 			return err
 		}
-		return write(s, &w, w.unconditional("POST", webhookPath(args[0], "/recover"), body), s.out.replay)
+		return write(ctx, s, &w, w.unconditional("POST", webhookPath(args[0], "/recover"), body), s.out.replay)
 	})
 }
 
@@ -151,20 +152,20 @@ attempt each. Without a bound it is the whole log. replays shows how far it is.`
 	cmd.RegisterFlagCompletionFunc("event", complete(domain.PublicNames...))
 	flags.StringVar(&body.Sub, "sub", "", "only events of this account")
 	flags.BoolVar(&body.Missing, "missing", false, "only what has no successful attempt, as far as attempts are remembered")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body.Since, body.Until = since.Time, until.Time
 		text, err := json.Marshal(body)
 		if err != nil {
 			return err
 		}
-		return write(s, &w, w.unconditional("POST", webhookPath(args[0], "/replay"), text), s.out.replay)
+		return write(ctx, s, &w, w.unconditional("POST", webhookPath(args[0], "/replay"), text), s.out.replay)
 	})
 }
 
 func webhooksReplaysCommand() *cobra.Command {
 	return onServer(onWebhook("replays", "Show the replays of a webhook, and how far they are",
-		`Show the replays of a webhook, newest first, and how far they are.`), func(s *session, args []string) error {
-		return ask(s, get(webhookPath(args[0], "/replays")), func(list struct {
+		`Show the replays of a webhook, newest first, and how far they are.`), func(ctx context.Context, s *session, args []string) error {
+		return ask(ctx, s, get(webhookPath(args[0], "/replays")), func(list struct {
 			Replays []webhooks.Replay `json:"replays"`
 		}) {
 			s.out.replays(list.Replays...)
@@ -174,9 +175,9 @@ func webhooksReplaysCommand() *cobra.Command {
 
 func webhooksCancelReplayCommand() *cobra.Command {
 	return onServer(onWebhook("cancel-replay REPLAY", "Cancel a replay",
-		`Cancel a replay. What is under way arrives; one that has ended stays as it is.`), func(s *session, args []string) error {
+		`Cancel a replay. What is under way arrives; one that has ended stays as it is.`), func(ctx context.Context, s *session, args []string) error {
 		r := post(webhookPath(args[0], "/replays/"+url.PathEscape(args[1])))
 		r.method, r.repeatable = "DELETE", true
-		return ask(s, r, s.out.replay)
+		return ask(ctx, s, r, s.out.replay)
 	})
 }

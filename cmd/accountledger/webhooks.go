@@ -88,8 +88,8 @@ func webhooksListCommand() *cobra.Command {
 the log are not settled (backlog), how many accounts wait because their next event
 was refused (waiting), and how many events were given up (dead).`,
 		Args: cobra.NoArgs,
-	}, func(s *session, _ []string) error {
-		return ask(s, get("/v1/webhooks"), func(list webhookList) {
+	}, func(ctx context.Context, s *session, _ []string) error {
+		return ask(ctx, s, get("/v1/webhooks"), func(list webhookList) {
 			var rows [][]any
 			for _, w := range list.Webhooks {
 				rows = append(rows, []any{w.WebhookID, w.State, w.URL, strings.Join(w.Events, ", "), w.Backlog, w.Lanes, w.DeadLetters, w.LastSuccessTime})
@@ -112,8 +112,8 @@ func (c console) webhook(w webhooks.Endpoint) {
 }
 
 func webhooksGetCommand() *cobra.Command {
-	return onServer(onWebhook("get", "Show a webhook", `Show how a webhook is configured, and how its deliveries go.`), func(s *session, args []string) error {
-		return ask(s, get(webhookPath(args[0], "")), func(w webhooks.Endpoint) {
+	return onServer(onWebhook("get", "Show a webhook", `Show how a webhook is configured, and how its deliveries go.`), func(ctx context.Context, s *session, args []string) error {
+		return ask(ctx, s, get(webhookPath(args[0], "")), func(w webhooks.Endpoint) {
 			s.out.webhook(w)
 			breaker := w.Breaker.State
 			if w.Breaker.Reason != "" {
@@ -133,12 +133,12 @@ type secretWebhook struct {
 }
 
 // writeSecret is write of what answers a secret, which goes to f.
-func writeSecret(s *session, w *writeFlags, f secretFile, r request) error {
+func writeSecret(ctx context.Context, s *session, w *writeFlags, f secretFile, r request) error {
 	if err := f.check(s); err != nil {
 		return err
 	}
 	var failed error
-	err := write(s, w, r, func(made secretWebhook) {
+	err := write(ctx, s, w, r, func(made secretWebhook) {
 		s.out.webhook(made.Endpoint)
 		var shown string
 		shown, failed = f.keep(made.Secret)
@@ -167,12 +167,12 @@ The secret that deliveries are signed with is shown this once.`,
 	}
 	w.add(cmd.Flags())
 	f.add(cmd.Flags(), "secret")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := s.read(args[0])
 		if err != nil {
 			return err
 		}
-		return writeSecret(s, &w, f, w.request("POST", "/v1/webhooks", body))
+		return writeSecret(ctx, s, &w, f, w.request("POST", "/v1/webhooks", body))
 	})
 }
 
@@ -183,12 +183,12 @@ func webhooksUpdateCommand() *cobra.Command {
 
   {"events":["USER_CREATED"],"description":null}`)
 	w.add(cmd.Flags())
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := s.read(args[1])
 		if err != nil {
 			return err
 		}
-		return write(s, &w, w.request("PATCH", webhookPath(args[0], ""), body), s.out.webhook)
+		return write(ctx, s, &w, w.request("PATCH", webhookPath(args[0], ""), body), s.out.webhook)
 	})
 }
 
@@ -198,7 +198,7 @@ func webhooksStateCommand(name string, state domain.WebhookState, short, long st
 	cmd := onWebhook(name, short, long)
 	w.add(cmd.Flags())
 	cmd.Flags().StringVar(&reason, "reason", "", "why, in a word; it stays in the log, so nobody's personal data")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := json.Marshal(struct {
 			State  domain.WebhookState `json:"state"`
 			Reason string              `json:"reason,omitzero"`
@@ -206,7 +206,7 @@ func webhooksStateCommand(name string, state domain.WebhookState, short, long st
 		if err != nil {
 			return err
 		}
-		return write(s, &w, w.request("PUT", webhookPath(args[0], "/state"), body), func(e webhooks.Endpoint) {
+		return write(ctx, s, &w, w.request("PUT", webhookPath(args[0], "/state"), body), func(e webhooks.Endpoint) {
 			s.out.properties("webhook", e.WebhookID, "state", e.State, "reason", e.StateReason)
 		})
 	})
@@ -219,11 +219,11 @@ func webhooksDeleteCommand() *cobra.Command {
 not. It is asked for, unless --yes is given.`)
 	w.add(cmd.Flags())
 	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		if err := s.confirm(sure || w.dryRun, "Delete the webhook %s?", printable(args[0])); err != nil {
 			return err
 		}
-		return write(s, &w, w.request("DELETE", webhookPath(args[0], ""), nil), func(struct{}) {
+		return write(ctx, s, &w, w.request("DELETE", webhookPath(args[0], ""), nil), func(struct{}) {
 			s.out.printf("deleted %s\n", printable(args[0]))
 		})
 	})
@@ -244,7 +244,7 @@ before it goes on signing for a while, so that the receiver can change over.`)
 	cmd.Flags().DurationVar(&overlap, "overlap", 24*time.Hour, "how long the key before it goes on signing, up to 720h")
 	cmd.Flags().BoolVar(&all, "all", false, "replace the keys of all types")
 	cmd.Flags().StringVar(&given, "secret-file", "", "file with the secret, instead of making one")
-	return onServer(cmd, func(s *session, args []string) error {
+	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		secret := ""
 		if given != "" {
 			text, err := s.read(given)
@@ -262,7 +262,7 @@ before it goes on signing for a while, so that the receiver can change over.`)
 		if err != nil {
 			return err
 		}
-		return writeSecret(s, &w, f, w.request("POST", webhookPath(args[0], "/rotate-secret"), body))
+		return writeSecret(ctx, s, &w, f, w.request("POST", webhookPath(args[0], "/rotate-secret"), body))
 	})
 }
 
@@ -273,15 +273,15 @@ func (c console) probe(p webhooks.Probe) {
 
 func webhooksTestCommand() *cobra.Command {
 	return onServer(onWebhook("test", "Send a webhook an event that never happened", `Send a webhook an event of the type WEBHOOK_TEST, signed and in the form of its
-deliveries, and show what the receiver answered.`), func(s *session, args []string) error {
-		return ask(s, post(webhookPath(args[0], "/test")), s.out.probe)
+deliveries, and show what the receiver answered.`), func(ctx context.Context, s *session, args []string) error {
+		return ask(ctx, s, post(webhookPath(args[0], "/test")), s.out.probe)
 	})
 }
 
 func webhooksVerifyCommand() *cobra.Command {
 	return onServer(onWebhook("verify", "Ask a webhook whether it wants deliveries", `Ask a webhook whether it wants deliveries, as the CloudEvents webhook specification
-has it, and show what it answered.`), func(s *session, args []string) error {
-		return ask(s, post(webhookPath(args[0], "/verify")), func(v struct {
+has it, and show what it answered.`), func(ctx context.Context, s *session, args []string) error {
+		return ask(ctx, s, post(webhookPath(args[0], "/verify")), func(v struct {
 			Answer  webhooks.Probe    `json:"answer"`
 			Webhook webhooks.Endpoint `json:"webhook"`
 		}) {
