@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -364,5 +365,33 @@ func TestMergeGoesByItsPreview(t *testing.T) {
 	}
 	if code := <-done; code != exitRefused || !strings.Contains(asking.String(), "stale-revision") {
 		t.Errorf("exit code %d, %s", code, asking)
+	}
+}
+
+// TestInterrupted holds that whoever interrupts a change is told how to find
+// out what became of it.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	asked, end := make(chan struct{}), make(chan struct{})
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-end
+	}))
+	t.Cleanup(silent.Close)
+	t.Cleanup(func() { close(end) })
+	cmd := exec.CommandContext(t.Context(), "accountledger", "accounts", "status", "ada", "VERIFIED", "--server", silent.URL)
+	cmd.Env = append(os.Environ(), keyEnv+"=alk_somebody_something")
+	said := newBuffer()
+	cmd.Stderr = said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait() // its exit code is looked at below
+	if code := cmd.ProcessState.ExitCode(); code != exitNoAnswer || !strings.Contains(said.String(), "--idempotency-key ") || strings.Contains(said.String(), "something") {
+		t.Errorf("exit code %d, %s", code, said)
 	}
 }
