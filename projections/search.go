@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"accountledger/domain"
 	"accountledger/eventstore"
 )
@@ -21,8 +19,8 @@ const SearchView = "search"
 // follows it at a distance: what is not asked for is indexed a little later,
 // many changes at a time. Its methods may be called at once by many goroutines.
 //
-// What events are indexed by is in searchwriter.go, the words in
-// searchterms.go, and which way a query goes through the index in
+// What events are indexed by is in searchwriter.go, a whole index is made in
+// searchbulk.go, the words are in searchterms.go, and which way a query goes through the index in
 // searchplan.go.
 type Search struct {
 	views *Views
@@ -83,7 +81,7 @@ func (s *Search) projection() projection {
 			`DELETE FROM search_%[1]d WHERE id IN (SELECT id FROM search_%[1]d LIMIT 1000)`,
 			`DELETE FROM searchable_%[1]d`,
 		},
-		drop:   `DROP TABLE terms_%[1]d; DROP TABLE search_%[1]d; DROP TABLE searchable_%[1]d`,
+		drop:   `DROP TABLE terms_%[1]d; DROP TABLE search_%[1]d; DROP TABLE searchable_%[1]d; DROP TABLE IF EXISTS shelves_%[1]d`,
 		count:  `SELECT count(*) FROM search_%[1]d`,
 		writer: s.writer,
 		// Each query finds out in its transaction which generation is live.
@@ -183,83 +181,4 @@ func (s *Search) stale(ctx context.Context) (bool, error) {
 	}
 	indexed, err := indexedFields(ctx, tx, generation)
 	return !maps.Equal(fields, indexed), err
-}
-
-// bulkAccounts is how many accounts are indexed in one transaction; the live
-// generations wait that long.
-const bulkAccounts = 2 << 10
-
-// bulk fills an empty generation with the accounts that the account view has.
-// Accounts that change meanwhile may be in it as they were or as they are; the
-// log says which, and they are indexed once more.
-func (w *searchWriter) bulk(ctx context.Context, g *generation, head eventstore.Position, progress func(done, total int64)) error {
-	fields, err := w.search.searchable(ctx)
-	if err != nil {
-		return err
-	}
-	last, err := g.view.eventAt(ctx, head)
-	if err != nil {
-		return err
-	}
-	accounts := w.search.views.accounts
-	total, waiting, err := accounts.survey(ctx)
-	if err != nil {
-		return err
-	}
-	// Reading and understanding accounts takes one core, writing another.
-	group, reading := errgroup.WithContext(ctx)
-	pages := make(chan []indexed, 1)
-	group.Go(func() error {
-		defer close(pages)
-		for after := ""; ; {
-			rows, err := accounts.Next(reading, after, bulkAccounts)
-			if err != nil || len(rows) == 0 {
-				return err
-			}
-			page := make([]indexed, len(rows))
-			for i, row := range rows {
-				if page[i], err = index(row, fields); err != nil {
-					return err
-				}
-			}
-			select {
-			case pages <- page:
-			case <-reading.Done():
-				return reading.Err()
-			}
-			after = rows[len(rows)-1].Sub
-		}
-	})
-	group.Go(func() error {
-		if err := w.setFields(reading, fields); err != nil {
-			return err
-		}
-		done := int64(0)
-		for page := range pages {
-			done = min(done+int64(len(page)), total)
-			at := head * eventstore.Position(done) / eventstore.Position(max(total, 1))
-			if err := w.commit(reading, g, page, nil, at, [16]byte{}); err != nil { // nobody goes on from there, but it can be seen
-				return err
-			}
-			progress(int64(at), int64(head))
-		}
-		if reading.Err() != nil {
-			return reading.Err() // and not the end of the accounts
-		}
-		return w.commit(reading, g, nil, waiting, head, last)
-	})
-	return group.Wait()
-}
-
-// commit writes a part of a new generation. Who waits in the account view
-// waits here, too.
-func (w *searchWriter) commit(ctx context.Context, g *generation, page []indexed, waiting []Parked, at eventstore.Position, event [16]byte) error {
-	b := g.begin()
-	b.whole = true
-	defer b.rollback()
-	for _, p := range waiting {
-		b.park(domain.Entry{Stream: p.Stream, Revision: p.Revision, Position: p.Position}, errWaits)
-	}
-	w.pending = page
-	return b.commit(ctx, at, event)
 }

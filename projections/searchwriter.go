@@ -28,6 +28,7 @@ type searchWriter struct {
 	touched      map[string]bool            // subs
 	order        []domain.Entry             // the first event of each in the batch
 	pending      []indexed                  // to be written besides
+	shelves      *shelves                   // for postings, while the whole index is made
 }
 
 // indexed is an account as the index has it.
@@ -182,10 +183,6 @@ func (w *searchWriter) read(ctx context.Context, b *batch) ([]indexed, error) {
 // write makes the index say of these accounts what they are.
 func (w *searchWriter) write(ctx context.Context, tx *sql.Tx, all []indexed) error {
 	var rows [][]any
-	type posting struct {
-		term    string
-		account int64
-	}
 	var gone, come []posting
 	fresh := map[int64]string{} // rows of this batch
 	for _, a := range all {
@@ -220,14 +217,11 @@ func (w *searchWriter) write(ctx context.Context, tx *sql.Tx, all []indexed) err
 			return err
 		}
 	}
-	// In the order of the keys, which is that of the pages.
-	slices.SortFunc(come, func(a, b posting) int { return strings.Compare(a.term, b.term) })
-	postings := make([][]any, len(come))
-	for i, p := range come {
-		postings[i] = []any{p.term, p.account}
+	inOrder(come)
+	if w.shelves != nil {
+		return w.shelves.put(ctx, tx, come)
 	}
-	_, err := w.add.exec(ctx, tx, postings)
-	return err
+	return insert(ctx, tx, w.add, come)
 }
 
 // find gives a the id of its row, or of the one it is to have.
