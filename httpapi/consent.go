@@ -106,7 +106,7 @@ type putConsentInput struct {
 
 // newConsent is the body of PUT /v1/consents/{consentId}.
 type newConsent struct {
-	Name       string                  `json:"name" maxLength:"255"`
+	Name       string                  `json:"name,omitzero" maxLength:"255"`
 	Purpose    string                  `json:"purpose,omitzero" maxLength:"2048"`
 	LegalBasis string                  `json:"legalBasis,omitzero" maxLength:"255"`
 	Versions   []domain.ConsentVersion `json:"versions" minItems:"1"`

@@ -196,7 +196,7 @@ type putGroupInput struct {
 
 // newGroup is the body of PUT /v1/groups/{groupId}.
 type newGroup struct {
-	GroupName    string                    `json:"groupName" maxLength:"255"`
+	GroupName    string                    `json:"groupName,omitzero" maxLength:"255"`
 	GroupType    string                    `json:"groupType"`
 	ParentID     string                    `json:"parentId,omitzero"`
 	Description  string                    `json:"description,omitzero" maxLength:"2048"`

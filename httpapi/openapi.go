@@ -31,7 +31,7 @@ func (s *server) document() *huma.OpenAPI {
 			Version: s.Version,
 			Description: "An event-sourced ledger of user accounts. Every change to an account is an appended event; queries answer from read models that follow.\n\n" +
 				"Writes answer with Ledger-Position, and a client reads what it has written. Every write may carry If-Match, Idempotency-Key and dry_run; every read may carry min_position. " +
-				"Refusals are problems (RFC 9457); their type is the address of a page that explains them. Unknown members and parameters are refused.",
+				"Refusals are problems (RFC 9457); their type is the address of a page that explains them. Unknown members and parameters are refused. A member that is null is as if it was not there, except where null is said to mean something; so is an empty text where the values are listed.",
 			License: &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
 		},
 		Servers: []*huma.Server{{URL: "/"}},

@@ -89,7 +89,7 @@ type putRoleInput struct {
 
 // newRole is the body of PUT /v1/roles/{role}.
 type newRole struct {
-	Name        string `json:"name" maxLength:"255"`
+	Name        string `json:"name,omitzero" maxLength:"255"`
 	Description string `json:"description,omitzero" maxLength:"2048"`
 }
 

@@ -27,7 +27,7 @@ func (s *server) webhookOperationRoutes() {
 		method: "GET", path: base + "/lanes", name: "listLanes", scope: scopeWebhooksRead, status: 200, answer: lanes{}, paged: true,
 		summary: "List the accounts that wait",
 		text:    "Accounts of which something is owed that the endpoint as a whole has passed, by sub: since their next event was refused, or was given up and must not be skipped.",
-		codes:   codes(onWebhook, onQuery),
+		codes:   codes(onWebhook, onQuery, []domain.Code{domain.CodeInvalidCursor}),
 	}, s.listLanes)
 	handle(s, route{
 		method: "POST", path: base + "/deliveries/{eventId}/resend", name: "resendDelivery", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Delivery{}, job: true,
