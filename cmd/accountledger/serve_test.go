@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -286,4 +287,54 @@ func TestSecrecy(t *testing.T) {
 			t.Errorf("the server logged %q", c)
 		}
 	}
+}
+
+// TestSlowLoris: whoever sends a head or a body byte by byte is not waited for,
+// and keeps nobody else from being answered.
+func TestSlowLoris(t *testing.T) {
+	t.Parallel()
+	p := startServer(t, filepath.Join(t.TempDir(), "data"))
+	heads := []string{
+		"GET /v1/projections HTTP/1.1\r\nHost: ledger\r\nX-Slow: ",
+		"POST /v1/accounts HTTP/1.1\r\nHost: ledger\r\nContent-Type: application/json\r\nContent-Length: 100000\r\nAuthorization: Bearer " + p.key + "\r\n\r\n{",
+	}
+	stop := make(chan struct{})
+	var trickling, ended sync.WaitGroup
+	if testing.Short() {
+		heads = heads[:1] // a body is waited for longer
+	}
+	for i := range 40 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, heads[i%len(heads)]); err != nil {
+			t.Fatal(err)
+		}
+		trickling.Go(func() {
+			every := time.NewTicker(time.Second)
+			defer every.Stop()
+			for {
+				select {
+				case <-every.C:
+					if _, err := conn.Write([]byte(" ")); err != nil {
+						return
+					}
+				case <-stop:
+					return
+				}
+			}
+		})
+		ended.Go(func() {
+			conn.SetReadDeadline(time.Now().Add(readTimeout + timeout))
+			if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("connection %d is still open", i)
+			}
+		})
+	}
+	p.create(t, "ada@example.com") // beside them all
+	ended.Wait()
+	close(stop)
+	trickling.Wait()
 }
