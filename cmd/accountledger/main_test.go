@@ -223,12 +223,14 @@ func TestScripts(t *testing.T) {
 		Dir:                "../../testdata/script",
 		RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
-			e.Values[serverKey{}] = new(*process)
+			e.Values[serverKey{}], e.Values[begunKey{}] = new(*process), new(*process)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve":     scriptServe,
 			"terminate": scriptStop,
+			"begin":     scriptBegin,
+			"interrupt": scriptInterrupt,
 			"http":      scriptHTTP,
 			"exits":     scriptExits,
 			"mode":      scriptMode,
@@ -273,6 +275,37 @@ func scriptStop(ts *testscript.TestScript, neg bool, args []string) {
 	if err != nil {
 		ts.Fatalf("the server ended with %v\n%s", err, p.log)
 	}
+}
+
+// scriptBegin starts the program, which goes on until interrupt: begin [arg...].
+func scriptBegin(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: begin [arg...]")
+	}
+	p := &process{Cmd: exec.Command("accountledger", args...), log: newBuffer(), ended: make(chan error, 1)}
+	p.Dir, p.Stdout = ts.MkAbs("."), p.log
+	ts.Check(p.Start())
+	go func() { p.ended <- p.Wait() }()
+	ts.Defer(p.kill)
+	*ts.Value(begunKey{}).(**process) = p
+}
+
+// begunKey is where a script's values have what it has begun, a **process.
+type begunKey struct{}
+
+// scriptInterrupt waits until what was begun has printed something, interrupts
+// it, which must end it well, and prints what it has printed: interrupt TEXT.
+func scriptInterrupt(ts *testscript.TestScript, neg bool, args []string) {
+	p := *ts.Value(begunKey{}).(**process)
+	if neg || len(args) != 1 || p == nil {
+		ts.Fatalf("usage: begin ..., and then interrupt TEXT")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	ts.Check(p.log.await(ctx, args[0]))
+	ts.Check(p.Process.Signal(os.Interrupt))
+	ts.Check(p.wait(ctx))
+	fmt.Fprint(ts.Stdout(), p.log)
 }
 
 // scriptHTTP asks the server: http METHOD PATH [body]. Status line, headers

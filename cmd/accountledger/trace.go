@@ -37,8 +37,8 @@ type tracing struct {
 	started  time.Time
 }
 
-// Attributes beside those of OpenTelemetry's semantic conventions; docs say
-// what they mean.
+// Attributes beside those of OpenTelemetry's semantic conventions. Which span
+// has which is in docs/operation.md.
 const (
 	traceRequest   = attribute.Key("accountledger.request")
 	traceCommand   = attribute.Key("accountledger.command")
@@ -71,6 +71,7 @@ func newTracing(ctx context.Context, logger *slog.Logger) (*tracing, error) {
 	if err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
+	// It is the library's only way to say so, and one for the whole process.
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("spans are lost", "err", err) }))
 	described, err := resource.New(ctx, resource.WithTelemetrySDK(),
 		resource.WithAttributes(attribute.String("service.name", "accountledger"), attribute.String("service.version", version())),

@@ -201,7 +201,7 @@ func TestTrace(t *testing.T) {
 		received <- request{r.Header, string(body)}
 	}))
 	defer receiver.Close()
-	for _, format := range []string{"standard", "cloudevents"} {
+	for _, format := range []string{"standard", "cloudevents", "cloudevents-batch"} {
 		s.ask(t, "", s.key, "POST", "/v1/webhooks", fmt.Sprintf(`{"url":%q,"events":["USER_CREATED"],"format":%q}`, receiver.URL+"/canary-path", format), http.StatusCreated)
 	}
 	account := func(email string) string {
@@ -237,7 +237,7 @@ func TestTrace(t *testing.T) {
 		t.Errorf("the event's traceparent is %v, want %s", is, event)
 	}
 	var sent []string
-	for range 2 {
+	for range 3 {
 		r := <-received
 		sent = append(sent, r.header.Get("traceparent"))
 		if is := strings.Contains(r.body, fmt.Sprintf(`"traceparent":%q`, event)); is != strings.Contains(r.body, `"specversion"`) {
@@ -266,7 +266,7 @@ func TestTrace(t *testing.T) {
 	quiet := created("00-"+unsampled+"-"+callersSpan+"-00", "canary.2@example.com")
 	s2.ask(t, "00-"+stranger+"-"+callersSpan+"-01", "alk_canary_"+strings.Repeat("A", 43), "GET", "/v1/accounts/"+sub, "", http.StatusUnauthorized)
 	s2.ask(t, "00-"+stranger+"-"+callersSpan+"-01", s2.key, "GET", "/readyz", "", http.StatusOK)
-	for range 2 {
+	for range 3 {
 		if r := <-received; r.header.Get("traceparent") != "" || strings.Contains(r.body, "traceparent") {
 			t.Errorf("what is not sampled is passed on: %v %s", r.header, r.body)
 		}
