@@ -30,8 +30,7 @@ func (w *searchWriter) bulk(ctx context.Context, g *generation, head eventstore.
 	if err != nil {
 		return err
 	}
-	accounts := w.search.views.accounts
-	total, waiting, err := accounts.survey(ctx)
+	total, waiting, err := w.search.views.accounts.survey(ctx)
 	if err != nil {
 		return err
 	}
@@ -42,27 +41,7 @@ func (w *searchWriter) bulk(ctx context.Context, g *generation, head eventstore.
 	// Reading and understanding accounts takes one core, writing another.
 	group, reading := errgroup.WithContext(ctx)
 	pages := make(chan []indexed, 1)
-	group.Go(func() error {
-		defer close(pages)
-		for after := ""; ; {
-			rows, err := accounts.Next(reading, after, bulkAccounts)
-			if err != nil || len(rows) == 0 {
-				return err
-			}
-			page := make([]indexed, len(rows))
-			for i, row := range rows {
-				if page[i], err = index(row, fields); err != nil {
-					return err
-				}
-			}
-			select {
-			case pages <- page:
-			case <-reading.Done():
-				return reading.Err()
-			}
-			after = rows[len(rows)-1].Sub
-		}
-	})
+	group.Go(func() error { return w.understand(reading, fields, pages) })
 	group.Go(func() error {
 		if err := w.setFields(reading, fields); err != nil {
 			return err
@@ -91,6 +70,29 @@ func (w *searchWriter) bulk(ctx context.Context, g *generation, head eventstore.
 	}
 	w.shelves = nil
 	return w.commit(ctx, g, nil, waiting, head, last)
+}
+
+// understand makes of all accounts what the index has of them.
+func (w *searchWriter) understand(ctx context.Context, fields map[string]domain.DataType, pages chan<- []indexed) error {
+	defer close(pages)
+	for after := ""; ; {
+		rows, err := w.search.views.accounts.Next(ctx, after, bulkAccounts)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		page := make([]indexed, len(rows))
+		for i, row := range rows {
+			if page[i], err = index(row, fields); err != nil {
+				return err
+			}
+		}
+		select {
+		case pages <- page:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		after = rows[len(rows)-1].Sub
+	}
 }
 
 // commit writes a part of a new generation. Who waits in the account view
