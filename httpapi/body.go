@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bytes"
 	"errors"
+	"iter"
 	"mime"
 	"reflect"
 	"strconv"
@@ -200,25 +201,17 @@ func index(token string, length int) (int, error) {
 // hugeNumber reports whether JSON has a number that RFC 7493 leaves out: one
 // that most readers downstream would take for infinity.
 func hugeNumber(data []byte) bool {
-	quoted := false
-	for i := 0; i < len(data); i++ {
-		switch c := data[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c >= '0' && c <= '9':
-			start := i
-			for i < len(data) && strings.IndexByte("0123456789.eE+-", data[i]) >= 0 {
-				i++
+	end := 0 // of the number that was looked at
+	for i, c := range unquoted(data) {
+		if i < end || c < '0' || c > '9' {
+			continue
+		}
+		for end = i; end < len(data) && strings.IndexByte("0123456789.eE+-", data[end]) >= 0; end++ {
+		}
+		if number := data[i:end]; len(number) > 4 { // shorter ones are not
+			if _, err := strconv.ParseFloat(string(number), 64); errors.Is(err, strconv.ErrRange) {
+				return true
 			}
-			if number := data[start:i]; len(number) > 4 { // shorter ones are not
-				if _, err := strconv.ParseFloat(string(number), 64); errors.Is(err, strconv.ErrRange) {
-					return true
-				}
-			}
-			i--
 		}
 	}
 	return false
@@ -227,21 +220,33 @@ func hugeNumber(data []byte) bool {
 // deeperThan reports whether JSON is nested deeper than most levels, before
 // anything recursive looks at it.
 func deeperThan(data []byte, most int) bool {
-	depth, quoted := 0, false
-	for i := 0; i < len(data); i++ {
-		switch c := data[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
+	depth := 0
+	for _, c := range unquoted(data) {
+		switch c {
+		case '{', '[':
 			if depth++; depth > most {
 				return true
 			}
-		case c == '}' || c == ']':
+		case '}', ']':
 			depth--
 		}
 	}
 	return false
+}
+
+// unquoted yields the bytes of JSON that are in no string.
+func unquoted(data []byte) iter.Seq2[int, byte] {
+	return func(yield func(int, byte) bool) {
+		quoted := false
+		for i := 0; i < len(data); i++ {
+			switch c := data[i]; {
+			case quoted && c == '\\':
+				i++
+			case c == '"':
+				quoted = !quoted
+			case !quoted && !yield(i, c):
+				return
+			}
+		}
+	}
 }

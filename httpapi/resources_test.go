@@ -373,6 +373,13 @@ func TestWebhooks(t *testing.T) {
 		}
 	}
 	l.refused(t, domain.CodeInvalidCursor, "GET", path+"/deliveries?after=x", "")
+	l.refused(t, domain.CodeInvalidRequest, "GET", path+"/deliveries?status=lost", "")
+	for _, status := range webhooks.Statuses {
+		r := l.want(t, 200, "GET", path+"/deliveries?status="+status, "")
+		if has := strings.Contains(string(r.body), `"status":"`+status); has != (status == webhooks.StatusDelivered) {
+			t.Errorf("deliveries of which has become %s: %s", status, r.body)
+		}
+	}
 
 	if r := l.want(t, 200, "PUT", path+"/state?dry_run=true", `{"state":"paused"}`); r.text(t, "webhook.state") != "paused" || r.text(t, "events.0.data.to") != "paused" {
 		t.Errorf("dry run: %s", r.body)

@@ -20,7 +20,7 @@ func (s *server) webhookOperationRoutes() {
 	handle(s, route{
 		method: "GET", path: base + "/deliveries", name: "listDeliveries", scope: scopeWebhooksRead, status: 200, answer: deliveries{}, paged: true,
 		summary: "List the deliveries of a webhook",
-		text:    "Newest first.",
+		text:    "Newest first, as far as they are remembered. With status=dead those that were given up.",
 		codes:   codes(onWebhook, onQuery, []domain.Code{domain.CodeInvalidCursor}),
 	}, s.listDeliveries)
 	handle(s, route{
@@ -94,8 +94,10 @@ func (r Repeatable) newID(c *call) string {
 type listDeliveriesInput struct {
 	WebhookID
 	Query
-	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page."`
-	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Deliveries on a page."`
+	Status string `query:"status" enum:"pending,delivered,retrying,dead,settled" doc:"Only those of which this has become."`
+	Sub    string `query:"sub" doc:"Only those that tell of this account."`
+	After  string `query:"after" doc:"Continue after this cursor, the next of an earlier page."`
+	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Deliveries on a page."`
 }
 
 // deliveries is a page of deliveries, newest first.
@@ -105,7 +107,10 @@ type deliveries struct {
 }
 
 func (s *server) listDeliveries(ctx context.Context, c *call, in *listDeliveriesInput) (*answer, error) {
-	return listed(ctx, s, c, in.WebhookID, in.Query, in.After, in.Limit, s.Webhooks.Deliveries, func(list []webhooks.Delivery, next *string) any {
+	list := func(ctx context.Context, id, after string, limit int) ([]webhooks.Delivery, string, error) {
+		return s.Webhooks.Deliveries(ctx, id, webhooks.DeliveryQuery{Status: in.Status, Sub: in.Sub}, after, limit)
+	}
+	return listed(ctx, s, c, in.WebhookID, in.Query, in.After, in.Limit, list, func(list []webhooks.Delivery, next *string) any {
 		return deliveries{list, next}
 	})
 }

@@ -39,8 +39,13 @@ machine, or at --server. It is for a container's health check, and needs no key.
 			}
 			// It asks itself and tells nothing: whose name the certificate has
 			// does not matter, and 127.0.0.1 it is not.
-			asks := &http.Client{Timeout: healthTimeout, Transport: &http.Transport{
-				TLSClientConfig: &tls.Config{InsecureSkipVerify: c.Server == ""}, DisableKeepAlives: true}}
+			trust := &tls.Config{InsecureSkipVerify: c.Server == ""}
+			if c.Server != "" && c.CAFile != "" {
+				if trust, err = trusting(c.CAFile); err != nil {
+					return err
+				}
+			}
+			asks := &http.Client{Timeout: healthTimeout, Transport: &http.Transport{TLSClientConfig: trust, DisableKeepAlives: true}}
 			response, err := asks.Do(request)
 			if err != nil {
 				return fmt.Errorf("health: %w", err)
@@ -54,7 +59,7 @@ machine, or at --server. It is for a container's health check, and needs no key.
 			return nil
 		},
 	}
-	addSettings(cmd.Flags(), "listen", "tls-cert", "server")
+	addSettings(cmd.Flags(), "listen", "tls-cert", "server", "ca-file")
 	return cmd
 }
 

@@ -154,6 +154,12 @@ func TestServeTLS(t *testing.T) {
 	if r := get(); r.TLS.PeerCertificates[0].Subject.CommonName != "second" {
 		t.Error("a new connection has the old certificate")
 	}
+	if code, out, errs := accountledger(t, "health", "--server", p.url, "--ca-file", certFile); code != exitOK {
+		t.Errorf("health of a server with a certificate of its own: %d, %s%s", code, out, errs)
+	}
+	if code, _, _ := accountledger(t, "health", "--server", p.url); code == exitOK {
+		t.Error("health trusts a certificate of nobody it knows")
+	}
 }
 
 func TestCheckListen(t *testing.T) {

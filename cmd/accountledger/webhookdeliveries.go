@@ -22,13 +22,28 @@ type deliveryPage struct {
 func webhooksDeliveriesCommand() *cobra.Command {
 	var p pageFlags
 	var attempts bool
+	var status, sub string
 	cmd := onWebhook("deliveries", "Show what was delivered to a webhook", `Show what was delivered to a webhook, newest first, as far as it is remembered:
-delivered, retrying, dead where it was given up. With --attempts each attempt is a
-line, and what was answered.`)
+pending, delivered, retrying, dead where it was given up, and settled where it is
+over and no more is known. With --attempts each attempt is a line, and what was
+answered.`)
 	p.add(cmd.Flags(), "deliveries")
 	cmd.Flags().BoolVar(&attempts, "attempts", false, "show each attempt")
+	cmd.Flags().StringVar(&status, "status", "", "only those of which this has become")
+	cmd.Flags().StringVar(&sub, "sub", "", "only those that tell of this account")
+	cmd.RegisterFlagCompletionFunc("status", complete(webhooks.Statuses...))
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
-		return pages(ctx, s, p, listed(webhookPath(args[0], "/deliveries"), nil), func(page deliveryPage) *string {
+		query := url.Values{}
+		if status != "" {
+			if err := oneOf("status", status, webhooks.Statuses...); err != nil {
+				return err
+			}
+			query.Set("status", status)
+		}
+		if sub != "" {
+			query.Set("sub", sub)
+		}
+		return pages(ctx, s, p, listed(webhookPath(args[0], "/deliveries"), query), func(page deliveryPage) *string {
 			if attempts {
 				s.out.attempts(page.Deliveries)
 			} else {

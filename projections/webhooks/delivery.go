@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 	"strings"
@@ -24,6 +25,9 @@ const (
 	StatusPending   = "pending"  // read, and waiting for its first attempt
 	StatusSettled   = "settled"  // nothing is left to send, and what came of it is not remembered any more
 )
+
+// Statuses lists what may have become of a delivery.
+var Statuses = []string{StatusPending, StatusDelivered, StatusRetrying, StatusDead, StatusSettled}
 
 // Delivery is one public event on its way to one endpoint.
 type Delivery struct {
@@ -63,10 +67,16 @@ func (p placed) compare(q placed) int {
 // cursor is what continues a list behind p.
 func (p placed) cursor() string { return fmt.Sprintf("%d.%d", p.Position, p.part) }
 
+// DeliveryQuery says which deliveries are listed; the zero value: all.
+type DeliveryQuery struct {
+	Status string // one of Statuses, or "": any
+	Sub    string // of the account they tell of, or "": any
+}
+
 // Deliveries lists an endpoint's deliveries, the newest event first, as far as
 // they are remembered. after is what the call before returned as next, or "";
 // next is "" where there are no more. limit is 1 to 1000.
-func (w *Webhooks) Deliveries(ctx context.Context, id string, after string, limit int) (all []Delivery, next string, err error) {
+func (w *Webhooks) Deliveries(ctx context.Context, id string, q DeliveryQuery, after string, limit int) (all []Delivery, next string, err error) {
 	before := placed{Delivery: Delivery{Position: math.MaxInt64}}
 	if after != "" {
 		if _, err := fmt.Sscanf(after, "%d.%d", &before.Position, &before.part); err != nil || after != before.cursor() {
@@ -81,19 +91,35 @@ func (w *Webhooks) Deliveries(ctx context.Context, id string, after string, limi
 		return nil, "", errNotFound()
 	}
 	limit = min(max(limit, 1), 1000)
-	var found []placed
+	type place struct {
+		position eventstore.Position
+		part     int
+	}
+	pending := map[place]placed{}
 	if live := w.running(id); live != nil {
-		found = live.settled(ctx)
+		for _, p := range live.settled(ctx) {
+			pending[place{p.Position, p.part}] = p
+		}
 	}
-	found = slices.DeleteFunc(found, func(p placed) bool { return p.compare(before) >= 0 })
-	stored, err := w.store.deliveries(ctx, id, before.Position, before.part, limit+1)
-	if err != nil {
-		return nil, "", fmt.Errorf("webhooks: deliveries: %w", err)
+	var found []placed
+	for p, err := range w.store.deliveries(ctx, id, q.Sub, before.Position, before.part) {
+		if err != nil {
+			return nil, "", fmt.Errorf("webhooks: deliveries: %w", err)
+		}
+		delete(pending, place{p.Position, p.part}) // what is stored knows the attempts
+		if q.Status == "" || p.Status == q.Status {
+			found = append(found, p)
+		}
+		if len(found) > limit {
+			break
+		}
 	}
-	// What is stored comes first among equals: it knows the attempts.
-	found = append(stored, found...)
-	slices.SortStableFunc(found, func(p, q placed) int { return q.compare(p) })
-	found = slices.CompactFunc(found, func(p, q placed) bool { return p.compare(q) == 0 })
+	for _, p := range pending {
+		if p.compare(before) < 0 && (q.Status == "" || p.Status == q.Status) && (q.Sub == "" || p.Sub == q.Sub) {
+			found = append(found, p)
+		}
+	}
+	slices.SortFunc(found, func(p, q placed) int { return q.compare(p) })
 	if len(found) > limit {
 		found = found[:limit]
 		next = found[limit-1].cursor()
@@ -114,7 +140,7 @@ func (w *Webhooks) Outcome(ctx context.Context, id, stream string, p eventstore.
 		return "", err
 	}
 	// The page that begins with the event right after is this one's.
-	all, _, err := w.Deliveries(ctx, id, fmt.Sprintf("%d.0", p+1), 1)
+	all, _, err := w.Deliveries(ctx, id, DeliveryQuery{}, fmt.Sprintf("%d.0", p+1), 1)
 	switch {
 	case err != nil:
 		return "", err
@@ -149,58 +175,73 @@ func (w *Webhooks) settled(ctx context.Context, id, stream string, p eventstore.
 	return stored.cursor.has(p) && !owed, err
 }
 
-// deliveries reads up to limit deliveries of an endpoint, newest first, from
-// before a place in the log on.
-func (s *store) deliveries(ctx context.Context, id string, before eventstore.Position, beforePart, limit int) ([]placed, error) {
-	rows, err := s.read.QueryContext(ctx, `
-		WITH e AS (SELECT no FROM endpoint WHERE id = ?1), found AS (
-			SELECT position, part, event, type, sub, sequence, seq, time, duration, status, error, response, trigger, 0 AS dead
-				FROM attempt WHERE endpoint = (SELECT no FROM e) AND (position, part) < (?2, ?3)
-			UNION ALL
-			SELECT position, part, event, type, sub, sequence, 0, time, 0, 0, reason, NULL, '', 1
-				FROM dead_letter WHERE endpoint = (SELECT no FROM e) AND (position, part) < (?2, ?3))
-		SELECT * FROM found ORDER BY position DESC, part DESC, dead DESC, seq`, id, before, beforePart)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var all []placed
-	for rows.Next() {
-		var r record
-		var event []byte
-		var seq, at, duration int64
-		var dead bool
-		if err := rows.Scan(&r.position, &r.part, &event, &r.kind, &r.sub, &r.sequence, &seq, &at, &duration,
-			&r.outcome.status, &r.outcome.code, &r.outcome.response, &r.trigger, &dead); err != nil {
-			return nil, err
+// deliveries yields the deliveries of an endpoint, or those that tell of one
+// account, newest first, from before a place in the log on.
+func (s *store) deliveries(ctx context.Context, id, sub string, before eventstore.Position, beforePart int) iter.Seq2[placed, error] {
+	return func(yield func(placed, error) bool) {
+		rows, err := s.read.QueryContext(ctx, `
+			WITH e AS (SELECT no FROM endpoint WHERE id = ?1), found AS (
+				SELECT position, part, event, type, sub, sequence, seq, time, duration, status, error, response, trigger, 0 AS dead
+					FROM attempt WHERE endpoint = (SELECT no FROM e) AND (position, part) < (?2, ?3) AND (?4 = '' OR sub = ?4)
+				UNION ALL
+				SELECT position, part, event, type, sub, sequence, 0, time, 0, 0, reason, NULL, '', 1
+					FROM dead_letter WHERE endpoint = (SELECT no FROM e) AND (position, part) < (?2, ?3) AND (?4 = '' OR sub = ?4))
+			SELECT * FROM found ORDER BY position DESC, part DESC, dead DESC, seq`, id, before, beforePart, sub)
+		if err != nil {
+			yield(placed{}, err)
+			return
 		}
-		if last := len(all) - 1; last < 0 || all[last].Position != r.position || all[last].part != r.part {
-			if len(all) == limit {
-				break
+		defer rows.Close()
+		var p placed // the one whose attempts are being read
+		for rows.Next() {
+			var r record
+			var event []byte
+			var seq, at, duration int64
+			var dead bool
+			err := rows.Scan(&r.position, &r.part, &event, &r.kind, &r.sub, &r.sequence, &seq, &at, &duration,
+				&r.outcome.status, &r.outcome.code, &r.outcome.response, &r.trigger, &dead)
+			if err == nil {
+				r.event, err = uuid.FromBytes(event)
 			}
-			id, err := uuid.FromBytes(event)
 			if err != nil {
-				return nil, err
+				yield(placed{}, err)
+				return
 			}
-			all = append(all, placed{part: r.part, Delivery: Delivery{EventID: id.String(), Type: r.kind, Sub: r.sub,
-				Sequence: r.sequence, Position: r.position, Attempts: []Attempt{}}})
+			if p.EventID == "" || p.Position != r.position || p.part != r.part {
+				if p.EventID != "" && !yield(p, nil) {
+					return
+				}
+				p = placed{part: r.part, Delivery: Delivery{EventID: r.event.String(), Type: r.kind, Sub: r.sub,
+					Sequence: r.sequence, Position: r.position, Attempts: []Attempt{}}}
+			}
+			if dead {
+				p.Status = StatusDead
+			} else {
+				r.time, r.duration = fromMicro(at), time.Duration(duration)*time.Microsecond
+				p.attempted(r)
+			}
 		}
-		d := &all[len(all)-1]
-		if dead {
-			d.Status = StatusDead
-			continue
+		if err := rows.Err(); err != nil {
+			yield(placed{}, err)
+			return
 		}
-		d.Attempts = append(d.Attempts, Attempt{Time: fromMicro(at), Trigger: r.trigger, Status: r.outcome.status, Error: r.outcome.code,
-			DurationMs: float64(duration) / 1000, Response: strings.ToValidUTF8(string(r.outcome.response), "\uFFFD")})
-		switch {
-		case d.Status == StatusDead || d.Status == StatusDelivered:
-		case r.outcome.code == "":
-			d.Status = StatusDelivered
-		case r.trigger == triggerSchedule:
-			d.Status = StatusRetrying
-		case d.Status == "":
-			d.Status = StatusSettled // that it was sent by hand says nothing of its turn
+		if p.EventID != "" {
+			yield(p, nil)
 		}
 	}
-	return all, rows.Err()
+}
+
+// attempted adds an attempt to those before it.
+func (p *placed) attempted(r record) {
+	p.Attempts = append(p.Attempts, Attempt{Time: r.time, Trigger: r.trigger, Status: r.outcome.status, Error: r.outcome.code,
+		DurationMs: float64(r.duration.Microseconds()) / 1000, Response: strings.ToValidUTF8(string(r.outcome.response), "\uFFFD")})
+	switch {
+	case p.Status == StatusDead || p.Status == StatusDelivered:
+	case r.outcome.code == "":
+		p.Status = StatusDelivered
+	case r.trigger == triggerSchedule:
+		p.Status = StatusRetrying
+	case p.Status == "":
+		p.Status = StatusSettled // that it was sent by hand says nothing of its turn
+	}
 }

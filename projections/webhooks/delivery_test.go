@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
@@ -33,9 +34,9 @@ func TestDeliveries(t *testing.T) {
 		w.touch("ada", 20)
 		w.account("slow")
 		time.Sleep(time.Second)
-		pages := func(limit int) (all []Delivery) {
+		asked := func(q DeliveryQuery, limit int) (all []Delivery) {
 			for after := ""; ; {
-				page, next, err := w.hooks.Deliveries(t.Context(), "crm", after, limit)
+				page, next, err := w.hooks.Deliveries(t.Context(), "crm", q, after, limit)
 				if err != nil || len(page) > limit {
 					t.Fatalf("%d deliveries, %v", len(page), err)
 				}
@@ -45,16 +46,22 @@ func TestDeliveries(t *testing.T) {
 				}
 			}
 		}
+		pages := func(limit int) []Delivery { return asked(DeliveryQuery{}, limit) }
 		want := pages(1000)
 		if len(want) != 23 || want[0].Status != StatusPending || want[1].Status != StatusDelivered || want[22].Type != "USER_CREATED" || want[21].Type != "USER_REGISTERED" {
 			t.Errorf("%d deliveries, the first %s, the last %s; want 23, pending, USER_CREATED", len(want), want[0].Status, want[len(want)-1].Type)
 		}
 		for _, limit := range []int{1, 2, 7, 22, 23} {
-			if diff := cmp.Diff(want, pages(limit)); diff != "" {
-				t.Errorf("pages of %d: %s", limit, diff)
+			for _, status := range append(slices.Clone(Statuses), "") {
+				for _, sub := range []string{"", "ada", "slow", "nobody"} {
+					want := slices.DeleteFunc(slices.Clone(want), func(d Delivery) bool { return status != "" && d.Status != status || sub != "" && d.Sub != sub })
+					if diff := cmp.Diff(want, asked(DeliveryQuery{status, sub}, limit), cmpopts.EquateEmpty()); diff != "" {
+						t.Errorf("%s %s, pages of %d: %s", status, sub, limit, diff)
+					}
+				}
 			}
 		}
-		if _, _, err := w.hooks.Deliveries(t.Context(), "crm", "nonsense", 10); domain.CodeOf(err) != domain.CodeInvalidCursor {
+		if _, _, err := w.hooks.Deliveries(t.Context(), "crm", DeliveryQuery{}, "nonsense", 10); domain.CodeOf(err) != domain.CodeInvalidCursor {
 			t.Errorf("with a broken cursor: %v, want CodeInvalidCursor", err)
 		}
 		close(hang)

@@ -58,7 +58,7 @@ func (w *Webhooks) Resend(ctx context.Context, id, eventID string) (Delivery, er
 	if err := w.keep(ctx, id, r, triggerManual); err != nil {
 		return Delivery{}, err
 	}
-	all, _, err := w.Deliveries(ctx, id, placed{Delivery: Delivery{Position: at.position}, part: at.part + 1}.cursor(), 1)
+	all, _, err := w.Deliveries(ctx, id, DeliveryQuery{}, placed{Delivery: Delivery{Position: at.position}, part: at.part + 1}.cursor(), 1)
 	if err != nil {
 		return Delivery{}, err
 	}

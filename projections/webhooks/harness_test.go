@@ -186,7 +186,7 @@ func (w *world) get(id string) Endpoint {
 
 func (w *world) deliveries(id string) []Delivery {
 	w.t.Helper()
-	all, _, err := w.hooks.Deliveries(w.t.Context(), id, "", 1000)
+	all, _, err := w.hooks.Deliveries(w.t.Context(), id, DeliveryQuery{}, "", 1000)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -129,7 +129,7 @@ func TestDeleteInFlight(t *testing.T) {
 		if _, err := w.hooks.Get(t.Context(), "crm"); domain.CodeOf(err) != domain.CodeWebhookNotFound {
 			t.Errorf("Get = %v, want CodeWebhookNotFound", err)
 		}
-		if _, _, err := w.hooks.Deliveries(t.Context(), "crm", "", 10); domain.CodeOf(err) != domain.CodeWebhookNotFound {
+		if _, _, err := w.hooks.Deliveries(t.Context(), "crm", DeliveryQuery{}, "", 10); domain.CodeOf(err) != domain.CodeWebhookNotFound {
 			t.Errorf("Deliveries = %v, want CodeWebhookNotFound", err)
 		}
 		w.stop()
