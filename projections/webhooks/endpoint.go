@@ -13,7 +13,7 @@ import (
 
 // Bounds of one endpoint's delivery.
 const (
-	maxWaiting   = 1024     // events in memory that are not settled
+	maxWaiting   = 512      // events in memory that are not settled
 	maxBytes     = 16 << 20 // and their bytes
 	maxTurn      = 64       // of them of one account; more make it a lane
 	maxLanes     = 1000     // failing accounts before the endpoint as a whole counts as failing
@@ -35,7 +35,7 @@ type endpoint struct {
 	feed    *feed
 	batch   int // events a request may carry
 	pace    pace
-	save    chan<- checkpoint
+	save    chan<- *checkpoint
 	giveUp  func(code string)           // has the ledger disable the endpoint; returns at once
 	report  func(domain.WebhookCommand) // has the ledger record how deliveries go; returns at once
 	givenUp func()                      // likewise, what was given up and is written

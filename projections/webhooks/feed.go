@@ -11,12 +11,12 @@ import (
 
 // Bounds of what is held in memory of the log.
 const (
-	pageSize    = 512      // events a reader gets at once
+	pageSize    = 256      // events a reader gets at once
 	pageBytes   = 4 << 20  // in a page of history, and the last event
-	recentSize  = 4096     // events at the log's end that are shared
+	recentSize  = 2048     // events at the log's end that are shared
 	recentBytes = 32 << 20 // and their bytes
 	historians  = 4        // readers that read history at the same time
-	pastBytes   = 8 << 20  // of pages of history that are shared
+	pastBytes   = 1 << 20  // of pages of history that are shared; opened they are several times that
 )
 
 // feed gives the events of the log to many readers. Those at its end share

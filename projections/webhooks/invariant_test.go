@@ -148,10 +148,10 @@ func TestI5Fencing(t *testing.T) {
 		t.Fatal(err)
 	}
 	written := make(chan error, 2)
-	save := func(p progress, low eventstore.Position) checkpoint {
-		return checkpoint{progress: p, low: low, done: []byte{}, partial: []byte("{}"), written: written, lanes: []lane{{stream: fmt.Sprint("of ", p.epoch)}}, attempts: []record{{trigger: triggerSchedule}}}
+	save := func(p progress, low eventstore.Position) *checkpoint {
+		return &checkpoint{progress: p, low: low, done: []byte{}, partial: []byte("{}"), written: written, lanes: []lane{{stream: fmt.Sprint("of ", p.epoch)}}, attempts: []record{{trigger: triggerSchedule}}}
 	}
-	s.save(t.Context(), []checkpoint{save(mine, 7), save(theirs, 5)})
+	s.save(t.Context(), []*checkpoint{save(mine, 7), save(theirs, 5)})
 	if first, second := <-written, <-written; !errors.Is(first, errFenced) || second != nil {
 		t.Errorf("written: %v and %v, want errFenced and nil", first, second)
 	}

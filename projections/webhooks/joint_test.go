@@ -225,7 +225,7 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 		switch {
 		case down:
 			return 503, nil
-		case random.IntN(4) == 0:
+		case rand.IntN(4) == 0:
 			return 500, nil
 		}
 		o.arrived[g.ID] = true

@@ -61,7 +61,7 @@ func (e *endpoint) flush(now time.Time) {
 	}
 	c.waiters = e.waiters
 	e.flushing, e.attempts, e.dead, e.dirty, e.dirtyTime, e.waiters = c, nil, nil, map[string]bool{}, time.Time{}, nil
-	e.save <- *c
+	e.save <- c
 }
 
 // flushed takes note of how the writing went. What was not written is kept

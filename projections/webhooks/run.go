@@ -22,7 +22,7 @@ type runner struct {
 	*Webhooks
 	ctx   context.Context
 	feed  *feed
-	saves chan checkpoint
+	saves chan *checkpoint
 	all   sync.WaitGroup
 
 	mu      sync.Mutex
@@ -56,7 +56,7 @@ func (w *Webhooks) Run(ctx context.Context) error {
 		}
 		return fmt.Errorf("webhooks: %w", err)
 	}
-	r := &runner{Webhooks: w, ctx: ctx, feed: newFeed(w.c.Log, b.after), saves: make(chan checkpoint, 1024),
+	r := &runner{Webhooks: w, ctx: ctx, feed: newFeed(w.c.Log, b.after), saves: make(chan *checkpoint, 1024),
 		live: map[string]*live{}, failing: map[string]bool{}, asked: map[string]eventstore.Revision{},
 		jobs: map[string]context.CancelFunc{}, reports: make(chan func(), 1024)}
 	if !w.runner.CompareAndSwap(nil, r) {

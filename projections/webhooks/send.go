@@ -80,8 +80,8 @@ func newTransport(g *guard, inFlight int) *http.Transport {
 		MaxIdleConnsPerHost:    inFlight,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: drainResponse,
-		WriteBufferSize:        8 << 10,
-		ReadBufferSize:         4 << 10,
+		WriteBufferSize:        1 << 10,
+		ReadBufferSize:         1 << 10,
 	}
 }
 

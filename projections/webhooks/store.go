@@ -342,7 +342,7 @@ const (
 
 // save writes checkpoints, all in one transaction, and tells each sender how
 // it went. One that is fenced does not keep the others from being written.
-func (s *store) save(ctx context.Context, all []checkpoint) {
+func (s *store) save(ctx context.Context, all []*checkpoint) {
 	fenced := make([]bool, len(all))
 	err := s.update(ctx, func(tx *sql.Tx) error {
 		for i, c := range all {
@@ -373,7 +373,7 @@ func (s *store) save(ctx context.Context, all []checkpoint) {
 
 // saveCursor writes the cursor and returns how many attempts were made before.
 // If the endpoint is not the writer's any more, the error is sql.ErrNoRows.
-func (s *store) saveCursor(ctx context.Context, tx *sql.Tx, c checkpoint) (before int64, err error) {
+func (s *store) saveCursor(ctx context.Context, tx *sql.Tx, c *checkpoint) (before int64, err error) {
 	b := c.progress.breaker
 	err = tx.QueryRowContext(ctx, `UPDATE cursor SET low = ?, done = ?, partial = ?, breaker_step = ?, breaker_until = ?, breaker_reason = ?,
 			first_failure = ?, last_success = ?, attempts = attempts + ? WHERE endpoint = ? AND epoch = ? RETURNING attempts`,
@@ -381,7 +381,7 @@ func (s *store) saveCursor(ctx context.Context, tx *sql.Tx, c checkpoint) (befor
 	return before - int64(len(c.attempts)), err
 }
 
-func (s *store) saveResults(ctx context.Context, tx *sql.Tx, c checkpoint, seq int64) error {
+func (s *store) saveResults(ctx context.Context, tx *sql.Tx, c *checkpoint, seq int64) error {
 	no := c.progress.no
 	for _, l := range c.lanes {
 		if _, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO lane VALUES (?, ?, ?, ?, ?, ?, ?)`,
@@ -433,9 +433,9 @@ func (s *store) saveAttempts(ctx context.Context, tx *sql.Tx, no, seq int64, all
 
 // writer saves what comes until the channel is closed: all that is at hand in
 // one transaction.
-func (s *store) writer(saves <-chan checkpoint) {
+func (s *store) writer(saves <-chan *checkpoint) {
 	for c := range saves {
-		batch := []checkpoint{c}
+		batch := []*checkpoint{c}
 		for len(saves) > 0 {
 			batch = append(batch, <-saves)
 		}
