@@ -264,7 +264,8 @@ func transportCode(err error) string {
 		return codeTLS
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return codeRefused
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF):
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		strings.HasSuffix(err.Error(), "server closed idle connection"): // net/http exports no value for it
 		return codeReset
 	}
 	return codeConnection
