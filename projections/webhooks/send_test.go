@@ -231,18 +231,15 @@ func TestCertificate(t *testing.T) {
 	}
 }
 
-// watched tells when its reader learns that the connection is over.
+// watched tells when its user knows that the connection is over.
 type watched struct {
 	net.Conn
 	over chan<- struct{}
 }
 
-func (c watched) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	if err != nil {
-		c.over <- struct{}{}
-	}
-	return n, err
+func (c watched) Close() error {
+	c.over <- struct{}{}
+	return c.Conn.Close()
 }
 
 // Row 32: a connection that was closed while idle is dialled anew, and nobody
