@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -153,11 +154,28 @@ func TestResponses(t *testing.T) {
 	}
 }
 
+// boundAddress is an address where nobody listens, and nobody else can.
+func boundAddress(t *testing.T) string {
+	t.Helper()
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(socket) })
+	if err := syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint("127.0.0.1:", name.(*syscall.SockaddrInet4).Port)
+}
+
 // Row 31, 70: why there is no answer.
 func TestTransportCodes(t *testing.T) {
 	t.Parallel()
-	silent := httptest.NewServer(nil)
-	silent.Close()
+	silent := "http://" + boundAddress(t)
 	dropping, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +199,7 @@ func TestTransportCodes(t *testing.T) {
 	plain := quiet(httptest.NewServer(nil))
 	defer plain.Close()
 	for server, want := range map[string]string{
-		silent.URL:                           codeRefused,
+		silent:                               codeRefused,
 		"http://" + dropping.Addr().String(): codeReset,
 		authority.URL:                        codeTLSAuthority,
 		old.URL:                              codeTLS,
