@@ -372,57 +372,21 @@ func (x *finder) bounds() (lo, hi bound) {
 
 // page returns the subs of a page and where the next one begins.
 func (x *finder) page(ctx context.Context) (subs []string, next *Place, err error) {
-	column := x.q.Sort.column()
-	lo, hi := x.bounds()
-	way := ` ASC`
-	if x.q.Descending {
-		way = ` DESC`
-	}
-	// within is SQL on a table's columns and puts what is within the bounds in
-	// their order.
-	within := func(key, id string) (where, order string, args []any) {
-		if column == "id" {
-			return id + ` > ? AND ` + id + ` < ?`, ` ORDER BY ` + id + way, []any{lo.id, hi.id}
-		}
-		return `(` + key + `, ` + id + `) > (?, ?) AND (` + key + `, ` + id + `) < (?, ?)`, ` ORDER BY ` + key + way + `, ` + id + way,
-			[]any{lo.key, lo.id, hi.key, hi.id}
-	}
-	if x.driver != nil && column != "id" {
+	if column := x.q.Sort.column(); x.driver != nil && column != "id" {
 		where, args := x.conditions(x.driver)
-		inside, order, ends := within(`s.`+column, `s.place`)
+		inside, order, ends := x.within(`s.`+column, `s.place`)
 		places, found, err := x.places(ctx, `SELECT s.sub, s.`+column+`, s.id FROM search_# s NOT INDEXED WHERE s.id IN (`+x.driver.candidates+`) AND `+inside+where+order+` LIMIT ?`,
 			slices.Concat(x.driver.from, ends, args, []any{x.q.Limit + 1})...)
 		subs, next = x.fit(found, places)
 		return subs, next, err
 	}
 	where, args := x.conditions(x.driver, x.second)
+	way, from := x.way()
 	walked := x.limits.walked
-	var along string // SQL for the accounts on the way, some of them twice
-	var from []any
-	switch {
-	case x.driver != nil:
-		inside, order, ends := within("", `account`)
-		if x.driver.term == "" {
-			// SQLite finds the first few of an expression without putting all in
-			// order, but of columns it merges what it has sorted.
-			order = ` ORDER BY +account` + way
-		}
-		along, from = `SELECT account AS id, account AS key FROM (`+x.driver.candidates+`) WHERE `+inside, slices.Concat(x.driver.from, ends)
-		if x.second != nil {
-			along, from = along+` AND account IN (`+x.second.candidates+`)`, slices.Concat(from, x.second.from)
-		}
-		along += order
-		if where == "" {
-			walked = min(walked, 4*int64(x.q.Limit+1))
-		}
-	case column == "id":
-		inside, order, ends := within("", `id`)
-		along, from = `SELECT id, id AS key FROM search_# WHERE `+inside+order, ends
-	default:
-		inside, order, ends := within(column, `place`)
-		along, from = `SELECT place AS id, `+column+` AS key FROM search_# INDEXED BY search_`+column+`_# WHERE `+inside+order, ends
+	if x.driver != nil && where == "" {
+		walked = min(walked, 4*int64(x.q.Limit+1)) // all of them pass, and few come twice
 	}
-	places, found, err := x.places(ctx, `SELECT s.sub, w.key, w.id FROM (`+along+` LIMIT ?) w CROSS JOIN search_# s ON s.id = w.id WHERE true`+where,
+	places, found, err := x.places(ctx, `SELECT s.sub, w.key, w.id FROM (`+way+` LIMIT ?) w CROSS JOIN search_# s ON s.id = w.id WHERE true`+where,
 		slices.Concat(from, []any{walked}, args)...)
 	if err != nil {
 		return nil, nil, err
@@ -431,11 +395,51 @@ func (x *finder) page(ctx context.Context) (subs []string, next *Place, err erro
 		return subs, next, nil
 	}
 	// The way has ended, or it is too long to go to its end at once.
-	last, _, err := x.places(ctx, `SELECT '', key, id FROM (`+along+` LIMIT 1 OFFSET ?)`, slices.Concat(from, []any{walked - 1})...)
+	last, _, err := x.places(ctx, `SELECT '', key, id FROM (`+way+` LIMIT 1 OFFSET ?)`, slices.Concat(from, []any{walked - 1})...)
 	if err != nil || len(last) == 0 {
 		return subs, nil, err
 	}
 	return subs, &last[0], nil
+}
+
+// way is SQL for the accounts to go along, in their order; some come twice, one
+// after the other.
+func (x *finder) way() (sql string, from []any) {
+	column := x.q.Sort.column()
+	switch {
+	case x.driver != nil:
+		inside, order, ends := x.within("", `account`)
+		if x.driver.term == "" {
+			// SQLite finds the first few of an expression without putting all in
+			// order, but of columns it merges what it has sorted.
+			order = strings.Replace(order, `account`, `+account`, 1)
+		}
+		sql, from = `SELECT account AS id, account AS key FROM (`+x.driver.candidates+`) WHERE `+inside, slices.Concat(x.driver.from, ends)
+		if x.second != nil {
+			sql, from = sql+` AND account IN (`+x.second.candidates+`)`, slices.Concat(from, x.second.from)
+		}
+		return sql + order, from
+	case column == "id":
+		inside, order, ends := x.within("", `id`)
+		return `SELECT id, id AS key FROM search_# WHERE ` + inside + order, ends
+	}
+	inside, order, ends := x.within(column, `place`)
+	return `SELECT place AS id, ` + column + ` AS key FROM search_# INDEXED BY search_` + column + `_# WHERE ` + inside + order, ends
+}
+
+// within is SQL on a table's columns and puts what is within the bounds in
+// their order.
+func (x *finder) within(key, id string) (where, order string, args []any) {
+	lo, hi := x.bounds()
+	direction := ` ASC`
+	if x.q.Descending {
+		direction = ` DESC`
+	}
+	if x.q.Sort.column() == "id" {
+		return id + ` > ? AND ` + id + ` < ?`, ` ORDER BY ` + id + direction, []any{lo.id, hi.id}
+	}
+	return `(` + key + `, ` + id + `) > (?, ?) AND (` + key + `, ` + id + `) < (?, ?)`, ` ORDER BY ` + key + direction + `, ` + id + direction,
+		[]any{lo.key, lo.id, hi.key, hi.id}
 }
 
 // fit takes the one account too many off a page: it shows that there is
