@@ -20,8 +20,8 @@ const SearchView = "search"
 // many changes at a time. Its methods may be called at once by many goroutines.
 //
 // What events are indexed by is in searchwriter.go, a whole index is made in
-// searchbulk.go, the words are in searchterms.go, and which way a query goes through the index in
-// searchplan.go.
+// searchbulk.go, the words are in searchterms.go, and which way a query goes
+// through the index in searchplan.go.
 type Search struct {
 	views *Views
 	view  *view

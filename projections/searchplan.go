@@ -374,8 +374,8 @@ func (x *finder) bounds() (lo, hi bound) {
 func (x *finder) page(ctx context.Context) (subs []string, next *Place, err error) {
 	if column := x.q.Sort.column(); x.driver != nil && column != "id" {
 		where, args := x.conditions(x.driver)
-		inside, order, ends := x.within(`s.`+column, `s.place`)
-		places, found, err := x.places(ctx, `SELECT s.sub, s.`+column+`, s.id FROM search_# s NOT INDEXED WHERE s.id IN (`+x.driver.candidates+`) AND `+inside+where+order+` LIMIT ?`,
+		inside, ends := x.within(`s.`+column, `s.place`)
+		places, found, err := x.places(ctx, `SELECT s.sub, s.`+column+`, s.id FROM search_# s NOT INDEXED WHERE s.id IN (`+x.driver.candidates+`) AND `+inside+where+x.order(`s.`+column, `s.place`)+` LIMIT ?`,
 			slices.Concat(x.driver.from, ends, args, []any{x.q.Limit + 1})...)
 		subs, next = x.fit(found, places)
 		return subs, next, err
@@ -408,38 +408,45 @@ func (x *finder) way() (sql string, from []any) {
 	column := x.q.Sort.column()
 	switch {
 	case x.driver != nil:
-		inside, order, ends := x.within("", `account`)
-		if x.driver.term == "" {
-			// SQLite finds the first few of an expression without putting all in
-			// order, but of columns it merges what it has sorted.
-			order = strings.Replace(order, `account`, `+account`, 1)
-		}
+		inside, ends := x.within("", `account`)
 		sql, from = `SELECT account AS id, account AS key FROM (`+x.driver.candidates+`) WHERE `+inside, slices.Concat(x.driver.from, ends)
 		if x.second != nil {
 			sql, from = sql+` AND account IN (`+x.second.candidates+`)`, slices.Concat(from, x.second.from)
 		}
-		return sql + order, from
+		if x.driver.term != "" {
+			return sql + x.order("", `account`), from
+		}
+		// SQLite finds the first few of an expression without putting all in
+		// order, but of columns it merges what it has sorted.
+		return sql + x.order("", `+account`), from
 	case column == "id":
-		inside, order, ends := x.within("", `id`)
-		return `SELECT id, id AS key FROM search_# WHERE ` + inside + order, ends
+		inside, ends := x.within("", `id`)
+		return `SELECT id, id AS key FROM search_# WHERE ` + inside + x.order("", `id`), ends
 	}
-	inside, order, ends := x.within(column, `place`)
-	return `SELECT place AS id, ` + column + ` AS key FROM search_# INDEXED BY search_` + column + `_# WHERE ` + inside + order, ends
+	inside, ends := x.within(column, `place`)
+	return `SELECT place AS id, ` + column + ` AS key FROM search_# INDEXED BY search_` + column + `_# WHERE ` + inside + x.order(column, `place`), ends
 }
 
-// within is SQL on a table's columns and puts what is within the bounds in
-// their order.
-func (x *finder) within(key, id string) (where, order string, args []any) {
+// within is SQL on the columns of a table that have the sort's key and the id:
+// what is within the bounds.
+func (x *finder) within(key, id string) (where string, args []any) {
 	lo, hi := x.bounds()
+	if x.q.Sort == SortCreated {
+		return id + ` > ? AND ` + id + ` < ?`, []any{lo.id, hi.id}
+	}
+	return `(` + key + `, ` + id + `) > (?, ?) AND (` + key + `, ` + id + `) < (?, ?)`, []any{lo.key, lo.id, hi.key, hi.id}
+}
+
+// order is SQL on the same columns: their order.
+func (x *finder) order(key, id string) string {
 	direction := ` ASC`
 	if x.q.Descending {
 		direction = ` DESC`
 	}
-	if x.q.Sort.column() == "id" {
-		return id + ` > ? AND ` + id + ` < ?`, ` ORDER BY ` + id + direction, []any{lo.id, hi.id}
+	if x.q.Sort == SortCreated {
+		return ` ORDER BY ` + id + direction
 	}
-	return `(` + key + `, ` + id + `) > (?, ?) AND (` + key + `, ` + id + `) < (?, ?)`, ` ORDER BY ` + key + direction + `, ` + id + direction,
-		[]any{lo.key, lo.id, hi.key, hi.id}
+	return ` ORDER BY ` + key + direction + `, ` + id + direction
 }
 
 // fit takes the one account too many off a page: it shows that there is

@@ -24,8 +24,8 @@ import (
 // partitionkey the account, its sequence the account's revision with zeroes in
 // front, so that it can be compared as text; previoussequence likewise that of
 // the account's event before it. The extension for distributed tracing is there
-// where the request that caused the event was traced. Where only ids are sent, dataref is where all
-// data can be got from.
+// where the request that caused the event was traced. Where only ids are sent,
+// dataref is where all data can be got from.
 const (
 	structuredType = "application/cloudevents+json; charset=utf-8"
 	batchType      = "application/cloudevents-batch+json; charset=utf-8"

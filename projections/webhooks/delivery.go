@@ -91,10 +91,6 @@ func (w *Webhooks) Deliveries(ctx context.Context, id string, q DeliveryQuery, a
 		return nil, "", errNotFound()
 	}
 	limit = min(max(limit, 1), 1000)
-	type place struct {
-		position eventstore.Position
-		part     int
-	}
 	pending := map[place]placed{}
 	if live := w.running(id); live != nil {
 		for _, p := range live.settled(ctx) {
