@@ -340,7 +340,7 @@ func (w *view) dropOld(ctx context.Context) error {
 	db := w.views.write
 	for {
 		var g int64
-		err := db.QueryRowContext(ctx, `SELECT generation FROM views WHERE name = ? AND state = 'dropped' LIMIT 1`, w.name).Scan(&g)
+		err := db.QueryRowContext(ctx, `SELECT generation FROM views WHERE name = ? AND state != 'live' LIMIT 1`, w.name).Scan(&g)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}

@@ -192,6 +192,35 @@ func TestRebuildInterrupted(t *testing.T) {
 	}
 }
 
+// TestPurgeUnfinished checks that Purge removes an unfinished generation that
+// the failed rebuild could not mark as dropped.
+func TestPurgeUnfinished(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.populate(t, 2, 1)
+	v := f.open(t)
+	run(t, v)
+	head := f.awaitHead(t, v)
+	if err := v.claimBuilder(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g, err := v.all[0].create(t.Context(), StateRebuilding)
+	if err == nil {
+		err = errors.Join(g.catchUp(t.Context(), head), g.writer.close())
+	}
+	v.releaseBuilder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := erase(t, f, subs[0])
+	if err := v.Purge(t.Context(), domain.AccountStream(subs[0]), p); err != nil {
+		t.Fatal(err)
+	}
+	if rows, tables := generations(t, v); rows != 1 || tables != 1 {
+		t.Errorf("%d generations with %d tables after Purge, want only the live one", rows, tables)
+	}
+}
+
 // TestRebuildFailing checks that an error of the key store ends a rebuild with an
 // error and parks no stream.
 func TestRebuildFailing(t *testing.T) {
