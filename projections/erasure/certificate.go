@@ -12,17 +12,17 @@ import (
 	"accountledger/projections/webhooks"
 )
 
-// Certificate says what an erasure destroyed, when and by whom. All of it can
-// be checked against the log, which goes on proving that the events were there.
+// Certificate states what an erasure destroyed, when and by whom. It can be
+// verified against the log, which still proves that the events existed.
 type Certificate struct {
 	Sub           string              `json:"sub"`
 	KeyID         string              `json:"keyId"` // of the destroyed key, in hexadecimal
 	ErasedTime    time.Time           `json:"erasedTime"`
 	Actor         domain.Actor        `json:"actor"`
 	Position      eventstore.Position `json:"position"`               // of the erasure event
-	CompletedTime time.Time           `json:"completedTime,omitzero"` // when nothing was left in any file
+	CompletedTime time.Time           `json:"completedTime,omitzero"` // when the data was gone from every file; zero: not yet
 	Events        []SealedEvent       `json:"events"`
-	Checkpoint    string              `json:"checkpoint,omitzero"` // signed, and including the erasure event; there within a second of it
+	Checkpoint    string              `json:"checkpoint,omitzero"` // a signed checkpoint that includes the erasure event; available within a second after it
 	Subscribers   []Subscriber        `json:"subscribers"`
 }
 
@@ -34,27 +34,27 @@ type SealedEvent struct {
 	Time     time.Time           `json:"time"`
 }
 
-// Subscriber is a webhook that is told of erasures, and how it was told of
-// this one: Acknowledged, or a status of package webhooks. One that is settled
-// so long ago that its attempts are forgotten is settled, and no more is known.
+// Subscriber is a webhook that is notified of erasures. Status is Acknowledged or
+// a status of package webhooks: StatusSettled if the delivery ended so long ago
+// that its attempts have been deleted.
 type Subscriber struct {
 	WebhookID string `json:"webhookId"`
 	Status    string `json:"status"`
 }
 
-// Acknowledged says that the subscriber has answered that it knows.
+// Acknowledged is the status of a subscriber that has acknowledged the delivery.
 const Acknowledged = "acknowledged"
 
-// ErrNotErased is returned for an account that was not erased.
-var ErrNotErased = errors.New("erasure: the account was not erased")
+// ErrNotErased is returned for an account that is not erased.
+var ErrNotErased = errors.New("erasure: the account is not erased")
 
-// publicName is what external systems are told of an erasure.
+// publicName is the public name of the erasure event.
 const publicName = "USER_DELETED"
 
-// checkpoints is a log that signs what it holds.
+// checkpoints is a log that signs checkpoints.
 type checkpoints interface {
-	// Checkpoint returns the oldest signed checkpoint there is that covers p,
-	// nil if there is none yet.
+	// Checkpoint returns the oldest signed checkpoint that covers p, nil if
+	// there is none yet.
 	Checkpoint(ctx context.Context, p eventstore.Position) ([]byte, error)
 }
 
@@ -70,7 +70,7 @@ func (e *Eraser) Certificate(ctx context.Context, sub string) (Certificate, erro
 		case domain.AccountErased:
 			id, err := hex.DecodeString(erased.KeyID)
 			if err != nil || copy(key[:], id) != len(key) {
-				return c, fmt.Errorf("erasure: the event at position %d names no key", x.Position)
+				return c, fmt.Errorf("erasure: the event at position %d has an invalid key id", x.Position)
 			}
 			c.KeyID, c.ErasedTime, c.Actor, c.Position = erased.KeyID, x.Time, x.Meta.Actor, x.Position
 		case domain.ErasureCompleted:
@@ -98,6 +98,7 @@ func (e *Eraser) Certificate(ctx context.Context, sub string) (Certificate, erro
 	return c, e.subscribers(ctx, &c)
 }
 
+// subscribers adds the webhooks that are notified of the erasure to c.
 func (e *Eraser) subscribers(ctx context.Context, c *Certificate) error {
 	if e.Webhooks == nil {
 		return nil

@@ -1,7 +1,7 @@
-// Package erasure removes what an account's end leaves to be removed: the
-// key, what was sealed under it, and every copy of what was in it. The log
-// says first that an account has ended and last that nothing of it is left;
-// whatever happens between the two, the next Run goes on.
+// Package erasure completes the erasure of accounts: it destroys the account's
+// key, and removes the data sealed under the key and every copy of it from all
+// files. An event that erases the account begins an erasure, and another one
+// records its completion; after a crash between the two, the next Run continues.
 package erasure
 
 import (
@@ -20,26 +20,26 @@ import (
 	"accountledger/projections/webhooks"
 )
 
-// Config says what an Eraser works with.
+// Config configures an Eraser.
 type Config struct {
 	Ledger   *domain.Ledger
 	Log      eventstore.Store
 	Keys     *seal.Keys
-	Views    *projections.Views // somebody runs them
-	Webhooks *webhooks.Webhooks // may be nil: then nothing was delivered
+	Views    *projections.Views // the caller runs them
+	Webhooks *webhooks.Webhooks // nil: there is no delivery.db
 	Logger   *slog.Logger       // default: discards
 
 	After func(time.Duration) <-chan time.Time // default time.After
 }
 
-// Eraser completes erasures. Make it with New. Its methods may be called at
-// once by many goroutines, Run by one.
+// Eraser completes erasures. Create it with New. Run must be called by one
+// goroutine only; all other methods are safe for concurrent use.
 type Eraser struct {
 	Config
-	done func(step string) error // asked after each step; tests end there
+	done func(step string) error // called after each step; a test's error ends the erasure there
 }
 
-// New returns an Eraser for Run.
+// New returns an Eraser. Call Run to complete erasures.
 func New(c Config) *Eraser {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -51,50 +51,52 @@ func New(c Config) *Eraser {
 }
 
 const (
-	page       = 256 // erasures read at once
+	page       = 256 // erasures per query
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = time.Minute
 )
 
-// actor is who completes erasures.
+// actor is the actor of the events that complete erasures.
 var actor = domain.Actor{Kind: "system", ID: "erasure"}
 
-// Run completes every erasure there is and is to come, until ctx is done, and
-// then returns nil. What fails is logged and tried again; it holds up no other.
+// Run completes all open erasures, and new ones as they begin, until ctx is done;
+// then it returns nil. It logs and retries an erasure that fails, and continues
+// with the others.
 func (e *Eraser) Run(ctx context.Context) error {
 	backoff := minBackoff
-	current := false
+	caughtUp := false
 	for ctx.Err() == nil {
 		changed := e.Views.Erasures().Changed()
 		var err error
-		if !current {
-			// A view that is made again says of old erasures that they are
-			// open. To do them once more would harm nothing and help nobody.
-			current, err = e.catchUp(ctx)
+		if !caughtUp {
+			// Until a view that starts from an empty file has applied the
+			// whole log, it has completed erasures as open. Repeating them
+			// would be harmless, but a waste.
+			caughtUp, err = e.catchUp(ctx)
 		}
 		if err == nil {
 			err = e.sweep(ctx)
 		}
-		var again <-chan time.Time
+		var retry <-chan time.Time
 		switch {
 		case ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed) || errors.Is(err, projections.ErrClosed):
 			return nil
 		case err != nil:
 			e.Logger.ErrorContext(ctx, "erasure not completed", "retry", backoff, "err", err)
-			again, backoff = e.After(backoff), min(2*backoff, maxBackoff)
+			retry, backoff = e.After(backoff), min(2*backoff, maxBackoff)
 		default:
 			backoff = minBackoff
 		}
 		select {
 		case <-changed:
-		case <-again:
+		case <-retry:
 		case <-ctx.Done():
 		}
 	}
 	return nil
 }
 
-// catchUp waits until the view has what the log has now.
+// catchUp waits until the view has applied the log's current head.
 func (e *Eraser) catchUp(ctx context.Context) (bool, error) {
 	head, err := e.Log.Head(ctx)
 	if err == nil {
@@ -103,7 +105,7 @@ func (e *Eraser) catchUp(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
-// sweep completes what is open, the oldest first.
+// sweep completes all open erasures, oldest first.
 func (e *Eraser) sweep(ctx context.Context) error {
 	var errs []error
 	for after := eventstore.Position(0); ; {
@@ -127,21 +129,22 @@ func (e *Eraser) sweep(ctx context.Context) error {
 	}
 }
 
-// The steps of an erasure, in their order. Each may be done again.
+// The steps of an erasure, in this order. Each can be repeated.
 const (
-	stepKey      = "key"      // destroyed: from here on nothing can be read
-	stepLog      = "log"      // holds nothing sealed under it
-	stepViews    = "views"    // have no row and no page of the account
-	stepDelivery = "delivery" // neither
-	stepDone     = "done"     // and the log says so
+	stepKey      = "key"      // destroy the key; from here on the data cannot be read
+	stepLog      = "log"      // remove the data sealed under the key from the log
+	stepViews    = "views"    // remove the account's data from views.db
+	stepDelivery = "delivery" // remove it from delivery.db
+	stepDone     = "done"     // record the completion in the log
 )
 
+// complete performs all steps of an erasure.
 func (e *Eraser) complete(ctx context.Context, x projections.Erasure) error {
 	key, err := keyID(x.KeyID)
 	if err != nil {
 		return err
 	}
-	subs, err := e.lives(ctx, x.Sub)
+	subs, err := e.mergedInto(ctx, x.Sub)
 	if err != nil {
 		return err
 	}
@@ -185,20 +188,21 @@ func (e *Eraser) complete(ctx context.Context, x projections.Erasure) error {
 	return nil
 }
 
+// destroy destroys a key, if it still exists.
 func (e *Eraser) destroy(ctx context.Context, key eventstore.KeyID) error {
 	if key == (eventstore.KeyID{}) {
-		return nil // the account never had anything to seal
+		return nil // the account never had personal data
 	}
 	err := e.Keys.Destroy(ctx, key)
 	if errors.Is(err, seal.ErrKey) {
-		return nil // of an older keys.db: the key is not in it
+		return nil // keys.db is an older copy without this key
 	}
 	return err
 }
 
-// lives are the accounts whose streams may hold what is sealed under the key
-// of sub: itself and, wherever it was merged, those it was merged into.
-func (e *Eraser) lives(ctx context.Context, sub string) ([]string, error) {
+// mergedInto returns the accounts whose streams may contain data sealed under
+// sub's key: sub itself and all accounts it was merged into, directly or not.
+func (e *Eraser) mergedInto(ctx context.Context, sub string) ([]string, error) {
 	subs := []string{sub}
 	for i := 0; i < len(subs); i++ {
 		for x, err := range e.Ledger.History(ctx, subs[i], 0) {
@@ -213,23 +217,24 @@ func (e *Eraser) lives(ctx context.Context, sub string) ([]string, error) {
 	return subs, nil
 }
 
+// keyID decodes a key id from hexadecimal.
 func keyID(text string) (key eventstore.KeyID, err error) {
 	id, err := hex.DecodeString(text)
 	if err != nil || copy(key[:], id) != len(key) || len(id) != len(key) {
-		return key, errors.New("the erased key has no id")
+		return key, errors.New("the erasure event has an invalid key id")
 	}
 	return key, nil
 }
 
-// Await returns when everything the end of the account removes is gone, and
-// the log says so. Somebody runs the Eraser.
+// Await waits until the erasure of the account is completed and the log records
+// it. The caller runs the Eraser and its Views.
 func (e *Eraser) Await(ctx context.Context, sub string) error {
 	a, err := e.Ledger.Account(ctx, sub)
 	if err != nil {
 		return err
 	}
 	if !a.Erased() {
-		return fmt.Errorf("erasure: account %s has not ended", sub)
+		return fmt.Errorf("erasure: account %s is not erased", sub)
 	}
 	if err := e.Views.Await(ctx, projections.ErasuresView, a.Position); err != nil {
 		return err

@@ -29,14 +29,14 @@ import (
 	"accountledger/projections/webhooks"
 )
 
-// world is a ledger over real files that can be closed and opened again.
+// world is a ledger with real files that can be closed and reopened.
 type world struct {
 	dir      string
 	master   seal.Master
 	signer   note.Signer
 	verifier note.Verifier
-	logger   *slog.Logger                         // the eraser's
-	after    func(time.Duration) <-chan time.Time // likewise
+	logger   *slog.Logger                         // Config.Logger of the eraser
+	after    func(time.Duration) <-chan time.Time // Config.After of the eraser
 }
 
 func newWorld(t *testing.T) *world {
@@ -65,8 +65,8 @@ type running struct {
 	close  func()
 }
 
-// open opens the ledger with an eraser that ends with the first error of
-// done; nil is one that never ends there.
+// open opens the ledger and runs an eraser, which stops at the first error of
+// done. done may be nil.
 func (w *world) open(t *testing.T, done func(step string) error) running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -124,7 +124,7 @@ func (r running) do(t *testing.T, sub string, cmd domain.Command) domain.Result 
 	return result
 }
 
-// mail is an address that no other account's contains.
+// mail returns the account's address. No other account's address contains it.
 func mail(sub string) string { return sub + ".zebra@example.com" }
 
 func (r running) create(t *testing.T, sub string) {
@@ -133,9 +133,10 @@ func (r running) create(t *testing.T, sub string) {
 		{IdentityID: "i-" + sub, Provider: domain.ProviderSelf, Profile: domain.Profile{Email: mail(sub), GivenName: "Ünïque" + sub}}}})
 }
 
-// secrets are byte strings that must be in no file once an account is erased:
-// its address, its name as only the search index has it, what is sealed under
-// its key in any of these streams, and its wrapped key. Each is in a file now.
+// secrets returns byte strings that no file may contain after the account is
+// erased: its address, its name as the search index stores it, the parts sealed
+// under its key in its own and these streams, and its wrapped key. It checks that
+// a file contains each of them now.
 func (w *world) secrets(t *testing.T, r running, sub string, streams ...string) map[string][]byte {
 	t.Helper()
 	all := map[string][]byte{"address": []byte(mail(sub)), "search term": []byte("n=unique" + sub)}
@@ -163,15 +164,15 @@ func (w *world) secrets(t *testing.T, r running, sub string, streams ...string) 
 		check(t, r.views.Await(t.Context(), view, a.Position))
 	}
 	for name := range all {
-		if files := w.holding(t, all[name]); len(files) == 0 {
-			t.Fatalf("%s of %s is in no file yet, so its absence would show nothing", name, sub)
+		if files := w.containing(t, all[name]); len(files) == 0 {
+			t.Fatalf("no file contains the %s of %s before the erasure, so the test would prove nothing", name, sub)
 		}
 	}
 	return all
 }
 
-// holding are the files that have these bytes.
-func (w *world) holding(t *testing.T, secret []byte) (files []string) {
+// containing returns the files that contain secret.
+func (w *world) containing(t *testing.T, secret []byte) (files []string) {
 	t.Helper()
 	for _, pattern := range []string{"*.db", "*-wal", "*-shm"} {
 		names, err := filepath.Glob(filepath.Join(w.dir, pattern))
@@ -187,10 +188,11 @@ func (w *world) holding(t *testing.T, secret []byte) (files []string) {
 	return files
 }
 
+// gone checks that no file contains any of the secrets.
 func (w *world) gone(t *testing.T, sub string, secrets map[string][]byte) {
 	t.Helper()
 	for name, secret := range secrets {
-		if files := w.holding(t, secret); len(files) > 0 {
+		if files := w.containing(t, secret); len(files) > 0 {
 			t.Errorf("%s of %s is still in %v", name, sub, files)
 		}
 	}
@@ -205,7 +207,7 @@ func (w *world) verify(t *testing.T, r running) {
 	}
 }
 
-// await waits for the erasure, and complains of an eraser that ended first.
+// await waits until the erasure is completed.
 func (r running) await(t *testing.T, sub string) {
 	t.Helper()
 	if err := r.eraser.Await(t.Context(), sub); err != nil {
@@ -213,8 +215,8 @@ func (r running) await(t *testing.T, sub string) {
 	}
 }
 
-// TestErase holds that of erased accounts among others nothing is left in any
-// file, that all others still open, and that to run again adds nothing.
+// TestErase checks that no file contains data of erased accounts, that all other
+// accounts remain readable, and that repeating an erasure appends no event.
 func TestErase(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -242,15 +244,15 @@ func TestErase(t *testing.T) {
 	check(t, err)
 	r.close()
 
-	check(t, os.Remove(filepath.Join(w.dir, "views.db"))) // so that it learns of all erasures again
+	check(t, os.Remove(filepath.Join(w.dir, "views.db"))) // so that the view applies all erasures again
 	r = w.open(t, nil)
 	for _, sub := range subs[:erased] {
 		r.await(t, sub)
 		w.gone(t, sub, secrets[sub])
 		check(t, r.eraser.complete(t.Context(), open(t, r, sub)))
 	}
-	if again, err := r.log.Head(t.Context()); err != nil || again != head {
-		t.Errorf("running again: head %d, %v; want %d", again, err, head)
+	if got, err := r.log.Head(t.Context()); err != nil || got != head {
+		t.Errorf("head after repeating the erasures = %d, %v, want %d", got, err, head)
 	}
 	for _, sub := range subs[erased:] {
 		if a, err := r.Account(t.Context(), sub); err != nil || a.UserIDs[0].Value != mail(sub) {
@@ -261,7 +263,7 @@ func TestErase(t *testing.T) {
 		{IdentityID: "i", Provider: domain.ProviderSelf, Profile: domain.Profile{Email: mail(subs[0])}}}})
 }
 
-// open is the erasure of sub as the view gave it.
+// open returns the erasure of sub as the view returned it.
 func open(t *testing.T, r running, sub string) projections.Erasure {
 	t.Helper()
 	for x, err := range r.History(t.Context(), sub, 0) {
@@ -274,8 +276,8 @@ func open(t *testing.T, r running, sub string) projections.Erasure {
 	return projections.Erasure{}
 }
 
-// TestKilled holds that an erasure that ended after any of its steps is
-// completed at the next start, once.
+// TestKilled checks that the next start completes an erasure that was interrupted
+// after any of its steps, and records the completion once.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	for _, after := range []string{"", stepKey, stepLog, stepViews, stepDelivery, stepDone} {
@@ -316,8 +318,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestCombined holds that what a merged account left in the streams of others
-// goes when it is erased after it was separated again.
+// TestCombined checks that erasing an account also removes its data from the
+// streams of accounts it was merged into and separated from.
 func TestCombined(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -326,12 +328,12 @@ func TestCombined(t *testing.T) {
 		r.create(t, sub)
 	}
 	r.do(t, "b", domain.MergeAccount{From: "c"})
-	r.do(t, "a", domain.MergeAccount{From: "b"}) // with c's data again
+	r.do(t, "a", domain.MergeAccount{From: "b"}) // copies c's data, too
 	r.do(t, "a", domain.UnmergeAccount{Sub: "b"})
 	r.do(t, "b", domain.UnmergeAccount{Sub: "c"})
 	secrets := w.secrets(t, r, "c", "a", "b")
 	if len(secrets) < 5 {
-		t.Fatalf("only %d secrets: nothing of c is in the other streams", len(secrets))
+		t.Fatalf("only %d secrets: the other streams have no data of c", len(secrets))
 	}
 	r.do(t, "c", domain.EraseAccount{})
 	r.await(t, "c")
@@ -344,7 +346,7 @@ func TestCombined(t *testing.T) {
 	}
 }
 
-// failures takes the errors that are logged.
+// failures is a slog.Handler that sends the logged errors to a channel.
 type failures chan error
 
 func (f failures) Enabled(context.Context, slog.Level) bool { return true }
@@ -361,16 +363,16 @@ func (f failures) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestBusy holds that an erasure is not said to be complete while a reader
-// keeps old pages in a file, and is completed when the reader has gone.
+// TestBusy checks that an erasure is not completed while a reader keeps old pages
+// in a file, and is completed when the reader has finished.
 func TestBusy(t *testing.T) {
 	t.Parallel()
 	for file, busy := range map[string]error{"log.db": sqlite.ErrBusy, "views.db": projections.ErrBusy, "delivery.db": webhooks.ErrBusy} {
 		t.Run(file, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			failed, again := make(failures, 100), make(chan time.Time)
-			w.logger, w.after = slog.New(failed), func(time.Duration) <-chan time.Time { return again }
+			failed, retry := make(failures, 100), make(chan time.Time)
+			w.logger, w.after = slog.New(failed), func(time.Duration) <-chan time.Time { return retry }
 			r := w.open(t, nil)
 			r.create(t, "a")
 			secrets := w.secrets(t, r, "a")
@@ -388,13 +390,13 @@ func TestBusy(t *testing.T) {
 				t.Fatalf("with a reader of %s the erasure fails with %v, want %v", file, err, busy)
 			}
 			if open, err := r.views.Erasures().Open(t.Context(), "a"); err != nil || !open {
-				t.Errorf("it counts as completed: %v, %v", !open, err)
+				t.Errorf("Open = %v, %v, want true", open, err)
 			}
 			if c, err := r.eraser.Certificate(t.Context(), "a"); err != nil || !c.CompletedTime.IsZero() {
-				t.Errorf("its certificate says it was completed at %s, %v", c.CompletedTime, err)
+				t.Errorf("CompletedTime = %s, %v, want none", c.CompletedTime, err)
 			}
 			check(t, reader.Rollback())
-			close(again)
+			close(retry)
 			r.await(t, "a")
 			w.gone(t, "a", secrets)
 			w.verify(t, r)
@@ -402,8 +404,8 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// TestSubscribers holds that a certificate calls acknowledged what a receiver
-// has answered, and no more than settled what is not remembered.
+// TestSubscribers checks that a certificate has the status acknowledged for a
+// receiver that has answered, and settled once the attempts are deleted.
 func TestSubscribers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -419,28 +421,28 @@ func TestSubscribers(t *testing.T) {
 	r.create(t, "a")
 	r.do(t, "a", domain.EraseAccount{})
 	r.await(t, "a")
-	says := func(want string) {
+	wantStatus := func(want string) {
 		t.Helper()
 		for {
 			c, err := r.eraser.Certificate(t.Context(), "a")
 			check(t, err)
 			if len(c.Subscribers) != 1 || c.Subscribers[0].WebhookID != "told" {
-				t.Fatalf("subscribers: %v, want the one that is told of erasures", c.Subscribers)
+				t.Fatalf("subscribers: %v, want the one webhook with erasure events", c.Subscribers)
 			}
 			if got := c.Subscribers[0].Status; got != webhooks.StatusPending {
 				if got != want {
-					t.Errorf("it is %s by the subscriber, want %s", got, want)
+					t.Errorf("status %s, want %s", got, want)
 				}
 				return
 			}
 		}
 	}
-	says(Acknowledged)
+	wantStatus(Acknowledged)
 	r.close()
 	db, err := sql.Open("sqlite3", filepath.Join(w.dir, "delivery.db"))
 	check(t, err)
-	_, err = db.Exec(`DELETE FROM attempt`) // as after a month
+	_, err = db.Exec(`DELETE FROM attempt`) // as the server does after a month
 	check(t, errors.Join(err, db.Close()))
 	r = w.open(t, nil)
-	says(webhooks.StatusSettled)
+	wantStatus(webhooks.StatusSettled)
 }
