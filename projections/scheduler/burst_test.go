@@ -15,8 +15,8 @@ import (
 	"accountledger/projections"
 )
 
-// burst is how many schedules are due in the same second.
-// ACCOUNTLEDGER_TEST_DUE sets another number.
+// burst returns the number of schedules that are due in the same second: normal,
+// or the value of ACCOUNTLEDGER_TEST_DUE.
 func burst(normal int) int {
 	if n, err := strconv.Atoi(os.Getenv("ACCOUNTLEDGER_TEST_DUE")); err == nil {
 		return n
@@ -24,8 +24,8 @@ func burst(normal int) int {
 	return normal
 }
 
-// crowd makes n accounts, each with a reminder that is due in an hour.
-func (r running) crowd(t testing.TB, n int) {
+// createAll creates n accounts, each with a reminder that is due in an hour.
+func (r running) createAll(t testing.TB, n int) {
 	t.Helper()
 	request := domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}
 	if _, err := r.Configure(t.Context(), request, domain.PutScheduleSetup{SetupID: "hour", Kind: domain.ScheduleReminder, ReminderNo: 1, OffsetSeconds: 3600}); err != nil {
@@ -35,7 +35,7 @@ func (r running) crowd(t testing.TB, n int) {
 	group.SetLimit(64)
 	for i := range n {
 		group.Go(func() error {
-			sub := crowdSub(i)
+			sub := burstSub(i)
 			_, err := r.Execute(t.Context(), request, sub, domain.CreateAccount{Origin: domain.OriginCreated, Status: domain.StatusPending,
 				Identities: []domain.NewIdentity{{IdentityID: "i-" + sub, Provider: domain.ProviderSelf, Profile: domain.Profile{Email: sub + "@example.com"}}}})
 			return err
@@ -47,9 +47,9 @@ func (r running) crowd(t testing.TB, n int) {
 	r.catchUp(t)
 }
 
-func crowdSub(n int) string { return fmt.Sprintf("0190a1b2-0000-7000-8000-%012d", n) }
+func burstSub(n int) string { return fmt.Sprintf("0190a1b2-0000-7000-8000-%012d", n) }
 
-// catchUp waits until the views have what the log has.
+// catchUp waits until the views have applied the whole log.
 func (r running) catchUp(t testing.TB) {
 	t.Helper()
 	r.create(t, domain.NewID().String())
@@ -64,8 +64,8 @@ func (r running) catchUp(t testing.TB) {
 	}
 }
 
-// change sets the status of an account, waits until the view shows it, as the
-// API does, and returns how long that took.
+// change sets the status of an account, waits for the view as the API does, and
+// returns how long that took.
 func (r running) change(t testing.TB, sub string, to domain.Status) time.Duration {
 	t.Helper()
 	begun := time.Now()
@@ -79,7 +79,7 @@ func (r running) change(t testing.TB, sub string, to domain.Status) time.Duratio
 	return time.Since(begun)
 }
 
-// settling is closed when nothing is due any more.
+// settling returns a channel that is closed when no schedule is due any more.
 func (r running) settling(t testing.TB, w *world) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
@@ -91,8 +91,8 @@ func (r running) settling(t testing.TB, w *world) <-chan struct{} {
 	return done
 }
 
-// beside changes an account again and again until done is closed, and returns
-// how long each change took, in order of length.
+// beside changes an account repeatedly until done is closed, and returns the
+// durations of the changes, shortest first.
 func (r running) beside(t testing.TB, done <-chan struct{}) (took []time.Duration) {
 	t.Helper()
 	statuses := [2]domain.Status{domain.StatusDeclined, domain.StatusVerified}
@@ -107,35 +107,35 @@ func (r running) beside(t testing.TB, done <-chan struct{}) (took []time.Duratio
 	}
 }
 
-// TestBurst holds that much that is due in the same second is worked off, each
-// once, while other commands go on.
+// TestBurst checks that many schedules that are due in the same second are each
+// executed once, while other commands continue.
 func TestBurst(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r := w.open(t, 1)
 	n := burst(2000)
-	r.crowd(t, n)
+	r.createAll(t, n)
 	r.create(t, "other")
 	w.clock.move(time.Hour)
 	if took := r.beside(t, r.settling(t, w)); len(took) < 3 {
-		t.Errorf("only %d other commands got their turn", len(took))
+		t.Errorf("only %d other commands were executed meanwhile", len(took))
 	}
 	for i := range n {
-		if got := r.executions(t, crowdSub(i)); len(got) != 1 || got[0].State != domain.ScheduleDone {
+		if got := r.executions(t, burstSub(i)); len(got) != 1 || got[0].State != domain.ScheduleDone {
 			t.Fatalf("account %d: executed %v, want the one reminder, once", i, got)
 		}
 	}
 }
 
 // BenchmarkBurst measures how long schedules take that are due in the same
-// second, and how long a command of somebody else takes meanwhile, against
-// when nothing is due. ACCOUNTLEDGER_TEST_DUE sets how many there are.
+// second, and how long another command takes meanwhile compared with an idle
+// scheduler. ACCOUNTLEDGER_TEST_DUE sets the number of schedules.
 func BenchmarkBurst(b *testing.B) {
 	for range b.N {
 		w := newWorld(b)
 		r := w.open(b, 1)
 		n := burst(100_000)
-		r.crowd(b, n)
+		r.createAll(b, n)
 		r.create(b, "other")
 		quiet, cancel := context.WithTimeout(b.Context(), 5*time.Second)
 		idle := r.beside(b, quiet.Done())

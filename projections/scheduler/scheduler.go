@@ -1,7 +1,7 @@
-// Package scheduler executes what is planned for accounts when it is due. It
-// decides nothing: it reads what is due from a view and asks the ledger, where
-// the effect and its mark are one append. So nothing happens twice, however
-// many schedulers there are and whatever happens to them.
+// Package scheduler executes schedules when they are due. It reads the due ones
+// from a view and sends a command to the ledger for each. The ledger appends the
+// effect and the record of the execution together, so each schedule takes effect
+// once, however many schedulers run and whenever they crash.
 package scheduler
 
 import (
@@ -18,37 +18,37 @@ import (
 	"accountledger/projections"
 )
 
-// Config says what a Scheduler works with.
+// Config configures a Scheduler.
 type Config struct {
-	Ledger *domain.Ledger     // is asked to execute what is due
-	Views  *projections.Views // say what that is; somebody runs them
+	Ledger *domain.Ledger     // executes the due schedules
+	Views  *projections.Views // have the planned schedules; the caller runs them
 	Logger *slog.Logger       // default: discards
 
 	Now   func() time.Time                     // the ledger's clock; default time.Now
 	After func(time.Duration) <-chan time.Time // default time.After
 
-	// Observe is told of each schedule whose turn has come, by several
-	// goroutines at once; they wait for it. Default: nobody is.
+	// Observe is called after each attempt to execute a schedule, by several
+	// goroutines concurrently, which wait for it. Default: does nothing.
 	Observe func(Execution)
 }
 
-// Execution is what came of one schedule that was due.
+// Execution is an attempt to execute a due schedule.
 type Execution struct {
-	Outcome string        // one of those below
-	Late    time.Duration // after its due time
+	Outcome string        // one of the outcomes below
+	Late    time.Duration // the time since the schedule was due
 }
 
-// What came of a schedule.
+// The outcomes of an Execution.
 const (
-	OutcomeExecuted = "executed" // the log has its mark; whether its effect was refused is in there
-	OutcomeVain     = "vain"     // others were faster, or the account has ended
-	OutcomeFailed   = "failed"   // it is tried again
+	OutcomeExecuted = "executed" // the log has recorded the execution, and whether its effect was refused
+	OutcomeVain     = "vain"     // nothing to do: another scheduler was faster, or the account is erased
+	OutcomeFailed   = "failed"   // an error; the scheduler retries
 )
 
-// Scheduler executes schedules. Make it with New.
+// Scheduler executes schedules. Create it with New.
 type Scheduler struct{ Config }
 
-// New returns a Scheduler for Run.
+// New returns a Scheduler. Call Run to execute schedules.
 func New(c Config) *Scheduler {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -66,50 +66,50 @@ func New(c Config) *Scheduler {
 }
 
 const (
-	page = 256 // schedules read at once
+	page = 256 // schedules per query
 
-	// Commands at once. With more of them a burst is worked off faster, and
-	// others wait longer: with 16 a command beside it took six times as long
-	// as else, see BenchmarkBurst.
+	// Concurrent commands. More of them work off a burst faster, but slow down
+	// other commands: with 16, a command during a burst took six times as long
+	// as without, see BenchmarkBurst.
 	workers = 4
 
-	// A timer runs by another clock than the one that says what time it is.
-	// Looking this often, a clock that was set forward is noticed in time.
-	glance     = 500 * time.Millisecond
-	maxBackoff = time.Minute
+	// The longest wait while a schedule is planned. A timer does not notice if
+	// the system clock is set forward.
+	pollInterval = 500 * time.Millisecond
+	maxBackoff   = time.Minute
 )
 
-// actor is who causes what was planned.
+// actor is the actor of the events that schedules cause.
 var actor = domain.Actor{Kind: "system", ID: "scheduler"}
 
-// Run executes what is due until ctx is done, and then returns nil. What was
-// due before it began is executed at once, late.
+// Run executes schedules when they are due until ctx is done, then returns nil.
+// It executes those that are overdue when it starts at once.
 func (s *Scheduler) Run(ctx context.Context) error {
-	backoff := glance
+	backoff := pollInterval
 	for ctx.Err() == nil {
 		changed := s.Views.Schedules().Changed()
-		next, vain, err := s.sweep(ctx)
-		wait := glance
+		next, noEffect, err := s.sweep(ctx)
+		wait := pollInterval
 		switch {
 		case ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed):
 			return nil
-		case err != nil || vain:
-			// A row that stays although there was nothing to execute is of a
-			// view that lags or is parked: that is not worth haste either.
+		case err != nil || noEffect:
+			// A row that remains although its schedule needs no execution is
+			// that of a lagging view or a parked stream: back off, too.
 			wait, backoff, changed = backoff, min(2*backoff, maxBackoff), nil
 			if err != nil {
 				s.Logger.ErrorContext(ctx, "schedules not executed", "retry", wait, "err", err)
 			}
 		case next.IsZero():
-			backoff = glance
+			backoff = pollInterval
 			select { // nothing is planned
 			case <-changed:
 			case <-ctx.Done():
 			}
 			continue
 		default:
-			backoff = glance
-			wait = max(0, min(glance, next.Sub(s.Now())))
+			backoff = pollInterval
+			wait = max(0, min(pollInterval, next.Sub(s.Now())))
 		}
 		select {
 		case <-s.After(wait):
@@ -120,10 +120,10 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	return nil
 }
 
-// sweep executes everything that is due, in the order of time, and returns
-// when the next is, zero if nothing more is planned. It was in vain if there
-// was something due and nothing came of it.
-func (s *Scheduler) sweep(ctx context.Context) (next time.Time, vain bool, err error) {
+// sweep executes all due schedules, earliest first. It returns the time of the
+// next one, zero if none is planned, and whether there were due schedules but
+// none had an effect.
+func (s *Scheduler) sweep(ctx context.Context) (next time.Time, noEffect bool, err error) {
 	var after projections.Due
 	executed, due := 0, 0
 	for {
@@ -151,8 +151,8 @@ func (s *Scheduler) sweep(ctx context.Context) (next time.Time, vain bool, err e
 	}
 }
 
-// execute asks the ledger to execute all of these, and waits until the view
-// shows what came of it. It counts those that had an effect.
+// execute has the ledger execute these schedules and waits until the view has
+// applied the results. It returns the number of those that had an effect.
 func (s *Scheduler) execute(ctx context.Context, due []projections.Due) (int, error) {
 	if len(due) == 0 {
 		return 0, nil
@@ -166,7 +166,7 @@ func (s *Scheduler) execute(ctx context.Context, due []projections.Due) (int, er
 			result, err := s.Ledger.Execute(groupCtx, request, d.Sub, domain.ExecuteSchedule{ScheduleID: d.ScheduleID, DueTime: d.Time})
 			s.Observe(Execution{outcome(result, err), s.Now().Sub(d.Time)})
 			if code := domain.CodeOf(err); code != "" {
-				// The account has ended, or others were faster: not worth holding up the rest.
+				// A refusal, for example of an erased account: continue with the others.
 				s.Logger.InfoContext(ctx, "schedule not executed", "sub", d.Sub, "schedule", d.ScheduleID, "code", code)
 				return nil
 			}
@@ -187,7 +187,7 @@ func (s *Scheduler) execute(ctx context.Context, due []projections.Due) (int, er
 	return int(effects.Load()), s.Views.Await(ctx, projections.SchedulesView, eventstore.Position(last.Load()))
 }
 
-// outcome is what came of asking the ledger.
+// outcome returns the outcome of the ledger's result.
 func outcome(result domain.Result, err error) string {
 	switch {
 	case err != nil && domain.CodeOf(err) == "":

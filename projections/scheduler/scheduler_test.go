@@ -17,7 +17,7 @@ import (
 	"accountledger/projections"
 )
 
-// clock is a clock that moves when it is told to.
+// clock is a clock that the test moves.
 type clock struct {
 	mu     sync.Mutex
 	now    time.Time
@@ -44,7 +44,7 @@ func (c *clock) move(d time.Duration) {
 	c.ticked = make(chan time.Time)
 }
 
-// world is a ledger over real files that can be closed and opened again.
+// world is a ledger with real files that can be closed and reopened.
 type world struct {
 	dir    string
 	master seal.Master
@@ -72,8 +72,8 @@ type running struct {
 	close func()
 }
 
-// open opens the ledger with so many schedulers at once, each with a ledger
-// of its own over the one log.
+// open opens the ledger and runs a number of schedulers, each with its own
+// domain.Ledger on the same log.
 func (w *world) open(t testing.TB, schedulers int) running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -121,7 +121,7 @@ func (r running) do(t testing.TB, sub string, cmd domain.Command) {
 	}
 }
 
-// executions are the marks in an account's history.
+// executions returns the executions in an account's history.
 func (r running) executions(t testing.TB, sub string) (all []domain.ScheduleExecuted) {
 	t.Helper()
 	for x, err := range r.History(t.Context(), sub, 0) {
@@ -135,7 +135,7 @@ func (r running) executions(t testing.TB, sub string) (all []domain.ScheduleExec
 	return all
 }
 
-// settle waits until nothing is due any more.
+// settle waits until no schedule is due any more.
 func (r running) settle(t testing.TB, c *clock) {
 	t.Helper()
 	if err := r.settled(t.Context(), c); err != nil {
@@ -175,8 +175,8 @@ func (r running) create(t testing.TB, sub string) {
 		{IdentityID: "i-" + sub, Provider: domain.ProviderSelf, Profile: domain.Profile{Email: sub + "@example.com"}}}})
 }
 
-// TestOnce holds that each schedule has its effect once: with two schedulers
-// at once, over restarts, and while the clock jumps.
+// TestOnce checks that each schedule takes effect once: with two concurrent
+// schedulers, after restarts, and when the clock jumps.
 func TestOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -191,10 +191,10 @@ func TestOnce(t *testing.T) {
 	}
 	w.clock.move(time.Minute)
 	r.settle(t, w.clock)
-	w.clock.move(-30 * time.Minute) // back: what was done is not done again, what is to come waits
+	w.clock.move(-30 * time.Minute) // backwards: nothing is executed again or early
 	r.settle(t, w.clock)
 	r.close()
-	w.clock.move(50 * time.Hour) // down for two days
+	w.clock.move(50 * time.Hour) // the server is down for two days
 	r = w.open(t, 2)
 	r.plan(t, w, "a0", "later", time.Hour, 0)
 	r.settle(t, w.clock)
@@ -215,8 +215,8 @@ func TestOnce(t *testing.T) {
 	}
 }
 
-// TestPostponed holds that what was postponed or cancelled does not happen at
-// the old time.
+// TestPostponed checks that a postponed or cancelled schedule is not executed at
+// its original time.
 func TestPostponed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -230,11 +230,11 @@ func TestPostponed(t *testing.T) {
 	w.clock.move(2 * time.Minute)
 	r.settle(t, w.clock)
 	if got := r.executions(t, "a"); len(got) != 1 || got[0].ScheduleID != "mark" {
-		t.Fatalf("executed %v, want the mark alone", got)
+		t.Fatalf("executed %v, want only mark", got)
 	}
 	w.clock.move(time.Hour)
 	r.settle(t, w.clock)
 	if got := r.executions(t, "a"); len(got) != 2 || got[1].ScheduleID != "postponed" {
-		t.Errorf("executed %v, want the postponed one at last", got)
+		t.Errorf("executed %v, want postponed as the second", got)
 	}
 }
