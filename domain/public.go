@@ -368,7 +368,7 @@ func prefixed(prefix string, names []string) []string {
 // Public returns what x is in public: one event or several, each with an id
 // of its own that is the same whenever it is asked for.
 func Public(x Entry) ([]PublicEvent, error) {
-	name, ok := publicNames[typeOf(x.Event)]
+	name, ok := publicNames[TypeOf(x.Event)]
 	if !ok {
 		return nil, nil
 	}
@@ -393,15 +393,8 @@ func Public(x Entry) ([]PublicEvent, error) {
 
 // Tells reports whether who asked for patterns is told of x.
 func Tells(x Entry, patterns []string) bool {
-	name, ok := publicNames[typeOf(x.Event)]
+	name, ok := publicNames[TypeOf(x.Event)]
 	return ok && slices.ContainsFunc(name(x), func(p publicEvent) bool {
 		return PublicEvent{Type: p.name, Aliases: p.aliases()}.Told(patterns) != ""
 	})
-}
-
-func typeOf(e Event) string {
-	if e == nil {
-		return ""
-	}
-	return e.eventType()
 }

@@ -197,7 +197,7 @@ func (w Webhook) Evolve(x Entry) Webhook {
 		panic("domain: " + x.Type + " does not belong to a webhook")
 	}
 	w.last = x.Revision
-	if !OfDelivery(typeOf(x.Event)) {
+	if !OfDelivery(TypeOf(x.Event)) {
 		w.Revision = x.Revision
 	}
 	return w
