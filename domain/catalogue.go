@@ -89,7 +89,7 @@ var accountCatalogue = []PublicType{
 		From: []string{"account.deletion-scheduled.v1"}, Aliases: []Alias{{"ACCOUNT_DELETION_SCHEDULED", "", nil}}},
 	{Name: "USER_DELETION_CANCELLED", When: "the account is not to be erased after all", Data: deletionCancelled{}, From: []string{"account.deletion-cancelled.v1"}},
 	{Name: "USER_DELETED", When: "the account has ended and its personal data is destroyed", Data: subOnly{},
-		From: []string{ErasedType}, Aliases: []Alias{{"ACCOUNT_DELETED", "", nil}}},
+		From: []string{AccountErased{}.eventType()}, Aliases: []Alias{{"ACCOUNT_DELETED", "", nil}}},
 	{Name: "USER_LOGIN", When: "somebody logs in", Data: userLogin{}, From: []string{"account.login-recorded.v1"},
 		Aliases: []Alias{
 			{"LOGIN_WITH_CIDAAS", "with provider self", func(data any) bool { return data.(userLogin).Provider == ProviderSelf }},
@@ -110,11 +110,11 @@ var accountCatalogue = []PublicType{
 	{Name: "CONSENT_ACCEPTED", When: "a version of a consent is accepted", Data: consentDecided{}, From: []string{"account.consent-decided.v1"}},
 	{Name: "CONSENT_DECLINED", When: "a version of a consent is declined", Data: consentDecided{}, From: []string{"account.consent-decided.v1"}},
 	{Name: "CONSENT_REVOKED", When: "an accepted consent is revoked", Data: consentDecided{}, From: []string{"account.consent-decided.v1"}},
-	{Name: "SCHEDULE_PLANNED", When: "something is planned for the account", Data: schedulePlanned{}, From: []string{SchedulePlannedType}},
-	{Name: "SCHEDULE_POSTPONED", When: "what is planned gets another time", Data: schedulePostponed{}, From: []string{SchedulePostponedType}},
-	{Name: "SCHEDULE_CANCELLED", When: "what is planned is given up", Data: scheduleCancelled{}, From: []string{ScheduleCancelledType}},
-	{Name: "SCHEDULE_EXECUTED", When: "what was planned is done, skipped or refused", Data: scheduleExecuted{}, From: []string{ScheduleExecutedType}},
-	{Name: "USER_VERIFICATION_REMINDER", When: "a reminder is due: remind the person", Data: reminder{}, From: []string{ScheduleExecutedType}},
+	{Name: "SCHEDULE_PLANNED", When: "something is planned for the account", Data: schedulePlanned{}, From: []string{SchedulePlanned{}.eventType()}},
+	{Name: "SCHEDULE_POSTPONED", When: "what is planned gets another time", Data: schedulePostponed{}, From: []string{SchedulePostponed{}.eventType()}},
+	{Name: "SCHEDULE_CANCELLED", When: "what is planned is given up", Data: scheduleCancelled{}, From: []string{ScheduleCancelled{}.eventType()}},
+	{Name: "SCHEDULE_EXECUTED", When: "what was planned is done, skipped or refused", Data: scheduleExecuted{}, From: []string{ScheduleExecuted{}.eventType()}},
+	{Name: "USER_VERIFICATION_REMINDER", When: "a reminder is due: remind the person", Data: reminder{}, From: []string{ScheduleExecuted{}.eventType()}},
 }
 
 // configCatalogue is what is told of objects of the configuration that are set

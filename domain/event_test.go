@@ -117,7 +117,7 @@ var fullField = FieldDefinition{
 }
 
 // internal are events that nobody outside is told.
-var internal = []string{"account.identities-returned.v1", "login.unknown.v1", "command.remembered.v1", ErasureCompletedType}
+var internal = []string{"account.identities-returned.v1", "login.unknown.v1", "command.remembered.v1", TypeOf(ErasureCompleted{})}
 
 var goldenTime = time.Date(2026, 12, 24, 18, 0, 0, 0, time.UTC)
 

@@ -108,19 +108,19 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 		return []publicEvent{{"USER_LOGIN_FAILED", userLogin{x.Sub(), e.IdentityID, e.Provider, e.Method, e.Reason, x.OccurredTime(), e.Situation}}}
 	},
 	"login.unknown.v1": func(Entry) []publicEvent { return nil }, // it is nobody's, and subscribers follow accounts
-	SchedulePlannedType: func(x Entry) []publicEvent {
+	SchedulePlanned{}.eventType(): func(x Entry) []publicEvent {
 		e := x.Event.(SchedulePlanned)
 		return []publicEvent{{"SCHEDULE_PLANNED", schedulePlanned{x.Sub(), e}}}
 	},
-	SchedulePostponedType: func(x Entry) []publicEvent {
+	SchedulePostponed{}.eventType(): func(x Entry) []publicEvent {
 		e := x.Event.(SchedulePostponed)
 		return []publicEvent{{"SCHEDULE_POSTPONED", schedulePostponed{x.Sub(), e}}}
 	},
-	ScheduleCancelledType: func(x Entry) []publicEvent {
+	ScheduleCancelled{}.eventType(): func(x Entry) []publicEvent {
 		e := x.Event.(ScheduleCancelled)
 		return []publicEvent{{"SCHEDULE_CANCELLED", scheduleCancelled{x.Sub(), e}}}
 	},
-	ScheduleExecutedType: func(x Entry) []publicEvent {
+	ScheduleExecuted{}.eventType(): func(x Entry) []publicEvent {
 		e := x.Event.(ScheduleExecuted)
 		events := []publicEvent{{"SCHEDULE_EXECUTED", scheduleExecuted{x.Sub(), e}}}
 		if e.Kind == ScheduleReminder && e.State == ScheduleDone {
@@ -142,7 +142,7 @@ var publicNames = map[string]func(x Entry) []publicEvent{
 			{"USER_STATUS_CHANGED", statusChanged{x.Sub(), StatusDeleted, e.To, x.Meta.ReasonCode}},
 		}
 	},
-	ErasedType: func(x Entry) []publicEvent {
+	AccountErased{}.eventType(): func(x Entry) []publicEvent {
 		return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
 	},
 	"role.set.v1": func(x Entry) []publicEvent {
