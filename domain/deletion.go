@@ -31,6 +31,23 @@ func (e DeletionScheduled) evolve(a Account, _ Entry) Account {
 	return a
 }
 
+func (e DeletionScheduled) public(x Entry) []publicEvent {
+	return []publicEvent{
+		{"USER_DELETION_SCHEDULED", deletionScheduled{x.Sub(), e.DueTime}},
+		{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, StatusDeleted, x.Meta.ReasonCode}},
+	}
+}
+
+func (DeletionScheduled) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_DELETION_SCHEDULED", When: "the account is to be erased when its grace is over", Data: deletionScheduled{},
+		Aliases: []Alias{{"ACCOUNT_DELETION_SCHEDULED", "", nil}}}}
+}
+
+type deletionScheduled struct {
+	Sub     string    `json:"sub"`
+	DueTime time.Time `json:"dueTime"`
+}
+
 // DeletionCancelled restores an account whose deletion was scheduled.
 type DeletionCancelled struct {
 	To     Status `json:"to" pii:"clear"`
@@ -45,6 +62,22 @@ func (e DeletionCancelled) evolve(a Account, _ Entry) Account {
 	return a
 }
 
+func (e DeletionCancelled) public(x Entry) []publicEvent {
+	return []publicEvent{
+		{"USER_DELETION_CANCELLED", deletionCancelled{x.Sub(), e.To}},
+		{"USER_STATUS_CHANGED", statusChanged{x.Sub(), StatusDeleted, e.To, x.Meta.ReasonCode}},
+	}
+}
+
+func (DeletionCancelled) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_DELETION_CANCELLED", When: "the account is not to be erased after all", Data: deletionCancelled{}}}
+}
+
+type deletionCancelled struct {
+	Sub    string `json:"sub"`
+	Status Status `json:"userStatus"` // restored
+}
+
 // AccountErased ends an account: its personal data is gone. It is the last
 // event of its commit, and nothing of it is sealed.
 type AccountErased struct {
@@ -55,6 +88,19 @@ func (AccountErased) eventType() string { return "account.erased.v1" }
 
 func (AccountErased) evolve(a Account, x Entry) Account {
 	return Account{Sub: a.Sub, Status: StatusDeleted, CreatedTime: a.CreatedTime, ErasedTime: x.Time, commands: a.commands}
+}
+
+func (AccountErased) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
+}
+
+func (AccountErased) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_DELETED", When: "the account has ended and its personal data is destroyed", Data: subOnly{},
+		Aliases: []Alias{{"ACCOUNT_DELETED", "", nil}}}}
+}
+
+type subOnly struct {
+	Sub string `json:"sub"`
 }
 
 // ErasureCompleted says that the key is destroyed and nothing sealed under it
@@ -69,6 +115,8 @@ func (ErasureCompleted) evolve(a Account, _ Entry) Account {
 	a.erasureCompleted = true
 	return a
 }
+
+func (ErasureCompleted) public(Entry) []publicEvent { return internal } // USER_DELETED has told of it
 
 // erasures are the other accounts that end when a does: those combined into it.
 func erasures(a Account) []string { return a.subs()[1:] }

@@ -15,9 +15,16 @@ import (
 // Event is a fact in the past tense. Every field of an event is tagged
 // pii:"clear", and then proved and kept forever, or pii:"seal", and then
 // sealed under the account's own key until that is destroyed.
-type Event interface{ eventType() string }
+type Event interface {
+	eventType() string
 
-// events lists a zero value of every event.
+	// public returns the public events of x, whose event this is: what external
+	// systems receive, under names that the Catalogue lists. An event that stays
+	// inside the ledger returns internal.
+	public(x Entry) []publicEvent
+}
+
+// events lists a zero value of every event. Catalogue follows their order.
 var events = []Event{
 	AccountCreated{},
 	ProfileUpdated{},

@@ -95,6 +95,19 @@ func (e SchedulePlanned) evolve(a Account, _ Entry) Account {
 	return a
 }
 
+func (e SchedulePlanned) public(x Entry) []publicEvent {
+	return []publicEvent{{"SCHEDULE_PLANNED", schedulePlanned{x.Sub(), e}}}
+}
+
+func (SchedulePlanned) catalogue() []PublicType {
+	return []PublicType{{Name: "SCHEDULE_PLANNED", When: "something is planned for the account", Data: schedulePlanned{}}}
+}
+
+type schedulePlanned struct {
+	Sub string `json:"sub"`
+	SchedulePlanned
+}
+
 // SchedulePostponed moves a schedule to another time, later or earlier.
 type SchedulePostponed struct {
 	ScheduleID string    `json:"scheduleId" pii:"clear"`
@@ -108,6 +121,19 @@ func (e SchedulePostponed) evolve(a Account, _ Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) { s.DueTime = e.DueTime })
 }
 
+func (e SchedulePostponed) public(x Entry) []publicEvent {
+	return []publicEvent{{"SCHEDULE_POSTPONED", schedulePostponed{x.Sub(), e}}}
+}
+
+func (SchedulePostponed) catalogue() []PublicType {
+	return []PublicType{{Name: "SCHEDULE_POSTPONED", When: "what is planned gets another time", Data: schedulePostponed{}}}
+}
+
+type schedulePostponed struct {
+	Sub string `json:"sub"`
+	SchedulePostponed
+}
+
 // ScheduleCancelled ends a schedule before its time.
 type ScheduleCancelled struct {
 	ScheduleID string `json:"scheduleId" pii:"clear"`
@@ -118,6 +144,19 @@ func (ScheduleCancelled) eventType() string { return "account.schedule-cancelled
 
 func (e ScheduleCancelled) evolve(a Account, _ Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) { s.State, s.Reason = ScheduleAborted, e.Reason })
+}
+
+func (e ScheduleCancelled) public(x Entry) []publicEvent {
+	return []publicEvent{{"SCHEDULE_CANCELLED", scheduleCancelled{x.Sub(), e}}}
+}
+
+func (ScheduleCancelled) catalogue() []PublicType {
+	return []PublicType{{Name: "SCHEDULE_CANCELLED", When: "what is planned is given up", Data: scheduleCancelled{}}}
+}
+
+type scheduleCancelled struct {
+	Sub string `json:"sub"`
+	ScheduleCancelled
 }
 
 // ScheduleExecuted marks a schedule as done. What it did to the account is in
@@ -144,6 +183,33 @@ func (e ScheduleExecuted) evolve(a Account, x Entry) Account {
 			s.DueTime = e.NextDueTime
 		}
 	})
+}
+
+func (e ScheduleExecuted) public(x Entry) []publicEvent {
+	events := []publicEvent{{"SCHEDULE_EXECUTED", scheduleExecuted{x.Sub(), e}}}
+	if e.Kind == ScheduleReminder && e.State == ScheduleDone {
+		events = append(events, publicEvent{"USER_VERIFICATION_REMINDER", reminder{x.Sub(), e.ScheduleID, e.ReminderNo, e.DueTime}})
+	}
+	return events
+}
+
+func (ScheduleExecuted) catalogue() []PublicType {
+	return []PublicType{
+		{Name: "SCHEDULE_EXECUTED", When: "what was planned is done, skipped or refused", Data: scheduleExecuted{}},
+		{Name: "USER_VERIFICATION_REMINDER", When: "a reminder is due: remind the person", Data: reminder{}},
+	}
+}
+
+type scheduleExecuted struct {
+	Sub string `json:"sub"`
+	ScheduleExecuted
+}
+
+type reminder struct {
+	Sub        string    `json:"sub"`
+	ScheduleID string    `json:"scheduleId"`
+	ReminderNo int       `json:"reminderNo,omitzero"`
+	DueTime    time.Time `json:"dueTime"`
 }
 
 // reschedule changes one planned schedule of a. Those that have ended come
