@@ -2,6 +2,7 @@ package domain
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -57,6 +58,24 @@ func (a Account) Erased() bool { return !a.ErasedTime.IsZero() }
 // JSON renders the account as it goes over the wire. Equal accounts give equal
 // bytes.
 func (a Account) JSON() ([]byte, error) { return json.Marshal(a, json.Deterministic(true)) }
+
+func (a Account) end() end {
+	e := end{stream: AccountStream(a.Sub), revision: a.Revision, position: a.Position, key: a.key, commands: a.commands,
+		repeatable: a.Exists() && !a.Erased()}
+	if len(a.CombinedFrom) > 0 {
+		e.combinedSubs = strings.Join(a.subs()[1:], " ")
+	}
+	return e
+}
+
+func (a Account) with(entries ...Entry) Account {
+	for _, x := range entries {
+		a = Evolve(a, x)
+	}
+	return a
+}
+
+func (a Account) unborn() Account { return NewAccount(a.Sub) }
 
 // ParseAccount is the inverse of Account.JSON, for views that keep it.
 func ParseAccount(data []byte) (Account, error) {

@@ -3,7 +3,6 @@ package domain
 import (
 	"cmp"
 	"context"
-	"errors"
 	"maps"
 	"regexp"
 	"slices"
@@ -123,7 +122,12 @@ func (k *APIKeys) List() []APIKey {
 	return list
 }
 
-// with returns k after entries.
+func (k *APIKeys) end() end {
+	return end{stream: APIKeyStream, revision: k.Revision, position: k.Position, commands: k.commands, repeatable: true}
+}
+
+func (*APIKeys) unborn() *APIKeys { return newAPIKeys() }
+
 func (k *APIKeys) with(entries ...Entry) *APIKeys {
 	after := *k
 	after.keys = maps.Clone(k.keys)
@@ -244,13 +248,6 @@ func (s APIKeySettings) check(now, expires time.Time) error {
 	return f.err()
 }
 
-// APIKeysResult is what came of an APIKeyCommand.
-type APIKeysResult struct {
-	Keys     *APIKeys // after the command; at a repetition, as they were then
-	Events   []Entry  // what it caused; none where it changed nothing or had been executed before
-	Repeated bool
-}
-
 // APIKeys returns the keys as they are now, so far as this process knows:
 // another one's changes are seen by LoadAPIKeys.
 func (l *Ledger) APIKeys(ctx context.Context) (*APIKeys, error) {
@@ -288,76 +285,32 @@ func (l *Ledger) loadAPIKeys(ctx context.Context) (*APIKeys, error) {
 	return k, nil
 }
 
-// ChangeAPIKey asks cmd of the API keys. The events are durable when it
-// returns, and APIKeys knows of them. A refusal is an *Error.
-func (l *Ledger) ChangeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand) (result APIKeysResult, err error) {
-	start := time.Now()
-	defer func() { l.executed(ctx, cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
-	l.keying.Lock()
-	defer l.keying.Unlock()
-	for range tries {
-		result, err := l.changeAPIKey(ctx, r, cmd)
-		if _, conflict := errors.AsType[*eventstore.ConflictError](err); !conflict {
-			return result, err
-		}
-	}
-	return APIKeysResult{}, refuse(CodeConcurrentChange, "Others change the API keys all the time; try again.")
-}
-
-func (l *Ledger) changeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand) (APIKeysResult, error) {
-	before, err := l.loadAPIKeys(ctx)
-	if err != nil {
-		return APIKeysResult{}, err
-	}
-	seen, repeated, err := l.recall(ctx, before.commands, r.Meta)
-	if err != nil {
-		return APIKeysResult{}, err
-	}
-	if repeated {
-		then, err := l.apiKeysAt(ctx, seen.revision)
-		return APIKeysResult{Keys: then, Repeated: true}, err
-	}
-	at := eventstore.NoStream
-	if key, ok := before.Get(cmd.id()); ok {
-		at = key.Revision
-	}
-	if r.Expected != nil && *r.Expected != at {
-		return APIKeysResult{}, refuse(CodeStaleRevision, "It is at revision %d, not %d.", at, *r.Expected)
-	}
-	now := l.now().UTC().Truncate(time.Microsecond)
-	events, err := cmd.decide(before, now)
-	if err == nil && len(events) == 0 {
-		err = l.rememberUnchanged(ctx, r, APIKeyStream, eventstore.KeyID{}, before.Revision)
-	}
-	if err != nil || len(events) == 0 {
-		return APIKeysResult{Keys: before}, err
-	}
-	forgotten, err := l.rememberForgotten(before.commands, r.Meta, APIKeyStream, eventstore.KeyID{})
-	if err != nil {
-		return APIKeysResult{}, err
-	}
-	entries, err := l.appendClear(ctx, r, APIKeyStream, before.Revision, before.Position, now, events, forgotten...)
-	if err != nil {
-		return APIKeysResult{}, err
-	}
-	after := before.with(entries...)
-	if !r.DryRun {
-		l.apiKeys.Store(after)
-	}
-	return APIKeysResult{Keys: after, Events: entries}, nil
-}
-
-// apiKeysAt folds the API keys up to a revision.
-func (l *Ledger) apiKeysAt(ctx context.Context, revision eventstore.Revision) (*APIKeys, error) {
-	k := newAPIKeys()
-	for x, err := range l.entries(ctx, APIKeyStream, 0) {
-		if err != nil {
-			return nil, err
-		}
-		if x.Revision > revision {
-			break
-		}
-		k.evolve(x)
-	}
-	return k, nil
+// ChangeAPIKey carries out cmd on the API keys. The events are durable when it
+// returns, and APIKeys shows them. A refusal is an *Error.
+func (l *Ledger) ChangeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand) (Result[*APIKeys], error) {
+	return observed(ctx, l, cmd, r, func() (Result[*APIKeys], error) {
+		l.keying.Lock()
+		defer l.keying.Unlock()
+		return retry(func() (Result[*APIKeys], error) {
+			before, err := l.loadAPIKeys(ctx)
+			if err != nil {
+				return Result[*APIKeys]{}, err
+			}
+			return carryOut(ctx, l, order[*APIKeys]{
+				Request: r,
+				revision: func(k *APIKeys) eventstore.Revision {
+					key, ok := k.Get(cmd.id())
+					if !ok {
+						return eventstore.NoStream
+					}
+					return key.Revision
+				},
+				decide: func(now time.Time, _ []*APIKeys) ([][]Event, error) {
+					events, err := cmd.decide(before, now)
+					return [][]Event{events}, err
+				},
+				keep: func(k *APIKeys) { l.apiKeys.Store(k) },
+			}, []*APIKeys{before})
+		})
+	})
 }

@@ -2,7 +2,6 @@ package domain
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -59,6 +58,20 @@ func (c *Config) clone() *Config {
 	return &d
 }
 
+func (c *Config) end() end {
+	return end{stream: ConfigStream, revision: c.Revision, position: c.Position, commands: c.commands, repeatable: true}
+}
+
+func (c *Config) with(entries ...Entry) *Config {
+	after := c.clone()
+	for _, x := range entries {
+		after.Evolve(x)
+	}
+	return after
+}
+
+func (*Config) unborn() *Config { return NewConfig() }
+
 // configEvent is an event of the configuration's stream.
 type configEvent interface {
 	Event
@@ -111,13 +124,6 @@ type surveyed interface {
 	survey(ctx context.Context, c *Config, census Census) (ConfigCommand, error)
 }
 
-// ConfigResult is what came of a ConfigCommand.
-type ConfigResult struct {
-	Config   *Config // after the command; at a repetition, as it was then
-	Events   []Entry // what it caused; none where it changed nothing or had been executed before
-	Repeated bool
-}
-
 // Config returns the configuration as it is now. It is not to be changed.
 func (l *Ledger) Config(ctx context.Context) (*Config, error) {
 	if c := l.config.Load(); c != nil {
@@ -149,92 +155,48 @@ func (l *Ledger) loadConfig(ctx context.Context) (*Config, error) {
 	return c, nil
 }
 
-// configAt folds the configuration up to a revision.
-func (l *Ledger) configAt(ctx context.Context, revision eventstore.Revision) (*Config, error) {
-	c := NewConfig()
-	for x, err := range l.entries(ctx, ConfigStream, 0) {
-		if err != nil {
-			return nil, err
-		}
-		if x.Revision > revision {
-			break
-		}
-		c.Evolve(x)
-	}
-	return c, nil
-}
-
-// Configure asks cmd of the configuration. The events are durable when it
-// returns. A refusal is an *Error. No command on an account is under way
+// Configure carries out cmd on the configuration. The events are durable when
+// it returns. A refusal is an *Error. No command on an account is under way
 // while it decides and appends.
-func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (result ConfigResult, err error) {
-	start := time.Now()
-	defer func() { l.executed(ctx, cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
-	for range tries {
-		seen, err := l.inspect(ctx, cmd)
-		if err != nil {
-			return ConfigResult{}, err
-		}
-		result, err := l.configureInspected(ctx, r, cmd, seen)
-		if _, conflict := errors.AsType[*eventstore.ConflictError](err); !conflict {
-			return result, err
-		}
-	}
-	return ConfigResult{}, refuse(CodeConcurrentChange, "Others change the configuration all the time; try again.")
+func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (Result[*Config], error) {
+	return observed(ctx, l, cmd, r, func() (Result[*Config], error) {
+		return retry(func() (Result[*Config], error) {
+			seen, err := l.inspect(ctx, cmd)
+			if err != nil {
+				return Result[*Config]{}, err
+			}
+			l.configuring.Lock()
+			defer l.configuring.Unlock()
+			before, err := l.loadConfig(ctx)
+			if err != nil {
+				return Result[*Config]{}, err
+			}
+			return carryOut(ctx, l, order[*Config]{
+				Request:  r,
+				revision: cmd.revision,
+				decide: func(now time.Time, _ []*Config) ([][]Event, error) {
+					cmd, err := l.informed(ctx, before, cmd, seen)
+					if err != nil {
+						return nil, err
+					}
+					events, err := cmd.decide(before, now)
+					return [][]Event{events}, err
+				},
+				keep: func(c *Config) { l.config.Store(c) },
+			}, []*Config{before})
+		})
+	})
 }
 
-func (l *Ledger) configureInspected(ctx context.Context, r Request, cmd ConfigCommand, seen inspection) (ConfigResult, error) {
-	l.configuring.Lock()
-	defer l.configuring.Unlock()
-	before, err := l.loadConfig(ctx)
-	if err == nil {
-		cmd, err = l.conclude(ctx, before, cmd, seen)
-	}
-	if err != nil {
-		return ConfigResult{}, err
-	}
-	return l.configure(ctx, r, before, cmd)
-}
-
-func (l *Ledger) configure(ctx context.Context, r Request, before *Config, cmd ConfigCommand) (ConfigResult, error) {
-	seen, repeated, err := l.recall(ctx, before.commands, r.Meta)
-	if repeated || err != nil {
-		if err != nil {
-			return ConfigResult{}, err
-		}
-		then, err := l.configAt(ctx, seen.revision)
-		return ConfigResult{Config: then, Repeated: true}, err
-	}
-	if at := cmd.revision(before); r.Expected != nil && *r.Expected != at {
-		return ConfigResult{}, refuse(CodeStaleRevision, "It is at revision %d, not %d.", at, *r.Expected)
+// informed returns cmd with what it must know of all accounts filled in.
+func (l *Ledger) informed(ctx context.Context, c *Config, cmd ConfigCommand, seen inspection) (_ ConfigCommand, err error) {
+	if cmd, err = l.conclude(ctx, c, cmd, seen); err != nil {
+		return nil, err
 	}
 	if s, ok := cmd.(surveyed); ok {
-		if cmd, err = s.survey(ctx, before, l.census); err != nil {
-			return ConfigResult{}, fmt.Errorf("domain: survey accounts: %w", err)
+		if cmd, err = s.survey(ctx, c, l.census); err != nil {
+			return nil, fmt.Errorf("domain: survey accounts: %w", err)
 		}
 	}
-	now := l.now().UTC().Truncate(time.Microsecond)
-	events, err := cmd.decide(before, now)
-	if err == nil && len(events) == 0 {
-		err = l.rememberUnchanged(ctx, r, ConfigStream, eventstore.KeyID{}, before.Revision)
-	}
-	if err != nil || len(events) == 0 {
-		return ConfigResult{Config: before}, err
-	}
-	forgotten, err := l.rememberForgotten(before.commands, r.Meta, ConfigStream, eventstore.KeyID{})
-	if err != nil {
-		return ConfigResult{}, err
-	}
-	entries, err := l.appendClear(ctx, r, ConfigStream, before.Revision, before.Position, now, events, forgotten...)
-	if err != nil {
-		return ConfigResult{}, err
-	}
-	after := before.clone()
-	for _, x := range entries {
-		after.Evolve(x)
-	}
-	if !r.DryRun {
-		l.config.Store(after)
-	}
-	return ConfigResult{Config: after, Events: entries}, nil
+	return cmd, nil
 }

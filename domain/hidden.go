@@ -78,12 +78,12 @@ func (e AccountSeparated) without(h Hidden) Event {
 	return e
 }
 
-// Without returns r as it is shown to who must not see h.
-func (r Result) Without(h Hidden) Result {
+// from returns a copy of r with the fields in h removed.
+func (h Hidden) from(r Result[Account]) Result[Account] {
 	if len(h) == 0 {
 		return r
 	}
-	r.Account = r.Account.Without(h)
+	r.State = r.State.Without(h)
 	r.Others, r.Events = slices.Clone(r.Others), slices.Clone(r.Events)
 	for i := range r.Others {
 		r.Others[i] = r.Others[i].Without(h)

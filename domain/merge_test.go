@@ -264,7 +264,7 @@ func TestMergeErased(t *testing.T) {
 	a, b := NewID().String(), NewID().String()
 	mustExecute(t, l, by("", ""), a, create("ada@example.com"))
 	restored := mustExecute(t, l, by("", ""), b, create("ada@work.example"))
-	id := restored.Account.Identities[0].IdentityID
+	id := restored.State.Identities[0].IdentityID
 	mustExecute(t, l, by("", ""), a, MergeAccount{From: b})
 	mustExecute(t, l, by("", ""), a, UpdateProfile{IdentityID: id, Patch: value(`{"nickname":"Countess"}`)})
 	result := mustExecute(t, l, by("", ""), a, UnmergeAccount{Sub: b})

@@ -23,10 +23,12 @@ const (
 	OutcomeFailed    = "failed"    // by a fault of ours
 )
 
-// executed tells the observer of a command that was begun at start.
-func (l *Ledger) executed(ctx context.Context, cmd any, start time.Time, changed bool, err error) {
+// observed carries out cmd by calling f, and tells the observer what came of it.
+func observed[S aggregate[S]](ctx context.Context, l *Ledger, cmd any, r Request, f func() (Result[S], error)) (Result[S], error) {
+	start := time.Now()
+	result, err := f()
 	if l.observe == nil {
-		return
+		return result, err
 	}
 	x := Executed{Command: reflect.TypeOf(cmd).Name(), Outcome: OutcomeUnchanged, Duration: time.Since(start)}
 	switch code := CodeOf(err); {
@@ -36,10 +38,11 @@ func (l *Ledger) executed(ctx context.Context, cmd any, start time.Time, changed
 		x.Outcome = OutcomeCanceled
 	case err != nil:
 		x.Outcome = OutcomeFailed
-	case changed:
+	case len(result.Events) > 0 && !result.Repeated && !r.DryRun:
 		x.Outcome = OutcomeChanged
 	}
 	l.observe(ctx, x)
+	return result, err
 }
 
 // CacheStats are how the accounts kept in memory serve.

@@ -220,7 +220,7 @@ func TestErase(t *testing.T) {
 	ada := CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{{IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile}}}
 	mustExecute(t, l, by("c1", "h1"), "a", ada)
 	got := mustExecute(t, l, by("c2", "h2"), "a", EraseAccount{})
-	if a := got.Account; !a.Erased() || len(a.UserIDs) != 0 || len(a.Identities) != 0 || a.Status != StatusDeleted {
+	if a := got.State; !a.Erased() || len(a.UserIDs) != 0 || len(a.Identities) != 0 || a.Status != StatusDeleted {
 		t.Errorf("erased: %+v", a)
 	}
 	kid := got.Events[0].Event.(AccountErased).KeyID

@@ -30,7 +30,9 @@ type Webhook struct {
 	FailingSince time.Time            `json:"failingSince,omitzero"` // as the last report of its deliveries says
 	Verified     *WebhookVerification `json:"verified,omitzero"`     // what it said to being asked
 
-	last eventstore.Revision // of its stream
+	last     eventstore.Revision // of its stream
+	position eventstore.Position // of the last event
+	commands commands
 }
 
 // WebhookSettings is what an endpoint can be configured to.
@@ -204,6 +206,7 @@ func (WebhookDeleted) catalogue() []PublicType {
 
 // Evolve returns w after x.
 func (w Webhook) Evolve(x Entry) Webhook {
+	before := w
 	switch e := x.Event.(type) {
 	case WebhookCreated:
 		w = Webhook{WebhookID: x.WebhookID(), WebhookSettings: e.settings(), Keys: e.Keys,
@@ -235,7 +238,7 @@ func (w Webhook) Evolve(x Entry) Webhook {
 	default:
 		panic("domain: " + x.Type + " does not belong to a webhook")
 	}
-	w.last = x.Revision
+	w.last, w.position, w.commands = x.Revision, x.Position, before.commands.with(x)
 	if !OfDelivery(TypeOf(x.Event)) {
 		w.Revision = x.Revision
 	}
@@ -246,6 +249,19 @@ func (w Webhook) Evolve(x Entry) Webhook {
 func NewWebhook(id string) Webhook {
 	return Webhook{WebhookID: id, Revision: eventstore.NoStream, last: eventstore.NoStream}
 }
+
+func (w Webhook) end() end {
+	return end{stream: WebhookStream(w.WebhookID), revision: w.last, position: w.position, commands: w.commands, repeatable: true}
+}
+
+func (w Webhook) with(entries ...Entry) Webhook {
+	for _, x := range entries {
+		w = w.Evolve(x)
+	}
+	return w
+}
+
+func (w Webhook) unborn() Webhook { return NewWebhook(w.WebhookID) }
 
 // Exists reports whether the endpoint was created and not deleted.
 func (w Webhook) Exists() bool { return w.URL != "" }
@@ -263,8 +279,8 @@ type CreateWebhook WebhookCreated
 func (c CreateWebhook) Settings() WebhookSettings { return WebhookCreated(c).settings() }
 
 func (c CreateWebhook) decide(w Webhook) ([]Event, error) {
-	if w.Revision >= 0 {
-		return nil, nil
+	if w.last >= 0 {
+		return nil, refuse(CodeIdempotencyKeyReused, "This Idempotency-Key was used for another webhook.")
 	}
 	if f := c.Settings().faults(); len(f) > 0 {
 		return nil, f.err()
@@ -485,89 +501,50 @@ func (l *Ledger) Webhook(ctx context.Context, id string) (Webhook, error) {
 	return w, nil
 }
 
-// ExecuteWebhook asks cmd of the endpoint id. The position is that of the
-// last event it caused, 0 if it changed nothing. What was executed before is
-// not executed again; the endpoint is then as it is now.
-func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (w Webhook, last eventstore.Position, err error) {
-	start := time.Now()
-	defer func() { l.executed(ctx, cmd, start, last > 0, err) }()
-	for range tries {
-		w, entries, repeated, err := l.decideWebhook(ctx, r, id, cmd)
-		if err != nil || repeated {
-			return w, 0, err
-		}
-		// Webhooks are changed too seldom for their fold to remember commands:
-		// each is remembered apart.
-		if len(entries) == 0 {
-			err := l.rememberUnchanged(ctx, r, WebhookStream(id), eventstore.KeyID{}, w.Revision)
-			if _, conflict := errors.AsType[*eventstore.ConflictError](err); conflict {
-				continue
-			}
-			return w, 0, err
-		}
-		write := eventstore.Write{Stream: WebhookStream(id), Expected: w.last}
-		for _, x := range entries {
-			encoded, err := l.codec.encode(x, eventstore.KeyID{})
+// ChangeWebhook carries out cmd on the webhook id. The events are durable when
+// it returns. A refusal is an *Error.
+func (l *Ledger) ChangeWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Result[Webhook], error) {
+	return observed(ctx, l, cmd, r, func() (Result[Webhook], error) {
+		defer l.lock(WebhookStream(id))()
+		return retry(func() (Result[Webhook], error) {
+			before, err := l.Webhook(ctx, id)
 			if err != nil {
-				return w, 0, err
+				return Result[Webhook]{}, err
 			}
-			write.Events = append(write.Events, encoded)
-		}
-		commit := eventstore.Commit{Writes: []eventstore.Write{write}}
-		if m := r.Meta; m.CommandID != "" {
-			last := entries[len(entries)-1].Revision
-			remembered, err := l.remember(m, write.Stream, eventstore.KeyID{}, command{id: m.CommandID, requestHash: m.requestHash, revision: last}, eventstore.NoStream)
-			if err != nil {
-				return w, 0, err
-			}
-			commit.Writes = append(commit.Writes, remembered)
-		}
-		receipt, err := l.log.Append(ctx, commit)
-		if _, conflict := errors.AsType[*eventstore.ConflictError](err); conflict {
-			continue
-		}
-		if err != nil {
-			return w, 0, err
-		}
-		for _, x := range entries {
-			x.Time = receipt.Time
-			w = w.Evolve(x)
-		}
-		return w, receipt.First + eventstore.Position(len(entries)-1), nil
-	}
-	return Webhook{}, 0, refuse(CodeConcurrentChange, "Others change this webhook all the time; try again.")
+			return carryOut(ctx, l, order[Webhook]{
+				Request: r,
+				revision: func(w Webhook) eventstore.Revision {
+					if !w.Exists() {
+						return eventstore.NoStream
+					}
+					return w.Revision
+				},
+				decide: func(time.Time, []Webhook) ([][]Event, error) {
+					events, err := cmd.decide(before)
+					return [][]Event{events}, err
+				},
+				keep: func(Webhook) {}, // webhooks change too seldom to stay in memory
+			}, []Webhook{before})
+		})
+	})
 }
 
-// TryWebhook decides like ExecuteWebhook and appends nothing. It returns the
-// endpoint as it would be and the events there would be.
+// ExecuteWebhook is ChangeWebhook for callers that want the position only.
+func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, eventstore.Position, error) {
+	result, err := l.ChangeWebhook(ctx, r, id, cmd)
+	if err != nil || result.Repeated {
+		w, loadErr := l.Webhook(ctx, id)
+		return w, 0, errors.Join(err, loadErr)
+	}
+	if len(result.Events) == 0 {
+		return result.State, 0, nil
+	}
+	return result.State, result.Position(), nil
+}
+
+// TryWebhook is a dry run of ChangeWebhook.
 func (l *Ledger) TryWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, []Entry, error) {
-	w, entries, _, err := l.decideWebhook(ctx, r, id, cmd)
-	for _, x := range entries {
-		w = w.Evolve(x)
-	}
-	return w, entries, err
-}
-
-// decideWebhook returns the endpoint as it is, and what cmd would cause in it:
-// nothing if it was executed before.
-func (l *Ledger) decideWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (w Webhook, entries []Entry, repeated bool, err error) {
-	if w, err = l.Webhook(ctx, id); err != nil {
-		return w, nil, false, err
-	}
-	if _, repeated, err = l.recall(ctx, nil, r.Meta); repeated || err != nil {
-		return w, nil, repeated, err
-	}
-	if r.Expected != nil && *r.Expected != w.Revision {
-		return w, nil, false, refuse(CodeStaleRevision, "The webhook is at revision %d, not %d.", w.Revision, *r.Expected)
-	}
-	events, err := cmd.decide(w)
-	if err != nil {
-		return w, nil, false, err
-	}
-	now := l.now().UTC().Truncate(time.Microsecond)
-	for i, e := range events {
-		entries = append(entries, Entry{ID: NewID(), Type: e.eventType(), Stream: WebhookStream(id),
-			Revision: w.last + 1 + eventstore.Revision(i), Time: now, Meta: r.Meta, Event: e})
-	}
-	return w, entries, false, nil
+	r.DryRun = true
+	result, err := l.ChangeWebhook(ctx, r, id, cmd)
+	return result.State, result.Events, err
 }

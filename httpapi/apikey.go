@@ -108,11 +108,11 @@ func (s *server) createAPIKey(ctx context.Context, c *call, in *createAPIKeyInpu
 		return nil, err
 	}
 	cmd := domain.CreateAPIKey{KeyID: in.newID(c), Settings: settings}
-	s.changingKeys.Lock()
-	defer s.changingKeys.Unlock()
-	try := r
-	try.DryRun = true
-	result, err := s.Ledger.ChangeAPIKey(ctx, try, cmd)
+	secret := newKeySecret()
+	// First the hash: a key without one could not be used, a hash without a key
+	// does no harm.
+	r.Prepare = func(ctx context.Context) error { return s.auth.keep(ctx, cmd.KeyID, secret) }
+	result, err := s.Ledger.ChangeAPIKey(ctx, r, cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -121,15 +121,6 @@ func (s *server) createAPIKey(ctx context.Context, c *call, in *createAPIKeyInpu
 	}
 	var key string
 	if !result.Repeated {
-		// First the hash: a key without one could not be used, a hash without
-		// a key hurts nobody.
-		secret := newKeySecret()
-		if err := s.auth.keep(ctx, cmd.KeyID, secret); err != nil {
-			return nil, err
-		}
-		if result, err = s.Ledger.ChangeAPIKey(ctx, r, cmd); err != nil {
-			return nil, err
-		}
 		key = formatKey(cmd.KeyID, secret)
 	}
 	a, shown, err := s.apiKeyAnswer(ctx, result, cmd.KeyID)
@@ -141,8 +132,8 @@ func (s *server) createAPIKey(ctx context.Context, c *call, in *createAPIKeyInpu
 }
 
 // apiKeyAnswer begins the answer to a command that left a key so.
-func (s *server) apiKeyAnswer(ctx context.Context, result domain.APIKeysResult, id string) (*answer, APIKey, error) {
-	key, ok := result.Keys.Get(id)
+func (s *server) apiKeyAnswer(ctx context.Context, result domain.Result[*domain.APIKeys], id string) (*answer, APIKey, error) {
+	key, ok := result.State.Get(id)
 	if !ok {
 		return nil, APIKey{}, noAPIKey()
 	}
@@ -150,12 +141,12 @@ func (s *server) apiKeyAnswer(ctx context.Context, result domain.APIKeysResult, 
 	if err != nil {
 		return nil, APIKey{}, err
 	}
-	a := s.settled(ctx, result.Keys.Position)
+	a := s.settled(ctx, result.Position())
 	a.ETag = etag(key.Revision)
 	return a, shown, nil
 }
 
-func triedAPIKey(result domain.APIKeysResult) (*answer, error) {
+func triedAPIKey(result domain.Result[*domain.APIKeys]) (*answer, error) {
 	events, err := planned(result.Events)
 	if err != nil {
 		return nil, err
@@ -284,17 +275,15 @@ func (s *server) patchAPIKey(ctx context.Context, c *call, in *patchAPIKeyInput)
 	if err != nil {
 		return nil, err
 	}
-	before, ok := keys.Get(in.ID)
-	if !ok {
-		return nil, noAPIKey()
-	}
-	var body NewAPIKey
-	if err := decodeMerged(NewAPIKey(before.Settings()), in.RawBody, &body); err != nil {
-		return nil, err
-	}
-	settings, err := c.granted(body)
-	if err != nil {
-		return nil, err
+	var settings domain.APIKeySettings
+	if before, ok := keys.Get(in.ID); ok { // else the ledger refuses, or knows a repetition
+		var body NewAPIKey
+		if err := decodeMerged(NewAPIKey(before.Settings()), in.RawBody, &body); err != nil {
+			return nil, err
+		}
+		if settings, err = c.granted(body); err != nil {
+			return nil, err
+		}
 	}
 	result, err := s.Ledger.ChangeAPIKey(ctx, r, domain.UpdateAPIKey{KeyID: in.ID, Settings: settings})
 	if err != nil {
@@ -334,5 +323,5 @@ func (s *server) revokeAPIKey(ctx context.Context, c *call, in *revokeAPIKeyInpu
 	if err := s.auth.forget(ctx, in.ID); err != nil {
 		s.Logger.WarnContext(ctx, "the hash of a revoked API key stays in the key store", "key", in.ID, "err", err)
 	}
-	return s.settled(ctx, result.Keys.Position), nil
+	return s.settled(ctx, result.Position()), nil
 }

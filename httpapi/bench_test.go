@@ -109,7 +109,7 @@ func (l *ledger) fill(b *testing.B, n int) []string {
 		if err != nil {
 			return err
 		}
-		return l.Views.Await(b.Context(), "accounts", result.Account.Position)
+		return l.Views.Await(b.Context(), "accounts", result.State.Position)
 	}))
 	return subs
 }

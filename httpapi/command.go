@@ -72,15 +72,15 @@ func parseETag(tag string) (eventstore.Revision, bool) {
 
 // execute asks cmd of the account and answers with the account after it.
 func (s *server) execute(ctx context.Context, c *call, in Command, sub string, cmd domain.Command) (*answer, error) {
-	return s.executeAnd(ctx, c, in, sub, cmd, func(a *answer, result domain.Result) (_ *answer, err error) {
-		a.Body, err = result.Account.JSON()
+	return s.executeAnd(ctx, c, in, sub, cmd, func(a *answer, result domain.Result[domain.Account]) (_ *answer, err error) {
+		a.Body, err = result.State.JSON()
 		return a, err
 	})
 }
 
 // executeAnd asks cmd of the account; show makes the body of the answer.
 func (s *server) executeAnd(ctx context.Context, c *call, in Command, sub string, cmd domain.Command,
-	show func(*answer, domain.Result) (*answer, error)) (*answer, error) {
+	show func(*answer, domain.Result[domain.Account]) (*answer, error)) (*answer, error) {
 	sub, err := canonical(sub)
 	if err != nil {
 		return nil, err
@@ -99,8 +99,8 @@ func (s *server) executeAnd(ctx context.Context, c *call, in Command, sub string
 	if in.DryRun {
 		return answerDryRun(result)
 	}
-	a := s.settled(ctx, result.Account.Position)
-	a.ETag = etag(result.Account.Revision)
+	a := s.settled(ctx, result.State.Position)
+	a.ETag = etag(result.State.Revision)
 	return show(a, result)
 }
 
@@ -137,12 +137,12 @@ type plannedEvent struct {
 	Data     jsontext.Value      `json:"data"`
 }
 
-func answerDryRun(result domain.Result) (*answer, error) {
+func answerDryRun(result domain.Result[domain.Account]) (*answer, error) {
 	events, err := planned(result.Events)
 	if err != nil {
 		return nil, err
 	}
-	return (&answer{Status: http.StatusOK}).rendered(dryRun{events, result.Account})
+	return (&answer{Status: http.StatusOK}).rendered(dryRun{events, result.State})
 }
 
 // planned are entries as a dry run shows them.

@@ -27,8 +27,8 @@ func (s *server) configure(ctx context.Context, c *call, in Command, cmd domain.
 		}
 		return (&answer{Status: http.StatusOK}).rendered(triedConfig{events})
 	}
-	a := s.settled(ctx, result.Config.Position)
-	object, revision := show(result.Config)
+	a := s.settled(ctx, result.Position())
+	object, revision := show(result.State)
 	if object == nil {
 		return a, nil
 	}

@@ -74,8 +74,8 @@ func (s *server) deleteAccount(ctx context.Context, c *call, in *deleteAccountIn
 		}
 	}
 	cmd := domain.ScheduleAccountDeletion{ScheduleID: in.newID(c), Grace: grace}
-	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, cmd, func(a *answer, result domain.Result) (*answer, error) {
-		planned, _ := result.Account.Schedule(result.Account.Deletion.ScheduleID)
+	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, cmd, func(a *answer, result domain.Result[domain.Account]) (*answer, error) {
+		planned, _ := result.State.Schedule(result.State.Deletion.ScheduleID)
 		return a.rendered(scheduledDeletion{plannedDeletion{"scheduled", planned.DueTime}})
 	})
 }
@@ -87,16 +87,16 @@ func (s *server) eraseAccount(ctx context.Context, c *call, in *deleteAccountInp
 		p.Errors = []fault{{Parameter: "grace", Detail: "there is none with immediate"}}
 		return nil, p
 	}
-	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, domain.EraseAccount{}, func(a *answer, result domain.Result) (*answer, error) {
+	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, domain.EraseAccount{}, func(a *answer, result domain.Result[domain.Account]) (*answer, error) {
 		// What takes longer goes on by itself; the certificate says how far it is.
 		awaited, cancel := context.WithTimeout(ctx, s.AwaitTimeout)
 		defer cancel()
-		for _, ended := range append([]domain.Account{result.Account}, result.Others...) {
+		for _, ended := range append([]domain.Account{result.State}, result.Others...) {
 			if err := s.Erasure.Await(awaited, ended.Sub); err != nil && (awaited.Err() == nil || ctx.Err() != nil) {
 				return nil, err
 			}
 		}
-		certificate, err := s.Erasure.Certificate(ctx, result.Account.Sub)
+		certificate, err := s.Erasure.Certificate(ctx, result.State.Sub)
 		if err != nil {
 			return nil, err
 		}

@@ -124,11 +124,11 @@ func (s *server) whoLogsIn(ctx context.Context, sub string, identifier []domain.
 // login asks cmd of the account sub and answers what it came to. Without an
 // account it commits as much as with one.
 func (s *server) login(ctx context.Context, c *call, r domain.Request, sub string, cmd domain.Login) (*answer, error) {
-	result, err := domain.Result{}, error(&domain.Error{Code: domain.CodeAccountNotFound})
+	result, err := domain.Result[domain.Account]{}, error(&domain.Error{Code: domain.CodeAccountNotFound})
 	if sub != "" {
 		result, err = s.Ledger.Execute(ctx, r, sub, cmd)
 	}
-	position, told := result.Account.Position, loginAnswer{Reason: domain.LoginUnknown}
+	position, told := result.State.Position, loginAnswer{Reason: domain.LoginUnknown}
 	switch code := domain.CodeOf(err); {
 	case code == domain.CodeAccountNotFound || code == domain.CodeAccountErased:
 		x, err := s.Ledger.RecordUnknownLogin(ctx, r, cmd)

@@ -61,7 +61,7 @@ type conflict struct {
 }
 
 // conflicts lists what a merge decided against the account that was merged.
-func conflicts(r domain.Result) ([]conflict, error) {
+func conflicts(r domain.Result[domain.Account]) ([]conflict, error) {
 	list := []conflict{}
 	for _, x := range r.Events {
 		e, ok := x.Event.(domain.AccountMerged)
@@ -69,10 +69,10 @@ func conflicts(r domain.Result) ([]conflict, error) {
 			continue
 		}
 		for _, key := range e.Conflicts {
-			list = append(list, conflict{"customFields." + key, r.Account.CustomFields[key], e.CustomFields[key]})
+			list = append(list, conflict{"customFields." + key, r.State.CustomFields[key], e.CustomFields[key]})
 		}
 		for _, brought := range e.Consents {
-			kept, dropped := r.Account.Consent(brought.ConsentID), brought
+			kept, dropped := r.State.Consent(brought.ConsentID), brought
 			if kept.From == e.From {
 				if kept.Own == nil {
 					continue // only one of them had decided
@@ -98,17 +98,17 @@ func conflicts(r domain.Result) ([]conflict, error) {
 }
 
 // joint asks a command of two accounts and begins the answer.
-func (s *server) joint(ctx context.Context, c *call, in Command, sub string, other *string, pointer string, command func(other string) domain.Command) (*answer, domain.Result, error) {
+func (s *server) joint(ctx context.Context, c *call, in Command, sub string, other *string, pointer string, command func(other string) domain.Command) (*answer, domain.Result[domain.Account], error) {
 	sub, err := canonical(sub)
 	if err != nil {
-		return nil, domain.Result{}, err
+		return nil, domain.Result[domain.Account]{}, err
 	}
 	if *other, err = canonical(*other); err != nil {
-		return nil, domain.Result{}, invalid([]domain.Fault{{Pointer: pointer, Detail: "must be the sub of an account"}})
+		return nil, domain.Result[domain.Account]{}, invalid([]domain.Fault{{Pointer: pointer, Detail: "must be the sub of an account"}})
 	}
 	r, err := in.request(c)
 	if err != nil {
-		return nil, domain.Result{}, err
+		return nil, domain.Result[domain.Account]{}, err
 	}
 	result, err := s.Ledger.Execute(ctx, r, sub, command(*other))
 	if domain.CodeOf(err) == domain.CodeAccountErased {
@@ -121,12 +121,12 @@ func (s *server) joint(ctx context.Context, c *call, in Command, sub string, oth
 		a, err := answerDryRun(result)
 		return a, result, err
 	}
-	p := result.Account.Position
+	p := result.State.Position
 	for _, o := range result.Others {
 		p = max(p, o.Position)
 	}
 	a := s.settled(ctx, p)
-	a.ETag = etag(result.Account.Revision)
+	a.ETag = etag(result.State.Revision)
 	return a, result, nil
 }
 
@@ -139,7 +139,7 @@ func (s *server) mergeAccount(ctx context.Context, c *call, in *mergeAccountInpu
 	if err != nil {
 		return nil, err
 	}
-	return a.rendered(merged{result.Account, found})
+	return a.rendered(merged{result.State, found})
 }
 
 type previewMergeInput struct {
@@ -166,7 +166,7 @@ func (s *server) previewMerge(ctx context.Context, c *call, in *previewMergeInpu
 	if err != nil {
 		return nil, err
 	}
-	preview := mergePreview{Account: result.Account}
+	preview := mergePreview{Account: result.State}
 	if preview.Conflicts, err = conflicts(result); err != nil {
 		return nil, err
 	}
@@ -231,7 +231,7 @@ func (s *server) unmergeAccount(ctx context.Context, c *call, in *unmergeAccount
 	if err != nil || in.DryRun {
 		return a, err
 	}
-	return a.rendered(unmerged{result.Account, result.Others[0]})
+	return a.rendered(unmerged{result.State, result.Others[0]})
 }
 
 // survivor follows an account that was combined to the one it is part of now.

@@ -86,8 +86,8 @@ func (s *server) createSchedule(ctx context.Context, c *call, in *createSchedule
 
 // executeSchedule asks cmd of the account and answers with one schedule.
 func (s *server) executeSchedule(ctx context.Context, c *call, in Command, sub, id string, cmd domain.Command) (*answer, error) {
-	return s.executeAnd(ctx, c, in, sub, cmd, func(a *answer, result domain.Result) (*answer, error) {
-		schedule, err := scheduleOf(result.Account, id)
+	return s.executeAnd(ctx, c, in, sub, cmd, func(a *answer, result domain.Result[domain.Account]) (*answer, error) {
+		schedule, err := scheduleOf(result.State, id)
 		if err != nil {
 			return nil, err
 		}

@@ -49,7 +49,7 @@ func TestScheduledExports(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := l.views.Await(ctx, projections.AccountsView, r.Account.Position); err != nil {
+			if err := l.views.Await(ctx, projections.AccountsView, r.State.Position); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -214,7 +214,7 @@ func (c *change) ask(ctx context.Context, effective time.Time, place func(string
 				c.result.Left = append(c.result.Left, e.GroupID)
 			}
 		}
-		c.result.position = max(c.result.position, result.Account.Position)
+		c.result.position = max(c.result.position, result.State.Position)
 		return err
 	}
 }

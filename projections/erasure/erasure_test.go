@@ -115,7 +115,7 @@ func (w *world) open(t *testing.T, done func(step string) error) running {
 	return r
 }
 
-func (r running) do(t *testing.T, sub string, cmd domain.Command) domain.Result {
+func (r running) do(t *testing.T, sub string, cmd domain.Command) domain.Result[domain.Account] {
 	t.Helper()
 	result, err := r.Execute(t.Context(), domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}, sub, cmd)
 	if err != nil {
