@@ -26,6 +26,8 @@ import (
 
 	"accountledger/domain"
 	"accountledger/projections/projectionstest"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
 
 // backlog appends n events of n/10 accounts.
@@ -76,14 +78,21 @@ func BenchmarkDeliver(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		target := target{url: u, transport: newTransport(newGuard(loopback, true), inFlight), timeout: time.Minute, now: time.Now,
-			signers: anySigner(), private: func() bool { return true }}
-		m, body := &message{event: domain.PublicEvent{ID: domain.NewID().String()}}, make([]byte, 400)
+		client, err := transport.New(transport.Config{URL: u, Allow: loopback, InFlight: inFlight, Timeout: time.Minute, Now: time.Now})
+		if err != nil {
+			b.Fatal(err)
+		}
+		signer, err := wire.ParseSigner(v1Secret)
+		if err != nil {
+			b.Fatal(err)
+		}
+		e := wire.Envelope{URL: u, Signers: wire.Signers{signer}}
+		c := wire.Content{ID: domain.NewID().String(), Type: "application/json", Body: make([]byte, 400)}
 		b.SetParallelism(inFlight / 2)
 		before := cpu()
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				target.post(content{id: m.event.ID, kind: jsonType, body: body})
+				client.Post(func(now time.Time) *http.Request { return e.Request(c, now) })
 			}
 		})
 		report(b, before)

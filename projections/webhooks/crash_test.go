@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 	var err error
 	switch {
 	case os.Getenv(senderDir) != "":
-		err = sender(os.Getenv(senderDir), os.Getenv(senderURL))
+		err = sendEvents(os.Getenv(senderDir), os.Getenv(senderURL))
 	case os.Getenv(receiverFile) != "":
 		err = receive(os.Getenv(receiverFile), os.Getenv(receiverAddress))
 	default:
@@ -95,11 +95,11 @@ func crashLog(ctx context.Context, dir string) (*sqlite.Store, *seal.Keys, error
 	return log, keys, err
 }
 
-// sender is a whole ledger over the files in dir: it appends events and
+// sendEvents is a whole ledger over the files in dir: it appends events and
 // delivers them to url, until standard input ends. Killed at any moment, the
 // next one goes on. Each line of its input is an account to create or to
 // change; it answers with a line when that is durable, in any order.
-func sender(dir, url string) error {
+func sendEvents(dir, url string) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	log, keys, err := crashLog(ctx, dir)

@@ -87,3 +87,8 @@ func newCursor(low eventstore.Position, done []byte, partial map[eventstore.Posi
 	}
 	return c
 }
+
+// backlog counts the positions up to head that are not settled.
+func (c *cursor) backlog(head eventstore.Position) int64 {
+	return max(0, int64(head-c.low)-c.settled())
+}

@@ -19,6 +19,8 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
 
 // Rows 10, 11, 12, 17: what a request is like; row 11 is that the library, which
@@ -52,7 +54,7 @@ func TestDeliver(t *testing.T) {
 		if id := g.header.Get("webhook-id"); strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
 			t.Errorf("row 10: webhook-id %s", id)
 		}
-		positions[g.ID] = g.header.Get(HeaderPosition)
+		positions[g.ID] = g.header.Get(wire.HeaderPosition)
 		if g.header.Get("webhook-id") != g.ID {
 			t.Errorf("webhook-id %s is not the body's id %s", g.header.Get("webhook-id"), g.ID)
 		}
@@ -123,7 +125,7 @@ func TestRow58NoneIsPassedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &receiver{}
-	hooks.transport = func(*guard, Config) http.RoundTripper { return r }
+	hooks.senders.network = func(c *transport.Config) { c.RoundTripper = r }
 	w := &world{t: t, ledger: ledger, hooks: hooks}
 	w.hook("crm", "https://crm.example/hook")
 	w.run()
@@ -227,7 +229,7 @@ func TestSchedule(t *testing.T) {
 				if string(g.body) != string(all[0].body) || g.ID != all[0].ID {
 					t.Error("the body or the id changed between attempts")
 				}
-				if i > 0 && (g.header.Get(HeaderTimestamp) == all[0].header.Get(HeaderTimestamp) || g.header.Get(HeaderSignature) == all[0].header.Get(HeaderSignature)) {
+				if i > 0 && (g.header.Get(wire.HeaderTimestamp) == all[0].header.Get(wire.HeaderTimestamp) || g.header.Get(wire.HeaderSignature) == all[0].header.Get(wire.HeaderSignature)) {
 					t.Error("timestamp or signature did not change between attempts")
 				}
 			}
@@ -296,13 +298,13 @@ func TestEndpointDown(t *testing.T) {
 		quiet  time.Duration // nothing may be sent for so long
 		reason string
 	}{
-		{"429", 429, "", 5 * time.Second, codeStatus},
-		{"429 with Retry-After", 429, "120", 120 * time.Second, codeStatus},
-		{"503 with a fraction", 503, "120.6", 121 * time.Second, codeStatus},
-		{"401", 401, "", 5 * time.Second, codeAuth},
-		{"302", 302, "", 5 * time.Second, codeRedirect},
-		{"304", 304, "", 5 * time.Second, codeRedirect},
-		{"connection", 0, "", 5 * time.Second, codeConnection},
+		{"429", 429, "", 5 * time.Second, "status"},
+		{"429 with Retry-After", 429, "120", 120 * time.Second, "status"},
+		{"503 with a fraction", 503, "120.6", 121 * time.Second, "status"},
+		{"401", 401, "", 5 * time.Second, "auth_error"},
+		{"302", 302, "", 5 * time.Second, "redirect"},
+		{"304", 304, "", 5 * time.Second, "redirect"},
+		{"connection", 0, "", 5 * time.Second, "connection"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -20,7 +20,28 @@ import (
 	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
+
+// Published test vectors of Standard Webhooks: a shared secret and a key pair.
+const (
+	v1Secret  = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+	v1ID      = "msg_p5jXN8AQM9LWM0D4loKWxJek"
+	v1Body    = `{"test": 2432232314}`
+	v1Want    = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+	v3Private = "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg=="
+	v3Public  = "whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4="
+)
+
+// verify checks a delivery as a receiver with this secret does.
+func verify(secret string, header http.Header, body []byte, now time.Time) error {
+	key, err := wire.ParseVerifier(secret)
+	if err != nil {
+		return err
+	}
+	return wire.Verify([]wire.Verifier{key}, header, body, now)
+}
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
@@ -71,12 +92,7 @@ func (w *world) open() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	hooks.transport = func(g *guard, c Config) http.RoundTripper {
-		if w.transport != nil {
-			return w.transport
-		}
-		return newTransport(g, c.InFlight)
-	}
+	hooks.senders.network = func(c *transport.Config) { c.RoundTripper = w.transport }
 	w.hooks = hooks
 	w.t.Cleanup(w.stop)
 }

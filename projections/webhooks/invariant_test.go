@@ -100,13 +100,13 @@ func TestI4LaneWithTheCursor(t *testing.T) {
 				if !c.has(rec.Position) || !strings.HasPrefix(rec.Stream, "account-") {
 					continue
 				}
-				s := newSlot(rec)
-				messages, err := s.open(opener{w.config.Codec, w.config.Ledger}, time.Now())
+				s := newEvent(rec)
+				messages, err := s.open(opener{w.config.Codec, ledger{w.config.Ledger}}, time.Now())
 				if err != nil {
 					t.Fatal(err)
 				}
 				r.mu.Lock()
-				told := arrived[messages[0].event.ID]
+				told := arrived[messages[0].Event.ID]
 				r.mu.Unlock()
 				var owed bool
 				if err := tx.QueryRow(`SELECT count(*) FROM lane WHERE stream = ? AND next_position <= ?`, rec.Stream, rec.Position).Scan(&owed); err != nil {
@@ -175,7 +175,7 @@ func TestI5TakenOver(t *testing.T) {
 		w.run()
 		w.account("ada")
 		w.settled("crm")
-		first := w.hooks.running("crm")
+		first := w.hooks.worker("crm")
 		if _, err := w.hooks.store.own(t.Context(), first.no); err != nil {
 			t.Fatal(err)
 		}
@@ -344,11 +344,11 @@ func TestI8OurErrorsAreOurs(t *testing.T) {
 			w := newWorld(t, Config{})
 			w.transport = r
 			w.hook("crm", "https://crm.example/hook")
-			kept, err := w.keys.Secret(t.Context(), vaultName("crm"))
+			kept, err := w.keys.Secret(t.Context(), secretName("crm"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := w.keys.DeleteSecret(t.Context(), vaultName("crm")); err != nil {
+			if err := w.keys.DeleteSecret(t.Context(), secretName("crm")); err != nil {
 				t.Fatal(err)
 			}
 			w.account("ada")
@@ -357,7 +357,7 @@ func TestI8OurErrorsAreOurs(t *testing.T) {
 			if e := w.get("crm"); r.count() != 0 || e.SecretFingerprint != "" {
 				t.Errorf("%d requests and fingerprint %q without a secret", r.count(), e.SecretFingerprint)
 			}
-			if err := w.keys.PutSecret(t.Context(), vaultName("crm"), kept); err != nil {
+			if err := w.keys.PutSecret(t.Context(), secretName("crm"), kept); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(2 * time.Minute)

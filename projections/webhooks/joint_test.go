@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/wire"
 )
 
 // order is a receiver's view of I2 and I9: when an event is tried, whatever
@@ -26,24 +27,24 @@ type order struct {
 // check returns what is wrong with trying an event now, and whether it says
 // which one came before it.
 func (o *order) check(g got) (wrong []string) {
-	opener := opener{o.w.config.Codec, o.w.config.Ledger}
+	opener := opener{o.w.config.Codec, ledger{o.w.config.Ledger}}
 	o.w.log.mu.Lock()
 	records := o.w.log.records
 	o.w.log.mu.Unlock()
-	var before []*slot
-	previous := none
+	var before []*event
+	previous := wire.NoSequence
 	for _, rec := range records {
-		s := newSlot(rec)
+		s := newEvent(rec)
 		messages, err := s.open(opener, time.Now())
 		if err != nil {
 			return []string{err.Error()}
 		}
-		if !slices.ContainsFunc(messages, func(m *message) bool { return m.event.ID == g.ID }) {
+		if !slices.ContainsFunc(messages, func(m *wire.Message) bool { return m.Event.ID == g.ID }) {
 			before = append(before, s)
 			continue
 		}
-		first := slices.IndexFunc(messages, func(m *message) bool { return m.told(o.told) != nil })
-		if messages[first].event.ID != g.ID {
+		first := slices.IndexFunc(messages, func(m *wire.Message) bool { return m.Select(o.told) != nil })
+		if messages[first].Event.ID != g.ID {
 			previous = rec.Revision // one event of the log, told as several
 		}
 		for _, b := range before {
@@ -52,8 +53,8 @@ func (o *order) check(g got) (wrong []string) {
 			}
 			for _, m := range b.messages {
 				switch {
-				case m.told(o.told) == nil:
-				case !o.arrived[m.event.ID]:
+				case m.Select(o.told) == nil:
+				case !o.arrived[m.Event.ID]:
 					wrong = append(wrong, fmt.Sprintf("%s of %v at %d is tried before %s of %v at %d has arrived",
 						rec.Type, s.keys, rec.Position, b.rec.Type, b.keys, b.rec.Position))
 				case b.rec.Stream == rec.Stream:
@@ -61,7 +62,7 @@ func (o *order) check(g got) (wrong []string) {
 				}
 			}
 		}
-		if said := g.PreviousSequence; said == nil && previous != none || said != nil && *said != previous {
+		if said := g.PreviousSequence; said == nil && previous != wire.NoSequence || said != nil && *said != previous {
 			wrong = append(wrong, fmt.Sprintf("%s of %v at %d does not say that %d came before it", rec.Type, s.keys, rec.Position, previous))
 		}
 		return wrong
@@ -71,7 +72,7 @@ func (o *order) check(g got) (wrong []string) {
 
 // touched is whose accounts' order an event belongs to for a receiver: that a
 // merged account's status is COMBINED now, is of that account alone.
-func touched(s *slot) []string {
+func touched(s *event) []string {
 	if s.rec.Type == "account.merged.v1" || s.rec.Type == "account.separated.v1" {
 		return s.keys
 	}
@@ -275,12 +276,12 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 	}
 	want := 0
 	for _, rec := range w.log.records {
-		messages, err := newSlot(rec).open(opener{w.config.Codec, w.config.Ledger}, time.Now())
+		messages, err := newEvent(rec).open(opener{w.config.Codec, ledger{w.config.Ledger}}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range messages {
-			if m.told(o.told) != nil {
+			if m.Select(o.told) != nil {
 				want++
 			}
 		}

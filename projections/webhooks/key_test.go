@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/wire"
 )
 
 // rotation asks for a key under an id.
@@ -46,13 +48,7 @@ func TestRotate(t *testing.T) {
 		w.account("bob")
 		time.Sleep(3 * time.Hour)
 		w.settled("crm")
-		verified := func(g got, secret string) bool {
-			s, err := parseSigner(secret)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return strings.Contains(" "+g.header.Get(HeaderSignature)+" ", " "+s.sign(g.header.Get(HeaderID), g.header.Get(HeaderTimestamp), g.body)+" ")
-		}
+		verified := func(g got, secret string) bool { return verify(secret, g.header, g.body, g.time) == nil }
 		all := r.got()
 		if len(all) != 3 || all[0].ID != all[2].ID {
 			t.Fatalf("%d requests, want three, the last the first again", len(all))
@@ -65,11 +61,11 @@ func TestRotate(t *testing.T) {
 				t.Errorf("row 8: request %d is signed with the old key: %t, want %t", i, !old, old)
 			}
 		}
-		if entries := strings.Fields(all[0].header.Get(HeaderSignature)); len(entries) != 3 || !strings.HasPrefix(entries[0], "v1a,") || !strings.HasPrefix(entries[1], "v1,") {
+		if entries := strings.Fields(all[0].header.Get(wire.HeaderSignature)); len(entries) != 3 || !strings.HasPrefix(entries[0], "v1a,") || !strings.HasPrefix(entries[1], "v1,") {
 			t.Errorf("row 6: %v, want the newest first", entries)
 		}
 		e, _ := w.rotate("crm", rotation("k4", domain.KeyHMAC, 0))
-		if kept, err := w.hooks.vault(t.Context(), "crm"); err != nil || len(kept) != 2 || len(e.Keys) != 2 || e.Keys[0].Fingerprint == "" {
+		if kept, err := w.hooks.secrets.load(t.Context(), "crm"); err != nil || len(kept) != 2 || len(e.Keys) != 2 || e.Keys[0].Fingerprint == "" {
 			t.Errorf("keys %+v, %d secrets, %v; want two of each: what ended is forgotten", e.Keys, len(kept), err)
 		}
 		w.stop()
@@ -94,7 +90,7 @@ func TestRotateRefused(t *testing.T) {
 			t.Errorf("%s: %v, want a fault at /secret", name, err)
 		}
 	}
-	if kept, err := w.hooks.vault(t.Context(), "crm"); err != nil || len(kept) != 1 || w.head() != 1 {
+	if kept, err := w.hooks.secrets.load(t.Context(), "crm"); err != nil || len(kept) != 1 || w.head() != 1 {
 		t.Errorf("%d secrets, %v, at %d; want what there was", len(kept), err, w.head())
 	}
 	e, second := w.rotate("crm", rotation("k1", "", time.Hour))
@@ -115,40 +111,21 @@ func TestRotateRefused(t *testing.T) {
 	}
 }
 
-// Row 16: GitHub's header, by GitHub's own example.
-func TestHubSignature(t *testing.T) {
-	t.Parallel()
-	keys := signersOf(t, v3Private+" whsec_"+base64.StdEncoding.EncodeToString([]byte("It's a Secret to Everybody")))
-	if got, want := keys.hub([]byte("Hello, World!")), "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"; got != want {
-		t.Errorf("row 16: %s, want %s", got, want)
-	}
-	if got := signersOf(t, v3Private).hub(nil); got != "" {
-		t.Errorf("without a shared secret: %s, want none", got)
-	}
-	target := target{signers: keys, now: time.Now}
-	for _, asked := range []bool{false, true} {
-		target.hub = asked
-		target.url = mustURL(t, "https://crm.example")
-		if got := target.request(t.Context(), content{id: "id", body: []byte("Hello, World!")}).Header.Get(HeaderHub); (got != "") != asked {
-			t.Errorf("row 16: asked %t, the header is %q", asked, got)
-		}
-	}
-}
-
 // An endpoint of before there were key ids signs with the secret it has.
 func TestOlderSecret(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
 	w.hook("crm", "https://crm.example")
-	if err := w.keys.PutSecret(t.Context(), vaultName("crm"), []byte(v1Secret)); err != nil {
+	if err := w.keys.PutSecret(t.Context(), secretName("crm"), []byte(v1Secret)); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := w.hooks.vault(t.Context(), "crm")
+	kept, err := w.hooks.secrets.load(t.Context(), "crm")
 	if err != nil || kept[domain.FirstKey] != v1Secret {
-		t.Errorf("vault %d, %v; want the secret under %s", len(kept), err, domain.FirstKey)
+		t.Errorf("%d secrets, %v; want the secret under %s", len(kept), err, domain.FirstKey)
 	}
-	keys, err := kept.signers([]domain.WebhookKey{{KeyID: domain.FirstKey}})
-	if err != nil || keys.header(v1ID, time.Now(), "1614265330", []byte(v1Body)) != v1Want {
+	signers, err := kept.signers([]domain.WebhookKey{{KeyID: domain.FirstKey}})
+	e := wire.Envelope{URL: &url.URL{}, Signers: signers}
+	if err != nil || e.Request(wire.Content{ID: v1ID, Body: []byte(v1Body)}, time.Unix(1614265330, 0)).Header.Get(wire.HeaderSignature) != v1Want {
 		t.Errorf("it does not sign: %v", err)
 	}
 }

@@ -48,14 +48,14 @@ func TestCursor(t *testing.T) {
 }
 
 func at(p eventstore.Position, keys ...string) *delivery {
-	return &delivery{slot: &slot{rec: eventstore.Recorded{Position: p}, keys: keys}}
+	return &delivery{event: &event{rec: eventstore.Recorded{Position: p}, keys: keys}}
 }
 
 // I9: an event of several accounts waits for the earlier ones of all of them,
 // and holds them all.
 func TestI9SeveralAccounts(t *testing.T) {
 	t.Parallel()
-	turns := turns{}
+	turns := queues{}
 	a1, b1, ab, ba, a2, b2, c1 := at(1, "a"), at(2, "b"), at(3, "a", "b"), at(4, "b", "a"), at(5, "a"), at(6, "b"), at(7, "c")
 	var ready []eventstore.Position
 	for _, d := range []*delivery{a1, b1, ab, ba, a2, b2, c1} {
@@ -91,7 +91,7 @@ func TestI9SeveralAccounts(t *testing.T) {
 func TestTurns(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		turns, last, held := turns{}, map[string]eventstore.Position{}, map[string]bool{}
+		turns, last, held := queues{}, map[string]eventstore.Position{}, map[string]bool{}
 		var ready []*delivery
 		n := rapid.IntRange(1, 60).Draw(t, "events")
 		finished := 0
@@ -145,7 +145,7 @@ func TestJitter(t *testing.T) {
 	seen := map[time.Duration]int{}
 	var low, high int
 	for range 10_000 {
-		d := wait(DefaultSchedule, 1)
+		d := backoff(DefaultSchedule, 1)
 		if d < 5*time.Minute || d > 6*time.Minute {
 			t.Fatalf("%s, want 5 to 6 minutes", d)
 		}
@@ -160,7 +160,7 @@ func TestJitter(t *testing.T) {
 	if len(seen) < 9_990 || low < 1_700 || low > 2_300 || high < 1_700 || high > 2_300 {
 		t.Errorf("%d different waits of 10,000, %d in the first fifth, %d in the last; want an even spread", len(seen), low, high)
 	}
-	if d := wait(DefaultSchedule, 50); d < 24*time.Hour {
+	if d := backoff(DefaultSchedule, 50); d < 24*time.Hour {
 		t.Errorf("%s after the last step, want its length", d)
 	}
 }
@@ -173,7 +173,7 @@ func TestBreaker(t *testing.T) {
 	if b.allowed(now) != 16 {
 		t.Error("closed, and not everything is allowed")
 	}
-	b.fail(now, codeTimeout, 0)
+	b.fail(now, "timeout", 0)
 	if b.allowed(now.Add(4*time.Second)) != 0 || b.allowed(now.Add(6*time.Second)) != 1 {
 		t.Error("open: want none for 5 s and then one")
 	}
@@ -188,16 +188,16 @@ func TestBreaker(t *testing.T) {
 	if diff := cmp.Diff([]int{2, 4, 8, 16, 16, 16}, widths); diff != "" {
 		t.Error(diff)
 	}
-	b.fail(now, codeTimeout, time.Hour)
+	b.fail(now, "timeout", time.Hour)
 	if b.allowed(now.Add(59*time.Minute)) != 0 {
 		t.Error("tried before the hour it asked for")
 	}
 	// Row 34: given up after five days of nothing but failures, not before.
-	if b.fail(now.Add(4*24*time.Hour), codeTimeout, 0) {
+	if b.fail(now.Add(4*24*time.Hour), "timeout", 0) {
 		t.Error("given up after four days")
 	}
 	b.succeed()
-	if b.fail(now.Add(6*24*time.Hour), codeTimeout, 0) || !b.fail(now.Add(11*24*time.Hour), codeTimeout, 0) {
+	if b.fail(now.Add(6*24*time.Hour), "timeout", 0) || !b.fail(now.Add(11*24*time.Hour), "timeout", 0) {
 		t.Error("want to be given up five days after the first failure in a row")
 	}
 }
@@ -234,7 +234,7 @@ func TestFeed(t *testing.T) {
 		w := newWorld(t, Config{})
 		w.account("ada")
 		w.touch("ada", 20)
-		f := newFeed(w.log, 10)
+		f := newCache(w.log, 10)
 		for page, err := range w.log.Subscribe(t.Context(), 10) {
 			if err != nil {
 				t.Fatal(err)
@@ -242,7 +242,7 @@ func TestFeed(t *testing.T) {
 			f.push(page)
 			break
 		}
-		positions := func(after eventstore.Position) (all []eventstore.Position, slots []*slot) {
+		positions := func(after eventstore.Position) (all []eventstore.Position, slots []*event) {
 			slots, err := f.next(t.Context(), after)
 			if err != nil {
 				t.Fatal(err)

@@ -119,12 +119,3 @@ func TestStartingAt(t *testing.T) {
 		w.stop()
 	})
 }
-
-// Headers of its own go with each delivery.
-func TestHeaders(t *testing.T) {
-	t.Parallel()
-	target := target{url: mustURL(t, "https://crm.example"), signers: anySigner(), now: time.Now, headers: map[string]string{"x-tenant": "7"}}
-	if got := target.request(t.Context(), content{id: "id", kind: jsonType}).Header.Get("X-Tenant"); got != "7" {
-		t.Errorf("X-Tenant: %q, want 7", got)
-	}
-}

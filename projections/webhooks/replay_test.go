@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/wire"
 )
 
 // ended waits until a replay has ended.
@@ -73,7 +74,7 @@ func TestRecover(t *testing.T) {
 		var ada, bob []int64
 		for _, g := range r.got()[before:] {
 			switch {
-			case g.header.Get(HeaderReplay) != "r":
+			case g.header.Get(wire.HeaderReplay) != "r":
 				t.Errorf("row 116: sent without its header: %v", g.header)
 			case g.Sub == "ada":
 				ada = append(ada, int64(g.Sequence))
@@ -302,7 +303,7 @@ func TestReplayYields(t *testing.T) {
 		job = w.ended("crm", "s")
 		ids := map[string]int{}
 		for _, g := range r.got()[before:] {
-			if g.header.Get(HeaderReplay) == "s" {
+			if g.header.Get(wire.HeaderReplay) == "s" {
 				ids[g.ID]++
 			}
 		}

@@ -123,7 +123,7 @@ func TestDeleteInFlight(t *testing.T) {
 				t.Errorf("%d rows in %s, %v; want none", n, table, err)
 			}
 		}
-		if _, err := w.keys.Secret(t.Context(), vaultName("crm")); !errors.Is(err, seal.ErrNoSecret) {
+		if _, err := w.keys.Secret(t.Context(), secretName("crm")); !errors.Is(err, seal.ErrNoSecret) {
 			t.Errorf("the secret: %v, want ErrNoSecret", err)
 		}
 		if _, err := w.hooks.Get(t.Context(), "crm"); domain.CodeOf(err) != domain.CodeWebhookNotFound {
@@ -158,7 +158,7 @@ func TestURLChangesInFlight(t *testing.T) {
 		time.Sleep(time.Second)
 		changed := e.Webhook
 		changed.URL, changed.Revision = "https://new.example/hook", changed.Revision+1
-		w.hooks.runner.Load().apply(changed)
+		w.hooks.current.Load().apply(changed)
 		close(answer)
 		time.Sleep(10 * time.Second)
 		var hosts []string

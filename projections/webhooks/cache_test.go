@@ -36,7 +36,7 @@ func TestHistoryIsShared(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f := newFeed(log, pages*pageSize)
+	f := newCache(log, pages*pageSize)
 	starts := make([]sync.WaitGroup, pages+1) // so that they are about at the same place
 	for i := range starts {
 		starts[i].Add(readers)

@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
 
 // short is a schedule that is over soon.
@@ -102,7 +104,7 @@ func TestBlock(t *testing.T) {
 					t.Fatalf("lanes %+v, %v; want one", lanes, err)
 				}
 				dead := w.deliveries("crm")[slices.IndexFunc(w.deliveries("crm"), func(d Delivery) bool { return d.Status == StatusDead })]
-				want := Lane{Sub: "ada", Status: LaneBlocked, Sequence: 1, Position: dead.Position, EventID: dead.EventID, Attempts: 3, Error: codeStatus}
+				want := Lane{Sub: "ada", Status: LaneBlocked, Sequence: 1, Position: dead.Position, EventID: dead.EventID, Attempts: 3, Error: "status"}
 				if diff := cmp.Diff(want, lanes[0]); diff != "" {
 					t.Errorf("lane: %s", diff)
 				}
@@ -190,8 +192,8 @@ func TestResend(t *testing.T) {
 				t.Fatalf("row 115: resend %d: %+v, %v", i+1, d, err)
 			}
 			again := r.got()[2+i]
-			if again.ID != first.ID || string(again.body) != string(first.body) || again.header.Get(HeaderSignature) == first.header.Get(HeaderSignature) {
-				t.Errorf("row 115: %s with signature %s, first %s", again.body, again.header.Get(HeaderSignature), first.body)
+			if again.ID != first.ID || string(again.body) != string(first.body) || again.header.Get(wire.HeaderSignature) == first.header.Get(wire.HeaderSignature) {
+				t.Errorf("row 115: %s with signature %s, first %s", again.body, again.header.Get(wire.HeaderSignature), first.body)
 			}
 		}
 		after := w.get("crm")
@@ -231,7 +233,7 @@ func TestPrevious(t *testing.T) {
 		}
 		w := newWorld(t, Config{Schedule: []time.Duration{time.Second}})
 		w.config.Schedule = []time.Duration{time.Second, time.Second, time.Second}
-		w.hooks.c.Schedule = w.config.Schedule
+		w.hooks.config.Schedule = w.config.Schedule
 		w.transport = r
 		c := creation("https://crm.example/hook")
 		c.Events = []string{"USER_STATUS_CHANGED"}
@@ -278,7 +280,7 @@ func TestPrevious(t *testing.T) {
 func TestTest(t *testing.T) {
 	t.Parallel()
 	for _, format := range domain.Formats {
-		var got []Told
+		var got []wire.Received
 		var header http.Header
 		secret := ""
 		status := 204
@@ -287,14 +289,10 @@ func TestTest(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			key, err := ParseSecret(secret)
-			if err != nil {
-				t.Error(err)
-			}
-			if err := Verify([][]byte{key}, r.Header, body, time.Now()); err != nil {
+			if err := verify(secret, r.Header, body, time.Now()); err != nil {
 				t.Errorf("row 118: %s: %v", format, err)
 			}
-			if got, err = ReadDelivery(r.Header, body); err != nil {
+			if got, err = wire.ReadDelivery(r.Header, body); err != nil {
 				t.Errorf("row 118: %s: %v in %s", format, err, body)
 			}
 			header = r.Header
@@ -309,16 +307,16 @@ func TestTest(t *testing.T) {
 		if err != nil || !p.OK || p.Status != 204 || p.Error != "" || p.Time.IsZero() {
 			t.Errorf("row 118: %s: %+v, %v", format, p, err)
 		}
-		if len(got) != 1 || got[0].Type != TestType || header.Get(HeaderTest) != "true" {
+		if len(got) != 1 || got[0].Type != TestType || header.Get(wire.HeaderTest) != "true" {
 			t.Errorf("row 118: %s: %+v with %v", format, got, header)
 		}
 		status = 500
-		if p, err := w.hooks.Test(t.Context(), "crm"); err != nil || p.OK || p.Status != 500 || p.Error != codeStatus {
+		if p, err := w.hooks.Test(t.Context(), "crm"); err != nil || p.OK || p.Status != 500 || p.Error != "status" {
 			t.Errorf("row 118: %s: %+v, %v; want 500", format, p, err)
 		}
 		server.Close()
-		if p, err := w.hooks.Test(t.Context(), "crm"); err != nil || p.OK || p.Status != 0 || p.Error != codeRefused {
-			t.Errorf("row 118: %s: %+v, %v; want %s", format, p, err, codeRefused)
+		if p, err := w.hooks.Test(t.Context(), "crm"); err != nil || p.OK || p.Status != 0 || p.Error != "connection_refused" {
+			t.Errorf("row 118: %s: %+v, %v; want %s", format, p, err, "connection_refused")
 		}
 		if e := w.get("crm"); len(w.deliveries("crm")) != 0 || w.head() != head || e.Breaker.State != "closed" {
 			t.Errorf("row 118: %s: %d deliveries, the log at %d, breaker %s; want no trace", format, len(w.deliveries("crm")), w.head(), e.Breaker.State)
@@ -349,14 +347,14 @@ func TestVerification(t *testing.T) {
 			w.account(fmt.Sprint("a", i))
 		}
 		time.Sleep(time.Hour)
-		if len(asked) != 1 || asked[0].Get(HeaderRequestOrigin) != "ledger.example" || asked[0].Get(headerRequestRate) != "600" {
+		if len(asked) != 1 || asked[0].Get(transport.HeaderRequestOrigin) != "ledger.example" || asked[0].Get("Webhook-Request-Rate") != "600" {
 			t.Fatalf("row 82: asked %d times, with %v", len(asked), asked)
 		}
 		for _, tt := range []struct {
 			status int
 			origin string
 		}{{200, ""}, {200, "other.example"}, {204, "example"}, {404, ""}, {405, "other.example"}, {500, "*"}} {
-			status, answer = tt.status, http.Header{headerAllowedOrigin: {tt.origin}}
+			status, answer = tt.status, http.Header{"Webhook-Allowed-Origin": {tt.origin}}
 			p, e, err := w.hooks.Verify(t.Context(), asAdmin, "crm")
 			if err != nil || p.OK || p.Status != tt.status || e.State != domain.WebhookPending {
 				t.Errorf("row 82: after %d and %q: %+v, %s, %v; want %s", tt.status, tt.origin, p, e.State, err, domain.WebhookPending)
@@ -365,7 +363,7 @@ func TestVerification(t *testing.T) {
 		if _, _, err := w.hooks.SetState(t.Context(), asAdmin, "crm", domain.SetWebhookState{State: domain.WebhookEnabled}); err != nil || w.get("crm").State != domain.WebhookPending || r.count() != 0 {
 			t.Errorf("row 82: enabled by hand it is %s, %v, with %d requests", w.get("crm").State, err, r.count())
 		}
-		status, answer = 200, http.Header{headerAllowedOrigin: {"Ledger.Example"}, headerAllowedRate: {"100"}}
+		status, answer = 200, http.Header{"Webhook-Allowed-Origin": {"Ledger.Example"}, "Webhook-Allowed-Rate": {"100"}}
 		p, e, err := w.hooks.Verify(t.Context(), asAdmin, "crm")
 		if err != nil || !p.OK || e.State != domain.WebhookEnabled || e.Verified == nil || e.Verified.AllowedRate != 100 {
 			t.Fatalf("row 82: %+v, %+v, %v; want it enabled for 100 a minute", p, e.Webhook, err)
@@ -380,11 +378,11 @@ func TestVerification(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		w.settled("crm")
 		for _, g := range r.got() {
-			if g.header.Get(HeaderRequestOrigin) != "ledger.example" {
+			if g.header.Get(transport.HeaderRequestOrigin) != "ledger.example" {
 				t.Fatalf("row 83: a delivery with %v", g.header)
 			}
 		}
-		answer = http.Header{headerAllowedOrigin: {"*"}, headerAllowedRate: {"*"}}
+		answer = http.Header{"Webhook-Allowed-Origin": {"*"}, "Webhook-Allowed-Rate": {"*"}}
 		if _, e, err := w.hooks.Verify(t.Context(), asAdmin, "crm"); err != nil || e.Verified.AllowedRate != 0 {
 			t.Errorf("row 83: %+v, %v; want no bound", e.Verified, err)
 		}

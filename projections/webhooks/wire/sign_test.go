@@ -1,21 +1,17 @@
-package webhooks
+package wire
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"encoding/base64"
 	"errors"
 	"net/http"
-	"regexp"
+	"net/url"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
-
-	"accountledger/domain"
-	"accountledger/eventstore"
 )
 
 // The vectors of DELIVERY.md, rows 1 to 7; V1, V2 and V3 are published ones of
@@ -31,20 +27,28 @@ const (
 )
 
 // signersOf are keys, newest first, separated by spaces.
-func signersOf(t testing.TB, secrets string) (all signers) {
+func signersOf(t testing.TB, secrets string) (all Signers) {
 	t.Helper()
 	for secret := range strings.FieldsSeq(secrets) {
-		s, err := parseSigner(secret)
+		s, err := ParseSigner(secret)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, signingKey{signer: s})
+		all = append(all, s)
 	}
 	return all
 }
 
-// anySigner is for tests that are not about signatures.
-func anySigner() signers { return signers{{signer: newHMACSigner([]byte("key"))}} }
+func verifierOf(t testing.TB, secret string) Verifier {
+	t.Helper()
+	v, err := ParseVerifier(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+var endpoint = &url.URL{Scheme: "https", Host: "crm.example"}
 
 func TestSign(t *testing.T) {
 	t.Parallel()
@@ -66,26 +70,19 @@ func TestSign(t *testing.T) {
 			}
 		}
 	}
-	key, err := ParseSecret(v1Secret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := Sign(key, v1ID, time.Unix(1614265330, 0), []byte(v1Body)); got != v1Want {
-		t.Errorf("Sign = %s, want %s", got, v1Want)
-	}
 }
 
 func TestEd25519Verifies(t *testing.T) {
 	t.Parallel()
-	s, err := parseSigner(v3Private)
+	s, err := ParseSigner(v3Private)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := s.fingerprint(); got != v3Public {
+	if got := s.Fingerprint(); got != v3Public {
 		t.Errorf("public key %s, want %s", got, v3Public)
 	}
 	public, _ := base64.StdEncoding.DecodeString(strings.TrimPrefix(v3Public, publicPrefix))
-	signature, _ := base64.StdEncoding.DecodeString(strings.TrimPrefix(s.sign("a", "1", []byte("b")), "v1a,"))
+	signature, _ := base64.StdEncoding.DecodeString(strings.TrimPrefix(s.key.sign("a", "1", []byte("b")), "v1a,"))
 	if !ed25519.Verify(public, []byte("a.1.b"), signature) {
 		t.Error("the signature does not verify under the public key")
 	}
@@ -109,8 +106,8 @@ func TestVerify(t *testing.T) {
 	if err := judge.Verify([]byte(v1Body), header); err != nil {
 		t.Errorf("the official library says %v", err)
 	}
-	key, _ := ParseSecret(v1Secret)
-	if err := Verify([][]byte{[]byte("another"), key}, header, []byte(v1Body), now); err != nil {
+	key, another := verifierOf(t, v1Secret), verifierOf(t, "whsec_"+base64.StdEncoding.EncodeToString([]byte("another")))
+	if err := Verify([]Verifier{another, key}, header, []byte(v1Body), now); err != nil {
 		t.Errorf("Verify = %v", err)
 	}
 	signature, err := judge.Sign(v1ID, now, []byte(v1Body))
@@ -119,12 +116,12 @@ func TestVerify(t *testing.T) {
 	}
 	official := header.Clone()
 	official.Set(HeaderSignature, signature)
-	if err := Verify([][]byte{key}, official, []byte(v1Body), now); err != nil {
+	if err := Verify([]Verifier{key}, official, []byte(v1Body), now); err != nil {
 		t.Errorf("Verify of the official library's signature = %v", err)
 	}
 
 	refused := func(name string, header http.Header, body string, now time.Time) {
-		if err := Verify([][]byte{key}, header, []byte(body), now); !errors.Is(err, ErrSignature) {
+		if err := Verify([]Verifier{key}, header, []byte(body), now); !errors.Is(err, ErrSignature) {
 			t.Errorf("%s: %v, want ErrSignature", name, err)
 		}
 	}
@@ -141,70 +138,37 @@ func TestVerify(t *testing.T) {
 func TestParseSecret(t *testing.T) {
 	t.Parallel()
 	for _, secret := range []string{"", "whsec", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_!", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaS", v3Private} {
-		if _, err := ParseSecret(secret); err == nil {
-			t.Errorf("ParseSecret(%q) took it", secret)
+		if _, err := parseSecret(secret); err == nil {
+			t.Errorf("parseSecret(%q) took it", secret)
 		} else if len(secret) > 8 && strings.Contains(err.Error(), secret[8:]) {
 			t.Errorf("the error quotes the secret: %v", err)
 		}
 	}
 }
 
-// Row 10, and I7: the id is the event's, whatever sends it and how often.
-func TestI7IDIsOfTheEvent(t *testing.T) {
+// Row 16: GitHub's header, by GitHub's own example.
+func TestHubSignature(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, Config{})
-	w.execute("a.b", domain.CreateAccount{Origin: domain.OriginRegistered, Identities: []domain.NewIdentity{{
-		IdentityID: domain.NewID().String(), Provider: domain.ProviderSelf, Profile: domain.Profile{Email: "ada@example.com"}}}})
-	charset := regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
-	var first []string
-	for range 3 {
-		for rec, err := range w.log.ReadStream(t.Context(), domain.AccountStream("a.b"), 0) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			s := newSlot(rec)
-			messages, err := s.open(opener{w.config.Codec, w.config.Ledger}, time.Now())
-			if err != nil || len(messages) != 3 {
-				t.Fatalf("%d messages, %v; want three", len(messages), err)
-			}
-			for i, m := range messages {
-				if !charset.MatchString(m.event.ID) {
-					t.Errorf("id %q has characters a webhook-id must not have", m.event.ID)
-				}
-				if len(first) < 3 {
-					first = append(first, m.event.ID)
-				} else if first[i] != m.event.ID {
-					t.Errorf("id %s, and before %s", m.event.ID, first[i])
-				}
-			}
-		}
+	keys := signersOf(t, v3Private+" whsec_"+base64.StdEncoding.EncodeToString([]byte("It's a Secret to Everybody")))
+	if got, want := keys.hub([]byte("Hello, World!")), "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"; got != want {
+		t.Errorf("row 16: %s, want %s", got, want)
 	}
-	if first[0] == first[1] || first[0] == first[2] || first[1] == first[2] {
-		t.Error("two public events share an id")
+	if got := signersOf(t, v3Private).hub(nil); got != "" {
+		t.Errorf("without a shared secret: %s, want none", got)
+	}
+	for _, hub := range []bool{false, true} {
+		e := Envelope{URL: endpoint, Signers: keys, HubSignature: hub}
+		if got := e.Request(Content{ID: "id", Body: []byte("Hello, World!")}, time.Now()).Header.Get(HeaderHub); (got != "") != hub {
+			t.Errorf("row 16: HubSignature %t, the header is %q", hub, got)
+		}
 	}
 }
 
-func TestRender(t *testing.T) {
+// Headers of its own go with each delivery.
+func TestHeaders(t *testing.T) {
 	t.Parallel()
-	m := &message{event: domain.PublicEvent{ID: "id-1", Type: "USER_UPDATED", Sub: `a"b`, Sequence: 7, Time: time.Date(2026, 1, 2, 3, 4, 5, 60_000, time.FixedZone("", 3600)),
-		Data: []byte(`{"sub":"a\"b","identityId":"i","providerUserId":"1095","changes":{"email":"ada@example.com"}}`)}}
-	for _, tt := range []struct {
-		payload string
-		gap     eventstore.Revision
-		want    string
-	}{
-		{domain.PayloadFull, none, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"sub":"a\"b","identityId":"i","providerUserId":"1095","changes":{"email":"ada@example.com"}}}`},
-		{domain.PayloadThin, none, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"identityId":"i","sub":"a\"b"}}`},
-		{domain.PayloadThin, 5, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"previous_sequence":5,"data":{"identityId":"i","sub":"a\"b"}}`},
-	} {
-		got, err := m.render(&form{format: domain.FormatStandard, payload: tt.payload}, tt.gap)
-		if err != nil || string(got) != tt.want {
-			t.Errorf("%s after %d:\n%s, %v, want\n%s", tt.payload, tt.gap, got, err, tt.want)
-		}
-	}
-	a, _ := m.body(&form{format: domain.FormatStandard, payload: domain.PayloadThin}, none)
-	b, _ := m.body(&form{format: domain.FormatStandard, payload: domain.PayloadThin}, none)
-	if &a[0] != &b[0] || bytes.Contains(a, []byte("ada@example.com")) {
-		t.Error("a thin body is rendered twice or says more than ids")
+	e := Envelope{URL: endpoint, Signers: signersOf(t, v1Secret), Headers: map[string]string{"x-tenant": "7"}}
+	if got := e.Request(Content{ID: "id", Type: jsonType}, time.Now()).Header.Get("X-Tenant"); got != "7" {
+		t.Errorf("X-Tenant: %q, want 7", got)
 	}
 }

@@ -1,4 +1,4 @@
-package webhooks
+package transport
 
 import (
 	"context"
@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // fakeNet is a guard's network: names resolve as told, dialled addresses are
@@ -84,11 +83,9 @@ func refusedByGuard(t *testing.T, host string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := target{url: u, transport: newTransport(f.guard(false), 1), timeout: time.Second, now: time.Now,
-		signers: anySigner(), private: func() bool { return false }}
-	o := target.post(content{id: "id", body: []byte("{}")})
-	if o.code != codeBlocked || o.scope != unavailable || f.dials.Load() != 0 {
-		t.Errorf("%s: %q after %d dials, want %s after none", host, o.code, f.dials.Load(), codeBlocked)
+	o := guarded(u, f.guard(false)).Post(request(u))
+	if o.Code != codeBlocked || o.Scope != Unavailable || f.dials.Load() != 0 {
+		t.Errorf("%s: %q after %d dials, want %s after none", host, o.Code, f.dials.Load(), codeBlocked)
 	}
 }
 
@@ -178,10 +175,10 @@ func TestResponseOfPrivateAddress(t *testing.T) {
 	u, _ := url.Parse(server.URL)
 	g := newGuard(loopback, true)
 	for _, private := range []func() bool{g.private.Load, func() bool { return false }} {
-		target := target{url: u, transport: newTransport(g, 1), timeout: 5 * time.Second, now: time.Now,
-			signers: anySigner(), private: private}
-		o := target.post(content{id: "id", body: []byte("{}")})
-		if kept := len(o.response) > 0; kept == private() {
+		client := guarded(u, g)
+		client.private = private
+		o := client.Post(request(u))
+		if kept := len(o.Response) > 0; kept == private() {
 			t.Errorf("row 73: response of private address %t kept: %t", private(), kept)
 		}
 	}
@@ -205,9 +202,7 @@ func TestRedirectInside(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.RedirectHandler("http://169.254.169.254/latest/meta-data", http.StatusFound))
 	defer server.Close()
-	target := target{url: mustURL(t, server.URL), transport: newTransport(newGuard(loopback, true), 1), timeout: 5 * time.Second, now: time.Now,
-		signers: anySigner(), private: func() bool { return false }}
-	if o := target.post(content{id: "id", body: []byte("{}")}); o.scope != unavailable || o.code != codeRedirect {
-		t.Errorf("row 64: %q, want %s", o.code, codeRedirect)
+	if o := postTo(t, config(mustURL(t, server.URL))); o.Scope != Unavailable || o.Code != codeRedirect {
+		t.Errorf("row 64: %q, want %s", o.Code, codeRedirect)
 	}
 }
