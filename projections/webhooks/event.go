@@ -54,7 +54,7 @@ func (e *event) open(o opener, now time.Time) ([]*wire.Message, error) {
 	messages := make([]*wire.Message, len(public))
 	for i, p := range public {
 		messages[i] = &wire.Message{Event: p, Position: e.rec.Position, Part: i}
-		if domain.OfDelivery(e.rec.Type) {
+		if domain.OfDelivery(domain.CurrentType(e.rec.Type)) {
 			messages[i].ReportsOn = domain.Entry{Stream: e.rec.Stream}.WebhookID()
 		}
 	}

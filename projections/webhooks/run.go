@@ -115,9 +115,6 @@ func (r *run) follow(b beginning, started func(*run) error) {
 	}
 }
 
-// erasedType is the event after which nothing of an account may be left.
-const erasedType = "account.erased.v1"
-
 // learn applies what a page says about webhooks and erasures. It reports whether
 // there was anything.
 func (r *run) learn(page []eventstore.Recorded) bool {
@@ -128,7 +125,7 @@ func (r *run) learn(page []eventstore.Recorded) bool {
 			found = true
 			r.retry("endpoint", func() error { return r.refresh(r.ctx, id) })
 		}
-		if rec.Type == erasedType {
+		if domain.Is[domain.AccountErased](&rec) { // after which nothing of the account may be left
 			found = true
 			r.retry("erasure", func() error { return r.forget(r.ctx, place.Sub()) })
 		}
