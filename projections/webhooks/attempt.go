@@ -8,7 +8,6 @@ import (
 
 	"accountledger/eventstore"
 	"accountledger/projections/webhooks/transport"
-	"accountledger/projections/webhooks/wire"
 )
 
 // Scopes of results without an outcome, beside those of package transport.
@@ -73,19 +72,6 @@ type place struct {
 	part     int
 }
 
-// result is a delivery whose request is over, or was not made.
-type result struct {
-	*delivery
-	message  *wire.Message
-	parts    int       // public events that the webhook selects of the event
-	batch    int       // events in the request
-	time     time.Time // when it began
-	duration time.Duration
-	traced   func(Attempted) // ends its trace; nil: it has none
-	transport.Outcome
-	err error // of internal
-}
-
 // record is an attempt as delivery.db stores it, or a dead letter.
 type record struct {
 	position eventstore.Position
@@ -100,17 +86,7 @@ type record struct {
 	trigger  string // of an attempt
 }
 
-// record returns the row of r, which has a message.
-func (r result) record(trigger string) record {
-	m := r.message
-	id, err := uuid.Parse(m.Event.ID)
-	if err != nil {
-		panic("webhooks: the id of a public event is not a UUID: " + err.Error())
-	}
-	return record{position: r.rec.Position, part: m.Part, event: id, kind: m.Event.Type, sub: m.Event.Sub, sequence: m.Event.Sequence,
-		time: r.time, duration: r.duration, outcome: r.Outcome, trigger: trigger}
-}
-
+// attempt returns the attempt as the API shows it.
 func (r record) attempt() Attempt {
 	return Attempt{Time: r.time, Trigger: r.trigger, Status: r.outcome.Status, Error: r.outcome.Code,
 		DurationMs: milliseconds(r.duration), Response: text(r.outcome.Response)}

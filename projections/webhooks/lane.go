@@ -10,6 +10,8 @@ import (
 
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
 
 // delivery is one event of the log on its way to one webhook. It waits in the
@@ -37,6 +39,30 @@ func (d *delivery) keysOf() []string {
 		return d.ordering
 	}
 	return d.keys
+}
+
+// result is a delivery whose request is over, or was not made.
+type result struct {
+	*delivery
+	message  *wire.Message
+	parts    int       // public events that the webhook selects of the event
+	batch    int       // events in the request
+	time     time.Time // when it began
+	duration time.Duration
+	traced   func(Attempted) // ends its trace; nil: it has none
+	transport.Outcome
+	err error // of internal
+}
+
+// record returns the row of r, which has a message.
+func (r result) record(trigger string) record {
+	m := r.message
+	id, err := uuid.Parse(m.Event.ID)
+	if err != nil {
+		panic("webhooks: the id of a public event is not a UUID: " + err.Error())
+	}
+	return record{position: r.rec.Position, part: m.Part, event: id, kind: m.Event.Type, sub: m.Event.Sub, sequence: m.Event.Sequence,
+		time: r.time, duration: r.duration, outcome: r.Outcome, trigger: trigger}
 }
 
 // lane is an account with a failing delivery: its events from a revision on are
