@@ -201,10 +201,10 @@ func (r *run) deliver(ctx context.Context, t *task) {
 		case err == nil || ctx.Err() != nil:
 			return
 		case errors.Is(err, errFenced):
-			r.config.Logger.WarnContext(ctx, "webhook left to its new owner", "webhook", t.conf.WebhookID)
+			r.config.Logger.WarnContext(ctx, "webhook is delivered to by another owner now", "webhook", t.conf.WebhookID)
 			return
 		}
-		r.config.Logger.ErrorContext(ctx, "webhook cannot be delivered to, trying again", "webhook", t.conf.WebhookID, "err", err)
+		r.config.Logger.ErrorContext(ctx, "delivery to webhook cannot start, retrying", "webhook", t.conf.WebhookID, "err", err)
 		sleep(ctx, pause)
 	}
 }
@@ -237,23 +237,23 @@ func (r *run) newWorker(ctx context.Context, conf domain.Webhook) (*worker, erro
 	p.breaker.failing = r.reporter.failing(conf)
 	w := &worker{
 		sender: s, cache: r.cache, save: r.saves, logger: r.config.Logger,
-		pace:     paceOf(conf),
-		batch:    1,
-		disable:  func(code string) { r.all.Go(func() { r.disable(conf.WebhookID, code) }) },
-		report:   func(cmd domain.WebhookCommand) { r.reporter.report(conf.WebhookID, cmd) },
-		buried:   func() { r.reporter.reportDead(conf.WebhookID) },
-		results:  make(chan []result, limit),
-		reads:    make(chan laneRead, limit),
-		written:  make(chan error, 1),
-		calls:    make(chan func()),
-		ended:    make(chan struct{}),
-		progress: p, queues: queues{}, dirty: map[string]bool{},
+		pace:       paceOf(conf),
+		batch:      1,
+		disable:    func(code string) { r.all.Go(func() { r.disable(conf.WebhookID, code) }) },
+		report:     func(cmd domain.WebhookCommand) { r.reporter.report(conf.WebhookID, cmd) },
+		reportDead: func() { r.reporter.reportDead(conf.WebhookID) },
+		results:    make(chan []result, limit),
+		reads:      make(chan laneRead, limit),
+		written:    make(chan error, 1),
+		calls:      make(chan func()),
+		ended:      make(chan struct{}),
+		progress:   p, queues: queues{}, dirty: map[string]bool{},
 	}
 	if conf.Format == domain.FormatBatch {
 		w.batch = cmp.Or(conf.BatchSize, defaultBatch)
 	}
 	w.restoreLanes(lanes)
-	w.buried() // a crash may have prevented the last report
+	w.reportDead() // a crash may have prevented the last report
 	return w, nil
 }
 

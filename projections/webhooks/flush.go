@@ -69,11 +69,11 @@ func (w *worker) flushed(err error) {
 	if err == nil {
 		w.retryTime = time.Time{}
 		if len(c.dead) > 0 {
-			w.buried()
+			w.reportDead()
 		}
 		return
 	}
-	w.logger.Error("webhook progress not written, trying again", "webhook", w.conf.WebhookID, "err", err)
+	w.logger.Error("webhook progress could not be stored, retrying", "webhook", w.conf.WebhookID, "err", err)
 	w.attempts, w.dead = append(c.attempts, w.attempts...), append(c.dead, w.dead...)
 	for _, l := range c.lanes {
 		w.dirty[l.stream] = true

@@ -35,11 +35,11 @@ func (s *store) load(ctx context.Context, id string) (progress, error) {
 		FROM cursor c JOIN endpoint e ON e.no = c.endpoint WHERE e.id = ?`, id).
 		Scan(&p.no, &p.epoch, &low, &done, &partial, &p.breaker.step, &until, &p.breaker.reason, &first, &success)
 	if err != nil {
-		return p, fmt.Errorf("webhooks: load endpoint: %w", err)
+		return p, fmt.Errorf("webhooks: load progress: %w", err)
 	}
 	var parts map[eventstore.Position]int
 	if err := json.Unmarshal(partial, &parts); err != nil {
-		return p, fmt.Errorf("webhooks: load endpoint: %w", err)
+		return p, fmt.Errorf("webhooks: load progress: %w", err)
 	}
 	p.cursor = newCursor(low, done, parts)
 	p.breaker.until, p.breaker.firstFailure, p.lastSuccess = fromMicro(until), fromMicro(first), fromMicro(success)

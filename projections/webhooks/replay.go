@@ -241,7 +241,7 @@ func (p *replays) replay(ctx context.Context, job Replay) {
 		case domain.CodeOf(err) == domain.CodeWebhookNotFound:
 			return
 		case ctx.Err() == nil:
-			p.config.Logger.ErrorContext(ctx, "webhook replay cannot go on, trying again", "webhook", job.WebhookID, "replay", job.ReplayID, "err", err)
+			p.config.Logger.ErrorContext(ctx, "webhook replay failed inside the ledger, retrying", "webhook", job.WebhookID, "replay", job.ReplayID, "err", err)
 			sleep(ctx, pause)
 			pause = min(2*pause, time.Minute)
 		}
@@ -356,7 +356,7 @@ func (p *replays) send(ctx context.Context, s *sender, job Replay, items []item,
 				if result.Scope == internal {
 					p.config.Logger.ErrorContext(ctx, "webhook delivery failed inside the ledger", "webhook", job.WebhookID, "position", i.rec.Position, "err", result.err)
 				} else if err := p.resent(context.WithoutCancel(ctx), job.WebhookID, result, trigger); err != nil {
-					p.config.Logger.ErrorContext(ctx, "webhook delivery not stored", "webhook", job.WebhookID, "err", err)
+					p.config.Logger.ErrorContext(ctx, "webhook delivery could not be stored", "webhook", job.WebhookID, "err", err)
 				}
 				mu.Lock()
 				if result.Scope == transport.Delivered {

@@ -148,7 +148,7 @@ func (w *worker) abandon(r result) {
 	}
 	w.dead = append(w.dead, r.record(triggerSchedule))
 	w.dirty[l.stream] = true
-	w.logger.Warn("webhook delivery given up", "webhook", w.conf.WebhookID, "event", r.message.Event.ID, "reason", r.Code)
+	w.logger.Warn("webhook delivery is exhausted", "webhook", w.conf.WebhookID, "event", r.message.Event.ID, "reason", r.Code)
 	if r.Scope == transport.Refused && w.blocked(l) {
 		l.next = nil
 		return

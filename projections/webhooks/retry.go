@@ -13,7 +13,7 @@ func retry(ctx context.Context, logger *slog.Logger, what string, f func() error
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		logger.ErrorContext(ctx, "webhooks cannot follow a change, trying again", "change", what, "err", err)
+		logger.ErrorContext(ctx, "webhooks could not process a change, retrying", "change", what, "err", err)
 		sleep(ctx, time.Second)
 	}
 }

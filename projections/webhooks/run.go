@@ -94,7 +94,7 @@ func (r *run) follow(b beginning, started func(*run) error) {
 		for page, err := range r.config.Log.Subscribe(r.ctx, after) {
 			if err != nil {
 				if r.ctx.Err() == nil {
-					r.config.Logger.ErrorContext(r.ctx, "webhooks cannot follow the log, trying again", "err", err)
+					r.config.Logger.ErrorContext(r.ctx, "webhooks cannot follow the log, retrying", "err", err)
 					sleep(r.ctx, time.Second)
 				}
 				break
@@ -111,7 +111,7 @@ func (r *run) follow(b beginning, started func(*run) error) {
 		}
 	}
 	if err := r.store.follow(context.WithoutCancel(r.ctx), after); err != nil {
-		r.config.Logger.ErrorContext(r.ctx, "webhooks cannot write how far they followed", "err", err)
+		r.config.Logger.ErrorContext(r.ctx, "webhooks could not store their position in the log", "err", err)
 	}
 }
 
@@ -123,7 +123,7 @@ func (r *run) learn(page []eventstore.Recorded) bool {
 		place := domain.Entry{Stream: rec.Stream}
 		if id := place.WebhookID(); id != "" {
 			found = true
-			r.retry("endpoint", func() error { return r.refresh(r.ctx, id) })
+			r.retry("webhook", func() error { return r.refresh(r.ctx, id) })
 		}
 		if domain.Is[domain.AccountErased](&rec) { // after which nothing of the account may be left
 			found = true

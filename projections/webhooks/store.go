@@ -33,7 +33,7 @@ type store struct {
 	path  string
 	write *sql.DB // one connection: SQLite has one writer, so queue here, not in busy_timeout
 	read  *sql.DB
-	ring  int64 // attempts kept per endpoint
+	ring  int64 // attempts stored per webhook
 }
 
 func openStore(ctx context.Context, path string, ring int64) (*store, error) {
@@ -238,8 +238,8 @@ func (s *store) clamp(ctx context.Context, head eventstore.Position) (n int64, e
 	return n, err
 }
 
-// expire deletes attempts from before a time, and the notes of erasures whose
-// requests all ended before it.
+// expire deletes attempts from before a time, and the notes of erasures that only
+// concern requests from before it.
 func (s *store) expire(ctx context.Context, before time.Time) error {
 	return s.update(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM attempt WHERE time < ?`, micro(before)); err != nil {

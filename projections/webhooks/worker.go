@@ -32,14 +32,14 @@ const (
 // changes, flush.go how progress is written.
 type worker struct {
 	*sender
-	cache   *cache
-	batch   int // events that a request may carry
-	pace    pace
-	save    chan<- *checkpoint
-	disable func(code string)           // has the ledger disable the webhook; returns at once
-	report  func(domain.WebhookCommand) // has the ledger record how deliveries go; returns at once
-	buried  func()                      // has the ledger record the dead letters that are written; returns at once
-	logger  *slog.Logger
+	cache      *cache
+	batch      int // events that a request may carry
+	pace       pace
+	save       chan<- *checkpoint
+	disable    func(code string)           // has the ledger disable the webhook; returns at once
+	report     func(domain.WebhookCommand) // has the ledger record how deliveries go; returns at once
+	reportDead func()                      // has the ledger record the dead letters that are written; returns at once
+	logger     *slog.Logger
 
 	results chan []result // of one request
 	reads   chan laneRead
