@@ -48,15 +48,15 @@ func totp(t *testing.T, seed string, now time.Time) string {
 	return fmt.Sprintf("%06d", code%1_000_000)
 }
 
-// authenticated is creation with auth.
+// authenticated returns a creation with authentication.
 func authenticated(a domain.WebhookAuth, secret string) Creation {
 	c := creation("https://crm.example/hook?x=1")
 	c.Options.Auth, c.Auth = a, secret
 	return c
 }
 
-// What each way to authenticate puts into requests, and that its secret is
-// nowhere else.
+// Each type of authentication adds its credentials to requests, and its secret
+// appears nowhere else.
 func TestAuth(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -104,7 +104,7 @@ func TestAuth(t *testing.T) {
 					}
 				}
 				if bytes.Contains(document, []byte(tt.secret)) || bytes.Contains(lines.Bytes(), []byte(tt.secret)) {
-					t.Error("the endpoint or the log shows the secret")
+					t.Error("the webhook or the log shows the secret")
 				}
 				w.stop()
 			})
@@ -112,15 +112,15 @@ func TestAuth(t *testing.T) {
 	}
 }
 
-// roundTrip is a network that answers with a status.
+// roundTrip is a network that responds with a status.
 type roundTrip func(r *http.Request) int
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: f(r), Header: http.Header{}, Body: http.NoBody, Request: r}, nil
 }
 
-// A secret stays until it is replaced, and has to be given again for another
-// receiver; what is not used any more is forgotten.
+// A secret is kept until a client replaces it, must be given again for another
+// receiver, and is deleted when nothing refers to it.
 func TestAuthChanges(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
@@ -128,7 +128,7 @@ func TestAuthChanges(t *testing.T) {
 	update := func(secrets Secrets, change func(s *domain.WebhookSettings)) (Endpoint, error) {
 		e, _, err := w.hooks.Update(t.Context(), asAdmin, "crm", func(before domain.Webhook) (domain.WebhookSettings, Secrets, error) {
 			s := before.WebhookSettings
-			s.Auth.SecretID, s.Auth.Fingerprint = "", "" // as a caller has it
+			s.Auth.SecretID, s.Auth.Fingerprint = "", "" // as a client sends it
 			change(&s)
 			return s, secrets, nil
 		})
@@ -165,7 +165,7 @@ func TestAuthChanges(t *testing.T) {
 	}
 }
 
-// issuer is an OAuth 2.0 server and a receiver that takes its tokens.
+// issuer is an OAuth 2.0 server and a receiver that accepts its tokens.
 type issuer struct {
 	mu       sync.Mutex
 	issued   int
@@ -209,8 +209,8 @@ func (s *issuer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer(204, "")
 }
 
-// Row 72: a token is got once and kept until shortly before its end, got once
-// more after a 401, and a server that gives none fails the endpoint.
+// Row 72: a token is requested once and kept until shortly before it expires, and
+// requested again after a 401. If the server issues none, the endpoint fails.
 func TestOAuth2(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -238,7 +238,7 @@ func TestOAuth2(t *testing.T) {
 		s.set(func() { s.revoked["token-2"] = true })
 		step("refused", "token-2", "token-3")
 		if want := "POST led+ger:hunter2 grant_type=client_credentials&scope=hooks"; s.requests[0] != want {
-			t.Errorf("row 72: the server was asked %q, want %q", s.requests[0], want)
+			t.Errorf("row 72: the server received %q, want %q", s.requests[0], want)
 		}
 		s.set(func() { s.revoked["token-3"], s.revoked["token-4"], s.seen = true, true, nil })
 		w.account("again")
@@ -251,7 +251,7 @@ func TestOAuth2(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		if e := w.get("crm"); e.Breaker.Reason != "auth_error" || e.Breaker.Step != 2 || e.Lanes != 0 {
-			t.Errorf("without a token: %+v, want %s of the endpoint", e.Breaker, "auth_error")
+			t.Errorf("without a token: %+v, want the breaker open for %s", e.Breaker, "auth_error")
 		}
 		s.set(func() { s.status = 0 })
 		time.Sleep(10 * time.Minute)
@@ -265,7 +265,7 @@ func TestOAuth2(t *testing.T) {
 	})
 }
 
-// pair makes a certificate for a client, signed by itself.
+// pair returns a self-signed client certificate and its key.
 func pair(t *testing.T, name string) (certificate, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -288,8 +288,8 @@ func pair(t *testing.T, name string) (certificate, key string) {
 	return block("CERTIFICATE", der), block("PRIVATE KEY", encoded)
 }
 
-// Row 71: an endpoint's certificate is shown, and nobody else's requests go
-// over its connections.
+// Row 71: the client certificate of a webhook is presented, and requests of other
+// webhooks do not use its connections.
 func TestClientCertificate(t *testing.T) {
 	t.Parallel()
 	type seen struct{ name, address string }
@@ -329,7 +329,7 @@ func TestClientCertificate(t *testing.T) {
 		t.Errorf("another key: %v, want a fault at /clientCertificate/key", err)
 	}
 	if document, err := json.Marshal(w.get("secured")); err != nil || bytes.Contains(document, []byte("PRIVATE")) {
-		t.Errorf("the endpoint shows its key: %v", err)
+		t.Errorf("the webhook shows its key: %v", err)
 	}
 }
 

@@ -20,8 +20,8 @@ import (
 
 const ledgerURL = "https://ledger.example"
 
-// judged is a receiver built on libraries that are not ours: Standard Webhooks'
-// verifier and the CloudEvents SDK. It refuses what they refuse.
+// judged is a receiver built on the verifier of Standard Webhooks and the
+// CloudEvents SDK. It fails the test for a request that they reject.
 type judged struct {
 	t      testing.TB
 	mu     sync.Mutex
@@ -72,8 +72,9 @@ func (j *judged) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Header: http.Header{}, Body: http.NoBody, Request: r}, nil
 }
 
-// The SDK accepts every form, and each account's events come in order. Row 80:
-// a batch has at most one event of an account, and as many as asked for.
+// The SDK accepts every CloudEvents format, and each account's events arrive in
+// order. Row 80: a batch has at most one event per account, and as many events as
+// configured.
 func TestSDKAccepts(t *testing.T) {
 	t.Parallel()
 	for _, format := range domain.Formats[1:] {
@@ -119,8 +120,8 @@ func TestSDKAccepts(t *testing.T) {
 	}
 }
 
-// Row 80: one bad event of a batch holds up nobody but its account, and what a
-// batch is too small for goes with the next.
+// Row 80: a refused event in a batch holds up only its account, and events that do
+// not fit into a batch are sent in the next one.
 func TestBatchRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -159,7 +160,7 @@ func TestBatchRefused(t *testing.T) {
 			t.Errorf("%d events, want those of all but a3", n)
 		}
 		if e := w.get("crm"); e.Breaker.State != "closed" || e.DeadLetters != 0 {
-			t.Errorf("endpoint %+v, want it to be well", e)
+			t.Errorf("webhook %+v, want a closed breaker and no dead letters", e)
 		}
 		time.Sleep(time.Minute)
 		w.settled("crm")

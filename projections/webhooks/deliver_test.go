@@ -23,8 +23,8 @@ import (
 	"accountledger/projections/webhooks/wire"
 )
 
-// Rows 10, 11, 12, 17: what a request is like; row 11 is that the library, which
-// is given the bytes as they came, accepts the signature.
+// Rows 10, 11, 12, 17: the form of a request; row 11 requires that the library
+// accepts the signature of the bytes as they arrived.
 func TestDeliver(t *testing.T) {
 	t.Parallel()
 	var r receiver
@@ -81,7 +81,7 @@ func TestDeliver(t *testing.T) {
 	}
 }
 
-// Row 41: many accounts, slow answers in random order.
+// Row 41: many accounts, slow responses in random order.
 func TestI1OneInFlightPerAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -108,8 +108,8 @@ func TestI1OneInFlightPerAccount(t *testing.T) {
 	})
 }
 
-// Row 58: while many append at once to the log in a file and it is followed,
-// none is passed over: it is numbered when it is written, and not before.
+// Row 58: no event is skipped while many goroutines append to a log in a file and
+// deliveries follow it: an event gets its position when it is written.
 func TestRow58NoneIsPassedOver(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -141,7 +141,7 @@ func TestRow58NoneIsPassedOver(t *testing.T) {
 	writing.Wait()
 	w.until(func() bool { return r.count() >= writers*each })
 	if ids := r.ids(); len(ids) != writers*each {
-		t.Errorf("%d events came, want %d", len(ids), writers*each)
+		t.Errorf("%d events arrived, want %d", len(ids), writers*each)
 	}
 	r.inOrder(t)
 	w.stop()
@@ -150,8 +150,8 @@ func TestRow58NoneIsPassedOver(t *testing.T) {
 	}
 }
 
-// Rows 22, 42, 43: an account whose events are refused waits alone, and gets
-// all of them in order when they are taken.
+// Rows 22, 42, 43: only the account whose events are refused waits, and all its
+// events arrive in order when the receiver accepts them.
 func TestI2NextOnlyAfterSettled(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{400, 404, 405, 409, 413, 415, 422, 500, 501} {
@@ -201,7 +201,7 @@ func TestI2NextOnlyAfterSettled(t *testing.T) {
 	}
 }
 
-// Row 27: the schedule of an event, and of an endpoint.
+// Row 27: the schedule of an event and of an endpoint.
 func TestSchedule(t *testing.T) {
 	t.Parallel()
 	want := []time.Duration{0, 5 * time.Second, 305 * time.Second, 2105 * time.Second, 9305 * time.Second, 7*time.Hour + 35*time.Minute + 5*time.Second,
@@ -238,8 +238,8 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
-// Row 38: after the schedule the event is a dead letter, and the next one of
-// the account says so.
+// Row 38: after the schedule the event is a dead letter, and the account's next
+// event shows the gap.
 func TestDeadLetter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -287,15 +287,15 @@ func TestDeadLetter(t *testing.T) {
 	})
 }
 
-// Rows 24 to 26, 31, 37, 45: what is about the endpoint makes everything wait and
-// costs one request per step, however many accounts there are.
+// Rows 24 to 26, 31, 37, 45: if the endpoint fails, all accounts wait, and each
+// step of the schedule makes one request, however many accounts there are.
 func TestEndpointDown(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		status int
 		header string
-		quiet  time.Duration // nothing may be sent for so long
+		quiet  time.Duration // no request for so long
 		reason string
 	}{
 		{"429", 429, "", 5 * time.Second, "status"},
@@ -356,7 +356,7 @@ func TestEndpointDown(t *testing.T) {
 	}
 }
 
-// Row 23: 410 ends it at once, and the cursor stays where it is.
+// Row 23: a 410 disables the webhook immediately, and the cursor keeps its place.
 func TestGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -388,14 +388,14 @@ func TestGone(t *testing.T) {
 		}
 		w.settled("crm")
 		if n := r.count(); n != 6 {
-			t.Errorf("%d requests in all, want 6: what was refused with 410 comes again", n)
+			t.Errorf("%d requests in all, want 6: the event that got the 410 is sent again", n)
 		}
 		w.stop()
 	})
 }
 
-// An account with more events than the window holds, whose answers are slow,
-// holds up nobody.
+// An account with more events than the window holds and slow responses does not
+// hold up other accounts.
 func TestBusyAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -418,7 +418,7 @@ func TestBusyAccount(t *testing.T) {
 		if !slices.ContainsFunc(r.got(), func(g got) bool { return g.Sub == "other" }) {
 			t.Errorf("after %d requests the other account still waits", r.count())
 		}
-		w.restart() // what a lane owes is not lost
+		w.restart() // the lane keeps what it owes
 		time.Sleep(2 * time.Hour)
 		w.settled("crm")
 		if n := r.count(); n != maxWaiting+1000+2 {

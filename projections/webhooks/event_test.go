@@ -8,7 +8,7 @@ import (
 	"accountledger/domain"
 )
 
-// Row 10, and I7: the id is the event's, whatever sends it and how often.
+// Row 10, and I7: the webhook-id depends only on the event.
 func TestI7IDIsOfTheEvent(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
@@ -28,12 +28,12 @@ func TestI7IDIsOfTheEvent(t *testing.T) {
 			}
 			for i, m := range messages {
 				if !charset.MatchString(m.Event.ID) {
-					t.Errorf("id %q has characters a webhook-id must not have", m.Event.ID)
+					t.Errorf("id %q has characters that a webhook-id must not have", m.Event.ID)
 				}
 				if len(first) < 3 {
 					first = append(first, m.Event.ID)
 				} else if first[i] != m.Event.ID {
-					t.Errorf("id %s, and before %s", m.Event.ID, first[i])
+					t.Errorf("id %s, want %s as before", m.Event.ID, first[i])
 				}
 			}
 		}
