@@ -16,16 +16,16 @@ import (
 	"accountledger/projections/webhooks/wire"
 )
 
-// order is a receiver's view of I2 and I9: when an event is tried, whatever
-// came before it of one of its accounts has arrived.
+// order checks I2 and I9 at the receiver: when an event is tried, all earlier
+// events of its accounts have arrived.
 type order struct {
 	w       *world
 	arrived map[string]bool
-	told    []string // the patterns of the endpoint
+	told    []string // the patterns of the webhook
 }
 
-// check returns what is wrong with trying an event now, and whether it says
-// which one came before it.
+// check returns what is wrong with trying an event now, and with its previous
+// sequence.
 func (o *order) check(g got) (wrong []string) {
 	opener := opener{o.w.config.Codec, ledger{o.w.config.Ledger}}
 	o.w.log.mu.Lock()
@@ -45,7 +45,7 @@ func (o *order) check(g got) (wrong []string) {
 		}
 		first := slices.IndexFunc(messages, func(m *wire.Message) bool { return m.Select(o.told) != nil })
 		if messages[first].Event.ID != g.ID {
-			previous = rec.Revision // one event of the log, told as several
+			previous = rec.Revision // another public event of the same log event
 		}
 		for _, b := range before {
 			if !slices.ContainsFunc(touched(b), func(key string) bool { return slices.Contains(touched(s), key) }) {
@@ -63,15 +63,15 @@ func (o *order) check(g got) (wrong []string) {
 			}
 		}
 		if said := g.PreviousSequence; said == nil && previous != wire.NoSequence || said != nil && *said != previous {
-			wrong = append(wrong, fmt.Sprintf("%s of %v at %d does not say that %d came before it", rec.Type, s.keys, rec.Position, previous))
+			wrong = append(wrong, fmt.Sprintf("%s of %v at %d does not have the previous sequence %d", rec.Type, s.keys, rec.Position, previous))
 		}
 		return wrong
 	}
 	return []string{"an event that is not in the log: " + g.ID}
 }
 
-// touched is whose accounts' order an event belongs to for a receiver: that a
-// merged account's status is COMBINED now, is of that account alone.
+// touched returns the streams in whose order a receiver sees an event: the event
+// that a merged account's status is now COMBINED belongs to that account alone.
 func touched(s *event) []string {
 	if s.rec.Type == "account.merged.v1" || s.rec.Type == "account.separated.v1" {
 		return s.keys
@@ -79,16 +79,15 @@ func touched(s *event) []string {
 	return s.keys[:1]
 }
 
-// person is an account that can be merged.
+// person creates an account that can be merged.
 func (w *world) person(sub string) {
 	w.t.Helper()
 	w.execute(sub, domain.CreateAccount{Origin: domain.OriginCreated, Status: domain.StatusVerified, Identities: []domain.NewIdentity{{
 		IdentityID: domain.NewID().String(), Provider: domain.ProviderSelf, Profile: domain.Profile{Email: sub + "@example.com"}}}})
 }
 
-// Row 58a: accounts are combined while one of the two is failing. The combined
-// event and later events of both wait, for the lane as for the window;
-// unrelated accounts do not.
+// Row 58a: two accounts are merged while one of them is failing. The merge and later
+// events of both wait, in lanes or in the window; unrelated accounts do not.
 func TestRow58aCombinedInALane(t *testing.T) {
 	t.Parallel()
 	for _, failing := range []string{"survivor", "merged"} {
@@ -116,7 +115,7 @@ func TestRow58aCombinedInALane(t *testing.T) {
 					w.person("merged")
 					w.person("unrelated")
 					w.run()
-					time.Sleep(time.Second) // one of the two is in a lane now
+					time.Sleep(time.Second) // now one of the two has a lane
 					w.execute("survivor", domain.MergeAccount{From: "merged"})
 					w.touch("survivor", 2)
 					w.execute("survivor", domain.UnmergeAccount{Sub: "merged"})
@@ -143,7 +142,7 @@ func TestRow58aCombinedInALane(t *testing.T) {
 						}
 					}
 					if combined != 2 {
-						t.Errorf("%d joint events came, want 2", combined)
+						t.Errorf("%d joint events arrived, want 2", combined)
 					}
 					w.stop()
 				})
@@ -152,8 +151,8 @@ func TestRow58aCombinedInALane(t *testing.T) {
 	}
 }
 
-// A merge waits for what is under way of the merged account, also where it is
-// the survivor that is in a lane.
+// A merge waits for requests about the merged account that are in flight, even if
+// only the survivor has a lane.
 func TestI9WaitsForTheWindow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -188,7 +187,7 @@ func TestI9WaitsForTheWindow(t *testing.T) {
 		time.Sleep(time.Second)
 		w.execute("survivor", domain.MergeAccount{From: "merged"})
 		w.touch("survivor", 1)
-		time.Sleep(50 * time.Second) // the survivor's lane goes on, up to the merge
+		time.Sleep(50 * time.Second) // the survivor's lane continues up to the merge
 		if n := r.count(); n != 4 {
 			t.Errorf("%d requests, want 4: each account's creation, the survivor's again, and one that hangs", n)
 		}
@@ -199,8 +198,8 @@ func TestI9WaitsForTheWindow(t *testing.T) {
 	})
 }
 
-// I9 with random merges, crossing ones too, random refusals, outages and
-// restarts: everything arrives, in order for all accounts of an event.
+// I9 with random merges, also overlapping ones, random refusals, outages and
+// restarts: every event arrives, in the order of all its accounts.
 func TestI9JoinedLanes(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(5) {
@@ -258,7 +257,7 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 		case 6:
 			r.set(func(*receiver) { down = !down && random.IntN(3) == 0 })
 		default:
-			// What was merged cannot be changed: that is refused, and changes nothing.
+			// The ledger refuses to change a merged account.
 			w.ledger.Execute(t.Context(), asAdmin, any(), domain.SetCustomFields{Values: field(random)})
 		}
 	}
@@ -272,7 +271,7 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 		t.Error("nothing was merged")
 	}
 	if d := w.get("crm").DeadLetters; d != 0 {
-		t.Errorf("%d events were given up", d)
+		t.Errorf("%d events became dead letters", d)
 	}
 	want := 0
 	for _, rec := range w.log.records {

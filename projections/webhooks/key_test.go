@@ -15,7 +15,7 @@ import (
 	"accountledger/projections/webhooks/wire"
 )
 
-// rotation asks for a key under an id.
+// rotation returns a rotation to a key with an id.
 func rotation(id string, kind domain.WebhookKeyType, overlap time.Duration) Rotation {
 	return Rotation{RotateWebhookKey: domain.RotateWebhookKey{KeyID: id, Type: kind, Overlap: overlap}}
 }
@@ -29,8 +29,8 @@ func (w *world) rotate(id string, c Rotation) (Endpoint, string) {
 	return e, secret
 }
 
-// Rows 6 to 8: beside the new key the old one signs until its time is over,
-// also what is sent again of before; and both kinds sign side by side.
+// Rows 6 to 8: an old key signs next to the new one until it expires, retries of
+// older events included; keys of both types sign together.
 func TestRotate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -51,7 +51,7 @@ func TestRotate(t *testing.T) {
 		verified := func(g got, secret string) bool { return verify(secret, g.header, g.body, g.time) == nil }
 		all := r.got()
 		if len(all) != 3 || all[0].ID != all[2].ID {
-			t.Fatalf("%d requests, want three, the last the first again", len(all))
+			t.Fatalf("%d requests, want three, the last a retry of the first", len(all))
 		}
 		for i, g := range all {
 			if !verified(g, second) || !verified(g, pair) {
@@ -66,13 +66,13 @@ func TestRotate(t *testing.T) {
 		}
 		e, _ := w.rotate("crm", rotation("k4", domain.KeyHMAC, 0))
 		if kept, err := w.hooks.secrets.load(t.Context(), "crm"); err != nil || len(kept) != 2 || len(e.Keys) != 2 || e.Keys[0].Fingerprint == "" {
-			t.Errorf("keys %+v, %d secrets, %v; want two of each: what ended is forgotten", e.Keys, len(kept), err)
+			t.Errorf("keys %+v, %d secrets, %v; want two of each: expired keys are deleted", e.Keys, len(kept), err)
 		}
 		w.stop()
 	})
 }
 
-// Rows 13 to 15, of a rotation.
+// Rows 13 to 15, for rotations.
 func TestRotateRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
@@ -91,11 +91,11 @@ func TestRotateRefused(t *testing.T) {
 		}
 	}
 	if kept, err := w.hooks.secrets.load(t.Context(), "crm"); err != nil || len(kept) != 1 || w.head() != 1 {
-		t.Errorf("%d secrets, %v, at %d; want what there was", len(kept), err, w.head())
+		t.Errorf("%d secrets, %v, at %d; want no change", len(kept), err, w.head())
 	}
 	e, second := w.rotate("crm", rotation("k1", "", time.Hour))
 	if again, same := w.rotate("crm", rotation("k1", "", time.Hour)); same != second || second == first || len(again.Keys) != len(e.Keys) || w.head() != 2 {
-		t.Errorf("row 14: asked for again it is another secret, or another key: %+v", again.Keys)
+		t.Errorf("row 14: a repeated rotation returns another secret or another key: %+v", again.Keys)
 	}
 	if _, _, _, err := w.hooks.Rotate(t.Context(), asAdmin, "crm", Rotation{RotateWebhookKey: domain.RotateWebhookKey{KeyID: "k1"}, Secret: first}); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused {
 		t.Errorf("another secret under the same id: %v, want %s", err, domain.CodeIdempotencyKeyReused)
@@ -107,11 +107,11 @@ func TestRotateRefused(t *testing.T) {
 		t.Errorf("row 15: %v, want %s", err, domain.CodeTooManyKeys)
 	}
 	if _, _, err := w.hooks.TryRotate(t.Context(), asAdmin, "nobody", rotation("k", "", 0)); domain.CodeOf(err) != domain.CodeWebhookNotFound {
-		t.Errorf("of nobody: %v, want %s", err, domain.CodeWebhookNotFound)
+		t.Errorf("an unknown webhook: %v, want %s", err, domain.CodeWebhookNotFound)
 	}
 }
 
-// An endpoint of before there were key ids signs with the secret it has.
+// A webhook from before there were key ids signs with its one secret.
 func TestOlderSecret(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})

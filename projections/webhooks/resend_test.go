@@ -18,10 +18,10 @@ import (
 	"accountledger/projections/webhooks/wire"
 )
 
-// short is a schedule that is over soon.
+// short is a schedule that ends soon.
 var short = []time.Duration{time.Second, time.Minute}
 
-// patch configures an endpoint anew.
+// patch changes the settings of a webhook.
 func (w *world) patch(id string, change func(*domain.WebhookSettings)) {
 	w.t.Helper()
 	if _, _, err := w.hooks.Update(w.t.Context(), asAdmin, id, func(before domain.Webhook) (domain.WebhookSettings, Secrets, error) {
@@ -32,7 +32,7 @@ func (w *world) patch(id string, change func(*domain.WebhookSettings)) {
 	}
 }
 
-// with creates an endpoint for the events of accounts with further settings.
+// with creates a webhook that selects the events of accounts, with more options.
 func (w *world) with(id string, change func(*domain.WebhookOptions)) {
 	w.t.Helper()
 	c := creation("https://" + id + ".example/hook")
@@ -40,7 +40,7 @@ func (w *world) with(id string, change func(*domain.WebhookOptions)) {
 	w.create(id, c)
 }
 
-// reports are the events of the log that say how an endpoint's deliveries go.
+// reports returns the types of the log's reports on a webhook's deliveries.
 func (w *world) reports(id string) (types []string) {
 	w.log.mu.Lock()
 	defer w.log.mu.Unlock()
@@ -52,7 +52,7 @@ func (w *world) reports(id string) (types []string) {
 	return types
 }
 
-// sequences are what a receiver got, with what it was told came before.
+// sequences returns the sequences that a receiver got, each with the previous one.
 func (r *receiver) sequences(sub string) (all []string) {
 	for _, g := range r.got() {
 		if g.Sub != sub {
@@ -67,9 +67,9 @@ func (r *receiver) sequences(sub string) (all []string) {
 	return all
 }
 
-// Row 39: with the policy block an account waits at what was given up, visibly,
-// and the others flow; row 115: sent again by hand it goes on, whether the
-// endpoint is running or not. Or the policy is changed.
+// Row 39: with the policy block an account visibly waits at its dead letter, and
+// other accounts continue. Row 115: it continues after a resend, whether the webhook
+// is enabled or not, or after a change of the policy.
 func TestBlock(t *testing.T) {
 	t.Parallel()
 	for _, release := range []string{"resend", "resend while paused", "skip"} {
@@ -92,7 +92,7 @@ func TestBlock(t *testing.T) {
 				w.touch("ada", 2)
 				w.account("bob")
 				time.Sleep(time.Hour)
-				w.restart() // it stays so
+				w.restart() // the lane stays blocked
 				w.touch("bob", 1)
 				time.Sleep(100 * time.Hour)
 				e := w.get("crm")
@@ -115,7 +115,7 @@ func TestBlock(t *testing.T) {
 					t.Helper()
 					d, err := w.hooks.Resend(t.Context(), "crm", dead.EventID)
 					if last := d.Attempts[len(d.Attempts)-1]; err != nil || d.Status != want || last.Trigger != triggerManual {
-						t.Errorf("row 115: resent: %+v, %v; want it %s by hand", d, err, want)
+						t.Errorf("row 115: resent: %+v, %v; want it %s by a manual attempt", d, err, want)
 					}
 				}
 				switch release {
@@ -125,9 +125,9 @@ func TestBlock(t *testing.T) {
 					}
 					fallthrough
 				case "resend":
-					resend(StatusDead) // refused once more
+					resend(StatusDead) // refused again
 					if e := w.get("crm"); e.Blocked != 1 || e.DeadLetters != 1 {
-						t.Errorf("after a resend in vain: %d blocked, %d dead letters; want 1 and 1", e.Blocked, e.DeadLetters)
+						t.Errorf("after a refused resend: %d blocked, %d dead letters; want 1 and 1", e.Blocked, e.DeadLetters)
 					}
 					r.set(func(*receiver) { refuse = false })
 					resend(StatusDelivered)
@@ -147,9 +147,9 @@ func TestBlock(t *testing.T) {
 					t.Errorf("%d blocked, %d dead letters after %s", e.Blocked, e.DeadLetters, release)
 				}
 				if n := map[string]int{"skip": 6 + 2}[release]; n > 0 && r.count() != n {
-					t.Errorf("%d requests, want %d: it is tried once more", r.count(), n)
+					t.Errorf("%d requests, want %d: the event is retried once", r.count(), n)
 				} else if n == 0 && r.count() != 6+2+1 {
-					t.Errorf("%d requests, want 9: what was sent by hand is not sent again", r.count())
+					t.Errorf("%d requests, want 9: a resent event is not sent again", r.count())
 				}
 				w.stop()
 			})
@@ -157,8 +157,8 @@ func TestBlock(t *testing.T) {
 	}
 }
 
-// Row 115: an event that arrived is sent again, under its id, signed with the
-// key of today, as often as one likes, and it says nothing of the endpoint.
+// Row 115: a delivered event can be resent any number of times, with the same id,
+// signed with the present key, without any effect on the webhook's health.
 func TestResend(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -198,7 +198,7 @@ func TestResend(t *testing.T) {
 		}
 		after := w.get("crm")
 		if diff := cmp.Diff(before, after, cmp.AllowUnexported(domain.Webhook{})); diff != "" {
-			t.Errorf("row 115: the endpoint's health: %s", diff)
+			t.Errorf("row 115: the webhook's health: %s", diff)
 		}
 		for _, id := range []string{domain.NewID().String(), "x"} {
 			if _, err := w.hooks.Resend(t.Context(), "crm", id); domain.CodeOf(err) != domain.CodeDeliveryNotFound {
@@ -206,14 +206,14 @@ func TestResend(t *testing.T) {
 			}
 		}
 		if _, err := w.hooks.Resend(t.Context(), "nobody", first.ID); domain.CodeOf(err) != domain.CodeWebhookNotFound {
-			t.Errorf("resend to nobody: %v", err)
+			t.Errorf("resend to an unknown webhook: %v", err)
 		}
 		w.stop()
 	})
 }
 
-// What comes before an event is what the endpoint was to be told of before,
-// whatever else is in the log, and the same at every attempt.
+// The previous sequence is that of the event which the webhook selected before,
+// whatever else is in the log, and is the same at every attempt.
 func TestPrevious(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -223,7 +223,7 @@ func TestPrevious(t *testing.T) {
 		r.answer = func(g got, n int) (int, http.Header) {
 			g.ID += g.header.Get("Test-Host")
 			if before, ok := bodies[g.ID]; ok && before != string(g.body) {
-				t.Errorf("another body at another attempt: %s, before %s", g.body, before)
+				t.Errorf("the body changed between attempts: %s, before %s", g.body, before)
 			}
 			bodies[g.ID] = string(g.body)
 			if tries[g.ID]++; tries[g.ID] < 3 {
@@ -255,7 +255,7 @@ func TestPrevious(t *testing.T) {
 		if diff := cmp.Diff([]string{"1 after none", "102 after 1", "103 after 102", "107 after 103"}, seen); diff != "" {
 			t.Error(diff)
 		}
-		// An endpoint that begins later is not told of what came before it.
+		// A webhook that starts later gets no earlier sequence.
 		c.After, c.URL = w.head(), "https://late.example/hook"
 		w.create("late", c)
 		status(domain.StatusDeclined)
@@ -270,13 +270,13 @@ func TestPrevious(t *testing.T) {
 			}
 		}
 		if diff := cmp.Diff([]string{"108"}, slices.Compact(late)); diff != "" {
-			t.Errorf("without an event before: %s", diff)
+			t.Errorf("without an earlier event: %s", diff)
 		}
 		w.stop()
 	})
 }
 
-// Row 118: a test is signed and marked, whatever the form, and leaves no trace.
+// Row 118: a test is signed and marked in every format, and nothing of it is stored.
 func TestTest(t *testing.T) {
 	t.Parallel()
 	for _, format := range domain.Formats {
@@ -324,8 +324,8 @@ func TestTest(t *testing.T) {
 	}
 }
 
-// Rows 82, 83: an endpoint that is to be asked gets nothing before it allows
-// it, and then no more than it allows.
+// Rows 82, 83: an endpoint that must be verified gets no delivery before it permits
+// them, and then not more than the rate it allows.
 func TestVerification(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -361,7 +361,7 @@ func TestVerification(t *testing.T) {
 			}
 		}
 		if _, _, err := w.hooks.SetState(t.Context(), asAdmin, "crm", domain.SetWebhookState{State: domain.WebhookEnabled}); err != nil || w.get("crm").State != domain.WebhookPending || r.count() != 0 {
-			t.Errorf("row 82: enabled by hand it is %s, %v, with %d requests", w.get("crm").State, err, r.count())
+			t.Errorf("row 82: enabled by a client it is %s, %v, with %d requests", w.get("crm").State, err, r.count())
 		}
 		status, answer = 200, http.Header{"Webhook-Allowed-Origin": {"Ledger.Example"}, "Webhook-Allowed-Rate": {"100"}}
 		p, e, err := w.hooks.Verify(t.Context(), asAdmin, "crm")
@@ -386,20 +386,20 @@ func TestVerification(t *testing.T) {
 		if _, e, err := w.hooks.Verify(t.Context(), asAdmin, "crm"); err != nil || e.Verified.AllowedRate != 0 {
 			t.Errorf("row 83: %+v, %v; want no bound", e.Verified, err)
 		}
-		// At another address another receiver is asked, by itself.
+		// After a change of the URL, the new endpoint is asked without a request to do so.
 		before := len(asked)
 		answer = http.Header{}
 		w.patch("crm", func(s *domain.WebhookSettings) { s.URL = "https://other.example/" })
 		time.Sleep(time.Minute)
 		if e := w.get("crm"); e.State != domain.WebhookPending || len(asked) != before+1 {
-			t.Errorf("row 82: moved it is %s, asked %d times; want %s, once", e.State, len(asked)-before, domain.WebhookPending)
+			t.Errorf("row 82: with a new URL it is %s, asked %d times; want %s, once", e.State, len(asked)-before, domain.WebhookPending)
 		}
 		w.stop()
 	})
 }
 
-// Row 119: that deliveries fail, recover and are given up is in the log once a
-// transition, others are told, and nobody is told of his own.
+// Row 119: the log has one report for each time that deliveries fail, recover or
+// are exhausted. Other webhooks receive it, the webhook itself does not.
 func TestReports(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -445,7 +445,7 @@ func TestReports(t *testing.T) {
 		if diff := cmp.Diff([]string{"failing.v1", "recovered.v1"}, w.reports("crm")); diff != "" {
 			t.Errorf("row 119: after a restart and a recovery: %s", diff)
 		}
-		// Given up, and what tells of it is refused, too: that is the end of it.
+		// If the receiver refuses the report of a dead letter as well, no report follows.
 		set("crm.example", 422)
 		set("ops.example", 422)
 		w.touch("ada", 1)
@@ -458,13 +458,13 @@ func TestReports(t *testing.T) {
 				}
 			}
 			if exhausted != 1 {
-				t.Errorf("row 119: %s: %v, want one event given up", id, w.reports(id))
+				t.Errorf("row 119: %s: %v, want one report of a dead letter", id, w.reports(id))
 			}
 		}
 		head := w.head()
 		time.Sleep(100 * time.Hour)
 		if w.head() != head {
-			t.Errorf("row 119: the log goes on from %d to %d by itself", head, w.head())
+			t.Errorf("row 119: the log grows from %d to %d without a command", head, w.head())
 		}
 		set("crm.example", 0)
 		set("ops.example", 0)
@@ -475,7 +475,7 @@ func TestReports(t *testing.T) {
 		r.mu.Unlock()
 		want := []string{"ops.example WEBHOOK_DELIVERY_FAILING", "ops.example WEBHOOK_DELIVERY_RECOVERED"}
 		if len(got) < 2 || !slices.Equal(got[:2], want) {
-			t.Errorf("row 119: told %v, want %v first", got, want)
+			t.Errorf("row 119: received %v, want %v first", got, want)
 		}
 		for _, g := range r.got() {
 			var data struct {
@@ -485,14 +485,14 @@ func TestReports(t *testing.T) {
 				t.Fatal(err)
 			}
 			if data.WebhookID != "" && data.WebhookID+".example" == g.header.Get("Test-Host") {
-				t.Errorf("row 119: %s is told of its own deliveries: %s", data.WebhookID, g.body)
+				t.Errorf("row 119: %s receives reports on its own deliveries: %s", data.WebhookID, g.body)
 			}
 		}
 		w.stop()
 	})
 }
 
-// transportFunc is a network that answers with whole responses.
+// transportFunc is a network that returns whole responses.
 type transportFunc func(*http.Request) (*http.Response, error)
 
 func (f transportFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -14,8 +14,8 @@ import (
 	"accountledger/projections/webhooks/wire"
 )
 
-// Row 33: a connection that drops after the request is a failed attempt, and
-// what follows is another one.
+// Row 33: if the connection drops after the request, the attempt has failed, and
+// the retry is another attempt.
 func TestConnectionDropsAfterRequest(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -51,7 +51,7 @@ func TestConnectionDropsAfterRequest(t *testing.T) {
 	}
 }
 
-// Row 12.
+// Row 12: the timestamp is the time of the request.
 func TestTimestampIsNow(t *testing.T) {
 	t.Parallel()
 	var r receiver
@@ -68,6 +68,6 @@ func TestTimestampIsNow(t *testing.T) {
 	}
 	var seconds int64
 	if _, err := fmt.Sscan(g.header.Get(wire.HeaderTimestamp), &seconds); err != nil || g.time.Sub(time.Unix(seconds, 0)).Abs() > 2*time.Second {
-		t.Errorf("webhook-timestamp %q, and it is %d", g.header.Get(wire.HeaderTimestamp), g.time.Unix())
+		t.Errorf("webhook-timestamp %q, want about %d", g.header.Get(wire.HeaderTimestamp), g.time.Unix())
 	}
 }

@@ -12,9 +12,8 @@ import (
 	"accountledger/domain"
 )
 
-// Row 120: what can be watched of the deliveries, while they go well, while an
-// account's events are refused, while the endpoint is down, and while it is
-// not delivered to.
+// Row 120: the metrics while deliveries succeed, while an account's events are
+// refused, while the endpoint is down, and without a worker.
 func TestStats(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -37,7 +36,7 @@ func TestStats(t *testing.T) {
 				latency = max(latency, a.Age)
 			}
 			if a.Duration < 250*time.Millisecond {
-				t.Errorf("an attempt took %s, want what the receiver takes", a.Duration)
+				t.Errorf("an attempt took %s, want at least the 250ms of the receiver", a.Duration)
 			}
 		}})
 		w.transport = r
@@ -49,21 +48,21 @@ func TestStats(t *testing.T) {
 				t.Fatalf("Stats = %v, %v", all, err)
 			}
 			if diff := cmp.Diff(want, all[0]); diff != "" {
-				t.Errorf("figures (-want +got):\n%s", diff)
+				t.Errorf("stats (-want +got):\n%s", diff)
 			}
 		}
 		w.account("ada")
 		w.touch("ada", 2)
-		look(Stats{WebhookID: "crm", State: domain.WebhookEnabled, Backlog: 4, Oldest: 1}) // nobody delivers yet
+		look(Stats{WebhookID: "crm", State: domain.WebhookEnabled, Backlog: 4, Oldest: 1}) // no worker yet
 		w.run()
 		time.Sleep(100 * time.Millisecond)
 		synctest.Wait()
 		look(Stats{WebhookID: "crm", State: domain.WebhookEnabled, Backlog: 3, Oldest: 2, InFlight: 1, Duplicates: 1})
 		w.settled("crm")
-		time.Sleep(2 * time.Second) // written
+		time.Sleep(2 * time.Second) // stored
 		look(Stats{WebhookID: "crm", State: domain.WebhookEnabled})
 		if latency < 750*time.Millisecond || latency > 2*time.Second || attempts["crm delivered"] != 3 {
-			t.Errorf("latency %s after %v, want that of three in a row", latency, attempts)
+			t.Errorf("latency %s after %v, want that of three consecutive requests", latency, attempts)
 		}
 
 		bad = 400
@@ -81,7 +80,7 @@ func TestStats(t *testing.T) {
 			t.Errorf("attempts (-want +got):\n%s", diff)
 		}
 
-		// The same is read from the file when nobody delivers.
+		// Without a worker, the stats come from delivery.db.
 		w.stopDelivery()
 		look(Stats{WebhookID: "crm", State: domain.WebhookEnabled, Lanes: 1, Oldest: first, Backlog: 1, BreakerOpen: true})
 
@@ -105,7 +104,7 @@ func TestStats(t *testing.T) {
 	})
 }
 
-// What is sent by hand counts as an attempt and says nothing of the latency.
+// A resend counts as an attempt but not for the latency.
 func TestAttemptedByHand(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -122,7 +121,7 @@ func TestAttemptedByHand(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(told) != 2 || !told[0].Scheduled || told[1].Scheduled || told[1].Outcome != OutcomeDelivered {
-			t.Errorf("told of %+v, want an attempt in turn and one by hand", told)
+			t.Errorf("observed %+v, want a scheduled attempt and a resend", told)
 		}
 		w.stop()
 	})

@@ -11,7 +11,7 @@ import (
 
 const rfcSeed = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ" // of RFC 6238's test vectors
 
-// The last six digits of RFC 6238's vectors for SHA-1.
+// RFC 6238's test vectors for SHA-1, their last six digits.
 func TestTOTP(t *testing.T) {
 	t.Parallel()
 	key, err := seed(strings.ToLower(rfcSeed))
@@ -25,12 +25,12 @@ func TestTOTP(t *testing.T) {
 	}
 	for _, bad := range []string{"", "GEZDGNBV", "not base32!"} {
 		if _, err := seed(bad); err == nil {
-			t.Errorf("%q is taken for a seed", bad)
+			t.Errorf("%q is accepted as a seed", bad)
 		}
 	}
 }
 
-// Row 68: tokens are got through the same guard.
+// Row 68: token requests connect through the same guard.
 func TestTokenURLBlocked(t *testing.T) {
 	t.Parallel()
 	f := &fakeNet{names: map[string][]string{"idp.example": {"10.0.0.1"}}}
@@ -45,7 +45,7 @@ func TestTokenURLBlocked(t *testing.T) {
 	}
 }
 
-// roundTrip is a network that answers with a status.
+// roundTrip is a network that responds with a status.
 type roundTrip func(r *http.Request) int
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) {

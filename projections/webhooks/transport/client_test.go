@@ -24,8 +24,8 @@ import (
 	"accountledger/projections/webhooks/wire"
 )
 
-// Rows 19 to 23, 36, 37: what each answer means.
-func TestJudge(t *testing.T) {
+// Rows 19 to 23, 36, 37: the meaning of each response.
+func TestClassify(t *testing.T) {
 	t.Parallel()
 	statuses := map[Scope][]int{
 		Delivered:   {200, 201, 202, 204, 299},
@@ -41,21 +41,21 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct {
-		status int
-		wish   string
-		want   Scope
+		status    int
+		directive string
+		want      Scope
 	}{
 		{500, "abort-message", Aborted}, {503, "abort-message", Aborted}, {200, "abort-message", Delivered},
 		{500, "disable", Disabled}, {200, "disable", Disabled}, {500, "something", Refused},
 	} {
-		r := &http.Response{StatusCode: tt.status, Header: http.Header{"Webhook-Delivery": {tt.wish}}}
+		r := &http.Response{StatusCode: tt.status, Header: http.Header{"Webhook-Delivery": {tt.directive}}}
 		if o := classify(r, time.Now()); o.Scope != tt.want {
-			t.Errorf("%d with webhook-delivery: %s: scope %d, want %d", tt.status, tt.wish, o.Scope, tt.want)
+			t.Errorf("%d with webhook-delivery: %s: scope %d, want %d", tt.status, tt.directive, o.Scope, tt.want)
 		}
 	}
 }
 
-// Rows 25, 26.
+// Rows 25, 26: the forms of Retry-After.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
@@ -72,12 +72,12 @@ func TestRetryAfter(t *testing.T) {
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
-// config is that of a client for an endpoint that may be on loopback.
+// config returns the configuration of a client that may connect to loopback.
 func config(u *url.URL) Config {
 	return Config{URL: u, Allow: loopback, InFlight: 1, Timeout: 5 * time.Second, Now: time.Now}
 }
 
-// request forms a signed request to u.
+// request returns a function that forms a signed request to u.
 func request(u *url.URL) func(now time.Time) *http.Request {
 	signer, err := wire.ParseSigner("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 	if err != nil {
@@ -98,7 +98,7 @@ func postTo(t *testing.T, c Config) Outcome {
 	return client.Post(request(c.URL))
 }
 
-// guarded is a client whose connections a guard allows.
+// guarded returns a client that connects through g.
 func guarded(u *url.URL, g *guard) *Client {
 	return &Client{url: u, timeout: 5 * time.Second, transport: newTransport(g, 1), now: time.Now, private: g.private.Load}
 }
@@ -121,7 +121,7 @@ func post(t *testing.T, server string, timeout time.Duration) Outcome {
 	return client.Post(request(u))
 }
 
-// Row 20: a redirect is a failure, and nobody looks where it leads.
+// Row 20: a redirect is a failure and is not followed.
 func TestRedirectIsNotFollowed(t *testing.T) {
 	t.Parallel()
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the redirect was followed") }))
@@ -135,7 +135,7 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 	}
 }
 
-// Rows 21, 29, 30: bodies and interim answers.
+// Rows 21, 29, 30: bodies and interim responses.
 func TestResponses(t *testing.T) {
 	t.Parallel()
 	var written atomic.Int64
@@ -187,14 +187,15 @@ func TestResponses(t *testing.T) {
 			t.Errorf("%s: %s", tt.path, diff)
 		}
 	}
-	// What is beyond the drained part never leaves the receiver, save for what
-	// the sockets' buffers take.
+	// The client reads a bounded part of each body; the sockets' buffers hold some
+	// more.
 	if n := written.Load(); n > 2*(8<<20) {
-		t.Errorf("%d bytes were written by the receivers of 20 MiB", n)
+		t.Errorf("the receivers wrote %d bytes of 20 MiB", n)
 	}
 }
 
-// boundAddress is an address where nobody listens, and nobody else can.
+// boundAddress returns an address that is bound but not listened on, so that no
+// other process can listen there.
 func boundAddress(t *testing.T) string {
 	t.Helper()
 	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
@@ -212,7 +213,7 @@ func boundAddress(t *testing.T) string {
 	return fmt.Sprint("127.0.0.1:", name.(*syscall.SockaddrInet4).Port)
 }
 
-// Row 31, 70: why there is no answer.
+// Rows 31, 70: the codes of requests without a response.
 func TestTransportCodes(t *testing.T) {
 	t.Parallel()
 	silent := "http://" + boundAddress(t)
@@ -261,7 +262,7 @@ func TestTransportCodes(t *testing.T) {
 	}
 }
 
-// Row 70: the certificate must be the host's, whatever address answers.
+// Row 70: the certificate must be valid for the host, whatever its address.
 func TestCertificate(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewUnstartedServer(nil)
@@ -289,7 +290,7 @@ func TestCertificate(t *testing.T) {
 	}
 }
 
-// watched tells when its user knows that the connection is over.
+// watched reports when the transport closes the connection.
 type watched struct {
 	net.Conn
 	over chan<- struct{}

@@ -19,23 +19,23 @@ func TestRender(t *testing.T) {
 	m := &Message{Event: domain.PublicEvent{ID: "id-1", Type: "USER_UPDATED", Sub: `a"b`, Sequence: 7, Time: time.Date(2026, 1, 2, 3, 4, 5, 60_000, time.FixedZone("", 3600)),
 		Data: []byte(`{"sub":"a\"b","identityId":"i","providerUserId":"1095","changes":{"email":"ada@example.com"}}`)}}
 	for _, tt := range []struct {
-		payload string
-		gap     eventstore.Revision
-		want    string
+		payload  string
+		previous eventstore.Revision
+		want     string
 	}{
 		{domain.PayloadFull, NoSequence, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"sub":"a\"b","identityId":"i","providerUserId":"1095","changes":{"email":"ada@example.com"}}}`},
 		{domain.PayloadThin, NoSequence, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"identityId":"i","sub":"a\"b"}}`},
 		{domain.PayloadThin, 5, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"previous_sequence":5,"data":{"identityId":"i","sub":"a\"b"}}`},
 	} {
-		got, err := m.render(&Form{Format: domain.FormatStandard, Payload: tt.payload}, tt.gap)
+		got, err := m.render(&Form{Format: domain.FormatStandard, Payload: tt.payload}, tt.previous)
 		if err != nil || string(got) != tt.want {
-			t.Errorf("%s after %d:\n%s, %v, want\n%s", tt.payload, tt.gap, got, err, tt.want)
+			t.Errorf("%s after %d:\n%s, %v, want\n%s", tt.payload, tt.previous, got, err, tt.want)
 		}
 	}
 	a, _ := m.body(&Form{Format: domain.FormatStandard, Payload: domain.PayloadThin}, NoSequence)
 	b, _ := m.body(&Form{Format: domain.FormatStandard, Payload: domain.PayloadThin}, NoSequence)
 	if &a[0] != &b[0] || bytes.Contains(a, []byte("ada@example.com")) {
-		t.Error("a thin body is rendered twice or says more than ids")
+		t.Error("a thin body is rendered twice or has more than ids")
 	}
 }
 
@@ -48,7 +48,7 @@ func formOf(format, payload string) *Form {
 var sample = &Message{Position: 17, Part: 1, Event: domain.PublicEvent{ID: "id-1", Type: "USER_UPDATED", Sub: "s-1", Sequence: 7,
 	Time: time.Date(2026, 1, 2, 3, 4, 5, 60_000, time.UTC), Data: []byte(`{"sub":"s-1","fields":["email"],"changes":{"email":"ada@example.com"}}`)}}
 
-// Rows 74, 75, 78, 84: what each form looks like.
+// Rows 74, 75, 78, 84: the content of each format and payload.
 func TestForms(t *testing.T) {
 	t.Parallel()
 	const head = `{"specversion":"1.0","id":"id-1","source":"https://ledger.example","type":"USER_UPDATED","time":"2026-01-02T03:04:05.00006Z","sequence":"00000000000000000007","subject":"s-1","partitionkey":"s-1",`
@@ -70,14 +70,14 @@ func TestForms(t *testing.T) {
 			[]byte(`{"type":"USER_UPDATED","timestamp":"2026-01-02T03:04:05.00006Z","id":"id-1","sub":"s-1","sequence":7,"data":{"customer_id":"s-1","mail":"ada@example.com"}}`)}},
 		{"fields, binary", domain.FormatBinary, domain.PayloadFields, Content{"id-1", jsonType, header, []byte(`{"customer_id":"s-1","mail":"ada@example.com"}`)}},
 	} {
-		for range 2 { // row 9, row 79: the same whenever it is made
+		for range 2 { // row 9, row 79: the same at every attempt
 			got, err := sample.Content(formOf(tt.format, tt.payload), NoSequence)
 			if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
 				t.Errorf("%s: %v (-want +got):\n%s", tt.name, err, diff)
 			}
 		}
 	}
-	// What was traced says so where CloudEvents have a place for it.
+	// CloudEvents have the traceparent of a traced event; the standard format has none.
 	traced := &Message{Event: sample.Event}
 	traced.Event.Traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	if got, err := traced.Content(formOf(domain.FormatBinary, domain.PayloadFull), NoSequence); err != nil || got.Header.Get("Ce-Traceparent") != traced.Event.Traceparent {
@@ -87,10 +87,10 @@ func TestForms(t *testing.T) {
 		t.Errorf("traced, standard: %s, %v", got.Body, err)
 	}
 	if c, err := sample.Content(formOf(domain.FormatEvent, domain.PayloadFull), 5); err != nil || !bytes.Contains(c.Body, []byte(`"previoussequence":"00000000000000000005"`)) {
-		t.Errorf("a gap is not told: %s, %v", c.Body, err)
+		t.Errorf("the previous sequence is missing: %s, %v", c.Body, err)
 	}
 	if c, err := sample.Content(formOf(domain.FormatBinary, domain.PayloadFull), 5); err != nil || c.Header.Get("ce-previoussequence") == "" {
-		t.Errorf("a gap is not told: %v, %v", c.Header, err)
+		t.Errorf("the previous sequence is missing: %v, %v", c.Header, err)
 	}
 }
 
@@ -112,12 +112,12 @@ func TestHeaderEncoding(t *testing.T) {
 	}
 	for _, bad := range []string{"%C0%A0", "%E2%82", "%", "%zz"} {
 		if got, err := decodeHeader(bad); err == nil {
-			t.Errorf("row 77: %s is taken for %q", bad, got)
+			t.Errorf("row 77: %s is decoded as %q", bad, got)
 		}
 	}
 }
 
-// Row 81: there is always a body, whatever is left of an event.
+// Row 81: the body is never empty, whatever data an event has.
 func TestNoEmptyBody(t *testing.T) {
 	t.Parallel()
 	empty := &Message{Event: domain.PublicEvent{ID: "id", Type: "USER_LOGIN", Data: []byte("{}")}}
@@ -130,8 +130,8 @@ func TestNoEmptyBody(t *testing.T) {
 	}
 }
 
-// The bytes of a batch are bounded, but for an event that is larger by itself.
-func TestBatchBytes(t *testing.T) {
+// A batch is a JSON array, and its id depends only on its events.
+func TestBatch(t *testing.T) {
 	t.Parallel()
 	c := Batch(Content{ID: "a", Body: []byte(`{"id":"a"}`)})
 	if c.ID != "a" || string(c.Body) != `[{"id":"a"}]` {
@@ -147,8 +147,7 @@ func TestBatchBytes(t *testing.T) {
 	}
 }
 
-// What is sent in each format can be read again, and verified by keys of both
-// kinds.
+// A receiver can read every format and verify it with keys of both types.
 func TestReadDelivery(t *testing.T) {
 	t.Parallel()
 	keys := signersOf(t, v1Secret+" "+v3Private)
@@ -172,13 +171,13 @@ func TestReadDelivery(t *testing.T) {
 				t.Errorf("%s by %.5s: %v", format, secret, err)
 			}
 			if err := Verify([]Verifier{key}, header, append([]byte(" "), c.Body...), time.Now()); err == nil {
-				t.Errorf("%s by %.5s: another body is taken", format, secret)
+				t.Errorf("%s by %.5s: another body is accepted", format, secret)
 			}
 		}
 	}
 	for _, bad := range []string{"", "whpk_x", "whpk_" + v3Private[5:], "x"} {
 		if _, err := ParseVerifier(bad); err == nil {
-			t.Errorf("%q is taken for a key", bad)
+			t.Errorf("%q is accepted as a key", bad)
 		}
 	}
 	for kind, body := range map[string]string{"application/cloudevents+json": `{"id":"a"}`, "application/cloudevents-batch+json": `{}`, jsonType: `[]`} {

@@ -14,8 +14,7 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// The vectors of DELIVERY.md, rows 1 to 7; V1, V2 and V3 are published ones of
-// Standard Webhooks and Svix.
+// Test vectors, rows 1 to 7; Standard Webhooks and Svix published V1, V2 and V3.
 const (
 	v1Secret  = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 	v1ID      = "msg_p5jXN8AQM9LWM0D4loKWxJek"
@@ -26,7 +25,7 @@ const (
 	v3Want    = "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg=="
 )
 
-// signersOf are keys, newest first, separated by spaces.
+// signersOf parses secrets, newest first, separated by spaces.
 func signersOf(t testing.TB, secrets string) (all Signers) {
 	t.Helper()
 	for secret := range strings.FieldsSeq(secrets) {
@@ -64,7 +63,7 @@ func TestSign(t *testing.T) {
 		{"row 7: both kinds", v1Secret + " " + v3Private, v1ID, "1614265330", v1Body, v1Want + " " + v3Want},
 	} {
 		signers := signersOf(t, tt.secrets)
-		for range 2 { // the second time with a hash used before
+		for range 2 { // the second time with a reused hash
 			if got := signers.header(tt.id, time.Unix(1614265330, 0), tt.seconds, []byte(tt.body)); got != tt.want {
 				t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 			}
@@ -88,8 +87,8 @@ func TestEd25519Verifies(t *testing.T) {
 	}
 }
 
-// The official verifier must take what we send with several signatures, and
-// we must take what it sends.
+// The official library accepts our requests with several signatures, and Verify
+// accepts its requests.
 func TestVerify(t *testing.T) {
 	t.Parallel()
 	signers := signersOf(t, "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX "+v3Private+" "+v1Secret)
@@ -139,14 +138,14 @@ func TestParseSecret(t *testing.T) {
 	t.Parallel()
 	for _, secret := range []string{"", "whsec", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_!", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaS", v3Private} {
 		if _, err := parseSecret(secret); err == nil {
-			t.Errorf("parseSecret(%q) took it", secret)
+			t.Errorf("parseSecret(%q) accepted it", secret)
 		} else if len(secret) > 8 && strings.Contains(err.Error(), secret[8:]) {
 			t.Errorf("the error quotes the secret: %v", err)
 		}
 	}
 }
 
-// Row 16: GitHub's header, by GitHub's own example.
+// Row 16: GitHub's header, with GitHub's example.
 func TestHubSignature(t *testing.T) {
 	t.Parallel()
 	keys := signersOf(t, v3Private+" whsec_"+base64.StdEncoding.EncodeToString([]byte("It's a Secret to Everybody")))
@@ -164,7 +163,7 @@ func TestHubSignature(t *testing.T) {
 	}
 }
 
-// Headers of its own go with each delivery.
+// Configured headers are in each request.
 func TestHeaders(t *testing.T) {
 	t.Parallel()
 	e := Envelope{URL: endpoint, Signers: signersOf(t, v1Secret), Headers: map[string]string{"x-tenant": "7"}}
