@@ -32,10 +32,10 @@ type Secrets struct {
 	ClientKey string // PEM, of the client certificate
 }
 
-// into sets the ids of secrets in settings and returns the new secrets. Without a
+// assign sets the ids of secrets in settings and returns the new secrets. Without a
 // new secret it keeps the present one, but not for another receiver: a secret is
 // only sent to the receiver that it was given for.
-func (s Secrets) into(settings *domain.WebhookSettings, before domain.WebhookSettings) (secrets, []domain.Fault) {
+func (s Secrets) assign(settings *domain.WebhookSettings, before domain.WebhookSettings) (secrets, []domain.Fault) {
 	fresh := secrets{}
 	var faults []domain.Fault
 	fault := func(pointer, detail string) { faults = append(faults, domain.Fault{Pointer: pointer, Detail: detail}) }
@@ -168,7 +168,7 @@ func (r registry) validate(ctx context.Context, by domain.Request, id string, c 
 		}
 	}
 	settings := c.Settings()
-	fresh, faults := c.Secrets.into(&settings, domain.WebhookSettings{})
+	fresh, faults := c.Secrets.assign(&settings, domain.WebhookSettings{})
 	c.Options = settings.WebhookOptions
 	if c.Secret != "" {
 		if fault := wire.SecretFault(c.Secret, c.KeyType); fault != "" {
@@ -255,7 +255,7 @@ func (r registry) updated(ctx context.Context, by domain.Request, id string, cha
 	if err != nil {
 		return cmd, nil, err
 	}
-	fresh, faults := secrets.into(&settings, before.WebhookSettings)
+	fresh, faults := secrets.assign(&settings, before.WebhookSettings)
 	cmd.Settings = settings
 	_, _, err = r.ledger.try(ctx, by, id, cmd)
 	return cmd, fresh, r.check(settings, faults, err)
@@ -273,7 +273,7 @@ func (r registry) SetState(ctx context.Context, by domain.Request, id string, cm
 }
 
 // Delete deletes a webhook, its progress, its dead letters and its secrets. It
-// does not abort the requests under way; no others follow.
+// does not abort the requests in flight; no others follow.
 func (r registry) Delete(ctx context.Context, by domain.Request, id string) (eventstore.Position, error) {
 	_, at, err := r.change(ctx, by, id, domain.DeleteWebhook{})
 	return at, err

@@ -106,13 +106,13 @@ func TestI4LaneWithTheCursor(t *testing.T) {
 					t.Fatal(err)
 				}
 				r.mu.Lock()
-				told := arrived[messages[0].Event.ID]
+				delivered := arrived[messages[0].Event.ID]
 				r.mu.Unlock()
 				var owed bool
 				if err := tx.QueryRow(`SELECT count(*) FROM lane WHERE stream = ? AND next_position <= ?`, rec.Stream, rec.Position).Scan(&owed); err != nil {
 					t.Fatal(err)
 				}
-				if !told && !owed {
+				if !delivered && !owed {
 					t.Fatalf("position %d is settled, was not delivered, and no lane owes it", rec.Position)
 				}
 			}

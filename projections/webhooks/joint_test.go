@@ -21,7 +21,7 @@ import (
 type order struct {
 	w       *world
 	arrived map[string]bool
-	told    []string // the patterns of the webhook
+	patterns    []string // the patterns of the webhook
 }
 
 // check returns what is wrong with trying an event now, and with its previous
@@ -43,7 +43,7 @@ func (o *order) check(g got) (wrong []string) {
 			before = append(before, s)
 			continue
 		}
-		first := slices.IndexFunc(messages, func(m *wire.Message) bool { return m.Select(o.told) != nil })
+		first := slices.IndexFunc(messages, func(m *wire.Message) bool { return m.Select(o.patterns) != nil })
 		if messages[first].Event.ID != g.ID {
 			previous = rec.Revision // another public event of the same log event
 		}
@@ -53,7 +53,7 @@ func (o *order) check(g got) (wrong []string) {
 			}
 			for _, m := range b.messages {
 				switch {
-				case m.Select(o.told) == nil:
+				case m.Select(o.patterns) == nil:
 				case !o.arrived[m.Event.ID]:
 					wrong = append(wrong, fmt.Sprintf("%s of %v at %d is tried before %s of %v at %d has arrived",
 						rec.Type, s.keys, rec.Position, b.rec.Type, b.keys, b.rec.Position))
@@ -91,12 +91,12 @@ func (w *world) person(sub string) {
 func TestRow58aCombinedInALane(t *testing.T) {
 	t.Parallel()
 	for _, failing := range []string{"survivor", "merged"} {
-		for _, told := range [][]string{{"USER_*"}, {"USER_CREATED", "USER_UPDATED", "USER_COMBINED", "USER_SEPARATED"}} {
-			t.Run(fmt.Sprintf("%s fails, told of %s", failing, told), func(t *testing.T) {
+		for _, patterns := range [][]string{{"USER_*"}, {"USER_CREATED", "USER_UPDATED", "USER_COMBINED", "USER_SEPARATED"}} {
+			t.Run(fmt.Sprintf("%s fails, selects %s", failing, patterns), func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t, Config{Schedule: []time.Duration{time.Minute, time.Minute, time.Minute}})
-					o := &order{w: w, arrived: map[string]bool{}, told: told}
+					o := &order{w: w, arrived: map[string]bool{}, patterns: patterns}
 					bad := true
 					r := &receiver{}
 					r.answer = func(g got, n int) (int, http.Header) {
@@ -110,7 +110,7 @@ func TestRow58aCombinedInALane(t *testing.T) {
 						return 200, nil
 					}
 					w.transport = r
-					w.hook("crm", "https://crm.example/hook", told...)
+					w.hook("crm", "https://crm.example/hook", patterns...)
 					w.person("survivor")
 					w.person("merged")
 					w.person("unrelated")
@@ -157,7 +157,7 @@ func TestI9WaitsForTheWindow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Config{Timeout: time.Hour})
-		o := &order{w: w, arrived: map[string]bool{}, told: []string{"USER_*"}}
+		o := &order{w: w, arrived: map[string]bool{}, patterns: []string{"USER_*"}}
 		bad := true
 		r := &receiver{}
 		r.answer = func(g got, n int) (int, http.Header) {
@@ -203,19 +203,19 @@ func TestI9WaitsForTheWindow(t *testing.T) {
 func TestI9JoinedLanes(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(5) {
-		for _, told := range []string{"USER_*", "USER_UPDATED", "USER_COMBINED"} {
-			t.Run(fmt.Sprint(told, " ", seed), func(t *testing.T) {
+		for _, pattern := range []string{"USER_*", "USER_UPDATED", "USER_COMBINED"} {
+			t.Run(fmt.Sprint(pattern, " ", seed), func(t *testing.T) {
 				t.Parallel()
-				synctest.Test(t, func(t *testing.T) { joinedLanes(t, rand.New(rand.NewPCG(seed, 1)), told) })
+				synctest.Test(t, func(t *testing.T) { joinedLanes(t, rand.New(rand.NewPCG(seed, 1)), pattern) })
 			})
 		}
 	}
 }
 
-func joinedLanes(t *testing.T, random *rand.Rand, told string) {
+func joinedLanes(t *testing.T, random *rand.Rand, pattern string) {
 	schedule := slices.Repeat([]time.Duration{time.Second}, 40)
 	w := newWorld(t, Config{InFlight: 8, Schedule: schedule})
-	o := &order{w: w, arrived: map[string]bool{}, told: []string{told}}
+	o := &order{w: w, arrived: map[string]bool{}, patterns: []string{pattern}}
 	r := &receiver{delay: func() time.Duration { return rand.N(50 * time.Millisecond) }}
 	down := false
 	r.answer = func(g got, n int) (int, http.Header) {
@@ -232,7 +232,7 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 		return 200, nil
 	}
 	w.transport = r
-	w.hook("crm", "https://crm.example/hook", told)
+	w.hook("crm", "https://crm.example/hook", pattern)
 	const people = 6
 	for i := range people {
 		w.person(fmt.Sprint("p", i))
@@ -280,7 +280,7 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 			t.Fatal(err)
 		}
 		for _, m := range messages {
-			if m.Select(o.told) != nil {
+			if m.Select(o.patterns) != nil {
 				want++
 			}
 		}

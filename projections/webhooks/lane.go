@@ -25,7 +25,7 @@ type delivery struct {
 	ordering   []string // the keys of its queues, if they differ from the event's
 	lane       *lane    // nil in the window
 	generation int      // of the worker's memory, see worker.forget
-	inFlight   bool     // a request is under way
+	inFlight   bool     // a request is in flight
 	alone      bool     // sent in no batch, because a batch with it was refused
 	requested  bool     // sent because a client asked for it, outside the order
 }

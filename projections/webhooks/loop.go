@@ -10,7 +10,7 @@ import (
 )
 
 // run delivers until ctx is done. Then it sends nothing new, waits for the
-// requests under way, and writes its progress. It ends early only with
+// requests in flight, and writes its progress. It ends early only with
 // errFenced.
 func (w *worker) run(ctx context.Context) error {
 	defer close(w.ended)

@@ -26,7 +26,7 @@ func TestRateLimit(t *testing.T) {
 		w.run()
 		synctest.Wait()
 		if n := r.count(); n != 5 {
-			t.Errorf("row 57: %d requests at once, want the burst of 5", n)
+			t.Errorf("row 57: %d concurrent requests, want the burst of 5", n)
 		}
 		for second := range 10 {
 			before := r.count()

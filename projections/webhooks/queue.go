@@ -6,7 +6,7 @@ import "slices"
 // key are made one at a time, in the order they were added. A key is a stream;
 // an event of several accounts has the keys of all. Such a delivery waits until
 // it is first in each of its queues and holds them all until it is done. It
-// enters all queues at once and in the order of the log, so two deliveries never
+// enters all queues together and in the order of the log, so two deliveries never
 // wait for each other.
 type queues map[string][]*delivery
 

@@ -148,7 +148,7 @@ func (p *replays) Replay(ctx context.Context, id, replayID string) (Replay, erro
 	return all[0], nil
 }
 
-// CancelReplay ends a replay. It does not abort the requests under way. A replay
+// CancelReplay ends a replay. It does not abort the requests in flight. A replay
 // that has ended stays as it is.
 func (p *replays) CancelReplay(ctx context.Context, id, replayID string) (Replay, error) {
 	if _, err := p.Replay(ctx, id, replayID); err != nil {

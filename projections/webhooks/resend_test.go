@@ -404,7 +404,7 @@ func TestReports(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		fail := map[string]int{}
-		var told []string
+		var received []string
 		r := &receiver{overlaps: true}
 		r.answer = func(g got, n int) (int, http.Header) {
 			host := g.header.Get("Test-Host")
@@ -412,7 +412,7 @@ func TestReports(t *testing.T) {
 				return status, nil
 			}
 			if g.Type != "USER_CREATED" && g.Type != "USER_UPDATED" {
-				told = append(told, host+" "+g.Type)
+				received = append(received, host+" "+g.Type)
 			}
 			return 200, nil
 		}
@@ -471,7 +471,7 @@ func TestReports(t *testing.T) {
 		w.touch("ada", 1)
 		time.Sleep(100 * time.Hour)
 		r.mu.Lock()
-		got := slices.Clone(told)
+		got := slices.Clone(received)
 		r.mu.Unlock()
 		want := []string{"ops.example WEBHOOK_DELIVERY_FAILING", "ops.example WEBHOOK_DELIVERY_RECOVERED"}
 		if len(got) < 2 || !slices.Equal(got[:2], want) {

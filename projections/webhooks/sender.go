@@ -138,7 +138,7 @@ func (s *sender) selected(messages []*wire.Message) []*wire.Message {
 }
 
 // sending is a delivery and which of its public events a request carries. The
-// worker may change the delivery while the request is under way.
+// worker may change the delivery while the request is in flight.
 type sending struct {
 	*delivery
 	part int

@@ -15,7 +15,7 @@ type Stats struct {
 	State       domain.WebhookState
 	Backlog     int64               // events of the log that are not settled, whether the webhook selects them or not
 	Oldest      eventstore.Position // of the oldest event that is not settled or that a lane owes; 0: there is none
-	InFlight    int                 // requests under way
+	InFlight    int                 // requests in flight
 	Lanes       int                 // accounts that wait because their next event was refused
 	Blocked     int                 // of these, accounts whose next event is a dead letter and must not be skipped
 	DeadLetters int64               // events that are no longer retried

@@ -109,8 +109,8 @@ func TestAttemptedByHand(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
-		var told []Attempted
-		w := newWorld(t, Config{Observe: func(a Attempted) { mu.Lock(); told = append(told, a); mu.Unlock() }})
+		var observed []Attempted
+		w := newWorld(t, Config{Observe: func(a Attempted) { mu.Lock(); observed = append(observed, a); mu.Unlock() }})
 		w.transport = &receiver{}
 		w.hook("crm", "https://crm.example/hook")
 		w.run()
@@ -120,8 +120,8 @@ func TestAttemptedByHand(t *testing.T) {
 		if _, err := w.hooks.Resend(t.Context(), "crm", id); err != nil {
 			t.Fatal(err)
 		}
-		if len(told) != 2 || !told[0].Scheduled || told[1].Scheduled || told[1].Outcome != OutcomeDelivered {
-			t.Errorf("observed %+v, want a scheduled attempt and a resend", told)
+		if len(observed) != 2 || !observed[0].Scheduled || observed[1].Scheduled || observed[1].Outcome != OutcomeDelivered {
+			t.Errorf("observed %+v, want a scheduled attempt and a resend", observed)
 		}
 		w.stop()
 	})

@@ -85,7 +85,7 @@ func Open(ctx context.Context, c Config) (*Webhooks, error) {
 }
 
 // Run delivers until ctx is done. Then it sends nothing new, waits for the
-// requests under way, at most for the timeout of one, stores the progress of each
+// requests in flight, at most for the timeout of one, stores the progress of each
 // webhook, and returns nil: the next Run sends nothing twice.
 func (w *Webhooks) Run(ctx context.Context) error {
 	return w.serve(ctx, w.verifyBySystem, w.resume)
@@ -131,7 +131,7 @@ func (w *Webhooks) Backup(ctx context.Context, dest string) error {
 
 // Purge deletes the stored responses to requests about these accounts, which may
 // quote the requests, from delivery.db and its write-ahead log. Requests are not
-// stored. Responses that arrive later, to requests under way, are not stored
+// stored. Responses that arrive later, to requests in flight, are not stored
 // either. Purge does not need Run.
 func (w *Webhooks) Purge(ctx context.Context, subs ...string) error {
 	for _, sub := range subs {

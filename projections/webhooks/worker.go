@@ -36,9 +36,9 @@ type worker struct {
 	batch      int // events that a request may carry
 	pace       pace
 	save       chan<- *checkpoint
-	disable    func(code string)           // has the ledger disable the webhook; returns at once
-	report     func(domain.WebhookCommand) // has the ledger record how deliveries go; returns at once
-	reportDead func()                      // has the ledger record the dead letters that are written; returns at once
+	disable    func(code string)           // has the ledger disable the webhook; returns immediately
+	report     func(domain.WebhookCommand) // has the ledger record how deliveries go; returns immediately
+	reportDead func()                      // has the ledger record the dead letters that are written; returns immediately
 	logger     *slog.Logger
 
 	results chan []result // of one request
@@ -53,7 +53,7 @@ type worker struct {
 	ready  []*delivery // may be sent, in order
 	lanes  lanes
 
-	busy       int  // requests and lane reads under way
+	busy       int  // requests and lane reads in progress
 	laneReads  int  // of these
 	laneBusy   int  // of these, for lanes
 	waiting    int  // deliveries in queues

@@ -156,7 +156,7 @@ func (c *Client) Close() {
 
 // Post sends the request that form returns for the current time and classifies
 // the response. Where the receiver rejects an access token, it obtains a new
-// one and sends the request once more, formed anew. It follows no redirect and
+// one and sends the request once more, formed again. It follows no redirect and
 // repeats no request that was written to a connection.
 func (c *Client) Post(form func(now time.Time) *http.Request) Outcome {
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
