@@ -19,9 +19,9 @@ import (
 // order checks I2 and I9 at the receiver: when an event is tried, all earlier
 // events of its accounts have arrived.
 type order struct {
-	w       *world
-	arrived map[string]bool
-	patterns    []string // the patterns of the webhook
+	w        *world
+	arrived  map[string]bool
+	patterns []string // the patterns of the webhook
 }
 
 // check returns what is wrong with trying an event now, and with its previous
