@@ -145,8 +145,8 @@ func receive(ctx context.Context, listener net.Listener, r *receiver) error {
 type receiver struct {
 	out       console
 	keys      []wire.Verifier // none: nothing is verified
-	failEvery int                 // each request of this number is answered with 503; 0: none
-	status    int                 // of the answer to a verified delivery
+	failEvery int             // each request of this number is answered with 503; 0: none
+	status    int             // of the answer to a verified delivery
 	delay     time.Duration
 	showBody  bool
 	now       func() time.Time
