@@ -347,6 +347,7 @@ func TestVerification(t *testing.T) {
 			w.account(fmt.Sprint("a", i))
 		}
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if len(asked) != 1 || asked[0].Get(transport.HeaderRequestOrigin) != "ledger.example" || asked[0].Get("Webhook-Request-Rate") != "600" {
 			t.Fatalf("row 82: asked %d times, with %v", len(asked), asked)
 		}
@@ -387,10 +388,12 @@ func TestVerification(t *testing.T) {
 			t.Errorf("row 83: %+v, %v; want no bound", e.Verified, err)
 		}
 		// After a change of the URL, the new endpoint is asked without a request to do so.
+		synctest.Wait()
 		before := len(asked)
 		answer = http.Header{}
 		w.patch("crm", func(s *domain.WebhookSettings) { s.URL = "https://other.example/" })
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if e := w.get("crm"); e.State != domain.WebhookPending || len(asked) != before+1 {
 			t.Errorf("row 82: with a new URL it is %s, asked %d times; want %s, once", e.State, len(asked)-before, domain.WebhookPending)
 		}

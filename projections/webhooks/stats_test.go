@@ -3,6 +3,7 @@ package webhooks
 import (
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,13 +21,15 @@ func TestStats(t *testing.T) {
 		var mu sync.Mutex
 		attempts := map[string]int{}
 		var latency time.Duration
-		status, bad := 200, 200
+		var status, bad atomic.Int64
+		status.Store(200)
+		bad.Store(200)
 		r := &receiver{delay: func() time.Duration { return 250 * time.Millisecond }}
 		r.answer = func(g got, _ int) (int, http.Header) {
 			if g.Sub == "bad" {
-				return bad, nil
+				return int(bad.Load()), nil
 			}
-			return status, nil
+			return int(status.Load()), nil
 		}
 		w := newWorld(t, Config{Observe: func(a Attempted) {
 			mu.Lock()
@@ -65,14 +68,14 @@ func TestStats(t *testing.T) {
 			t.Errorf("latency %s after %v, want that of three consecutive requests", latency, attempts)
 		}
 
-		bad = 400
+		bad.Store(400)
 		w.account("bad")
 		first := w.head()
 		w.touch("ada", 1)
 		time.Sleep(2 * time.Second)
 		look(Stats{WebhookID: "crm", State: domain.WebhookEnabled, Lanes: 1, Oldest: first})
 
-		status = 503
+		status.Store(503)
 		w.touch("ada", 1)
 		time.Sleep(2 * time.Second)
 		look(Stats{WebhookID: "crm", State: domain.WebhookEnabled, Lanes: 1, Oldest: first, Backlog: 1, BreakerOpen: true})
@@ -88,7 +91,7 @@ func TestStats(t *testing.T) {
 		// delays.
 		w.run()
 		time.Sleep(100 * time.Hour)
-		status = 200
+		status.Store(200)
 		time.Sleep(24 * time.Hour)
 		for range 200 {
 			time.Sleep(time.Hour)
