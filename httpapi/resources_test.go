@@ -16,6 +16,7 @@ import (
 	"accountledger/domain"
 	"accountledger/projections"
 	"accountledger/projections/webhooks"
+	"accountledger/projections/webhooks/wire"
 )
 
 func TestPatchAccount(t *testing.T) {
@@ -334,9 +335,9 @@ func TestWebhooks(t *testing.T) {
 	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		<-ready
 		body, err := io.ReadAll(r.Body)
-		key, keyErr := webhooks.ParseSecret(secret)
+		key, keyErr := wire.ParseVerifier(secret)
 		if err == nil && keyErr == nil {
-			err = webhooks.Verify([][]byte{key}, r.Header, body, time.Now())
+			err = wire.Verify([]wire.Verifier{key}, r.Header, body, time.Now())
 		}
 		received <- err
 	}))

@@ -19,22 +19,24 @@ import (
 // mayImport is the table of ARCHITECTURE.md: which packages of ours a package
 // may import. Tests may import more.
 var mayImport = map[string][]string{
-	"eventstore":                  {},
-	"eventstore/tlog":             {"eventstore"},
-	"eventstore/seal":             {"eventstore"},
-	"eventstore/eventstoretest":   {"eventstore"},
-	"eventstore/sqlite":           {"eventstore", "eventstore/tlog"},
-	"domain":                      {"eventstore", "eventstore/seal"},
-	"domain/importer":             {"domain", "eventstore"},
-	"projections":                 {"domain", "eventstore", "eventstore/seal"},
-	"projections/projectionstest": {"domain", "eventstore", "eventstore/seal"},
-	"projections/webhooks":        {"domain", "eventstore", "eventstore/seal"},
-	"projections/scheduler":       {"domain", "eventstore", "projections"},
-	"projections/export":          {"domain", "eventstore", "projections"},
-	"projections/erasure":         {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks"},
-	"httpapi":                     {"domain", "domain/importer", "eventstore", "eventstore/seal", "projections", "projections/erasure", "projections/export", "projections/webhooks"},
-	"cmd/accountledger":           nil, // everything
-	"testdata":                    {},
+	"eventstore":                     {},
+	"eventstore/tlog":                {"eventstore"},
+	"eventstore/seal":                {"eventstore"},
+	"eventstore/eventstoretest":      {"eventstore"},
+	"eventstore/sqlite":              {"eventstore", "eventstore/tlog"},
+	"domain":                         {"eventstore", "eventstore/seal"},
+	"domain/importer":                {"domain", "eventstore"},
+	"projections":                    {"domain", "eventstore", "eventstore/seal"},
+	"projections/projectionstest":    {"domain", "eventstore", "eventstore/seal"},
+	"projections/webhooks":           {"domain", "eventstore", "eventstore/seal", "projections/webhooks/transport", "projections/webhooks/wire"},
+	"projections/webhooks/transport": {"domain"},
+	"projections/webhooks/wire":      {"domain", "eventstore"},
+	"projections/scheduler":          {"domain", "eventstore", "projections"},
+	"projections/export":             {"domain", "eventstore", "projections"},
+	"projections/erasure":            {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks"},
+	"httpapi":                        {"domain", "domain/importer", "eventstore", "eventstore/seal", "projections", "projections/erasure", "projections/export", "projections/webhooks"},
+	"cmd/accountledger":              nil, // everything
+	"testdata":                       {},
 }
 
 func TestImports(t *testing.T) {

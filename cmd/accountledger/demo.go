@@ -25,7 +25,7 @@ import (
 
 	"accountledger/domain"
 	"accountledger/domain/importer"
-	"accountledger/projections/webhooks"
+	"accountledger/projections/webhooks/wire"
 	"accountledger/testdata/imports"
 )
 
@@ -178,7 +178,7 @@ func (d *demonstration) live(ctx context.Context) error {
 	key := make([]byte, 32)
 	rand.Read(key) // never fails, see its documentation
 	secret := "whsec_" + base64.StdEncoding.EncodeToString(key)
-	verifier, err := webhooks.ParseVerifier(secret)
+	verifier, err := wire.ParseVerifier(secret)
 	if err != nil {
 		return err
 	}
@@ -186,7 +186,7 @@ func (d *demonstration) live(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &receiver{out: console{out: io.Discard, err: io.Discard}, keys: []webhooks.Verifier{verifier}, status: http.StatusNoContent, now: time.Now}
+	r := &receiver{out: console{out: io.Discard, err: io.Discard}, keys: []wire.Verifier{verifier}, status: http.StatusNoContent, now: time.Now}
 	r.accepted = func(x delivery) { d.delivered <- x }
 	running.Go(func() error { return receive(ctx, listener, r) })
 

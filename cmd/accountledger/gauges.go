@@ -185,7 +185,7 @@ func (s *scrape) deliveries() error {
 	for id := range s.metrics.attemptedHooks.Range {
 		deleted[id.(string)] = true
 	}
-	all, err := s.ledger.hooks.Figures(s.ctx)
+	all, err := s.ledger.hooks.Stats(s.ctx)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"accountledger/eventstore"
-	"accountledger/projections/webhooks"
+	"accountledger/projections/webhooks/wire"
 )
 
 // secretEnv holds the secret of the webhook that listen receives for.
@@ -99,11 +99,11 @@ func (o listenOptions) receiver(out console) (*receiver, error) {
 	}
 	r := &receiver{out: out, status: o.status, delay: o.delay, failing: o.failFirst, failEvery: o.failEvery, showBody: o.showBody, now: time.Now}
 	if secret != "" {
-		key, err := webhooks.ParseVerifier(secret)
+		key, err := wire.ParseVerifier(secret)
 		if err != nil {
 			return nil, usagef("secret: %w", err)
 		}
-		r.keys = []webhooks.Verifier{key}
+		r.keys = []wire.Verifier{key}
 	}
 	return r, nil
 }
@@ -144,9 +144,9 @@ func receive(ctx context.Context, listener net.Listener, r *receiver) error {
 // receiver is the other end of a webhook.
 type receiver struct {
 	out       console
-	keys      []webhooks.Verifier // none: nothing is verified
-	failEvery int                 // each request of this number is answered with 503; 0: none
-	status    int                 // of the answer to a verified delivery
+	keys      []wire.Verifier // none: nothing is verified
+	failEvery int             // each request of this number is answered with 503; 0: none
+	status    int             // of the answer to a verified delivery
 	delay     time.Duration
 	showBody  bool
 	now       func() time.Time
@@ -211,10 +211,10 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
 		return
 	}
-	d := delivery{Time: r.now().UTC(), ID: request.Header.Get(webhooks.HeaderID)}
+	d := delivery{Time: r.now().UTC(), ID: request.Header.Get(wire.HeaderID)}
 	if len(r.keys) == 0 {
 		d.Problem = notChecked
-	} else if err := webhooks.VerifyWith(r.keys, request.Header, body, d.Time); err != nil {
+	} else if err := wire.Verify(r.keys, request.Header, body, d.Time); err != nil {
 		d.Problem = err.Error()
 	} else {
 		d.Verified = true
@@ -238,7 +238,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 
 // read is the events a request tells of, as lines.
 func (d delivery) read(header http.Header, body []byte) []delivery {
-	events, err := webhooks.ReadDelivery(header, body)
+	events, err := wire.ReadDelivery(header, body)
 	if err != nil || len(events) == 0 {
 		d.Problem = "the body is not an event"
 		return []delivery{d}

@@ -16,8 +16,6 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
-
-	"accountledger/projections/webhooks"
 )
 
 const listenSecret = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
@@ -104,18 +102,22 @@ func TestListenBatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := webhooks.ParseSecret(listenSecret)
+	signer, err := standardwebhooks.NewWebhook(listenSecret)
 	if err != nil {
 		t.Fatal(err)
 	}
 	const body = `[{"id":"e1","type":"USER_CREATED","subject":"a","sequence":"00000000000000000000"},{"id":"e2","type":"USER_UPDATED","subject":"b","sequence":"00000000000000000007"}]`
 	for i, want := range []int{204, 503, 204} {
 		now := time.Now()
+		signature, err := signer.Sign("batch", now, []byte(body))
+		if err != nil {
+			t.Fatal(err)
+		}
 		request := httptest.NewRequest("POST", "/", strings.NewReader(body))
 		request.Header.Set("Content-Type", "application/cloudevents-batch+json; charset=UTF-8")
 		request.Header.Set("webhook-id", "batch")
 		request.Header.Set("webhook-timestamp", strconv.FormatInt(now.Unix(), 10))
-		request.Header.Set("webhook-signature", webhooks.Sign(key, "batch", now, []byte(body)))
+		request.Header.Set("webhook-signature", signature)
 		answer := httptest.NewRecorder()
 		r.ServeHTTP(answer, request)
 		if answer.Code != want {

@@ -229,7 +229,7 @@ func (m *metrics) scheduled(x scheduler.Execution) {
 func (m *metrics) attempted(a webhooks.Attempted) {
 	m.attempts.WithLabelValues(a.WebhookID, a.Outcome).Inc()
 	m.attemptedHooks.LoadOrStore(a.WebhookID, nil)
-	if a.InTurn && a.Outcome == webhooks.OutcomeDelivered {
+	if a.Scheduled && a.Outcome == webhooks.OutcomeDelivered {
 		m.latency.WithLabelValues(a.WebhookID).Observe(a.Age.Seconds())
 	}
 }

@@ -14,12 +14,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
 
-// short is a schedule that is over soon.
+// short is a schedule that ends soon.
 var short = []time.Duration{time.Second, time.Minute}
 
-// patch configures an endpoint anew.
+// patch changes the settings of a webhook.
 func (w *world) patch(id string, change func(*domain.WebhookSettings)) {
 	w.t.Helper()
 	if _, _, err := w.hooks.Update(w.t.Context(), asAdmin, id, func(before domain.Webhook) (domain.WebhookSettings, Secrets, error) {
@@ -30,7 +32,7 @@ func (w *world) patch(id string, change func(*domain.WebhookSettings)) {
 	}
 }
 
-// with creates an endpoint for the events of accounts with further settings.
+// with creates a webhook that selects the events of accounts, with more options.
 func (w *world) with(id string, change func(*domain.WebhookOptions)) {
 	w.t.Helper()
 	c := creation("https://" + id + ".example/hook")
@@ -38,7 +40,7 @@ func (w *world) with(id string, change func(*domain.WebhookOptions)) {
 	w.create(id, c)
 }
 
-// reports are the events of the log that say how an endpoint's deliveries go.
+// reports returns the types of the log's reports on a webhook's deliveries.
 func (w *world) reports(id string) (types []string) {
 	w.log.mu.Lock()
 	defer w.log.mu.Unlock()
@@ -50,7 +52,7 @@ func (w *world) reports(id string) (types []string) {
 	return types
 }
 
-// sequences are what a receiver got, with what it was told came before.
+// sequences returns the sequences that a receiver got, each with the previous one.
 func (r *receiver) sequences(sub string) (all []string) {
 	for _, g := range r.got() {
 		if g.Sub != sub {
@@ -65,9 +67,9 @@ func (r *receiver) sequences(sub string) (all []string) {
 	return all
 }
 
-// Row 39: with the policy block an account waits at what was given up, visibly,
-// and the others flow; row 115: sent again by hand it goes on, whether the
-// endpoint is running or not. Or the policy is changed.
+// Row 39: with the policy block an account visibly waits at its dead letter, and
+// other accounts continue. Row 115: it continues after a resend, whether the webhook
+// is enabled or not, or after a change of the policy.
 func TestBlock(t *testing.T) {
 	t.Parallel()
 	for _, release := range []string{"resend", "resend while paused", "skip"} {
@@ -90,7 +92,7 @@ func TestBlock(t *testing.T) {
 				w.touch("ada", 2)
 				w.account("bob")
 				time.Sleep(time.Hour)
-				w.restart() // it stays so
+				w.restart() // the lane stays blocked
 				w.touch("bob", 1)
 				time.Sleep(100 * time.Hour)
 				e := w.get("crm")
@@ -102,7 +104,7 @@ func TestBlock(t *testing.T) {
 					t.Fatalf("lanes %+v, %v; want one", lanes, err)
 				}
 				dead := w.deliveries("crm")[slices.IndexFunc(w.deliveries("crm"), func(d Delivery) bool { return d.Status == StatusDead })]
-				want := Lane{Sub: "ada", Status: LaneBlocked, Sequence: 1, Position: dead.Position, EventID: dead.EventID, Attempts: 3, Error: codeStatus}
+				want := Lane{Sub: "ada", Status: LaneBlocked, Sequence: 1, Position: dead.Position, EventID: dead.EventID, Attempts: 3, Error: "status"}
 				if diff := cmp.Diff(want, lanes[0]); diff != "" {
 					t.Errorf("lane: %s", diff)
 				}
@@ -113,7 +115,7 @@ func TestBlock(t *testing.T) {
 					t.Helper()
 					d, err := w.hooks.Resend(t.Context(), "crm", dead.EventID)
 					if last := d.Attempts[len(d.Attempts)-1]; err != nil || d.Status != want || last.Trigger != triggerManual {
-						t.Errorf("row 115: resent: %+v, %v; want it %s by hand", d, err, want)
+						t.Errorf("row 115: resent: %+v, %v; want it %s by a manual attempt", d, err, want)
 					}
 				}
 				switch release {
@@ -123,9 +125,9 @@ func TestBlock(t *testing.T) {
 					}
 					fallthrough
 				case "resend":
-					resend(StatusDead) // refused once more
+					resend(StatusDead) // refused again
 					if e := w.get("crm"); e.Blocked != 1 || e.DeadLetters != 1 {
-						t.Errorf("after a resend in vain: %d blocked, %d dead letters; want 1 and 1", e.Blocked, e.DeadLetters)
+						t.Errorf("after a refused resend: %d blocked, %d dead letters; want 1 and 1", e.Blocked, e.DeadLetters)
 					}
 					r.set(func(*receiver) { refuse = false })
 					resend(StatusDelivered)
@@ -145,9 +147,9 @@ func TestBlock(t *testing.T) {
 					t.Errorf("%d blocked, %d dead letters after %s", e.Blocked, e.DeadLetters, release)
 				}
 				if n := map[string]int{"skip": 6 + 2}[release]; n > 0 && r.count() != n {
-					t.Errorf("%d requests, want %d: it is tried once more", r.count(), n)
+					t.Errorf("%d requests, want %d: the event is retried once", r.count(), n)
 				} else if n == 0 && r.count() != 6+2+1 {
-					t.Errorf("%d requests, want 9: what was sent by hand is not sent again", r.count())
+					t.Errorf("%d requests, want 9: a resent event is not sent again", r.count())
 				}
 				w.stop()
 			})
@@ -155,8 +157,8 @@ func TestBlock(t *testing.T) {
 	}
 }
 
-// Row 115: an event that arrived is sent again, under its id, signed with the
-// key of today, as often as one likes, and it says nothing of the endpoint.
+// Row 115: a delivered event can be resent any number of times, with the same id,
+// signed with the present key, without any effect on the webhook's health.
 func TestResend(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -190,13 +192,13 @@ func TestResend(t *testing.T) {
 				t.Fatalf("row 115: resend %d: %+v, %v", i+1, d, err)
 			}
 			again := r.got()[2+i]
-			if again.ID != first.ID || string(again.body) != string(first.body) || again.header.Get(HeaderSignature) == first.header.Get(HeaderSignature) {
-				t.Errorf("row 115: %s with signature %s, first %s", again.body, again.header.Get(HeaderSignature), first.body)
+			if again.ID != first.ID || string(again.body) != string(first.body) || again.header.Get(wire.HeaderSignature) == first.header.Get(wire.HeaderSignature) {
+				t.Errorf("row 115: %s with signature %s, first %s", again.body, again.header.Get(wire.HeaderSignature), first.body)
 			}
 		}
 		after := w.get("crm")
 		if diff := cmp.Diff(before, after, cmp.AllowUnexported(domain.Webhook{})); diff != "" {
-			t.Errorf("row 115: the endpoint's health: %s", diff)
+			t.Errorf("row 115: the webhook's health: %s", diff)
 		}
 		for _, id := range []string{domain.NewID().String(), "x"} {
 			if _, err := w.hooks.Resend(t.Context(), "crm", id); domain.CodeOf(err) != domain.CodeDeliveryNotFound {
@@ -204,14 +206,14 @@ func TestResend(t *testing.T) {
 			}
 		}
 		if _, err := w.hooks.Resend(t.Context(), "nobody", first.ID); domain.CodeOf(err) != domain.CodeWebhookNotFound {
-			t.Errorf("resend to nobody: %v", err)
+			t.Errorf("resend to an unknown webhook: %v", err)
 		}
 		w.stop()
 	})
 }
 
-// What comes before an event is what the endpoint was to be told of before,
-// whatever else is in the log, and the same at every attempt.
+// The previous sequence is that of the event which the webhook selected before,
+// whatever else is in the log, and is the same at every attempt.
 func TestPrevious(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -221,7 +223,7 @@ func TestPrevious(t *testing.T) {
 		r.answer = func(g got, n int) (int, http.Header) {
 			g.ID += g.header.Get("Test-Host")
 			if before, ok := bodies[g.ID]; ok && before != string(g.body) {
-				t.Errorf("another body at another attempt: %s, before %s", g.body, before)
+				t.Errorf("the body changed between attempts: %s, before %s", g.body, before)
 			}
 			bodies[g.ID] = string(g.body)
 			if tries[g.ID]++; tries[g.ID] < 3 {
@@ -231,7 +233,7 @@ func TestPrevious(t *testing.T) {
 		}
 		w := newWorld(t, Config{Schedule: []time.Duration{time.Second}})
 		w.config.Schedule = []time.Duration{time.Second, time.Second, time.Second}
-		w.hooks.c.Schedule = w.config.Schedule
+		w.hooks.config.Schedule = w.config.Schedule
 		w.transport = r
 		c := creation("https://crm.example/hook")
 		c.Events = []string{"USER_STATUS_CHANGED"}
@@ -253,7 +255,7 @@ func TestPrevious(t *testing.T) {
 		if diff := cmp.Diff([]string{"1 after none", "102 after 1", "103 after 102", "107 after 103"}, seen); diff != "" {
 			t.Error(diff)
 		}
-		// An endpoint that begins later is not told of what came before it.
+		// A webhook that starts later gets no earlier sequence.
 		c.After, c.URL = w.head(), "https://late.example/hook"
 		w.create("late", c)
 		status(domain.StatusDeclined)
@@ -268,17 +270,17 @@ func TestPrevious(t *testing.T) {
 			}
 		}
 		if diff := cmp.Diff([]string{"108"}, slices.Compact(late)); diff != "" {
-			t.Errorf("without an event before: %s", diff)
+			t.Errorf("without an earlier event: %s", diff)
 		}
 		w.stop()
 	})
 }
 
-// Row 118: a test is signed and marked, whatever the form, and leaves no trace.
+// Row 118: a test is signed and marked in every format, and nothing of it is stored.
 func TestTest(t *testing.T) {
 	t.Parallel()
 	for _, format := range domain.Formats {
-		var got []Told
+		var got []wire.Received
 		var header http.Header
 		secret := ""
 		status := 204
@@ -287,14 +289,10 @@ func TestTest(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			key, err := ParseSecret(secret)
-			if err != nil {
-				t.Error(err)
-			}
-			if err := Verify([][]byte{key}, r.Header, body, time.Now()); err != nil {
+			if err := verify(secret, r.Header, body, time.Now()); err != nil {
 				t.Errorf("row 118: %s: %v", format, err)
 			}
-			if got, err = ReadDelivery(r.Header, body); err != nil {
+			if got, err = wire.ReadDelivery(r.Header, body); err != nil {
 				t.Errorf("row 118: %s: %v in %s", format, err, body)
 			}
 			header = r.Header
@@ -309,16 +307,16 @@ func TestTest(t *testing.T) {
 		if err != nil || !p.OK || p.Status != 204 || p.Error != "" || p.Time.IsZero() {
 			t.Errorf("row 118: %s: %+v, %v", format, p, err)
 		}
-		if len(got) != 1 || got[0].Type != TestType || header.Get(HeaderTest) != "true" {
+		if len(got) != 1 || got[0].Type != TestType || header.Get(wire.HeaderTest) != "true" {
 			t.Errorf("row 118: %s: %+v with %v", format, got, header)
 		}
 		status = 500
-		if p, err := w.hooks.Test(t.Context(), "crm"); err != nil || p.OK || p.Status != 500 || p.Error != codeStatus {
+		if p, err := w.hooks.Test(t.Context(), "crm"); err != nil || p.OK || p.Status != 500 || p.Error != "status" {
 			t.Errorf("row 118: %s: %+v, %v; want 500", format, p, err)
 		}
 		server.Close()
-		if p, err := w.hooks.Test(t.Context(), "crm"); err != nil || p.OK || p.Status != 0 || p.Error != codeRefused {
-			t.Errorf("row 118: %s: %+v, %v; want %s", format, p, err, codeRefused)
+		if p, err := w.hooks.Test(t.Context(), "crm"); err != nil || p.OK || p.Status != 0 || p.Error != "connection_refused" {
+			t.Errorf("row 118: %s: %+v, %v; want %s", format, p, err, "connection_refused")
 		}
 		if e := w.get("crm"); len(w.deliveries("crm")) != 0 || w.head() != head || e.Breaker.State != "closed" {
 			t.Errorf("row 118: %s: %d deliveries, the log at %d, breaker %s; want no trace", format, len(w.deliveries("crm")), w.head(), e.Breaker.State)
@@ -326,8 +324,8 @@ func TestTest(t *testing.T) {
 	}
 }
 
-// Rows 82, 83: an endpoint that is to be asked gets nothing before it allows
-// it, and then no more than it allows.
+// Rows 82, 83: an endpoint that must be verified gets no delivery before it permits
+// them, and then not more than the rate it allows.
 func TestVerification(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -349,23 +347,24 @@ func TestVerification(t *testing.T) {
 			w.account(fmt.Sprint("a", i))
 		}
 		time.Sleep(time.Hour)
-		if len(asked) != 1 || asked[0].Get(HeaderRequestOrigin) != "ledger.example" || asked[0].Get(headerRequestRate) != "600" {
+		synctest.Wait()
+		if len(asked) != 1 || asked[0].Get(transport.HeaderRequestOrigin) != "ledger.example" || asked[0].Get("Webhook-Request-Rate") != "600" {
 			t.Fatalf("row 82: asked %d times, with %v", len(asked), asked)
 		}
 		for _, tt := range []struct {
 			status int
 			origin string
 		}{{200, ""}, {200, "other.example"}, {204, "example"}, {404, ""}, {405, "other.example"}, {500, "*"}} {
-			status, answer = tt.status, http.Header{headerAllowedOrigin: {tt.origin}}
+			status, answer = tt.status, http.Header{"Webhook-Allowed-Origin": {tt.origin}}
 			p, e, err := w.hooks.Verify(t.Context(), asAdmin, "crm")
 			if err != nil || p.OK || p.Status != tt.status || e.State != domain.WebhookPending {
 				t.Errorf("row 82: after %d and %q: %+v, %s, %v; want %s", tt.status, tt.origin, p, e.State, err, domain.WebhookPending)
 			}
 		}
 		if _, _, err := w.hooks.SetState(t.Context(), asAdmin, "crm", domain.SetWebhookState{State: domain.WebhookEnabled}); err != nil || w.get("crm").State != domain.WebhookPending || r.count() != 0 {
-			t.Errorf("row 82: enabled by hand it is %s, %v, with %d requests", w.get("crm").State, err, r.count())
+			t.Errorf("row 82: enabled by a client it is %s, %v, with %d requests", w.get("crm").State, err, r.count())
 		}
-		status, answer = 200, http.Header{headerAllowedOrigin: {"Ledger.Example"}, headerAllowedRate: {"100"}}
+		status, answer = 200, http.Header{"Webhook-Allowed-Origin": {"Ledger.Example"}, "Webhook-Allowed-Rate": {"100"}}
 		p, e, err := w.hooks.Verify(t.Context(), asAdmin, "crm")
 		if err != nil || !p.OK || e.State != domain.WebhookEnabled || e.Verified == nil || e.Verified.AllowedRate != 100 {
 			t.Fatalf("row 82: %+v, %+v, %v; want it enabled for 100 a minute", p, e.Webhook, err)
@@ -380,33 +379,35 @@ func TestVerification(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		w.settled("crm")
 		for _, g := range r.got() {
-			if g.header.Get(HeaderRequestOrigin) != "ledger.example" {
+			if g.header.Get(transport.HeaderRequestOrigin) != "ledger.example" {
 				t.Fatalf("row 83: a delivery with %v", g.header)
 			}
 		}
-		answer = http.Header{headerAllowedOrigin: {"*"}, headerAllowedRate: {"*"}}
+		answer = http.Header{"Webhook-Allowed-Origin": {"*"}, "Webhook-Allowed-Rate": {"*"}}
 		if _, e, err := w.hooks.Verify(t.Context(), asAdmin, "crm"); err != nil || e.Verified.AllowedRate != 0 {
 			t.Errorf("row 83: %+v, %v; want no bound", e.Verified, err)
 		}
-		// At another address another receiver is asked, by itself.
+		// After a change of the URL, the new endpoint is asked without a request to do so.
+		synctest.Wait()
 		before := len(asked)
 		answer = http.Header{}
 		w.patch("crm", func(s *domain.WebhookSettings) { s.URL = "https://other.example/" })
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if e := w.get("crm"); e.State != domain.WebhookPending || len(asked) != before+1 {
-			t.Errorf("row 82: moved it is %s, asked %d times; want %s, once", e.State, len(asked)-before, domain.WebhookPending)
+			t.Errorf("row 82: with a new URL it is %s, asked %d times; want %s, once", e.State, len(asked)-before, domain.WebhookPending)
 		}
 		w.stop()
 	})
 }
 
-// Row 119: that deliveries fail, recover and are given up is in the log once a
-// transition, others are told, and nobody is told of his own.
+// Row 119: the log has one report for each time that deliveries fail, recover or
+// are exhausted. Other webhooks receive it, the webhook itself does not.
 func TestReports(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		fail := map[string]int{}
-		var told []string
+		var received []string
 		r := &receiver{overlaps: true}
 		r.answer = func(g got, n int) (int, http.Header) {
 			host := g.header.Get("Test-Host")
@@ -414,7 +415,7 @@ func TestReports(t *testing.T) {
 				return status, nil
 			}
 			if g.Type != "USER_CREATED" && g.Type != "USER_UPDATED" {
-				told = append(told, host+" "+g.Type)
+				received = append(received, host+" "+g.Type)
 			}
 			return 200, nil
 		}
@@ -447,7 +448,7 @@ func TestReports(t *testing.T) {
 		if diff := cmp.Diff([]string{"failing.v1", "recovered.v1"}, w.reports("crm")); diff != "" {
 			t.Errorf("row 119: after a restart and a recovery: %s", diff)
 		}
-		// Given up, and what tells of it is refused, too: that is the end of it.
+		// If the receiver refuses the report of a dead letter as well, no report follows.
 		set("crm.example", 422)
 		set("ops.example", 422)
 		w.touch("ada", 1)
@@ -460,24 +461,24 @@ func TestReports(t *testing.T) {
 				}
 			}
 			if exhausted != 1 {
-				t.Errorf("row 119: %s: %v, want one event given up", id, w.reports(id))
+				t.Errorf("row 119: %s: %v, want one report of a dead letter", id, w.reports(id))
 			}
 		}
 		head := w.head()
 		time.Sleep(100 * time.Hour)
 		if w.head() != head {
-			t.Errorf("row 119: the log goes on from %d to %d by itself", head, w.head())
+			t.Errorf("row 119: the log grows from %d to %d without a command", head, w.head())
 		}
 		set("crm.example", 0)
 		set("ops.example", 0)
 		w.touch("ada", 1)
 		time.Sleep(100 * time.Hour)
 		r.mu.Lock()
-		got := slices.Clone(told)
+		got := slices.Clone(received)
 		r.mu.Unlock()
 		want := []string{"ops.example WEBHOOK_DELIVERY_FAILING", "ops.example WEBHOOK_DELIVERY_RECOVERED"}
 		if len(got) < 2 || !slices.Equal(got[:2], want) {
-			t.Errorf("row 119: told %v, want %v first", got, want)
+			t.Errorf("row 119: received %v, want %v first", got, want)
 		}
 		for _, g := range r.got() {
 			var data struct {
@@ -487,14 +488,14 @@ func TestReports(t *testing.T) {
 				t.Fatal(err)
 			}
 			if data.WebhookID != "" && data.WebhookID+".example" == g.header.Get("Test-Host") {
-				t.Errorf("row 119: %s is told of its own deliveries: %s", data.WebhookID, g.body)
+				t.Errorf("row 119: %s receives reports on its own deliveries: %s", data.WebhookID, g.body)
 			}
 		}
 		w.stop()
 	})
 }
 
-// transportFunc is a network that answers with whole responses.
+// transportFunc is a network that returns whole responses.
 type transportFunc func(*http.Request) (*http.Response, error)
 
 func (f transportFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

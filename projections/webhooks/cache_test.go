@@ -10,7 +10,7 @@ import (
 	"accountledger/eventstore"
 )
 
-// countedLog counts how often it is read.
+// countedLog counts reads.
 type countedLog struct {
 	*memoryLog
 	reads atomic.Int64
@@ -21,8 +21,8 @@ func (l *countedLog) Subscribe(ctx context.Context, after eventstore.Position) i
 	return l.memoryLog.Subscribe(ctx, after)
 }
 
-// Readers at the same place of history share its pages, whichever of them is
-// first, and keep only so much of them.
+// Readers at the same place of history share its pages, whichever reads first, and
+// the cache keeps a bounded number of bytes of them.
 func TestHistoryIsShared(t *testing.T) {
 	t.Parallel()
 	const pages, readers = 40, 10
@@ -36,8 +36,8 @@ func TestHistoryIsShared(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f := newFeed(log, pages*pageSize)
-	starts := make([]sync.WaitGroup, pages+1) // so that they are about at the same place
+	f := newCache(log, pages*pageSize)
+	starts := make([]sync.WaitGroup, pages+1) // keeps the readers at about the same place
 	for i := range starts {
 		starts[i].Add(readers)
 	}
@@ -54,7 +54,7 @@ func TestHistoryIsShared(t *testing.T) {
 				}
 				for _, s := range page {
 					if at++; s.rec.Position != at {
-						t.Errorf("position %d where %d was due", s.rec.Position, at)
+						t.Errorf("position %d, want %d", s.rec.Position, at)
 						return
 					}
 				}

@@ -1,10 +1,9 @@
-package webhooks
+package transport
 
 import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha1"
-	"crypto/tls"
 	"encoding/base32"
 	"encoding/binary"
 	"errors"
@@ -21,65 +20,11 @@ import (
 	"accountledger/domain"
 )
 
-// Secrets go with settings that need some, and are only ever written: what is
-// "" stays as it is.
-type Secrets struct {
-	Auth      string // the API key, password, TOTP seed in base32, or client secret
-	ClientKey string // PEM, of the client certificate
-}
-
-// into puts the ids of secrets into settings, of those given or of those there
-// are, and returns the new ones. A secret that is there is not sent to another
-// place than the one it was given for: it has to be given again.
-func (s Secrets) into(settings *domain.WebhookSettings, before domain.WebhookSettings) (vault, []domain.Fault) {
-	fresh := vault{}
-	var faults []domain.Fault
-	fault := func(pointer, detail string) { faults = append(faults, domain.Fault{Pointer: pointer, Detail: detail}) }
-	if a := &settings.Auth; a.Type != "" {
-		kept := before.Auth
-		switch {
-		case s.Auth != "":
-			if detail := authFault(a.Type, s.Auth); detail != "" {
-				fault("/auth/secret", detail)
-			}
-			a.SecretID = domain.NewID().String()
-			fresh[a.SecretID] = s.Auth
-		case kept.SecretID == "" || kept.Type != a.Type:
-			fault("/auth/secret", "is missing")
-		case kept.TokenURL != a.TokenURL || a.Type != domain.AuthOAuth2 && origin(before.URL) != origin(settings.URL):
-			fault("/auth/secret", "must be given again for another receiver")
-		default:
-			a.SecretID = kept.SecretID
-		}
-	}
-	if c := &settings.ClientCertificate; c.Certificate != "" {
-		switch {
-		case s.ClientKey != "":
-			if _, err := tls.X509KeyPair([]byte(c.Certificate), []byte(s.ClientKey)); err != nil {
-				fault("/clientCertificate/key", "must be, like the certificate, PEM, and belong to it")
-			}
-			c.SecretID = domain.NewID().String()
-			fresh[c.SecretID] = s.ClientKey
-		case before.ClientCertificate.Certificate != c.Certificate:
-			fault("/clientCertificate/key", "is missing")
-		default:
-			c.SecretID = before.ClientCertificate.SecretID
-		}
-	}
-	return fresh, faults
-}
-
-func origin(text string) string {
-	u, err := url.Parse(text)
-	if err != nil {
-		return ""
-	}
-	return u.Scheme + "://" + strings.ToLower(u.Host)
-}
-
-func authFault(kind domain.WebhookAuthType, secret string) string {
+// SecretFault returns what is wrong with a secret for a type of authentication,
+// or "". It never quotes the secret.
+func SecretFault(kind domain.WebhookAuthType, secret string) string {
 	if len(secret) > 4096 || strings.ContainsFunc(secret, func(c rune) bool { return c < ' ' || c > '~' }) {
-		return "at most 4096 bytes of printable ASCII"
+		return "must be at most 4096 bytes of printable ASCII"
 	}
 	if kind == domain.AuthTOTP {
 		if _, err := seed(secret); err != nil {
@@ -89,7 +34,7 @@ func authFault(kind domain.WebhookAuthType, secret string) string {
 	return ""
 }
 
-// credentials show a receiver who is sending.
+// credentials authenticate the ledger to a receiver.
 type credentials struct {
 	domain.WebhookAuth
 	secret string
@@ -97,7 +42,8 @@ type credentials struct {
 	now    func() time.Time
 }
 
-// add puts them into a request, in a URL or header of its own.
+// add adds the credentials to a request. It replaces r.URL instead of changing
+// it, because requests share it.
 func (c *credentials) add(ctx context.Context, r *http.Request) error {
 	switch c.Type {
 	case domain.AuthAPIKey:
@@ -129,16 +75,17 @@ func (c *credentials) add(ctx context.Context, r *http.Request) error {
 	return nil
 }
 
-// seed reads a TOTP secret as authenticators show it.
+// seed decodes a TOTP secret: base32, as authenticator apps show it.
 func seed(secret string) ([]byte, error) {
 	key, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(strings.ToUpper(strings.TrimRight(strings.ReplaceAll(secret, " ", ""), "=")))
 	if err != nil || len(key) < 16 || len(key) > 64 {
-		return nil, errors.New("webhooks: not a TOTP secret")
+		return nil, errors.New("transport: not a TOTP secret")
 	}
 	return key, nil
 }
 
-// totp is RFC 6238's code at a time, with six digits and 30 seconds.
+// totp returns the time-based one-time password of RFC 6238: SHA-1, six digits,
+// a time step of 30 seconds.
 func totp(key []byte, now time.Time) string {
 	mac := hmac.New(sha1.New, key)
 	mac.Write(binary.BigEndian.AppendUint64(nil, uint64(now.Unix()/30)))
@@ -147,8 +94,9 @@ func totp(key []byte, now time.Time) string {
 	return fmt.Sprintf("%06d", code%1_000_000)
 }
 
-// tokens gets access tokens of an OAuth 2.0 server for a client, through the
-// same guard as deliveries, and keeps one until shortly before it expires.
+// tokens obtains access tokens from an OAuth 2.0 server with the client
+// credentials grant (RFC 6749, section 4.4), and keeps one until shortly before
+// it expires. It connects under the same restrictions as deliveries.
 type tokens struct {
 	url       *url.URL
 	client    string
@@ -158,21 +106,21 @@ type tokens struct {
 	transport http.RoundTripper
 	now       func() time.Time
 
-	mu    sync.Mutex // held while a token is asked for, so that many requests ask once
+	mu    sync.Mutex // held while a token is requested, so that concurrent deliveries request one
 	token string
 	until time.Time
 }
 
-// How long tokens are kept.
+// Bounds of access tokens.
 const (
-	tokenMargin  = 30 * time.Second // before its expiry a token is not used any more
-	tokenDefault = 5 * time.Minute  // where the server does not say
-	maxToken     = 64 << 10         // bytes of an answer
+	tokenMargin  = 30 * time.Second // a token is replaced this long before it expires
+	tokenDefault = 5 * time.Minute  // how long a token is kept if the server names no expiry
+	maxToken     = 64 << 10         // bytes read of a response
 )
 
-// errToken is in the chain of every refusal by the server; what it said is
-// not, for it may quote what it was sent.
-var errToken = errors.New("webhooks: no access token")
+// errToken is returned if the server issues no token. It does not quote the
+// server's response, which may quote the client's secret.
+var errToken = errors.New("transport: no access token")
 
 func (s *tokens) get(ctx context.Context) (string, error) {
 	s.mu.Lock()
@@ -189,10 +137,10 @@ func (s *tokens) get(ctx context.Context) (string, error) {
 		return "", errToken
 	}
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	r.Header.Set("Accept", jsonType)
+	r.Header.Set("Accept", "application/json")
 	r.Header.Set("User-Agent", s.userAgent)
 	r.SetBasicAuth(url.QueryEscape(s.client), url.QueryEscape(s.secret)) // RFC 6749, section 2.3.1
-	asked := s.now()
+	requested := s.now()
 	response, err := s.transport.RoundTrip(r)
 	if err != nil {
 		return "", err
@@ -215,15 +163,15 @@ func (s *tokens) get(ctx context.Context) (string, error) {
 	if answer.ExpiresIn > 0 {
 		kept = time.Duration(min(answer.ExpiresIn, 24*60*60)*float64(time.Second)) - tokenMargin
 	}
-	s.token, s.until = answer.Token, asked.Add(kept)
+	s.token, s.until = answer.Token, requested.Add(kept)
 	return s.token, nil
 }
 
-// forget drops a token that was refused, unless there is another by now.
-func (s *tokens) forget(refused string) {
+// forget drops a rejected token, unless another has replaced it.
+func (s *tokens) forget(rejected string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.token == refused {
+	if s.token == rejected {
 		s.token = ""
 	}
 }

@@ -1,4 +1,4 @@
-package webhooks
+package transport
 
 import (
 	"context"
@@ -11,11 +11,10 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 )
 
-// fakeNet is a guard's network: names resolve as told, dialled addresses are
-// counted and never reached.
+// fakeNet is a guard's network: names resolve to configured addresses, and dials
+// are counted but not made.
 type fakeNet struct {
 	names map[string][]string
 	dials atomic.Int64
@@ -37,7 +36,7 @@ func (f *fakeNet) guard(plain bool, allow ...string) *guard {
 		}
 		return addrs, nil
 	}
-	// Nothing gets past this, whatever the guard says.
+	// No connection is made, whatever the guard allows.
 	g.dialer.ControlContext = func(_ context.Context, network, address string, _ syscall.RawConn) error {
 		if err := g.control(network, address, nil); err != nil {
 			return err
@@ -51,7 +50,7 @@ func (f *fakeNet) guard(plain bool, allow ...string) *guard {
 
 var errDialled = errors.New("would be dialled")
 
-// Rows 59 to 63, 65, 66: no packet leaves for an address inside.
+// Rows 59 to 63, 65, 66: no packet is sent to an internal address.
 func TestGuardRefuses(t *testing.T) {
 	t.Parallel()
 	rows := map[string][]string{
@@ -77,23 +76,21 @@ func refusedByGuard(t *testing.T, host string) {
 	t.Helper()
 	f := &fakeNet{names: map[string][]string{
 		"mixed.example": {"8.8.8.8", "10.0.0.1"}, "metadata.example": {"169.254.169.254"}, "inside.example": {"::1"},
-		// What a C library makes of numbers.
+		// How a C library reads numbers.
 		"2130706433": {"127.0.0.1"}, "127.1": {"127.0.0.1"},
 	}}
 	u, err := url.Parse("https://" + host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := target{url: u, transport: newTransport(f.guard(false), 1), timeout: time.Second, now: time.Now,
-		signers: anySigner(), private: func() bool { return false }}
-	o := target.post(content{id: "id", body: []byte("{}")})
-	if o.code != codeBlocked || o.scope != unavailable || f.dials.Load() != 0 {
-		t.Errorf("%s: %q after %d dials, want %s after none", host, o.code, f.dials.Load(), codeBlocked)
+	o := guarded(u, f.guard(false)).Post(request(u))
+	if o.Code != codeBlocked || o.Scope != Unavailable || f.dials.Load() != 0 {
+		t.Errorf("%s: %q after %d dials, want %s after none", host, o.Code, f.dials.Load(), codeBlocked)
 	}
 }
 
-// Rows 62, 66, 69: what is public is dialled, what is allowed opens alone,
-// metadata services never.
+// Rows 62, 66, 69: public addresses are dialled, private ones only if they are
+// allowed, metadata services never.
 func TestGuardAllows(t *testing.T) {
 	t.Parallel()
 	f := &fakeNet{names: map[string][]string{
@@ -109,7 +106,7 @@ func TestGuardAllows(t *testing.T) {
 		{"public.example:443", false, nil, true},
 		{"public.example:8443", false, nil, true},
 		{"public.example:443", false, []string{"10.0.0.0/8"}, true},
-		{"public.example:80", true, nil, false}, // in the clear
+		{"public.example:80", true, nil, false}, // without TLS
 		{"public.example:80", true, []string{"10.0.0.0/8"}, false},
 		{"crm.internal:80", true, []string{"10.0.0.0/8"}, true},
 		{"crm.internal:22", false, []string{"10.0.0.0/8"}, true},
@@ -132,19 +129,19 @@ func TestGuardAllows(t *testing.T) {
 	}
 }
 
-// Row 62: the address that counts is the one at the time of sending.
+// Row 62: the guard checks the address at the time of dialling.
 func TestGuardRebinding(t *testing.T) {
 	t.Parallel()
 	f := &fakeNet{names: map[string][]string{"rebind.example": {"8.8.8.8"}}}
 	g := f.guard(false)
 	if _, err := g.dial(t.Context(), "tcp", "rebind.example:443"); !errors.Is(err, errDialled) {
-		t.Fatalf("dial = %v, want it to be tried", err)
+		t.Fatalf("dial = %v, want a dial", err)
 	}
 	f.names["rebind.example"] = []string{"127.0.0.1"}
 	if _, err := g.dial(t.Context(), "tcp", "rebind.example:443"); !errors.Is(err, errBlocked) {
 		t.Errorf("row 62: dial = %v, want errBlocked", err)
 	}
-	// And should the look-up be bypassed, the socket's address is still asked for.
+	// The socket's address is checked even if the lookup is bypassed.
 	for _, address := range []string{"127.0.0.1:443", "[::1]:443", "8.8.8.8:22", "nonsense"} {
 		if err := newGuard(nil, false).control("tcp4", address, nil); !errors.Is(err, errBlocked) {
 			t.Errorf("control(%s) = %v, want errBlocked", address, err)
@@ -155,9 +152,9 @@ func TestGuardRebinding(t *testing.T) {
 	}
 }
 
-// Row 67: the environment's proxy gets nothing.
+// Row 67: the environment's proxy is not used.
 func TestNoProxy(t *testing.T) {
-	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("row 67: the proxy was asked") }))
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("row 67: the proxy got a request") }))
 	defer proxy.Close()
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy"} {
 		t.Setenv(name, proxy.URL)
@@ -167,8 +164,8 @@ func TestNoProxy(t *testing.T) {
 	}
 }
 
-// Row 73: what a private address answers is not kept; Row 30: of a public one
-// the start is.
+// Row 73: a response from a private address is not kept; row 30: of one from a
+// public address the start is kept.
 func TestResponseOfPrivateAddress(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
@@ -178,15 +175,15 @@ func TestResponseOfPrivateAddress(t *testing.T) {
 	u, _ := url.Parse(server.URL)
 	g := newGuard(loopback, true)
 	for _, private := range []func() bool{g.private.Load, func() bool { return false }} {
-		target := target{url: u, transport: newTransport(g, 1), timeout: 5 * time.Second, now: time.Now,
-			signers: anySigner(), private: private}
-		o := target.post(content{id: "id", body: []byte("{}")})
-		if kept := len(o.response) > 0; kept == private() {
+		client := guarded(u, g)
+		client.private = private
+		o := client.Post(request(u))
+		if kept := len(o.Response) > 0; kept == private() {
 			t.Errorf("row 73: response of private address %t kept: %t", private(), kept)
 		}
 	}
 	if !g.private.Load() {
-		t.Error("loopback is not taken for private")
+		t.Error("loopback does not count as private")
 	}
 }
 
@@ -199,15 +196,12 @@ func mustURL(t testing.TB, text string) *url.URL {
 	return u
 }
 
-// Row 64: what a redirect leads to is not looked at, were it the metadata
-// service itself.
+// Row 64: a redirect to the metadata service is not followed.
 func TestRedirectInside(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.RedirectHandler("http://169.254.169.254/latest/meta-data", http.StatusFound))
 	defer server.Close()
-	target := target{url: mustURL(t, server.URL), transport: newTransport(newGuard(loopback, true), 1), timeout: 5 * time.Second, now: time.Now,
-		signers: anySigner(), private: func() bool { return false }}
-	if o := target.post(content{id: "id", body: []byte("{}")}); o.scope != unavailable || o.code != codeRedirect {
-		t.Errorf("row 64: %q, want %s", o.code, codeRedirect)
+	if o := postTo(t, config(mustURL(t, server.URL))); o.Scope != Unavailable || o.Code != codeRedirect {
+		t.Errorf("row 64: %q, want %s", o.Code, codeRedirect)
 	}
 }

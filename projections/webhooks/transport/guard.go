@@ -1,4 +1,4 @@
-package webhooks
+package transport
 
 import (
 	"context"
@@ -20,42 +20,44 @@ import (
 )
 
 // errBlocked is in the chain of every refusal to connect.
-var errBlocked = errors.New("webhooks: this address may not be connected to")
+var errBlocked = errors.New("transport: connections to this address are blocked")
 
-// Addresses that stay closed whatever is allowed: they hand out credentials
-// of the machine, and no receiver of webhooks lives there.
+// metadata are the addresses that stay blocked whatever the operator allows:
+// cloud providers issue the machine's credentials there, and no receiver of
+// webhooks uses them.
 var metadata = []netip.Prefix{
 	netip.MustParsePrefix("169.254.0.0/16"),     // link-local: AWS, Azure, GCP, ECS and most others
 	netip.MustParsePrefix("fe80::/10"),          // the same over IPv6
 	netip.MustParsePrefix("fd00:ec2::/32"),      // AWS over IPv6
 	netip.MustParsePrefix("fd20:ce::254/128"),   // GCP over IPv6
-	netip.MustParsePrefix("168.63.129.16/32"),   // Azure's wire server, a public address by its look
+	netip.MustParsePrefix("168.63.129.16/32"),   // Azure's wire server; the address looks public
 	netip.MustParsePrefix("100.100.100.200/32"), // Alibaba Cloud
 	netip.MustParsePrefix("192.0.0.192/32"),     // Oracle Cloud
 }
 
-// Ports from 1024 on of services that understand a request that was meant for
-// somebody else: databases, caches, container engines, remote desktops.
+// servicePorts are ports from 1024 on whose services might act on a request
+// that was not meant for them: databases, caches, container engines, remote
+// desktops.
 var servicePorts = []uint16{
 	1433, 1521, 2049, 2375, 2376, 2379, 2380, 3306, 3389, 5432, 5900, 6000, 6379, 9042, 9092, 9200, 11211, 27017,
 }
 
 var public = ssrf.New(ssrf.WithAnyPort())
 
-// guard decides which addresses an endpoint is connected to. It is asked when
-// the address is known and about to be dialled, so that a name that changes
-// its mind between check and use gains nothing.
+// guard decides which addresses a client may connect to. It checks the address
+// that is about to be dialled, so a name that resolves differently between
+// check and use (DNS rebinding) gains nothing.
 type guard struct {
-	allow []netip.Prefix // opened by the operator, on any port and without TLS
-	plain bool           // the endpoint's scheme is http, which is for allowed addresses only
+	allow []netip.Prefix // allowed by the operator, on any port and without TLS
+	plain bool           // the scheme is http, which requires an allowed address
 
 	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 	dialer net.Dialer
-	roots  *x509.CertPool   // of authorities; nil: the machine's
-	client *tls.Certificate // shown where it is asked for; nil: none
+	roots  *x509.CertPool   // of certificate authorities; nil: the system's
+	client *tls.Certificate // presented if the server requests one; nil: none
 
-	// private is set once a connection went to an address that only the
-	// operator's word opened: what it answers is not shown.
+	// private is set once a connection went to an address that only Allow
+	// permits: its responses are not shown.
 	private atomic.Bool
 }
 
@@ -65,14 +67,14 @@ func newGuard(allow []netip.Prefix, plain bool) *guard {
 	return g
 }
 
-// allowed reports whether the operator opened a.
+// allowed reports whether the operator allowed a.
 func (g *guard) allowed(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
 	in := func(p netip.Prefix) bool { return p.Contains(a) }
 	return !slices.ContainsFunc(metadata, in) && slices.ContainsFunc(g.allow, in)
 }
 
-// check refuses what must not be connected to.
+// check returns errBlocked for an address that must not be connected to.
 func (g *guard) check(a netip.AddrPort) error {
 	addr := a.Addr().Unmap().WithZone("")
 	switch {
@@ -94,7 +96,7 @@ func usualPort(port uint16) bool {
 	return port == 80 || port == 443 || port >= 1024 && !slices.Contains(servicePorts, port)
 }
 
-// control is net.Dialer's: the last word, on the address of the socket.
+// control is net.Dialer's Control: the final check, of the socket's address.
 func (g *guard) control(network, address string, _ syscall.RawConn) error {
 	a, err := netip.ParseAddrPort(address)
 	if err != nil || network != "tcp4" && network != "tcp6" {
@@ -103,9 +105,9 @@ func (g *guard) control(network, address string, _ syscall.RawConn) error {
 	return g.check(a)
 }
 
-// dial connects to a host. All its addresses must be fit to connect to: a
-// name with a public and a private one is an attack or a mistake. Only where
-// some are allowed by the operator the others are left aside.
+// dial connects to a host. Every address of the host must pass check: a name
+// with a public and a private address is an attack or a mistake. If the operator
+// allowed some of the addresses, dial ignores the others.
 func (g *guard) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	addrs, err := g.resolve(ctx, address)
 	if err != nil {
@@ -128,12 +130,11 @@ func (g *guard) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	return nil, failed
 }
 
-// errTLS is in the chain of an error of a handshake that fails for another
-// reason than its certificate or time.
-var errTLS = errors.New("webhooks: TLS handshake")
+// errTLS is in the chain of every error of a TLS handshake.
+var errTLS = errors.New("transport: TLS handshake")
 
-// dialTLS connects to a host and makes sure it is the host. There is no way
-// around that: whoever wants a private authority gives it to the machine.
+// dialTLS connects to a host and verifies its certificate. Verification cannot
+// be turned off; an operator with a private authority adds it to the system's.
 func (g *guard) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := g.dial(ctx, network, address)
 	if err != nil {
@@ -155,7 +156,7 @@ func (g *guard) dialTLS(ctx context.Context, network, address string) (net.Conn,
 	return secure, nil
 }
 
-// resolve returns the addresses of host:port, all of them checked.
+// resolve returns the addresses of host:port, after checking all of them.
 func (g *guard) resolve(ctx context.Context, address string) ([]netip.AddrPort, error) {
 	host, portText, err := net.SplitHostPort(address)
 	if err != nil {
@@ -169,7 +170,7 @@ func (g *guard) resolve(ctx context.Context, address string) ([]netip.AddrPort, 
 	if a, err := netip.ParseAddr(host); err == nil {
 		found = []netip.Addr{a}
 	} else if numeric(host) {
-		return nil, fmt.Errorf("%w: an address in disguise", errBlocked)
+		return nil, fmt.Errorf("%w: the host is an obfuscated address", errBlocked)
 	} else if found, err = g.lookup(ctx, "ip", host); err != nil {
 		return nil, err
 	}
@@ -196,9 +197,9 @@ func (g *guard) resolve(ctx context.Context, address string) ([]netip.AddrPort, 
 	return addrs, nil
 }
 
-// numeric reports whether the C library might take host for an IPv4 address:
-// 2130706433, 0x7f000001, 127.1, 0177.0.0.1 are all 127.0.0.1 to it. As the
-// URL standard has it, a host whose last label is a number is an address.
+// numeric reports whether the C library might read host as an IPv4 address: it
+// reads 2130706433, 0x7f000001, 127.1 and 0177.0.0.1 as 127.0.0.1. Per the URL
+// standard, a host whose last label is a number is an address.
 func numeric(host string) bool {
 	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
 	last := strings.ToLower(labels[len(labels)-1])
@@ -208,14 +209,15 @@ func numeric(host string) bool {
 	return strings.Trim(last, "0123456789") == ""
 }
 
-// fault says what is wrong with an endpoint's URL that can be told without
-// asking the network, or "". The URL is an absolute one already.
-func (g *guard) fault(u *url.URL) string {
+// URLFault returns what is wrong with an endpoint's URL, or "", without using
+// the network; u is absolute. allow is as in Config.
+func URLFault(u *url.URL, allow []netip.Prefix) string {
+	g := guard{allow: allow}
 	host := u.Hostname()
 	addr, err := netip.ParseAddr(host)
 	literal := err == nil
-	// Where a name leads is known at connection time only; the operator may
-	// have allowed it.
+	// What a name resolves to is known only at connection time; the operator may
+	// have allowed that address.
 	open := literal && g.allowed(addr) || !literal && len(g.allow) > 0
 	port, err := strconv.ParseUint(u.Port(), 10, 16)
 	switch {
