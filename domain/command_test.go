@@ -41,14 +41,7 @@ func TestDecide(t *testing.T) {
 		change(&n)
 		return []NewIdentity{n}
 	}
-	tests := []struct {
-		name   string
-		given  []Event
-		when   Command
-		then   []Event
-		code   Code
-		faults []string // pointers
-	}{
+	decide(t, []decision{
 		{name: "create", when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada}}, then: []Event{adaCreated}},
 		{name: "create registered is pending", when: CreateAccount{Origin: OriginRegistered, Identities: []NewIdentity{ada}},
 			then: []Event{AccountCreated{Origin: OriginRegistered, Status: StatusPending, IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile, Groups: inUsers}}},
@@ -108,8 +101,23 @@ func TestDecide(t *testing.T) {
 		{name: "set a field with a bad key", given: []Event{adaCreated}, when: SetCustomFields{map[string]jsontext.Value{"a b": value("1")}}, code: CodeInvalidRequest, faults: []string{""}},
 
 		{name: "change an erased account", given: []Event{adaCreated, AccountErased{}}, when: SetStatus{Status: StatusVerified}, code: CodeAccountErased},
-	}
-	for _, tt := range tests {
+	})
+}
+
+// decision is what an account with a history answers to a command: events, or
+// a refusal.
+type decision struct {
+	name   string
+	given  []Event
+	when   Command
+	then   []Event
+	code   Code
+	faults []string // pointers
+}
+
+// decide runs a test for each decision, under the default configuration.
+func decide(t *testing.T, decisions []decision) {
+	for _, tt := range decisions {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			got, err := Decide(Setting{Config: NewConfig()}, fold(tt.given...), tt.when)

@@ -252,3 +252,21 @@ func TestDeleteConsent(t *testing.T) {
 	census.during = nil
 	ask(CodeInUse, DeleteConsent{ConsentID: "news"})
 }
+
+func (ConsentDecided) sample() sample {
+	return sample{event: ConsentDecided{"newsletter", 2, ConsentAccepted, time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC), "web", "shop", value(`{"form":"f1"}`)},
+		clear:  "ConsentID Version Status Time",
+		others: []Event{ConsentDecided{Status: ConsentDeclined}, ConsentDecided{Status: ConsentRevoked}}}
+}
+
+func (ConsentDefinitionSet) sample() sample {
+	return sample{event: ConsentDefinitionSet{"newsletter", "Newsletter", "To tell you what is new.", "consent", []ConsentVersion{{1, map[string]string{"en": "Yes, please."},
+		"https://example.com/newsletter", time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)}}, true, []string{"name", "versions"}},
+		clear:  "ConsentID Name Purpose LegalBasis Published Created Fields",
+		others: []Event{ConsentDefinitionSet{Fields: []string{"name"}}}}
+}
+
+func (ConsentDefinitionDeleted) sample() sample {
+	return sample{event: ConsentDefinitionDeleted{"newsletter"},
+		clear: "ConsentID"}
+}

@@ -495,3 +495,14 @@ func TestOneName(t *testing.T) {
 	mustExecute(t, l, by("", ""), "b", SetCustomFields{fieldValues("login", "null")})
 	mustExecute(t, l, by("", ""), "a", SetCustomFields{fieldValues("login", `"bob b"`)})
 }
+
+func (FieldSet) sample() sample {
+	return sample{event: FieldSet{fullField, true, []string{"dataType", "required"}},
+		clear:  "Field Created Fields",
+		others: []Event{FieldSet{Fields: []string{"labels"}}}}
+}
+
+func (FieldDeleted) sample() sample {
+	return sample{event: FieldDeleted{"tier"},
+		clear: "FieldKey"}
+}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
@@ -291,4 +292,28 @@ func TestTree(t *testing.T) {
 			},
 		})
 	})
+}
+
+func (GroupSet) sample() sample {
+	return sample{event: GroupSet{GroupID: "BERLIN", GroupName: "Berlin", GroupType: "OFFICE", ParentID: "EUROPE", Description: "Next to the station.",
+		CustomFields: map[string]jsontext.Value{"floor": value("3")}, Created: true,
+		Fields: []string{"groupName", "groupType", "parentId", "description", "customFields"}},
+		clear:  "GroupID GroupName GroupType ParentID Description CustomFields Created Fields",
+		others: []Event{GroupSet{GroupID: "BERLIN", Fields: []string{"parentId"}}}}
+}
+
+func (GroupDeleted) sample() sample {
+	return sample{event: GroupDeleted{GroupID: "BERLIN"},
+		clear: "GroupID"}
+}
+
+func (GroupTypeSet) sample() sample {
+	return sample{event: GroupTypeSet{GroupType: "OFFICE", RoleMode: ModeAllowedRoles, AllowedRoles: []string{"ADMIN", "USER"}, Created: true, Fields: []string{"roleMode", "allowedRoles"}},
+		clear:  "GroupType RoleMode AllowedRoles Created Fields",
+		others: []Event{GroupTypeSet{GroupType: "OFFICE", Fields: []string{"roleMode"}}}}
+}
+
+func (GroupTypeDeleted) sample() sample {
+	return sample{event: GroupTypeDeleted{GroupType: "OFFICE"},
+		clear: "GroupType"}
 }

@@ -340,3 +340,33 @@ func TestMergeConsents(t *testing.T) {
 	w.check(t)
 	stands("again accepted, earlier accepted, later accepted, same accepted, same2 declined")
 }
+
+func (AccountMerged) sample() sample {
+	return sample{event: AccountMerged{From: "0190a1b2-0000-7000-8000-000000000002", Via: "0190a1b2-0000-7000-8000-000000000003", Status: StatusVerified,
+		CreatedTime: goldenMeta.EffectiveTime, IdentityIDs: []string{fullIdentity.IdentityID}, Identities: []Identity{fullIdentity},
+		CustomFields: map[string]jsontext.Value{"tier": value(`"silver"`)}, Filled: []string{"employee_id"}, Conflicts: []string{"tier"},
+		Groups:      []Membership{{GroupID: "BERLIN", GroupType: "OFFICE", Path: "/EUROPE/BERLIN", Roles: []string{"USER"}, JoinedTime: goldenMeta.EffectiveTime}},
+		Consents:    []ConsentDecision{{ConsentID: "newsletter", Version: 2, Status: ConsentAccepted, Time: goldenMeta.EffectiveTime, Channel: "web"}},
+		FieldClaims: map[string]Kind{"tier": "customFields.tier"}},
+		clear: "From Via Status CreatedTime IdentityIDs Filled Conflicts Groups FieldClaims"}
+}
+
+func (AccountCombined) sample() sample {
+	return sample{event: AccountCombined{"0190a1b2-0000-7000-8000-000000000001", StatusPending},
+		clear: "Into From"}
+}
+
+func (AccountSeparated) sample() sample {
+	return sample{event: AccountSeparated{From: "0190a1b2-0000-7000-8000-000000000002", IdentityIDs: []string{fullIdentity.IdentityID}, Unset: []string{"employee_id"}},
+		clear: "From IdentityIDs Unset"}
+}
+
+func (AccountRestored) sample() sample {
+	return sample{event: AccountRestored{"0190a1b2-0000-7000-8000-000000000001", StatusPending, []string{fullIdentity.IdentityID}, []Identity{fullIdentity}},
+		clear: "Survivor To IdentityIDs"}
+}
+
+func (IdentitiesReturned) sample() sample {
+	return sample{event: IdentitiesReturned{"0190a1b2-0000-7000-8000-000000000003", []string{fullIdentity.IdentityID}, []Identity{fullIdentity}},
+		clear: "From IdentityIDs", untold: true}
+}

@@ -241,3 +241,25 @@ func TestErase(t *testing.T) {
 		t.Errorf("complete again: %v", done.Events)
 	}
 }
+
+func (SchedulePlanned) sample() sample {
+	return sample{event: SchedulePlanned{ScheduleID: "0190a1b2-0000-7000-8000-00000000000c", Kind: ScheduleReminder, DueTime: goldenTime, TargetStatus: StatusDeclined,
+		ReminderNo: 1, PeriodSeconds: 86400, Origin: ScheduleAuto, SetupID: "first-reminder"},
+		clear: "ScheduleID Kind DueTime TargetStatus ReminderNo PeriodSeconds Origin SetupID"}
+}
+
+func (SchedulePostponed) sample() sample {
+	return sample{event: SchedulePostponed{ScheduleID: "0190a1b2-0000-7000-8000-00000000000c", From: goldenTime, DueTime: goldenTime.Add(time.Hour)},
+		clear: "ScheduleID From DueTime"}
+}
+
+func (ScheduleCancelled) sample() sample {
+	return sample{event: ScheduleCancelled{ScheduleID: "0190a1b2-0000-7000-8000-00000000000c", Reason: "verified"},
+		clear: "ScheduleID Reason"}
+}
+
+func (ScheduleExecuted) sample() sample {
+	return sample{event: ScheduleExecuted{ScheduleID: "0190a1b2-0000-7000-8000-00000000000c", Kind: ScheduleReminder, State: ScheduleDone, Reason: "unchanged",
+		DueTime: goldenTime, Late: true, ReminderNo: 1, NextDueTime: goldenTime.Add(24 * time.Hour)},
+		clear: "ScheduleID Kind State Reason DueTime Late ReminderNo NextDueTime"}
+}

@@ -188,3 +188,48 @@ func TestReportsLeaveTheRevision(t *testing.T) {
 		t.Errorf("revision %d after a pause, want its place in the stream, 2", w.Revision)
 	}
 }
+
+func (WebhookCreated) sample() sample {
+	return sample{event: WebhookCreated{"https://crm.example/hook", []string{"USER_*"}, FormatStandard, PayloadFull, 17, fullOptions,
+		[]WebhookKey{{KeyID: "0190a1b2-0000-7000-8000-00000000000e", Type: KeyEd25519}}},
+		clear: "URL Events Format Payload After Options Keys"}
+}
+
+func (WebhookUpdated) sample() sample {
+	return sample{event: WebhookUpdated{WebhookSettings{"https://crm.example/hook", []string{"USER_*"}, FormatStandard, PayloadFull, fullOptions}, []string{"events"}},
+		clear: "Settings Fields"}
+}
+
+func (WebhookKeyRotated) sample() sample {
+	return sample{event: WebhookKeyRotated{WebhookKey{KeyID: "0190a1b2-0000-7000-8000-00000000000f", Type: KeyHMAC}, []string{"first"}, goldenTime},
+		clear: "Key Replaces NotAfter"}
+}
+
+func (WebhookStateChanged) sample() sample {
+	return sample{event: WebhookStateChanged{WebhookEnabled, WebhookDisabled, "gone"},
+		clear: "From To Reason"}
+}
+
+func (WebhookVerified) sample() sample {
+	return sample{event: WebhookVerified{120},
+		clear: "AllowedRate"}
+}
+
+func (WebhookDeleted) sample() sample {
+	return sample{event: WebhookDeleted{}}
+}
+
+func (WebhookDeliveryFailing) sample() sample {
+	return sample{event: WebhookDeliveryFailing{goldenTime, "timeout"},
+		clear: "Since Reason"}
+}
+
+func (WebhookDeliveryRecovered) sample() sample {
+	return sample{event: WebhookDeliveryRecovered{goldenTime},
+		clear: "Since"}
+}
+
+func (WebhookDeliveryExhausted) sample() sample {
+	return sample{event: WebhookDeliveryExhausted{"0190a1b2-0000-7000-8000-000000000012", "USER_UPDATED", "0190a1b2-0000-7000-8000-000000000001", 4, 17, "status"},
+		clear: "EventID EventType Sub Sequence Position Reason"}
+}
