@@ -2,19 +2,47 @@ package httpapi
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/go-json-experiment/json"
 )
 
-// writes has a request for every operation that changes something, in an order
-// in which each finds what it needs. <name> stands for an id that is there
-// from the start or that an earlier answer had in the member keep.
-var writes = []struct {
+// write is a request that changes something. <name> stands for an id that is
+// there from the start or that an earlier answer had in the member keep.
+type write struct {
 	method, path, body string
 	keep               string
-}{
+}
+
+// writes returns a request for every operation that changes something, in an
+// order in which each finds what it needs. A command on an account that is not
+// in the list is sent with the example of its description.
+func writes(document *openapi3.T) []write {
+	in := map[string]bool{}
+	for _, w := range listedWrites {
+		if op := operationAt(document, w.method, w.path); op != nil {
+			in[op.OperationID] = true
+		}
+	}
+	var all []write
+	for path, item := range document.Paths.Map() {
+		below, ofAccount := strings.CutPrefix(path, "/v1/accounts/{sub}/")
+		for method, op := range item.Operations() {
+			if !ofAccount || strings.Contains(below, "{") || op.RequestBody == nil || in[op.OperationID] || changesNothing[op.OperationID] != "" {
+				continue
+			}
+			example, _ := json.Marshal(op.RequestBody.Value.Content["application/json"].Example)
+			all = append(all, write{method: method, path: "/v1/accounts/<ada>/" + below, body: string(example)})
+		}
+	}
+	slices.SortFunc(all, func(a, b write) int { return strings.Compare(a.path+a.method, b.path+b.method) })
+	return append(all, listedWrites...)
+}
+
+var listedWrites = []write{
 	{method: "POST", path: "/v1/accounts", body: `{"identities":[{"provider":"self","email":"eve@example.com"}]}`},
 	{method: "PATCH", path: "/v1/accounts/<ada>", body: `{"identity":{"family_name":"King"}}`},
 	{method: "PUT", path: "/v1/accounts/<ada>/status", body: `{"userStatus":"DECLINED"}`},
@@ -88,7 +116,7 @@ func TestDryRuns(t *testing.T) {
 		return int64(position)
 	}
 	tried := map[string]bool{}
-	for _, w := range writes {
+	for _, w := range writes(document) {
 		op := operationAt(document, w.method, w.path)
 		if op == nil {
 			t.Fatalf("the API has no %s %s", w.method, w.path)

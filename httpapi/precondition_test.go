@@ -25,7 +25,7 @@ func TestEveryWriteTakesIfMatch(t *testing.T) {
 	names := map[string]string{"<ada>": l.create(t, "ada@example.com"), "<bob>": l.create(t, "bob@example.com")}
 	document := description(t)
 	tried := map[string]bool{}
-	for _, w := range writes {
+	for _, w := range writes(document) {
 		op := operationAt(document, w.method, w.path)
 		if op == nil {
 			t.Fatalf("the API has no %s %s", w.method, w.path)

@@ -27,7 +27,7 @@ func TestEveryWriteRepeats(t *testing.T) {
 		first                   response
 	}
 	var all []sent
-	for i, w := range writes {
+	for i, w := range writes(description(t)) {
 		s := sent{method: w.method, path: known(w.path, names), body: known(w.body, names), key: fmt.Sprint("Idempotency-Key: k", i)}
 		s.first = l.send(t, s.method, s.path, s.body, s.key)
 		if s.first.status >= 300 {
