@@ -5,8 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/go-json-experiment/json"
-
 	"accountledger/eventstore"
 )
 
@@ -86,14 +84,7 @@ type AccountErased struct {
 	KeyID string `json:"kid" pii:"clear"` // the destroyed key, in hexadecimal
 }
 
-func (AccountErased) eventType() string { return ErasedType }
-
-// The types of the events that end an account. ErasedType explains why sealed
-// parts are missing.
-const (
-	ErasedType           = "account.erased.v1"
-	ErasureCompletedType = "account.erasure-completed.v1"
-)
+func (AccountErased) eventType() string { return "account.erased.v1" }
 
 func (AccountErased) evolve(a Account, x Entry) Account {
 	return Account{Sub: a.Sub, Status: StatusDeleted, CreatedTime: a.CreatedTime, ErasedTime: x.Time, commands: a.commands}
@@ -118,7 +109,7 @@ type ErasureCompleted struct {
 	KeyID string `json:"kid" pii:"clear"`
 }
 
-func (ErasureCompleted) eventType() string { return ErasureCompletedType }
+func (ErasureCompleted) eventType() string { return "account.erasure-completed.v1" }
 
 func (ErasureCompleted) evolve(a Account, _ Entry) Account {
 	a.erasureCompleted = true
@@ -234,13 +225,17 @@ func (c CompleteErasure) decide(_ Setting, a Account) ([]Event, error) {
 	return []Event{ErasureCompleted(c)}, nil
 }
 
-// ErasedKey reads from the clear bytes of an ErasedType event which key was
-// destroyed: for verifiers, who decode no events.
-func ErasedKey(clear []byte) (key eventstore.KeyID, ok bool) {
-	var d document[AccountErased]
-	if err := json.Unmarshal(clear, &d); err != nil {
+// ErasedKey returns the key that was destroyed, given the stored type and the
+// clear bytes of an AccountErased. Of other and of malformed events ok is false.
+func ErasedKey(storedType string, clear []byte) (key eventstore.KeyID, ok bool) {
+	event, _, err := DecodeEvent(storedType, clear, nil)
+	if err != nil {
 		return key, false
 	}
-	id, err := hex.DecodeString(d.Data.KeyID)
+	erased, ok := event.(AccountErased)
+	if !ok {
+		return key, false
+	}
+	id, err := hex.DecodeString(erased.KeyID)
 	return key, err == nil && copy(key[:], id) == len(key)
 }

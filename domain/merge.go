@@ -170,7 +170,7 @@ type AccountRestored struct {
 // should be told before what came earlier in either of them, or after what came
 // later. It is "" for all other events.
 func Joined(rec eventstore.Recorded) (stream string) {
-	switch rec.Type {
+	switch CurrentType(rec.Type) {
 	case AccountMerged{}.eventType(), AccountCombined{}.eventType(), AccountSeparated{}.eventType(), AccountRestored{}.eventType():
 	default:
 		return ""

@@ -85,16 +85,7 @@ type SchedulePlanned struct {
 	SetupID       string       `json:"setupId,omitzero" pii:"clear"`
 }
 
-func (SchedulePlanned) eventType() string { return SchedulePlannedType }
-
-// The types of the events that move what is planned, for followers that know
-// no others.
-const (
-	SchedulePlannedType   = "account.schedule-planned.v1"
-	SchedulePostponedType = "account.schedule-postponed.v1"
-	ScheduleCancelledType = "account.schedule-cancelled.v1"
-	ScheduleExecutedType  = "account.schedule-executed.v1"
-)
+func (SchedulePlanned) eventType() string { return "account.schedule-planned.v1" }
 
 func (e SchedulePlanned) evolve(a Account, _ Entry) Account {
 	a.Schedules = append(slices.Clip(a.Schedules), Schedule{
@@ -124,7 +115,7 @@ type SchedulePostponed struct {
 	DueTime    time.Time `json:"dueTime" pii:"clear"`
 }
 
-func (SchedulePostponed) eventType() string { return SchedulePostponedType }
+func (SchedulePostponed) eventType() string { return "account.schedule-postponed.v1" }
 
 func (e SchedulePostponed) evolve(a Account, _ Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) { s.DueTime = e.DueTime })
@@ -149,7 +140,7 @@ type ScheduleCancelled struct {
 	Reason     string `json:"reason,omitzero" pii:"clear"` // a code; none where somebody cancelled it as such
 }
 
-func (ScheduleCancelled) eventType() string { return ScheduleCancelledType }
+func (ScheduleCancelled) eventType() string { return "account.schedule-cancelled.v1" }
 
 func (e ScheduleCancelled) evolve(a Account, _ Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) { s.State, s.Reason = ScheduleAborted, e.Reason })
@@ -181,7 +172,7 @@ type ScheduleExecuted struct {
 	NextDueTime time.Time     `json:"nextDueTime,omitzero" pii:"clear"` // of a periodic one
 }
 
-func (ScheduleExecuted) eventType() string { return ScheduleExecutedType }
+func (ScheduleExecuted) eventType() string { return "account.schedule-executed.v1" }
 
 func (e ScheduleExecuted) evolve(a Account, x Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) {

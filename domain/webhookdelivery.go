@@ -78,7 +78,7 @@ type deliveryGivenUp struct {
 // deliveryTypes are the events that say how deliveries to an endpoint go.
 var deliveryTypes = []string{WebhookDeliveryFailing{}.eventType(), WebhookDeliveryRecovered{}.eventType(), WebhookDeliveryExhausted{}.eventType()}
 
-// OfDelivery reports whether events of a type say how deliveries to an
+// OfDelivery reports whether events of a current type say how deliveries to an
 // endpoint go: the endpoint itself is not told of them, and a delivery of them
 // that fails causes none.
 func OfDelivery(eventType string) bool { return slices.Contains(deliveryTypes, eventType) }
