@@ -13,8 +13,8 @@ import (
 // Deletion is an account's scheduled deletion. When it is due says the
 // schedule.
 type Deletion struct {
-	ScheduleID string `json:"scheduleId"`
-	From       Status `json:"from"` // the status to restore if it is cancelled
+	ScheduleID string `json:"scheduleId" doc:"The schedule that erases the account."`
+	From       Status `json:"from" doc:"The status restored if the deletion is cancelled."` // the status to restore if it is cancelled
 }
 
 // DeletionScheduled makes the account DELETED for a time of grace, after

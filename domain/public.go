@@ -16,13 +16,13 @@ import (
 // PublicEvent is what external systems are told: the form in which an event
 // of the log goes out through webhooks and the feed.
 type PublicEvent struct {
-	ID       string              `json:"id"`   // the same at every delivery
-	Type     string              `json:"type"` // of the public catalogue: USER_CREATED
-	Sub      string              `json:"sub,omitzero"`
-	Subs     []string            `json:"combinedSubs,omitzero"` // further subs of the account, merged into it by then
-	Sequence eventstore.Revision `json:"sequence"`              // the account's revision: ignore what is not above the last one applied
-	Time     time.Time           `json:"time"`
-	Data     jsontext.Value      `json:"data"`
+	ID       string              `json:"id" doc:"The event's id, the same in every delivery and in the feed."` // the same at every delivery
+	Type     string              `json:"type" doc:"The event's name in the public catalogue."`                 // of the public catalogue: USER_CREATED
+	Sub      string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Subs     []string            `json:"combinedSubs,omitzero" doc:"The accounts that had been merged into this account when the event happened."`        // further subs of the account, merged into it by then
+	Sequence eventstore.Revision `json:"sequence" doc:"The account's revision. Ignore an event whose sequence is not greater than the last one applied."` // the account's revision: ignore what is not above the last one applied
+	Time     time.Time           `json:"time" doc:"When the event took effect."`
+	Data     jsontext.Value      `json:"data" doc:"The event's data."`
 	Aliases  []string            `json:"-"` // further names, for those who asked for them, see Told
 
 	Traceparent string `json:"-"` // see Metadata
@@ -218,113 +218,113 @@ type publicEvent struct {
 // What public events carry besides their envelope, SPEC section 12.
 type (
 	subOnly struct {
-		Sub string `json:"sub"`
+		Sub string `json:"sub" doc:"The account."`
 	}
 	// UserCreated is exported because it is a part of another one, and what
 	// describes these types passes over parts that are not.
 	UserCreated struct {
-		Sub           string                    `json:"sub"`
-		Email         string                    `json:"email,omitzero"`
-		EmailVerified bool                      `json:"email_verified"`
-		MobileNumber  string                    `json:"mobile_number,omitzero"`
-		Locale        string                    `json:"locale,omitzero"`
-		GivenName     string                    `json:"given_name,omitzero"`
-		FamilyName    string                    `json:"family_name,omitzero"`
-		Status        Status                    `json:"userStatus"`
-		Provider      string                    `json:"provider"`
-		CreatedTime   time.Time                 `json:"createdTime"`
-		CustomFields  map[string]jsontext.Value `json:"customFields"`
+		Sub           string                    `json:"sub" doc:"The account."`
+		Email         string                    `json:"email,omitzero" doc:"E-mail address of the first identity."`
+		EmailVerified bool                      `json:"email_verified" doc:"Whether the person is verified to own the e-mail address."`
+		MobileNumber  string                    `json:"mobile_number,omitzero" doc:"Mobile number of the first identity in E.164 format."`
+		Locale        string                    `json:"locale,omitzero" doc:"Language tag (BCP 47)."`
+		GivenName     string                    `json:"given_name,omitzero" doc:"Given name."`
+		FamilyName    string                    `json:"family_name,omitzero" doc:"Family name."`
+		Status        Status                    `json:"userStatus" doc:"The initial status."`
+		Provider      string                    `json:"provider" doc:"Provider of the first identity."`
+		CreatedTime   time.Time                 `json:"createdTime" doc:"When the account was created; for an imported account, the original time if known."`
+		CustomFields  map[string]jsontext.Value `json:"customFields" doc:"The application's custom fields: values by field key, without internal fields."`
 	}
 	userRegistered struct {
 		UserCreated
 		Situation
 	}
 	userUpdated struct {
-		Sub        string    `json:"sub"`
-		IdentityID string    `json:"identityId,omitzero"`
-		Timestamp  time.Time `json:"timestamp"`
-		Fields     []string  `json:"fields"`
-		Changes    any       `json:"changes,omitzero"`
+		Sub        string    `json:"sub" doc:"The account."`
+		IdentityID string    `json:"identityId,omitzero" doc:"The identity that changed; absent if custom fields changed."`
+		Timestamp  time.Time `json:"timestamp" doc:"When the change took effect."`
+		Fields     []string  `json:"fields" doc:"The members that changed."`
+		Changes    any       `json:"changes,omitzero" doc:"The new values, by member; null for removed ones. Absent once they are erased."`
 	}
 	statusChanged struct {
-		Sub        string `json:"sub"`
-		From       Status `json:"from"`
-		To         Status `json:"to"`
-		ReasonCode string `json:"reasonCode,omitzero"`
+		Sub        string `json:"sub" doc:"The account."`
+		From       Status `json:"from" doc:"The previous status."`
+		To         Status `json:"to" doc:"The new status."`
+		ReasonCode string `json:"reasonCode,omitzero" doc:"Why the status changed, as a code."`
 	}
 	combinedChanged struct {
-		Sub         string   `json:"sub"`         // of the account that goes on
-		CombinedSub string   `json:"combinedSub"` // of the one that was merged into it, or is its own again
-		IdentityIDs []string `json:"identityIds"`
-		Conflicts   []string `json:"conflicts,omitzero"` // members of which the first account kept its own value
+		Sub         string   `json:"sub" doc:"The surviving account."`                                             // of the account that goes on
+		CombinedSub string   `json:"combinedSub" doc:"The account that was merged into it, or separated from it."` // of the one that was merged into it, or is its own again
+		IdentityIDs []string `json:"identityIds" doc:"The identities of that account."`
+		Conflicts   []string `json:"conflicts,omitzero" doc:"Members that differed and in which the surviving account kept its value."` // members of which the first account kept its own value
 	}
 	identityChanged struct {
-		Sub        string `json:"sub"`
-		IdentityID string `json:"identityId"`
-		Provider   string `json:"provider"`
+		Sub        string `json:"sub" doc:"The account."`
+		IdentityID string `json:"identityId" doc:"The identity."`
+		Provider   string `json:"provider" doc:"The identity's provider."`
 	}
 	userLogin struct {
-		Sub        string       `json:"sub"`
-		IdentityID string       `json:"identity,omitzero"`
-		Provider   string       `json:"provider"`
-		Method     string       `json:"method,omitzero"`
-		Reason     LoginRefusal `json:"reason,omitzero"`
-		Time       time.Time    `json:"time"`
+		Sub        string       `json:"sub" doc:"The account."`
+		IdentityID string       `json:"identity,omitzero" doc:"The identityId used for the login."`
+		Provider   string       `json:"provider" doc:"The identity provider."`
+		Method     string       `json:"method,omitzero" doc:"How the person signed in, as a code, such as password."`
+		Reason     LoginRefusal `json:"reason,omitzero" doc:"Why the login was refused: pending, declined, combined or deleted."`
+		Time       time.Time    `json:"time" doc:"When the login happened."`
 		Situation
 	}
 	memberChanged struct {
-		Sub     string   `json:"sub"`
-		GroupID string   `json:"groupId"`
-		Roles   []string `json:"roles"`
+		Sub     string   `json:"sub" doc:"The account."`
+		GroupID string   `json:"groupId" doc:"The group."`
+		Roles   []string `json:"roles" doc:"All roles of the member in the group."`
 	}
 	groupLeft struct {
-		Sub     string `json:"sub"`
-		GroupID string `json:"groupId"`
+		Sub     string `json:"sub" doc:"The account."`
+		GroupID string `json:"groupId" doc:"The group."`
 	}
 	schedulePlanned struct {
-		Sub string `json:"sub"`
+		Sub string `json:"sub" doc:"The account."`
 		SchedulePlanned
 	}
 	schedulePostponed struct {
-		Sub string `json:"sub"`
+		Sub string `json:"sub" doc:"The account."`
 		SchedulePostponed
 	}
 	scheduleCancelled struct {
-		Sub string `json:"sub"`
+		Sub string `json:"sub" doc:"The account."`
 		ScheduleCancelled
 	}
 	scheduleExecuted struct {
-		Sub string `json:"sub"`
+		Sub string `json:"sub" doc:"The account."`
 		ScheduleExecuted
 	}
 	reminder struct {
-		Sub        string    `json:"sub"`
-		ScheduleID string    `json:"scheduleId"`
-		ReminderNo int       `json:"reminderNo,omitzero"`
-		DueTime    time.Time `json:"dueTime"`
+		Sub        string    `json:"sub" doc:"The account."`
+		ScheduleID string    `json:"scheduleId" doc:"The schedule's id."`
+		ReminderNo int       `json:"reminderNo,omitzero" doc:"The reminder's number."`
+		DueTime    time.Time `json:"dueTime" doc:"When the reminder was due."`
 	}
 	deletionScheduled struct {
-		Sub     string    `json:"sub"`
-		DueTime time.Time `json:"dueTime"`
+		Sub     string    `json:"sub" doc:"The account."`
+		DueTime time.Time `json:"dueTime" doc:"When the account will be erased."`
 	}
 	deletionCancelled struct {
-		Sub    string `json:"sub"`
-		Status Status `json:"userStatus"` // restored
+		Sub    string `json:"sub" doc:"The account."`
+		Status Status `json:"userStatus" doc:"The restored status."` // restored
 	}
 	consentDecided struct {
-		Sub       string    `json:"sub"`
-		ConsentID string    `json:"consentId"`
-		Version   int       `json:"version"`
-		Time      time.Time `json:"time"`
+		Sub       string    `json:"sub" doc:"The account."`
+		ConsentID string    `json:"consentId" doc:"The consent."`
+		Version   int       `json:"version" doc:"The version decided on."`
+		Time      time.Time `json:"time" doc:"When the decision was made."`
 	}
 	configChanged struct {
-		ID     string   `json:"id"`
-		Fields []string `json:"fields,omitzero"`
+		ID     string   `json:"id" doc:"The id of the configuration object."`
+		Fields []string `json:"fields,omitzero" doc:"The members that changed; absent if the object was deleted."`
 	}
 	webhookChanged struct {
-		WebhookID string       `json:"webhookId"`
-		Fields    []string     `json:"fields"`
-		State     WebhookState `json:"state,omitzero"`
+		WebhookID string       `json:"webhookId" doc:"The webhook's id."`
+		Fields    []string     `json:"fields" doc:"The members that changed."`
+		State     WebhookState `json:"state,omitzero" doc:"The new state, if it changed."`
 	}
 )
 
