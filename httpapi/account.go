@@ -21,11 +21,11 @@ type createAccountInput struct {
 
 // newAccount is the body of a creation.
 type newAccount struct {
-	Origin       domain.Origin             `json:"origin,omitzero" enum:"registered,created,imported" default:"created"`
-	UserStatus   domain.Status             `json:"userStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED"`
-	Identities   []newIdentity             `json:"identities" minItems:"1" maxItems:"50"`
-	CustomFields map[string]jsontext.Value `json:"customFields,omitzero"`
-	Registration domain.Situation          `json:"registration,omitzero"`
+	Origin       domain.Origin             `json:"origin,omitzero" enum:"registered,created,imported" default:"created" doc:"registered: by the person; created: by the caller; imported: by a batch import. Default created."`
+	UserStatus   domain.Status             `json:"userStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED" doc:"The initial status. Default VERIFIED; for a registration PENDING, unless the server is configured otherwise."`
+	Identities   []newIdentity             `json:"identities" minItems:"1" maxItems:"50" doc:"The ways to sign in, at most one of provider self. At least one has an e-mail address, mobile number or username."`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" doc:"The application's custom fields: values by field key."`
+	Registration domain.Situation          `json:"registration,omitzero" doc:"Where the registration came from."`
 }
 
 func (s *server) createAccount(ctx context.Context, c *call, in *createAccountInput) (*answer, error) {

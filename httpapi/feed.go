@@ -29,9 +29,9 @@ type getEventsInput struct {
 
 // feed is a page of public events, in the order of the log.
 type feed struct {
-	Events []domain.PublicEvent `json:"events"`
-	Next   string               `json:"next"`
-	More   bool                 `json:"more"`
+	Events []domain.PublicEvent `json:"events" doc:"The events in log order; for each account, in the order of sequence."`
+	Next   string               `json:"next" doc:"Cursor for the events after this page. Always present."`
+	More   bool                 `json:"more" doc:"Whether more events can be read immediately."`
 }
 
 // maxScan is how many events of the log one page looks at: a filter that

@@ -21,25 +21,25 @@ type getHistoryInput struct {
 
 // history is a page of an account's events, oldest first.
 type history struct {
-	Events []historyEvent `json:"events"`
-	Next   *string        `json:"next"` // null on the last page
+	Events []historyEvent `json:"events" doc:"The events, oldest first."`
+	Next   *string        `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
 }
 
 // historyEvent is an event as the log has it, opened.
 type historyEvent struct {
-	Position      eventstore.Position `json:"position"`
-	Revision      eventstore.Revision `json:"revision"`
-	ID            string              `json:"id"`
-	Type          string              `json:"type"`
-	Time          time.Time           `json:"time"`
-	EffectiveTime time.Time           `json:"effectiveTime,omitzero"`
-	Actor         domain.Actor        `json:"actor"`
-	CommandID     string              `json:"commandId,omitzero"`
-	CorrelationID string              `json:"correlationId,omitzero"`
-	CausationID   string              `json:"causationId,omitzero"`
-	ReasonCode    string              `json:"reasonCode,omitzero"`
-	Erased        bool                `json:"erased,omitzero"`
-	Data          jsontext.Value      `json:"data"`
+	Position      eventstore.Position `json:"position" doc:"The event's position in the log."`
+	Revision      eventstore.Revision `json:"revision" doc:"The event's number within the account, counted from 0."`
+	ID            string              `json:"id" doc:"The event's id."`
+	Type          string              `json:"type" doc:"The event's type in the log, including its version."`
+	Time          time.Time           `json:"time" doc:"When the event was recorded."`
+	EffectiveTime time.Time           `json:"effectiveTime,omitzero" doc:"When the event took effect, if not when it was recorded."`
+	Actor         domain.Actor        `json:"actor" doc:"Who caused the event."`
+	CommandID     string              `json:"commandId,omitzero" doc:"Identifies the command: a digest of the caller and its Idempotency-Key."`
+	CorrelationID string              `json:"correlationId,omitzero" doc:"The X-Request-Id of the request that caused the event."`
+	CausationID   string              `json:"causationId,omitzero" doc:"The event that caused this one."`
+	ReasonCode    string              `json:"reasonCode,omitzero" doc:"Why it happened, as a code."`
+	Erased        bool                `json:"erased,omitzero" doc:"Whether the event's personal data has been erased."`
+	Data          jsontext.Value      `json:"data" doc:"The event's data."`
 }
 
 func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (*answer, error) {

@@ -15,8 +15,8 @@ import (
 
 // newIdentity is an identity as a caller gives it; the ledger makes its id.
 type newIdentity struct {
-	Provider       string `json:"provider" minLength:"1" maxLength:"64"`
-	ProviderUserID string `json:"providerUserId,omitzero" maxLength:"255"`
+	Provider       string `json:"provider" minLength:"1" maxLength:"64" doc:"The identity provider: self, google, or any other lower-case key. It never changes."`
+	ProviderUserID string `json:"providerUserId,omitzero" maxLength:"255" doc:"The person's user id at the provider. Required unless provider is self."`
 	domain.Profile
 }
 
@@ -56,7 +56,7 @@ type patchAccountInput struct {
 
 // accountPatch is the body of PATCH /v1/accounts/{sub}.
 type accountPatch struct {
-	Identity identityPatch `json:"identity"`
+	Identity identityPatch `json:"identity" doc:"An RFC 7396 merge patch of one identity's profile; null removes a member."`
 }
 
 // identityPatch is a profilePatch that may say which identity it is for.
@@ -65,7 +65,7 @@ type identityPatch map[string]jsontext.Value
 // Schema describes the patch for OpenAPI.
 func (identityPatch) Schema(r huma.Registry) *huma.Schema {
 	schema := profilePatch{}.Schema(r)
-	schema.Properties["identityId"] = &huma.Schema{Type: huma.TypeString, Description: memberTexts["Identity"]["identityId"]}
+	schema.Properties["identityId"] = &huma.Schema{Type: huma.TypeString, Description: "The identity to change. Optional if the account has exactly one identity."}
 	return schema
 }
 
@@ -105,11 +105,10 @@ func (profilePatch) Schema(r huma.Registry) *huma.Schema {
 	profile.Required = nil
 	for name, member := range profile.Properties {
 		if member.Ref != "" {
-			profile.Properties[name] = &huma.Schema{AnyOf: []*huma.Schema{member, {Type: "null"}}}
+			profile.Properties[name] = &huma.Schema{Description: member.Description, AnyOf: []*huma.Schema{{Ref: member.Ref}, {Type: "null"}}}
 		} else {
 			member.Nullable = true
 		}
-		profile.Properties[name].Description = memberTexts["Identity"][name]
 	}
 	return profile
 }

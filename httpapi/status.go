@@ -14,8 +14,8 @@ type setStatusInput struct {
 
 // newStatus is the body of PUT /v1/accounts/{sub}/status.
 type newStatus struct {
-	UserStatus domain.Status `json:"userStatus" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED"`
-	Reason     string        `json:"reason,omitzero" maxLength:"1024"`
+	UserStatus domain.Status `json:"userStatus" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED" doc:"The new status."`
+	Reason     string        `json:"reason,omitzero" maxLength:"1024" doc:"Free text."`
 }
 
 func (s *server) setStatus(ctx context.Context, c *call, in *setStatusInput) (*answer, error) {
