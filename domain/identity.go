@@ -196,7 +196,7 @@ func (c UpdateProfile) decide(_ Setting, a Account) ([]Event, error) {
 	}
 	old, ok := a.identity(id)
 	if !ok && c.IdentityID == "" {
-		return nil, faults{{"/identity/identityId", "required where the account has more than one identity"}}.err()
+		return nil, faults{{"/identityId", "required where the account has more than one identity"}}.err()
 	}
 	if !ok {
 		return nil, refuse(CodeIdentityNotFound, "The account has no such identity.")
@@ -206,7 +206,7 @@ func (c UpdateProfile) decide(_ Setting, a Account) ([]Event, error) {
 		return nil, err
 	}
 	var f faults
-	p = f.profile("/identity", p)
+	p = f.profile("", p)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -250,7 +250,7 @@ func reachable(identities []Identity) bool {
 func (p Profile) patched(patch jsontext.Value) (patched Profile, stated map[string]bool, err error) {
 	var members map[string]jsontext.Value
 	if err := json.Unmarshal(patch, &members); err != nil || members == nil {
-		return p, nil, faults{{"/identity", "must be an object"}}.err()
+		return p, nil, faults{{"", "must be an object"}}.err()
 	}
 	stated = make(map[string]bool, len(members))
 	for name := range members {
@@ -261,9 +261,9 @@ func (p Profile) patched(patch jsontext.Value) (patched Profile, stated map[stri
 		p.Address = &address
 	}
 	if err := json.Unmarshal(patch, &p, json.RejectUnknownMembers(true)); err != nil {
-		at := "/identity"
+		var at string
 		if e, ok := errors.AsType[*json.SemanticError](err); ok {
-			at += string(e.JSONPointer)
+			at = string(e.JSONPointer)
 		}
 		return p, nil, faults{{at, "unknown member, or a value of the wrong type"}}.err()
 	}

@@ -91,7 +91,7 @@ func (s *server) executeAnd(ctx context.Context, c *call, in Command, sub string
 	}
 	result, err := s.Ledger.Execute(ctx, r, sub, cmd)
 	if domain.CodeOf(err) == domain.CodeAccountErased {
-		return nil, s.erased(ctx, sub)
+		return nil, s.accountErased(ctx, sub)
 	}
 	if err != nil {
 		return nil, err

@@ -12,6 +12,15 @@ import (
 	"accountledger/projections"
 )
 
+func (s *server) historyRoutes() {
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}/events", name: "getHistory", scope: scopeAuditRead, status: 200, answer: history{}, paged: true,
+		summary: "Get the history of an account",
+		text:    "Every event of the account, oldest first, read from the log itself. The history of an erased account stays, without its personal data.",
+		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
+	}, s.getHistory)
+}
+
 type getHistoryInput struct {
 	Sub
 	Query
@@ -59,7 +68,7 @@ func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.history(ctx, sub, from, in.Limit, hidden)
+	page, err := s.readHistory(ctx, sub, from, in.Limit, hidden)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +78,9 @@ func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (
 	return a.rendered(page)
 }
 
-func (s *server) history(ctx context.Context, sub string, from eventstore.Revision, limit int, hidden domain.Hidden) (history, error) {
+// readHistory reads the page of an account's events that begins at revision
+// from.
+func (s *server) readHistory(ctx context.Context, sub string, from eventstore.Revision, limit int, hidden domain.Hidden) (history, error) {
 	var page history
 	for x, err := range s.Ledger.History(ctx, sub, from) {
 		if err != nil {

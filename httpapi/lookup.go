@@ -8,6 +8,16 @@ import (
 	"accountledger/projections"
 )
 
+func (s *server) lookupRoutes() {
+	handle(s, route{
+		method: "POST", path: "/v1/lookup", name: "lookup", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
+		summary: "Look an account up by an identifier",
+		text:    "In a body, so that the identifier stays out of access logs. Without a type the identifier is tried as e-mail address, mobile number and username.",
+		example: `{"identifier":"ada@example.com","type":"email"}`,
+		codes:   codes(onAccount, onQuery),
+	}, s.lookup)
+}
+
 type lookupInput struct {
 	Query
 	JSON[identifier]

@@ -112,7 +112,7 @@ func (s *server) joint(ctx context.Context, c *call, in Command, sub string, oth
 	}
 	result, err := s.Ledger.Execute(ctx, r, sub, command(*other))
 	if domain.CodeOf(err) == domain.CodeAccountErased {
-		err = s.erased(ctx, sub)
+		err = s.accountErased(ctx, sub)
 	}
 	if err != nil {
 		return nil, result, err

@@ -6,9 +6,25 @@ import (
 	"sync"
 	"time"
 
+	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/projections"
 )
+
+func (s *server) projectionRoutes() {
+	handle(s, route{
+		method: "GET", path: "/v1/projections", name: "listProjections", scope: scopeAuditRead, status: 200, answer: projectionList{},
+		summary: "List the projections",
+		text:    "Where each stands against the log, and how far a rebuild is.",
+		codes:   onQuery,
+	}, s.listProjections)
+	handle(s, route{
+		method: "POST", path: "/v1/projections/{name}/rebuild", name: "rebuildProjection", scope: scopeConfigWrite, status: 202, answer: rebuildState{},
+		summary: "Rebuild a projection",
+		text:    "From the log, beside the live one, which goes on answering until they are switched. GET /v1/projections shows the progress.",
+		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
+	}, s.rebuildProjection)
+}
 
 // projectionList is all projections.
 type projectionList struct {

@@ -140,13 +140,7 @@ func (b accountSearch) check() error {
 	if b.Identifier == nil {
 		return nil
 	}
-	err := b.Identifier.check()
-	if refusal, ok := errors.AsType[*domain.Error](err); ok {
-		for i := range refusal.Faults {
-			refusal.Faults[i].Pointer = "/identifier" + refusal.Faults[i].Pointer
-		}
-	}
-	return err
+	return under("/identifier", b.Identifier.check())
 }
 
 // searchedPage is a page on its way.
