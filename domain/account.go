@@ -16,26 +16,26 @@ import (
 // Its JSON is the account on the wire. Values are shared freely; Evolve never
 // changes what an older Account refers to.
 type Account struct {
-	Sub              string                    `json:"sub"`
-	Status           Status                    `json:"userStatus"`
-	StatusReason     string                    `json:"user_status_reason,omitzero"`
-	Identities       []Identity                `json:"identities"`
-	UserIDs          []UserID                  `json:"userIds"`
-	CustomFields     map[string]jsontext.Value `json:"customFields"`
-	CombinedInto     string                    `json:"combinedInto,omitzero"` // the sub of the account that has its identities now
-	CombinedFrom     []Combined                `json:"combinedFrom,omitzero"`
-	Groups           []Membership              `json:"groups"`               // in the order of joining
-	Schedules        []Schedule                `json:"schedules"`            // those that ended first, then the planned ones
-	Deletion         Deletion                  `json:"deletion,omitzero"`    // while it is scheduled
-	FieldClaims      map[string]Kind           `json:"fieldClaims,omitzero"` // fields of which no other account may have the same value
-	Consents         []ConsentDecision         `json:"consents"`             // the latest of each consent, by consentId
-	CreatedTime      time.Time                 `json:"createdTime"`
-	UpdatedTime      time.Time                 `json:"updatedTime"`
-	LastLoggedInTime time.Time                 `json:"lastLoggedInTime,omitzero"`
-	LastUsedIdentity string                    `json:"lastUsedIdentity,omitzero"`
-	ErasedTime       time.Time                 `json:"erasedTime,omitzero"` // when its personal data was destroyed
-	Revision         eventstore.Revision       `json:"revision"`
-	Position         eventstore.Position       `json:"position"`
+	Sub              string                    `json:"sub" doc:"The account's identifier, a UUID. It never changes and is never reused."`
+	Status           Status                    `json:"userStatus" doc:"PENDING, VERIFIED, DECLINED, COMBINED or DELETED. Only a VERIFIED account may log in."`
+	StatusReason     string                    `json:"user_status_reason,omitzero" doc:"Free text given with the last status change."`
+	Identities       []Identity                `json:"identities" doc:"The account's identities: the ways to sign in."`
+	UserIDs          []UserID                  `json:"userIds" doc:"Every identifier that resolves to this account."`
+	CustomFields     map[string]jsontext.Value `json:"customFields" doc:"The application's custom fields: values by field key."`
+	CombinedInto     string                    `json:"combinedInto,omitzero" doc:"The account this one was merged into; that account now has its identities."` // the sub of the account that has its identities now
+	CombinedFrom     []Combined                `json:"combinedFrom,omitzero" doc:"The accounts that were merged into this one."`
+	Groups           []Membership              `json:"groups" doc:"The account's group memberships, in the order of joining."`                                                 // in the order of joining
+	Schedules        []Schedule                `json:"schedules" doc:"The last hundred schedules that ended, then the planned ones."`                                          // those that ended first, then the planned ones
+	Deletion         Deletion                  `json:"deletion,omitzero" doc:"The scheduled deletion, while the account is DELETED and not yet erased."`                       // while it is scheduled
+	FieldClaims      map[string]Kind           `json:"fieldClaims,omitzero" doc:"Custom fields whose values are unique across accounts: the kind of identifier by field key."` // fields of which no other account may have the same value
+	Consents         []ConsentDecision         `json:"consents" doc:"The latest decision on each consent."`                                                                    // the latest of each consent, by consentId
+	CreatedTime      time.Time                 `json:"createdTime" doc:"When the account was created."`
+	UpdatedTime      time.Time                 `json:"updatedTime" doc:"When the account's last event was recorded."`
+	LastLoggedInTime time.Time                 `json:"lastLoggedInTime,omitzero" doc:"When the account last logged in."`
+	LastUsedIdentity string                    `json:"lastUsedIdentity,omitzero" doc:"The identityId of the last login."`
+	ErasedTime       time.Time                 `json:"erasedTime,omitzero" doc:"When the account's personal data was destroyed."` // when its personal data was destroyed
+	Revision         eventstore.Revision       `json:"revision" doc:"The account's version: the number of its last event, counted from 0. Also the ETag."`
+	Position         eventstore.Position       `json:"position" doc:"The log position of the account's last event."`
 
 	key      eventstore.KeyID // of the account's personal data; zero until there is some
 	commands commands
@@ -110,9 +110,9 @@ func (AccountCreated) eventType() string { return "account.created.v1" }
 
 // Situation is where a person was when they acted. All of it is personal data.
 type Situation struct {
-	Client   string `json:"client,omitzero"`
-	Device   string `json:"device,omitzero"`
-	Location string `json:"location,omitzero"`
+	Client   string `json:"client,omitzero" doc:"The application."`
+	Device   string `json:"device,omitzero" doc:"The device."`
+	Location string `json:"location,omitzero" doc:"The location."`
 }
 
 func (e AccountCreated) evolve(a Account, x Entry) Account {
@@ -164,17 +164,17 @@ func (AccountCreated) catalogue() []PublicType {
 // UserCreated is the data of USER_CREATED. It is exported because USER_REGISTERED
 // embeds it, and schemas leave out embedded types that are not exported.
 type UserCreated struct {
-	Sub           string                    `json:"sub"`
-	Email         string                    `json:"email,omitzero"`
-	EmailVerified bool                      `json:"email_verified"`
-	MobileNumber  string                    `json:"mobile_number,omitzero"`
-	Locale        string                    `json:"locale,omitzero"`
-	GivenName     string                    `json:"given_name,omitzero"`
-	FamilyName    string                    `json:"family_name,omitzero"`
-	Status        Status                    `json:"userStatus"`
-	Provider      string                    `json:"provider"`
-	CreatedTime   time.Time                 `json:"createdTime"`
-	CustomFields  map[string]jsontext.Value `json:"customFields"`
+	Sub           string                    `json:"sub" doc:"The account."`
+	Email         string                    `json:"email,omitzero" doc:"E-mail address of the first identity."`
+	EmailVerified bool                      `json:"email_verified" doc:"Whether the person is verified to own the e-mail address."`
+	MobileNumber  string                    `json:"mobile_number,omitzero" doc:"Mobile number of the first identity in E.164 format."`
+	Locale        string                    `json:"locale,omitzero" doc:"Language tag (BCP 47)."`
+	GivenName     string                    `json:"given_name,omitzero" doc:"Given name."`
+	FamilyName    string                    `json:"family_name,omitzero" doc:"Family name."`
+	Status        Status                    `json:"userStatus" doc:"The initial status."`
+	Provider      string                    `json:"provider" doc:"Provider of the first identity."`
+	CreatedTime   time.Time                 `json:"createdTime" doc:"When the account was created; for an imported account, the original time if known."`
+	CustomFields  map[string]jsontext.Value `json:"customFields" doc:"The application's custom fields: values by field key, without internal fields."`
 }
 
 type userRegistered struct {

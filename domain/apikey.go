@@ -15,12 +15,12 @@ import (
 // APIKey is what a program shows to be let in, and what it may then do. The
 // secret half is nobody's but the program's: the key store has a hash of it.
 type APIKey struct {
-	KeyID       string              `json:"keyId"`
-	Name        string              `json:"name"`
-	Scopes      []string            `json:"scopes"`               // sorted
-	ExpiresTime time.Time           `json:"expiresTime,omitzero"` // zero: never
-	CreatedTime time.Time           `json:"createdTime"`
-	Revision    eventstore.Revision `json:"revision"` // of the stream of all keys, when this one last changed
+	KeyID       string              `json:"keyId" doc:"The key's id. It names the caller in histories."`
+	Name        string              `json:"name" doc:"What the key is for. Key names are stored permanently; do not put personal data in them."`
+	Scopes      []string            `json:"scopes" doc:"The scopes the key grants."`                         // sorted
+	ExpiresTime time.Time           `json:"expiresTime,omitzero" doc:"When the key expires. Absent: never."` // zero: never
+	CreatedTime time.Time           `json:"createdTime" doc:"When the key was created."`
+	Revision    eventstore.Revision `json:"revision" doc:"The key's revision, for If-Match."` // of the stream of all keys, when this one last changed
 
 	revoked bool
 }

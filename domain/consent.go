@@ -15,20 +15,20 @@ import (
 // ConsentVersion is one text that people are asked to consent to. Once it is
 // published it never changes: it is what they agreed to.
 type ConsentVersion struct {
-	Version      int               `json:"version"`       // 1, 2, 3 ...
-	Text         map[string]string `json:"text,omitzero"` // by language tag
-	URL          string            `json:"url,omitzero"`
-	RequiredFrom time.Time         `json:"requiredFrom,omitzero"` // from when a decision on it is asked for; zero: at once
+	Version      int               `json:"version" doc:"The version number: 1, 2, 3 and so on."` // 1, 2, 3 ...
+	Text         map[string]string `json:"text,omitzero" doc:"The text, by language tag."`       // by language tag
+	URL          string            `json:"url,omitzero" doc:"URL with further information."`
+	RequiredFrom time.Time         `json:"requiredFrom,omitzero" doc:"When a decision on this version becomes due. Default: immediately."` // from when a decision on it is asked for; zero: at once
 }
 
 // Consent is something people may consent to, with every version of its text.
 type Consent struct {
-	ConsentID  string              `json:"consentId"`
-	Name       string              `json:"name"`
-	Purpose    string              `json:"purpose,omitzero"`
-	LegalBasis string              `json:"legalBasis,omitzero"`
-	Versions   []ConsentVersion    `json:"versions"`
-	Revision   eventstore.Revision `json:"revision"` // of the configuration, when it last changed
+	ConsentID  string              `json:"consentId" doc:"The consent's id."`
+	Name       string              `json:"name" doc:"Display name."`
+	Purpose    string              `json:"purpose,omitzero" doc:"What the consent is for."`
+	LegalBasis string              `json:"legalBasis,omitzero" doc:"The legal basis for the processing."`
+	Versions   []ConsentVersion    `json:"versions" doc:"All versions of the text, oldest first. A published version never changes."`
+	Revision   eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the consent last changed. Also the ETag."` // of the configuration, when it last changed
 }
 
 // Newest is the version published last.
@@ -218,18 +218,18 @@ var ConsentStatuses = []ConsentStatus{ConsentAccepted, ConsentDeclined, ConsentR
 // ConsentDecision is what an account's person decided on one version of a
 // consent, and how that is known.
 type ConsentDecision struct {
-	ConsentID string         `json:"consentId"`
-	Version   int            `json:"version"`
-	Status    ConsentStatus  `json:"status"`
-	Time      time.Time      `json:"time"`
-	Channel   string         `json:"channel,omitzero"` // where: web, phone, paper
-	Client    string         `json:"client,omitzero"`  // the application
-	Evidence  jsontext.Value `json:"evidence,omitzero"`
+	ConsentID string         `json:"consentId" doc:"The consent's id."`
+	Version   int            `json:"version" doc:"The version decided on."`
+	Status    ConsentStatus  `json:"status" doc:"accepted, declined or revoked."`
+	Time      time.Time      `json:"time" doc:"When the decision was made."`
+	Channel   string         `json:"channel,omitzero" doc:"Where the decision was made, such as web, phone or paper."` // where: web, phone, paper
+	Client    string         `json:"client,omitzero" doc:"The application that recorded the decision."`                // the application
+	Evidence  jsontext.Value `json:"evidence,omitzero" doc:"Proof of the decision: any JSON."`
 
 	// Where an account that was merged into this one decided later, its
 	// decision stands here, and under Own the account's own.
-	From string           `json:"from,omitzero"`
-	Own  *ConsentDecision `json:"own,omitzero"`
+	From string           `json:"from,omitzero" doc:"The merged account that made this decision."`
+	Own  *ConsentDecision `json:"own,omitzero" doc:"The account's own decision, which a later decision of a merged account overrides."`
 }
 
 // over reports whether d stands against o: the later decision does, and of two
@@ -288,10 +288,10 @@ func (ConsentDecided) catalogue() []PublicType {
 }
 
 type consentDecided struct {
-	Sub       string    `json:"sub"`
-	ConsentID string    `json:"consentId"`
-	Version   int       `json:"version"`
-	Time      time.Time `json:"time"`
+	Sub       string    `json:"sub" doc:"The account."`
+	ConsentID string    `json:"consentId" doc:"The consent."`
+	Version   int       `json:"version" doc:"The version decided on."`
+	Time      time.Time `json:"time" doc:"When the decision was made."`
 }
 
 // decidedSince returns merged without what they brought along of a consent:

@@ -11,8 +11,8 @@ import (
 // Deletion is an account's scheduled deletion. When it is due says the
 // schedule.
 type Deletion struct {
-	ScheduleID string `json:"scheduleId"`
-	From       Status `json:"from"` // the status to restore if it is cancelled
+	ScheduleID string `json:"scheduleId" doc:"The schedule that erases the account."`
+	From       Status `json:"from" doc:"The status restored if the deletion is cancelled."` // the status to restore if it is cancelled
 }
 
 // DeletionScheduled makes the account DELETED for a time of grace, after
@@ -44,8 +44,8 @@ func (DeletionScheduled) catalogue() []PublicType {
 }
 
 type deletionScheduled struct {
-	Sub     string    `json:"sub"`
-	DueTime time.Time `json:"dueTime"`
+	Sub     string    `json:"sub" doc:"The account."`
+	DueTime time.Time `json:"dueTime" doc:"When the account will be erased."`
 }
 
 // DeletionCancelled restores an account whose deletion was scheduled.
@@ -74,8 +74,8 @@ func (DeletionCancelled) catalogue() []PublicType {
 }
 
 type deletionCancelled struct {
-	Sub    string `json:"sub"`
-	Status Status `json:"userStatus"` // restored
+	Sub    string `json:"sub" doc:"The account."`
+	Status Status `json:"userStatus" doc:"The restored status."` // restored
 }
 
 // AccountErased ends an account: its personal data is gone. It is the last
@@ -100,7 +100,7 @@ func (AccountErased) catalogue() []PublicType {
 }
 
 type subOnly struct {
-	Sub string `json:"sub"`
+	Sub string `json:"sub" doc:"The account."`
 }
 
 // ErasureCompleted says that the key is destroyed and nothing sealed under it

@@ -15,30 +15,30 @@ import (
 
 // FieldDefinition is what the operators say of one custom field.
 type FieldDefinition struct {
-	FieldKey   string   `json:"fieldKey"` // never changes
-	DataType   DataType `json:"dataType"`
-	Required   bool     `json:"required"`   // a new account must have it, and none may unset it
-	ReadOnly   bool     `json:"readOnly"`   // only admins may change it
-	Internal   bool     `json:"internal"`   // only admins may see and change it
-	Unique     bool     `json:"unique"`     // at most one account has a value; case does not matter
-	Searchable bool     `json:"searchable"` // accounts can be found by it
-	Personal   bool     `json:"personal"`   // its values are sealed, and can be erased
+	FieldKey   string   `json:"fieldKey" doc:"The field's key. It never changes."` // never changes
+	DataType   DataType `json:"dataType" doc:"The type of the values: TEXT, NUMBER, SELECT and so on."`
+	Required   bool     `json:"required" doc:"Whether a new account must have a value, unless it is imported. A required field cannot be unset."`           // a new account must have it, and none may unset it
+	ReadOnly   bool     `json:"readOnly" doc:"Whether only callers with the scope accounts:admin may change the field."`                                    // only admins may change it
+	Internal   bool     `json:"internal" doc:"Whether only callers with the scope accounts:admin may see and change the field. Webhooks never contain it."` // only admins may see and change it
+	Unique     bool     `json:"unique" doc:"Whether values are unique across accounts, ignoring case. USERNAME fields always are."`                         // at most one account has a value; case does not matter
+	Searchable bool     `json:"searchable" doc:"Whether accounts can be searched by this field."`                                                           // accounts can be found by it
+	Personal   bool     `json:"personal" doc:"Whether values are personal data, which is sealed and can be erased. Default true."`                          // its values are sealed, and can be erased
 
-	Min       *float64 `json:"min,omitzero"`
-	Max       *float64 `json:"max,omitzero"`
-	MinLength int      `json:"minLength,omitzero"`
-	MaxLength int      `json:"maxLength,omitzero"` // 0: as the data type has it
-	Regex     string   `json:"regex,omitzero"`     // RE2, matched with the whole value
-	Options   []string `json:"options,omitzero"`
+	Min       *float64 `json:"min,omitzero" doc:"The smallest allowed NUMBER."`
+	Max       *float64 `json:"max,omitzero" doc:"The largest allowed NUMBER."`
+	MinLength int      `json:"minLength,omitzero" doc:"Minimum length in characters, or number of elements."`
+	MaxLength int      `json:"maxLength,omitzero" doc:"Maximum length in characters, or number of elements; 0 for the limit of the data type."` // 0: as the data type has it
+	Regex     string   `json:"regex,omitzero" doc:"An RE2 regular expression that must match the whole value."`                                 // RE2, matched with the whole value
+	Options   []string `json:"options,omitzero" doc:"The allowed options."`
 
-	Labels        map[string]string `json:"labels,omitzero"`        // by language tag
-	LinkedConsent string            `json:"linkedConsent,omitzero"` // accepted where the value is true
+	Labels        map[string]string `json:"labels,omitzero" doc:"Display names, by language tag."`                                                        // by language tag
+	LinkedConsent string            `json:"linkedConsent,omitzero" doc:"The consentId of a linked consent: true accepts it, any other value revokes it."` // accepted where the value is true
 }
 
 // Field is a custom field that the operators have defined.
 type Field struct {
 	FieldDefinition
-	Revision eventstore.Revision `json:"revision"` // of the configuration, when it last changed
+	Revision eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the field last changed. Also the ETag."` // of the configuration, when it last changed
 
 	pattern *regexp.Regexp // Regex, nil without one
 }

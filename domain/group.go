@@ -17,11 +17,11 @@ import (
 // GroupType says what the groups of a kind have in common: which roles their
 // members have.
 type GroupType struct {
-	GroupType    string              `json:"groupType"` // its id: DEPARTMENT
-	RoleMode     RoleMode            `json:"roleMode"`
-	AllowedRoles []string            `json:"allowedRoles"` // sorted; of ModeAllowedRoles
-	System       bool                `json:"system"`       // there from the start, and for good
-	Revision     eventstore.Revision `json:"revision"`     // of the configuration, when it last changed; -1: never
+	GroupType    string              `json:"groupType" doc:"The group type's id."` // its id: DEPARTMENT
+	RoleMode     RoleMode            `json:"roleMode" doc:"any_roles: any number of roles; no_roles: none; roles_required: at least one; allowed_roles: any number of those in allowedRoles."`
+	AllowedRoles []string            `json:"allowedRoles" doc:"With roleMode allowed_roles: the roles members may have."`                                              // sorted; of ModeAllowedRoles
+	System       bool                `json:"system" doc:"A built-in group type, which cannot be changed or deleted."`                                                  // there from the start, and for good
+	Revision     eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the group type last changed, or -1 if it never has. Also the ETag."` // of the configuration, when it last changed; -1: never
 }
 
 // RoleMode says which roles a membership has.
@@ -50,14 +50,14 @@ func (t GroupType) allows(role string) bool {
 
 // Group is a group that accounts are members of. Groups are a tree.
 type Group struct {
-	GroupID      string                    `json:"groupId"`
-	GroupName    string                    `json:"groupName"`
-	GroupType    string                    `json:"groupType"`
-	ParentID     string                    `json:"parentId,omitzero"` // none: it is a root
-	Description  string                    `json:"description,omitzero"`
-	CustomFields map[string]jsontext.Value `json:"customFields"` // an application's own; nobody's personal data
-	System       bool                      `json:"system"`       // there from the start, and for good
-	Revision     eventstore.Revision       `json:"revision"`     // of the configuration, when it last changed; -1: never
+	GroupID      string                    `json:"groupId" doc:"The group's id."`
+	GroupName    string                    `json:"groupName" doc:"Display name."`
+	GroupType    string                    `json:"groupType" doc:"The group's type."`
+	ParentID     string                    `json:"parentId,omitzero" doc:"The parent group. Absent for a root group."` // none: it is a root
+	Description  string                    `json:"description,omitzero" doc:"What the group is for."`
+	CustomFields map[string]jsontext.Value `json:"customFields" doc:"The application's custom fields. Configuration cannot be erased; do not put personal data in it."` // an application's own; nobody's personal data
+	System       bool                      `json:"system" doc:"A built-in group, which cannot be deleted or moved."`                                                    // there from the start, and for good
+	Revision     eventstore.Revision       `json:"revision" doc:"Revision of the configuration in which the group last changed, or -1 if it never has. Also the ETag."` // of the configuration, when it last changed; -1: never
 }
 
 // The groups that are there before the first event.

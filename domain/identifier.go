@@ -32,12 +32,12 @@ const (
 
 // UserID is an identifier that leads to its account.
 type UserID struct {
-	Type       Kind   `json:"type"`
-	Value      string `json:"value"` // as shown
-	Verified   bool   `json:"verified"`
-	IdentityID string `json:"identityId,omitzero"`
-	Provider   string `json:"provider,omitzero"` // of a providerUserId
-	FieldKey   string `json:"fieldKey,omitzero"` // of a custom field
+	Type       Kind   `json:"type" doc:"email, mobile_number, username or providerUserId."`
+	Value      string `json:"value" doc:"The identifier in its display form."` // as shown
+	Verified   bool   `json:"verified" doc:"Whether the person is verified to own the identifier."`
+	IdentityID string `json:"identityId,omitzero" doc:"The identity the identifier belongs to."`
+	Provider   string `json:"provider,omitzero" doc:"With type providerUserId: the provider."`                    // of a providerUserId
+	FieldKey   string `json:"fieldKey,omitzero" doc:"For an identifier that is a custom field: the field's key."` // of a custom field
 }
 
 // Key is the value as it is compared: two identifiers of one kind are the

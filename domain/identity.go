@@ -24,45 +24,45 @@ var providerKey = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
 
 // Identity is one way to sign in to an account.
 type Identity struct {
-	IdentityID     string `json:"identityId"`
-	Provider       string `json:"provider"` // never changes
-	ProviderUserID string `json:"providerUserId,omitzero"`
+	IdentityID     string `json:"identityId" doc:"The identity's id in this ledger."`
+	Provider       string `json:"provider" doc:"The identity provider: self, google, or any other lower-case key. It never changes."` // never changes
+	ProviderUserID string `json:"providerUserId,omitzero" doc:"The person's user id at the provider."`
 	Profile
-	From        string    `json:"from,omitzero"`      // the sub of the account it was merged in from
-	Secondary   bool      `json:"secondary,omitzero"` // a merge brought a second identity of provider self
-	CreatedTime time.Time `json:"createdTime"`
-	UpdatedTime time.Time `json:"updatedTime"`
+	From        string    `json:"from,omitzero" doc:"The merged account this identity came from."`                                // the sub of the account it was merged in from
+	Secondary   bool      `json:"secondary,omitzero" doc:"Whether a merge added this identity as a second one of provider self."` // a merge brought a second identity of provider self
+	CreatedTime time.Time `json:"createdTime" doc:"When the identity was added."`
+	UpdatedTime time.Time `json:"updatedTime" doc:"When the identity was last changed."`
 }
 
 // Profile is what an identity says about its person: the claims of OpenID
 // Connect Core 1.0, section 5.1, under their names. All of it is personal.
 type Profile struct {
-	GivenName            string   `json:"given_name,omitzero"`
-	FamilyName           string   `json:"family_name,omitzero"`
-	MiddleName           string   `json:"middle_name,omitzero"`
-	Nickname             string   `json:"nickname,omitzero"`
-	Email                string   `json:"email,omitzero"`
-	EmailVerified        bool     `json:"email_verified"`
-	MobileNumber         string   `json:"mobile_number,omitzero"` // E.164
-	MobileNumberVerified bool     `json:"mobile_number_verified"`
-	Username             string   `json:"username,omitzero"`
-	Locale               string   `json:"locale,omitzero"`    // BCP 47
-	Zoneinfo             string   `json:"zoneinfo,omitzero"`  // IANA time zone
-	Birthdate            string   `json:"birthdate,omitzero"` // YYYY-MM-DD
-	Gender               string   `json:"gender,omitzero"`
-	Picture              string   `json:"picture,omitzero"` // URL
-	Website              string   `json:"website,omitzero"` // URL
-	Address              *Address `json:"address,omitzero"`
+	GivenName            string   `json:"given_name,omitzero" doc:"Given name."`
+	FamilyName           string   `json:"family_name,omitzero" doc:"Family name."`
+	MiddleName           string   `json:"middle_name,omitzero" doc:"Middle name."`
+	Nickname             string   `json:"nickname,omitzero" doc:"Casual name."`
+	Email                string   `json:"email,omitzero" doc:"E-mail address. Its domain is stored in lower-case ASCII."`
+	EmailVerified        bool     `json:"email_verified" doc:"Whether the person is verified to own the e-mail address."`
+	MobileNumber         string   `json:"mobile_number,omitzero" doc:"Mobile number in E.164 format."` // E.164
+	MobileNumberVerified bool     `json:"mobile_number_verified" doc:"Whether the person is verified to own the mobile number."`
+	Username             string   `json:"username,omitzero" doc:"Username, prepared according to RFC 8265."`
+	Locale               string   `json:"locale,omitzero" doc:"Language tag (BCP 47)."`            // BCP 47
+	Zoneinfo             string   `json:"zoneinfo,omitzero" doc:"Time zone of the IANA database."` // IANA time zone
+	Birthdate            string   `json:"birthdate,omitzero" doc:"Date of birth, YYYY-MM-DD."`     // YYYY-MM-DD
+	Gender               string   `json:"gender,omitzero" doc:"Gender, free text."`
+	Picture              string   `json:"picture,omitzero" doc:"URL of a picture."` // URL
+	Website              string   `json:"website,omitzero" doc:"URL of a website."` // URL
+	Address              *Address `json:"address,omitzero" doc:"Postal address."`
 }
 
 // Address is the postal address of OpenID Connect Core 1.0, section 5.1.1.
 type Address struct {
-	Formatted     string `json:"formatted,omitzero"`
-	StreetAddress string `json:"street_address,omitzero"`
-	Locality      string `json:"locality,omitzero"`
-	Region        string `json:"region,omitzero"`
-	PostalCode    string `json:"postal_code,omitzero"`
-	Country       string `json:"country,omitzero"`
+	Formatted     string `json:"formatted,omitzero" doc:"The full address as on a mailing label, with lines separated by newlines."`
+	StreetAddress string `json:"street_address,omitzero" doc:"Street, house number and further delivery details."`
+	Locality      string `json:"locality,omitzero" doc:"City or town."`
+	Region        string `json:"region,omitzero" doc:"State, province or region."`
+	PostalCode    string `json:"postal_code,omitzero" doc:"Postal code."`
+	Country       string `json:"country,omitzero" doc:"Country."`
 }
 
 func newIdentity(id, provider, providerUserID string, p Profile, x Entry) Identity {
@@ -101,9 +101,9 @@ func (IdentityLinked) catalogue() []PublicType {
 }
 
 type identityChanged struct {
-	Sub        string `json:"sub"`
-	IdentityID string `json:"identityId"`
-	Provider   string `json:"provider"`
+	Sub        string `json:"sub" doc:"The account."`
+	IdentityID string `json:"identityId" doc:"The identity."`
+	Provider   string `json:"provider" doc:"The identity's provider."`
 }
 
 func ofSelf(data any) bool   { return data.(identityChanged).Provider == ProviderSelf }
@@ -168,11 +168,11 @@ func (ProfileUpdated) catalogue() []PublicType {
 }
 
 type userUpdated struct {
-	Sub        string    `json:"sub"`
-	IdentityID string    `json:"identityId,omitzero"`
-	Timestamp  time.Time `json:"timestamp"`
-	Fields     []string  `json:"fields"`
-	Changes    any       `json:"changes,omitzero"`
+	Sub        string    `json:"sub" doc:"The account."`
+	IdentityID string    `json:"identityId,omitzero" doc:"The identity that changed; absent if custom fields changed."`
+	Timestamp  time.Time `json:"timestamp" doc:"When the change took effect."`
+	Fields     []string  `json:"fields" doc:"The members that changed."`
+	Changes    any       `json:"changes,omitzero" doc:"The new values, by member; null for removed ones. Absent once they are erased."`
 }
 
 // verified reports whether a flag was set by the change.
@@ -255,7 +255,7 @@ func (c UpdateProfile) decide(_ Setting, a Account) ([]Event, error) {
 	}
 	old, ok := a.identity(id)
 	if !ok && c.IdentityID == "" {
-		return nil, faults{{"/identity/identityId", "required where the account has more than one identity"}}.err()
+		return nil, faults{{"/identityId", "required where the account has more than one identity"}}.err()
 	}
 	if !ok {
 		return nil, refuse(CodeIdentityNotFound, "The account has no such identity.")
@@ -265,7 +265,7 @@ func (c UpdateProfile) decide(_ Setting, a Account) ([]Event, error) {
 		return nil, err
 	}
 	var f faults
-	p = f.profile("/identity", p)
+	p = f.profile("", p)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -309,7 +309,7 @@ func reachable(identities []Identity) bool {
 func (p Profile) patched(patch jsontext.Value) (patched Profile, stated map[string]bool, err error) {
 	var members map[string]jsontext.Value
 	if err := json.Unmarshal(patch, &members); err != nil || members == nil {
-		return p, nil, faults{{"/identity", "must be an object"}}.err()
+		return p, nil, faults{{"", "must be an object"}}.err()
 	}
 	stated = make(map[string]bool, len(members))
 	for name := range members {
@@ -320,9 +320,9 @@ func (p Profile) patched(patch jsontext.Value) (patched Profile, stated map[stri
 		p.Address = &address
 	}
 	if err := json.Unmarshal(patch, &p, json.RejectUnknownMembers(true)); err != nil {
-		at := "/identity"
+		var at string
 		if e, ok := errors.AsType[*json.SemanticError](err); ok {
-			at += string(e.JSONPointer)
+			at = string(e.JSONPointer)
 		}
 		return p, nil, faults{{at, "unknown member, or a value of the wrong type"}}.err()
 	}

@@ -52,12 +52,12 @@ func (LoginRecorded) catalogue() []PublicType {
 }
 
 type userLogin struct {
-	Sub        string       `json:"sub"`
-	IdentityID string       `json:"identity,omitzero"`
-	Provider   string       `json:"provider"`
-	Method     string       `json:"method,omitzero"`
-	Reason     LoginRefusal `json:"reason,omitzero"`
-	Time       time.Time    `json:"time"`
+	Sub        string       `json:"sub" doc:"The account."`
+	IdentityID string       `json:"identity,omitzero" doc:"The identityId used for the login."`
+	Provider   string       `json:"provider" doc:"The identity provider."`
+	Method     string       `json:"method,omitzero" doc:"How the person signed in, as a code, such as password."`
+	Reason     LoginRefusal `json:"reason,omitzero" doc:"Why the login was refused: pending, declined, combined or deleted."`
+	Time       time.Time    `json:"time" doc:"When the login happened."`
 	Situation
 }
 

@@ -11,17 +11,17 @@ import (
 // members' accounts as they are, so that no account changes without an event
 // of its own, and a move is one event however many members there are.
 type Membership struct {
-	GroupID    string    `json:"groupId"`
-	GroupType  string    `json:"groupType"`
-	Path       string    `json:"path"` // ids of groups from the root down: /EUROPE/BERLIN
-	Roles      []string  `json:"roles"`
-	JoinedTime time.Time `json:"joinedTime"`
+	GroupID    string    `json:"groupId" doc:"The group."`
+	GroupType  string    `json:"groupType" doc:"The group's type when the membership was last set."`
+	Path       string    `json:"path" doc:"The group's place in the tree when the membership was last set: group ids from the root down."` // ids of groups from the root down: /EUROPE/BERLIN
+	Roles      []string  `json:"roles" doc:"The account's roles in the group, sorted."`
+	JoinedTime time.Time `json:"joinedTime" doc:"When the account joined the group."`
 
 	// Where accounts that were merged into this one are members, too, Roles is
 	// the union. Then OwnRoles are the account's own, unless it is Merged: it
 	// was no member before.
-	OwnRoles []string `json:"ownRoles,omitzero"`
-	Merged   bool     `json:"merged,omitzero"`
+	OwnRoles []string `json:"ownRoles,omitzero" doc:"If a merged account is also a member: the roles without that account's."`
+	Merged   bool     `json:"merged,omitzero" doc:"Whether the membership comes only from accounts that were merged into this one."`
 }
 
 // RoleUser is the role with which every new account joins GroupUsers.
@@ -73,9 +73,9 @@ func (GroupJoined) catalogue() []PublicType {
 }
 
 type memberChanged struct {
-	Sub     string   `json:"sub"`
-	GroupID string   `json:"groupId"`
-	Roles   []string `json:"roles"`
+	Sub     string   `json:"sub" doc:"The account."`
+	GroupID string   `json:"groupId" doc:"The group."`
+	Roles   []string `json:"roles" doc:"All roles of the member in the group."`
 }
 
 func (e GroupJoined) membership(x Entry) Membership {
@@ -187,8 +187,8 @@ func (GroupLeft) catalogue() []PublicType {
 }
 
 type groupLeft struct {
-	Sub     string `json:"sub"`
-	GroupID string `json:"groupId"`
+	Sub     string `json:"sub" doc:"The account."`
+	GroupID string `json:"groupId" doc:"The group."`
 }
 
 // maxGroups keeps an account a small document.

@@ -14,20 +14,20 @@ import (
 // Combined is an account that was merged into the one that lists it, and what
 // un-merging needs to know of it.
 type Combined struct {
-	Sub          string    `json:"sub"`
-	Via          string    `json:"via,omitzero"` // the merged account that brought it along
-	Status       Status    `json:"userStatus"`   // before the merge
-	CreatedTime  time.Time `json:"createdTime"`
-	CombinedTime time.Time `json:"combinedTime"`
-	FilledFields []string  `json:"filledFields"` // custom fields it filled, as long as they have not changed since
+	Sub          string    `json:"sub" doc:"The account that was merged in."`
+	Via          string    `json:"via,omitzero" doc:"The merged account through which this one came."` // the merged account that brought it along
+	Status       Status    `json:"userStatus" doc:"Its status before the merge."`                      // before the merge
+	CreatedTime  time.Time `json:"createdTime" doc:"When it was created."`
+	CombinedTime time.Time `json:"combinedTime" doc:"When it was merged in."`
+	FilledFields []string  `json:"filledFields" doc:"Custom fields whose values came from it and have not changed since."` // custom fields it filled, as long as they have not changed since
 
-	Groups   []Membership      `json:"groups,omitzero"`   // it brought along, as long as they have not been set since
-	Consents []ConsentDecision `json:"consents,omitzero"` // likewise
+	Groups   []Membership      `json:"groups,omitzero" doc:"Memberships that came from it and have not been set since."`          // it brought along, as long as they have not been set since
+	Consents []ConsentDecision `json:"consents,omitzero" doc:"Consent decisions that came from it, if none has been made since."` // likewise
 
 	// What it brought that no other account may have leads here, whatever
 	// became of it, until un-merging gives it back.
-	CustomFields map[string]jsontext.Value `json:"customFields,omitzero"`
-	FieldClaims  map[string]Kind           `json:"fieldClaims,omitzero"`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" doc:"Its values of custom fields that are unique across accounts."`
+	FieldClaims  map[string]Kind           `json:"fieldClaims,omitzero" doc:"The kind of identifier of each of these custom fields, by field key."`
 
 	key eventstore.KeyID // of its personal data
 }
@@ -96,10 +96,10 @@ func (AccountMerged) catalogue() []PublicType {
 }
 
 type combinedChanged struct {
-	Sub         string   `json:"sub"`         // of the account that goes on
-	CombinedSub string   `json:"combinedSub"` // of the one that was merged into it, or is its own again
-	IdentityIDs []string `json:"identityIds"`
-	Conflicts   []string `json:"conflicts,omitzero"` // members of which the first account kept its own value
+	Sub         string   `json:"sub" doc:"The surviving account."`                                             // of the account that goes on
+	CombinedSub string   `json:"combinedSub" doc:"The account that was merged into it, or separated from it."` // of the one that was merged into it, or is its own again
+	IdentityIDs []string `json:"identityIds" doc:"The identities of that account."`
+	Conflicts   []string `json:"conflicts,omitzero" doc:"Members that differed and in which the surviving account kept its value."` // members of which the first account kept its own value
 }
 
 // AccountCombined ends an account that was merged into another: that one has

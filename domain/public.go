@@ -16,13 +16,13 @@ import (
 // PublicEvent is what external systems are told: the form in which an event
 // of the log goes out through webhooks and the feed.
 type PublicEvent struct {
-	ID       string              `json:"id"`   // the same at every delivery
-	Type     string              `json:"type"` // of the public catalogue: USER_CREATED
-	Sub      string              `json:"sub,omitzero"`
-	Subs     []string            `json:"combinedSubs,omitzero"` // further subs of the account, merged into it by then
-	Sequence eventstore.Revision `json:"sequence"`              // the account's revision: ignore what is not above the last one applied
-	Time     time.Time           `json:"time"`
-	Data     jsontext.Value      `json:"data"`
+	ID       string              `json:"id" doc:"The event's id, the same in every delivery and in the feed."` // the same at every delivery
+	Type     string              `json:"type" doc:"The event's name in the public catalogue."`                 // of the public catalogue: USER_CREATED
+	Sub      string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Subs     []string            `json:"combinedSubs,omitzero" doc:"The accounts that had been merged into this account when the event happened."`        // further subs of the account, merged into it by then
+	Sequence eventstore.Revision `json:"sequence" doc:"The account's revision. Ignore an event whose sequence is not greater than the last one applied."` // the account's revision: ignore what is not above the last one applied
+	Time     time.Time           `json:"time" doc:"When the event took effect."`
+	Data     jsontext.Value      `json:"data" doc:"The event's data."`
 	Aliases  []string            `json:"-"` // further names, for those who asked for them, see Told
 
 	Traceparent string `json:"-"` // see Metadata
@@ -38,8 +38,8 @@ var internal []publicEvent
 
 // configChanged is the data of a change of the configuration.
 type configChanged struct {
-	ID     string   `json:"id"`
-	Fields []string `json:"fields,omitzero"`
+	ID     string   `json:"id" doc:"The id of the configuration object."`
+	Fields []string `json:"fields,omitzero" doc:"The members that changed; absent if the object was deleted."`
 }
 
 // objectSet returns the public event of an object of the configuration that

@@ -11,11 +11,11 @@ import (
 
 // Role is what a member of a group may be there.
 type Role struct {
-	Role        string              `json:"role"` // its id: ADMIN
-	Name        string              `json:"name"`
-	Description string              `json:"description,omitzero"`
-	System      bool                `json:"system"`   // there from the start, and for good
-	Revision    eventstore.Revision `json:"revision"` // of the configuration, when it last changed; -1: never
+	Role        string              `json:"role" doc:"The role's id."` // its id: ADMIN
+	Name        string              `json:"name" doc:"Display name."`
+	Description string              `json:"description,omitzero" doc:"What the role is for."`
+	System      bool                `json:"system" doc:"A built-in role, which cannot be deleted."`                                                             // there from the start, and for good
+	Revision    eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the role last changed, or -1 if it never has. Also the ETag."` // of the configuration, when it last changed; -1: never
 }
 
 // systemRoles are there before the first event.

@@ -41,18 +41,18 @@ const (
 
 // Schedule is what is planned for an account, or has been.
 type Schedule struct {
-	ScheduleID    string        `json:"scheduleId"`
-	Kind          ScheduleKind  `json:"kind"`
-	DueTime       time.Time     `json:"dueTime"` // of a periodic one, the next time
-	State         ScheduleState `json:"status"`
-	TargetStatus  Status        `json:"targetStatus,omitzero"`  // of a status change
-	ReminderNo    int           `json:"reminderNo,omitzero"`    // of a reminder
-	PeriodSeconds int64         `json:"periodSeconds,omitzero"` // it comes again, until it is cancelled
-	Origin        string        `json:"origin"`
-	SetupID       string        `json:"setupId,omitzero"`      // of an auto one
-	ExecutedTime  time.Time     `json:"executedTime,omitzero"` // of a periodic one, the last time
-	Late          bool          `json:"late,omitzero"`         // it was then overdue by more than the ledger promises
-	Reason        string        `json:"reason,omitzero"`       // why it was cancelled, skipped or failed, as a code
+	ScheduleID    string        `json:"scheduleId" doc:"The schedule's id."`
+	Kind          ScheduleKind  `json:"kind" doc:"reminder, status_change or deletion."`
+	DueTime       time.Time     `json:"dueTime" doc:"When the schedule is due; for a periodic one, the next time."` // of a periodic one, the next time
+	State         ScheduleState `json:"status" doc:"planned, executed, cancelled, skipped, or failed: the account's rules refused it."`
+	TargetStatus  Status        `json:"targetStatus,omitzero" doc:"With kind status_change: the new status."`                                 // of a status change
+	ReminderNo    int           `json:"reminderNo,omitzero" doc:"With kind reminder: the reminder's number."`                                 // of a reminder
+	PeriodSeconds int64         `json:"periodSeconds,omitzero" doc:"The schedule repeats at this interval in seconds until it is cancelled."` // it comes again, until it is cancelled
+	Origin        string        `json:"origin" doc:"auto: planned by a setup when the account was created; manual: planned for this account."`
+	SetupID       string        `json:"setupId,omitzero" doc:"With origin auto: the schedule setup."`                                                         // of an auto one
+	ExecutedTime  time.Time     `json:"executedTime,omitzero" doc:"When the schedule was executed, skipped or refused; for a periodic one, the last time."`   // of a periodic one, the last time
+	Late          bool          `json:"late,omitzero" doc:"Whether the execution was later than the ledger guarantees, because the server was down or busy."` // it was then overdue by more than the ledger promises
+	Reason        string        `json:"reason,omitzero" doc:"Why the schedule was cancelled, skipped or failed, as a code."`                                  // why it was cancelled, skipped or failed, as a code
 }
 
 // Limits of an account's schedules.
@@ -75,14 +75,14 @@ const (
 
 // SchedulePlanned plans something for the account.
 type SchedulePlanned struct {
-	ScheduleID    string       `json:"scheduleId" pii:"clear"`
-	Kind          ScheduleKind `json:"kind" pii:"clear"`
-	DueTime       time.Time    `json:"dueTime" pii:"clear"`
-	TargetStatus  Status       `json:"targetStatus,omitzero" pii:"clear"`
-	ReminderNo    int          `json:"reminderNo,omitzero" pii:"clear"`
-	PeriodSeconds int64        `json:"periodSeconds,omitzero" pii:"clear"`
-	Origin        string       `json:"origin" pii:"clear"`
-	SetupID       string       `json:"setupId,omitzero" pii:"clear"`
+	ScheduleID    string       `json:"scheduleId" pii:"clear" doc:"The schedule's id."`
+	Kind          ScheduleKind `json:"kind" pii:"clear" doc:"reminder, status_change or deletion."`
+	DueTime       time.Time    `json:"dueTime" pii:"clear" doc:"When the schedule is due."`
+	TargetStatus  Status       `json:"targetStatus,omitzero" pii:"clear" doc:"With kind status_change: the new status."`
+	ReminderNo    int          `json:"reminderNo,omitzero" pii:"clear" doc:"With kind reminder: the reminder's number."`
+	PeriodSeconds int64        `json:"periodSeconds,omitzero" pii:"clear" doc:"The schedule repeats at this interval in seconds until it is cancelled."`
+	Origin        string       `json:"origin" pii:"clear" doc:"auto: planned by a setup when the account was created; manual: planned for this account."`
+	SetupID       string       `json:"setupId,omitzero" pii:"clear" doc:"With origin auto: the schedule setup."`
 }
 
 func (SchedulePlanned) eventType() string { return "account.schedule-planned.v1" }
@@ -104,15 +104,15 @@ func (SchedulePlanned) catalogue() []PublicType {
 }
 
 type schedulePlanned struct {
-	Sub string `json:"sub"`
+	Sub string `json:"sub" doc:"The account."`
 	SchedulePlanned
 }
 
 // SchedulePostponed moves a schedule to another time, later or earlier.
 type SchedulePostponed struct {
-	ScheduleID string    `json:"scheduleId" pii:"clear"`
-	From       time.Time `json:"from" pii:"clear"`
-	DueTime    time.Time `json:"dueTime" pii:"clear"`
+	ScheduleID string    `json:"scheduleId" pii:"clear" doc:"The schedule's id."`
+	From       time.Time `json:"from" pii:"clear" doc:"The previous due time."`
+	DueTime    time.Time `json:"dueTime" pii:"clear" doc:"The new due time."`
 }
 
 func (SchedulePostponed) eventType() string { return "account.schedule-postponed.v1" }
@@ -130,14 +130,14 @@ func (SchedulePostponed) catalogue() []PublicType {
 }
 
 type schedulePostponed struct {
-	Sub string `json:"sub"`
+	Sub string `json:"sub" doc:"The account."`
 	SchedulePostponed
 }
 
 // ScheduleCancelled ends a schedule before its time.
 type ScheduleCancelled struct {
-	ScheduleID string `json:"scheduleId" pii:"clear"`
-	Reason     string `json:"reason,omitzero" pii:"clear"` // a code; none where somebody cancelled it as such
+	ScheduleID string `json:"scheduleId" pii:"clear" doc:"The schedule's id."`
+	Reason     string `json:"reason,omitzero" pii:"clear" doc:"Why the schedule was cancelled, as a code."` // a code; none where somebody cancelled it as such
 }
 
 func (ScheduleCancelled) eventType() string { return "account.schedule-cancelled.v1" }
@@ -155,21 +155,21 @@ func (ScheduleCancelled) catalogue() []PublicType {
 }
 
 type scheduleCancelled struct {
-	Sub string `json:"sub"`
+	Sub string `json:"sub" doc:"The account."`
 	ScheduleCancelled
 }
 
 // ScheduleExecuted marks a schedule as done. What it did to the account is in
 // the events of the same commit.
 type ScheduleExecuted struct {
-	ScheduleID  string        `json:"scheduleId" pii:"clear"`
-	Kind        ScheduleKind  `json:"kind" pii:"clear"`
-	State       ScheduleState `json:"status" pii:"clear"` // executed, skipped or failed
-	Reason      string        `json:"reason,omitzero" pii:"clear"`
-	DueTime     time.Time     `json:"dueTime" pii:"clear"`
-	Late        bool          `json:"late,omitzero" pii:"clear"`
-	ReminderNo  int           `json:"reminderNo,omitzero" pii:"clear"`
-	NextDueTime time.Time     `json:"nextDueTime,omitzero" pii:"clear"` // of a periodic one
+	ScheduleID  string        `json:"scheduleId" pii:"clear" doc:"The schedule's id."`
+	Kind        ScheduleKind  `json:"kind" pii:"clear" doc:"reminder, status_change or deletion."`
+	State       ScheduleState `json:"status" pii:"clear" doc:"executed, skipped, or failed: the account's rules refused it."` // executed, skipped or failed
+	Reason      string        `json:"reason,omitzero" pii:"clear" doc:"Why the schedule was skipped or failed, as a code."`
+	DueTime     time.Time     `json:"dueTime" pii:"clear" doc:"When the schedule was due."`
+	Late        bool          `json:"late,omitzero" pii:"clear" doc:"Whether the execution was later than the ledger guarantees, because the server was down or busy."`
+	ReminderNo  int           `json:"reminderNo,omitzero" pii:"clear" doc:"With kind reminder: the reminder's number."`
+	NextDueTime time.Time     `json:"nextDueTime,omitzero" pii:"clear" doc:"For a periodic schedule: when it is due next."` // of a periodic one
 }
 
 func (ScheduleExecuted) eventType() string { return "account.schedule-executed.v1" }
@@ -201,15 +201,15 @@ func (ScheduleExecuted) catalogue() []PublicType {
 }
 
 type scheduleExecuted struct {
-	Sub string `json:"sub"`
+	Sub string `json:"sub" doc:"The account."`
 	ScheduleExecuted
 }
 
 type reminder struct {
-	Sub        string    `json:"sub"`
-	ScheduleID string    `json:"scheduleId"`
-	ReminderNo int       `json:"reminderNo,omitzero"`
-	DueTime    time.Time `json:"dueTime"`
+	Sub        string    `json:"sub" doc:"The account."`
+	ScheduleID string    `json:"scheduleId" doc:"The schedule's id."`
+	ReminderNo int       `json:"reminderNo,omitzero" doc:"The reminder's number."`
+	DueTime    time.Time `json:"dueTime" doc:"When the reminder was due."`
 }
 
 // reschedule changes one planned schedule of a. Those that have ended come

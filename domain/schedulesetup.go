@@ -12,13 +12,13 @@ import (
 
 // ScheduleSetup is what is planned for every new account that is not VERIFIED.
 type ScheduleSetup struct {
-	SetupID       string              `json:"setupId"`
-	Kind          ScheduleKind        `json:"kind"`
-	OffsetSeconds int64               `json:"offsetSeconds"` // from the account's creation
-	ReminderNo    int                 `json:"reminderNo,omitzero"`
-	TargetStatus  Status              `json:"targetStatus,omitzero"`
-	PeriodSeconds int64               `json:"periodSeconds,omitzero"`
-	Revision      eventstore.Revision `json:"revision"` // of the configuration, when it last changed
+	SetupID       string              `json:"setupId" doc:"The setup's id."`
+	Kind          ScheduleKind        `json:"kind" doc:"reminder, status_change or deletion."`
+	OffsetSeconds int64               `json:"offsetSeconds" doc:"Time after account creation, in seconds."` // from the account's creation
+	ReminderNo    int                 `json:"reminderNo,omitzero" doc:"With kind reminder: the reminder's number."`
+	TargetStatus  Status              `json:"targetStatus,omitzero" doc:"With kind status_change: the new status."`
+	PeriodSeconds int64               `json:"periodSeconds,omitzero" doc:"The schedule repeats at this interval in seconds until it is cancelled."`
+	Revision      eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the setup last changed. Also the ETag."` // of the configuration, when it last changed
 }
 
 // maxReminders is how many reminders can be set up.

@@ -98,10 +98,10 @@ func (StatusChanged) catalogue() []PublicType {
 }
 
 type statusChanged struct {
-	Sub        string `json:"sub"`
-	From       Status `json:"from"`
-	To         Status `json:"to"`
-	ReasonCode string `json:"reasonCode,omitzero"`
+	Sub        string `json:"sub" doc:"The account."`
+	From       Status `json:"from" doc:"The previous status."`
+	To         Status `json:"to" doc:"The new status."`
+	ReasonCode string `json:"reasonCode,omitzero" doc:"Why the status changed, as a code."`
 }
 
 // SetStatus asks for a state. Asking for the present one changes nothing.

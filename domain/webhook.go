@@ -18,49 +18,49 @@ import (
 // Webhook is an endpoint of an external system and what it asked to be told.
 // Its secrets are in the key store; where it stands in the log is delivery's.
 type Webhook struct {
-	WebhookID string `json:"webhookId"`
+	WebhookID string `json:"webhookId" doc:"The webhook's id."`
 	WebhookSettings
-	Keys        []WebhookKey        `json:"keys"`  // that deliveries are signed with, newest first
-	After       eventstore.Position `json:"after"` // it gets the events after this position
-	State       WebhookState        `json:"state"`
-	StateReason string              `json:"stateReason,omitzero"`
-	CreatedTime time.Time           `json:"createdTime"`
-	Revision    eventstore.Revision `json:"revision"` // of the last change of its configuration or state
+	Keys        []WebhookKey        `json:"keys" doc:"The keys that sign deliveries, newest first."`          // that deliveries are signed with, newest first
+	After       eventstore.Position `json:"after" doc:"The webhook receives events after this log position."` // it gets the events after this position
+	State       WebhookState        `json:"state" doc:"enabled; paused by a caller; disabled by the ledger; pending_verification until the receiver agrees to deliveries."`
+	StateReason string              `json:"stateReason,omitzero" doc:"Why the webhook is in this state, as a code."`
+	CreatedTime time.Time           `json:"createdTime" doc:"When the webhook was registered."`
+	Revision    eventstore.Revision `json:"revision" doc:"The webhook's revision. Also the ETag."` // of the last change of its configuration or state
 
-	FailingSince time.Time            `json:"failingSince,omitzero"` // as the last report of its deliveries says
-	Verified     *WebhookVerification `json:"verified,omitzero"`     // what it said to being asked
+	FailingSince time.Time            `json:"failingSince,omitzero" doc:"When deliveries began to fail, for one account or for all, as recorded in the log."` // as the last report of its deliveries says
+	Verified     *WebhookVerification `json:"verified,omitzero" doc:"The receiver's answer to the verification request."`                                     // what it said to being asked
 
 	last eventstore.Revision // of its stream
 }
 
 // WebhookSettings is what an endpoint can be configured to.
 type WebhookSettings struct {
-	URL     string   `json:"url"`
-	Events  []string `json:"events"`  // public names, or prefixes like USER_*
-	Format  string   `json:"format"`  // one of Formats
-	Payload string   `json:"payload"` // full, thin or fields
+	URL     string   `json:"url" doc:"The endpoint: the URL deliveries are sent to."`
+	Events  []string `json:"events" doc:"Names of public events, their aliases such as ACCOUNT_MODIFIED, or prefixes such as USER_*. An event is sent once, under the first entry that matches it: by its alias if that entry is an alias."` // public names, or prefixes like USER_*
+	Format  string   `json:"format" doc:"standard: Standard Webhooks; cloudevents: CloudEvents 1.0.2, structured; cloudevents-binary: attributes in headers; cloudevents-batch: several events in one request."`                             // one of Formats
+	Payload string   `json:"payload" doc:"full: all data of the event; thin: ids only; fields: the members named by mapping."`                                                                                                               // full, thin or fields
 	WebhookOptions
 }
 
 // WebhookOptions are the settings that may be left out.
 type WebhookOptions struct {
-	Description  string         `json:"description,omitzero"`
-	Preset       string         `json:"preset,omitzero"`       // what it started from; its events and mapping may differ since
-	Mapping      WebhookMapping `json:"mapping,omitzero"`      // of the payload fields
-	BatchSize    int            `json:"batchSize,omitzero"`    // events in a request at most, of FormatBatch
-	BatchBytes   int            `json:"batchBytes,omitzero"`   // of the body at most; an event that is larger goes alone
-	HubSignature bool           `json:"hubSignature,omitzero"` // deliveries carry X-Hub-Signature-256, too
+	Description  string         `json:"description,omitzero" doc:"Free text. Do not put personal data in it."`
+	Preset       string         `json:"preset,omitzero" doc:"The preset the webhook was created from: crm, marketing or analytics."`                                 // what it started from; its events and mapping may differ since
+	Mapping      WebhookMapping `json:"mapping,omitzero" doc:"With payload fields: the path of the value for each member of data."`                                  // of the payload fields
+	BatchSize    int            `json:"batchSize,omitzero" doc:"With format cloudevents-batch: maximum number of events in a request."`                              // events in a request at most, of FormatBatch
+	BatchBytes   int            `json:"batchBytes,omitzero" doc:"With format cloudevents-batch: maximum size of a body in bytes."`                                   // of the body at most; an event that is larger goes alone
+	HubSignature bool           `json:"hubSignature,omitzero" doc:"Whether deliveries also carry GitHub's X-Hub-Signature-256 header, made with the newest v1 key."` // deliveries carry X-Hub-Signature-256, too
 
-	Auth              WebhookAuth        `json:"auth,omitzero"`
-	ClientCertificate WebhookCertificate `json:"clientCertificate,omitzero"`
-	Headers           map[string]string  `json:"headers,omitzero"`     // of its own; nothing secret
-	RateLimit         float64            `json:"rateLimit,omitzero"`   // requests a second; 0: as many as it takes
-	Burst             int                `json:"burst,omitzero"`       // requests at once after a pause, of a rate limit; 0: one
-	MaxInFlight       int                `json:"maxInFlight,omitzero"` // requests at a time; 0: the ledger's default
-	Order             string             `json:"order,omitzero"`       // OrderStrict, or "": per account
+	Auth              WebhookAuth        `json:"auth,omitzero" doc:"Credentials sent to the receiver in addition to the signature."`
+	ClientCertificate WebhookCertificate `json:"clientCertificate,omitzero" doc:"The client certificate for receivers that require one in TLS."`
+	Headers           map[string]string  `json:"headers,omitzero" doc:"Additional HTTP headers. Put secrets in auth instead."`                                                                                               // of its own; nothing secret
+	RateLimit         float64            `json:"rateLimit,omitzero" doc:"Maximum requests per second. Absent: unlimited."`                                                                                                   // requests a second; 0: as many as it takes
+	Burst             int                `json:"burst,omitzero" doc:"With rateLimit: how many requests may be sent at once after a pause; default 1."`                                                                       // requests at once after a pause, of a rate limit; 0: one
+	MaxInFlight       int                `json:"maxInFlight,omitzero" doc:"Maximum number of concurrent requests."`                                                                                                          // requests at a time; 0: the ledger's default
+	Order             string             `json:"order,omitzero" doc:"account: events are delivered in order per account; strict: in order over all accounts, one request at a time, and a failure delays all later events."` // OrderStrict, or "": per account
 
-	DeadLetter   string `json:"deadLetter,omitzero"`   // DeadLetterBlock, or "": skip
-	Verification string `json:"verification,omitzero"` // VerifyOptions, or "": none
+	DeadLetter   string `json:"deadLetter,omitzero" doc:"What happens to an account's later events after a delivery is given up. skip: they are delivered; block: they wait until the event is resent or deadLetter is set to skip."` // DeadLetterBlock, or "": skip
+	Verification string `json:"verification,omitzero" doc:"options: the receiver must first allow deliveries from this ledger, as the CloudEvents webhook specification describes; none: no verification."`                           // VerifyOptions, or "": none
 }
 
 // WebhookState says whether an endpoint is delivered to.
@@ -145,9 +145,9 @@ func (WebhookCreated) catalogue() []PublicType {
 }
 
 type webhookChanged struct {
-	WebhookID string       `json:"webhookId"`
-	Fields    []string     `json:"fields"`
-	State     WebhookState `json:"state,omitzero"`
+	WebhookID string       `json:"webhookId" doc:"The webhook's id."`
+	Fields    []string     `json:"fields" doc:"The members that changed."`
+	State     WebhookState `json:"state,omitzero" doc:"The new state, if it changed."`
 }
 
 // webhookUpdate returns the public event of a change of these fields. state is

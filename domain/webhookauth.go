@@ -9,15 +9,15 @@ import (
 // WebhookAuth is how a receiver is shown who is sending, beside the signature.
 // The secret it needs is in the key store.
 type WebhookAuth struct {
-	Type        WebhookAuthType `json:"type"`
-	In          string          `json:"in,omitzero"`          // of an API key: header or query
-	Name        string          `json:"name,omitzero"`        // of the header or parameter
-	Username    string          `json:"username,omitzero"`    // of AuthBasic
-	TokenURL    string          `json:"tokenUrl,omitzero"`    // of AuthOAuth2
-	ClientID    string          `json:"clientId,omitzero"`    // likewise
-	Scope       string          `json:"scope,omitzero"`       // likewise, may be empty
-	SecretID    string          `json:"secretId,omitzero"`    // of what is in the key store
-	Fingerprint string          `json:"fingerprint,omitzero"` // tells whether there is a secret, and whether it changed; never in an event
+	Type        WebhookAuthType `json:"type" doc:"api-key: a secret in a header or query parameter; basic: username and password; totp: the current RFC 6238 code in a header, six digits, 30 seconds, SHA-1; oauth2: a bearer token from the client credentials grant."`
+	In          string          `json:"in,omitzero" doc:"With api-key: header or query."`                                                                // of an API key: header or query
+	Name        string          `json:"name,omitzero" doc:"Name of the header or query parameter."`                                                      // of the header or parameter
+	Username    string          `json:"username,omitzero" doc:"With basic: the username."`                                                               // of AuthBasic
+	TokenURL    string          `json:"tokenUrl,omitzero" doc:"With oauth2: the token endpoint. Addresses refused for deliveries are refused here too."` // of AuthOAuth2
+	ClientID    string          `json:"clientId,omitzero" doc:"With oauth2: the client id."`                                                             // likewise
+	Scope       string          `json:"scope,omitzero" doc:"With oauth2: the scope to request. Optional."`                                               // likewise, may be empty
+	SecretID    string          `json:"secretId,omitzero" doc:"Id of the stored secret."`                                                                // of what is in the key store
+	Fingerprint string          `json:"fingerprint,omitzero" doc:"Fingerprint of the secret: shows whether one is set and whether it changed."`          // tells whether there is a secret, and whether it changed; never in an event
 }
 
 // WebhookAuthType is a way to authenticate toward a receiver.
@@ -33,8 +33,8 @@ const (
 
 // WebhookCertificate is a client certificate that receivers ask for in TLS.
 type WebhookCertificate struct {
-	Certificate string `json:"certificate"`       // PEM, with the chain
-	SecretID    string `json:"secretId,omitzero"` // of its key, which is in the key store
+	Certificate string `json:"certificate" doc:"The certificate and its chain, PEM."` // PEM, with the chain
+	SecretID    string `json:"secretId,omitzero" doc:"Id of the stored private key."` // of its key, which is in the key store
 }
 
 var (

@@ -30,9 +30,9 @@ func (WebhookDeliveryFailing) catalogue() []PublicType {
 }
 
 type deliveryHealth struct {
-	WebhookID string    `json:"webhookId"`
-	Since     time.Time `json:"since"`
-	Reason    string    `json:"reason,omitzero"`
+	WebhookID string    `json:"webhookId" doc:"The webhook's id."`
+	Since     time.Time `json:"since" doc:"When deliveries began to fail."`
+	Reason    string    `json:"reason,omitzero" doc:"Error code of an attempt."`
 }
 
 // WebhookDeliveryRecovered says that nothing fails any more.
@@ -52,12 +52,12 @@ func (WebhookDeliveryRecovered) catalogue() []PublicType {
 
 // WebhookDeliveryExhausted says that a delivery was given up.
 type WebhookDeliveryExhausted struct {
-	EventID   string              `json:"eventId" pii:"clear"` // of the public event
-	EventType string              `json:"eventType" pii:"clear"`
-	Sub       string              `json:"sub,omitzero" pii:"clear"`
-	Sequence  eventstore.Revision `json:"sequence" pii:"clear"`
-	Position  eventstore.Position `json:"position" pii:"clear"`
-	Reason    string              `json:"reason" pii:"clear"` // the code of the last attempt's error
+	EventID   string              `json:"eventId" pii:"clear" doc:"The event whose delivery was given up."` // of the public event
+	EventType string              `json:"eventType" pii:"clear" doc:"The event's name in the public catalogue."`
+	Sub       string              `json:"sub,omitzero" pii:"clear" doc:"The account the event is about."`
+	Sequence  eventstore.Revision `json:"sequence" pii:"clear" doc:"The account's revision."`
+	Position  eventstore.Position `json:"position" pii:"clear" doc:"The event's position in the log."`
+	Reason    string              `json:"reason" pii:"clear" doc:"Error code of the last attempt."` // the code of the last attempt's error
 }
 
 func (WebhookDeliveryExhausted) eventType() string { return "webhook.delivery-exhausted.v1" }
@@ -71,7 +71,7 @@ func (WebhookDeliveryExhausted) catalogue() []PublicType {
 }
 
 type deliveryGivenUp struct {
-	WebhookID string `json:"webhookId"`
+	WebhookID string `json:"webhookId" doc:"The webhook's id."`
 	WebhookDeliveryExhausted
 }
 

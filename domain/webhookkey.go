@@ -8,10 +8,10 @@ import (
 // WebhookKey is a key that deliveries to an endpoint are signed with. The key
 // itself is in the key store, under its id.
 type WebhookKey struct {
-	KeyID       string         `json:"keyId"`
-	Type        WebhookKeyType `json:"type"`
-	NotAfter    time.Time      `json:"notAfter,omitzero"`    // of one that was replaced: signs until then
-	Fingerprint string         `json:"fingerprint,omitzero"` // for comparison, of a key pair the public key; never in an event
+	KeyID       string         `json:"keyId" doc:"The key's id."`
+	Type        WebhookKeyType `json:"type" doc:"v1: HMAC-SHA256; v1a: Ed25519."`
+	NotAfter    time.Time      `json:"notAfter,omitzero" doc:"For a replaced key: when it stops signing."`                                   // of one that was replaced: signs until then
+	Fingerprint string         `json:"fingerprint,omitzero" doc:"Identifies the key without revealing it. For v1a, the public key (whpk_)."` // for comparison, of a key pair the public key; never in an event
 }
 
 // WebhookKeyType is the kind of signature a key makes, by the name Standard

@@ -13,8 +13,8 @@ const WebhookPending WebhookState = "pending_verification"
 
 // WebhookVerification is what an endpoint said to that.
 type WebhookVerification struct {
-	Time        time.Time `json:"time"`
-	AllowedRate int       `json:"allowedRate,omitzero"` // requests a minute at most; 0: as many as the settings allow
+	Time        time.Time `json:"time" doc:"When the receiver answered."`
+	AllowedRate int       `json:"allowedRate,omitzero" doc:"Maximum requests per minute that the receiver allows. Absent: no limit beyond the settings of the webhook."` // requests a minute at most; 0: as many as the settings allow
 }
 
 // WebhookVerified says that an endpoint wants deliveries.

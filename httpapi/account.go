@@ -14,6 +14,22 @@ import (
 	"accountledger/projections"
 )
 
+func (s *server) accountRoutes() {
+	handle(s, route{
+		method: "POST", path: "/v1/accounts", name: "createAccount", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
+		summary: "Create or register an account",
+		text:    "Opens an account with its identities. Under an Idempotency-Key the account's sub follows from caller and key, so that a repeated creation meets its own account.",
+		example: `{"origin":"registered","identities":[{"provider":"self","given_name":"Ada","family_name":"Lovelace","email":"ada@example.com"}],"customFields":{"employee_id":"12345"}}`,
+		codes:   codes(onCommand, []domain.Code{domain.CodeAccountExists, domain.CodeAccountErased, domain.CodeIdentifierTaken, domain.CodeStatusSystemManaged}),
+	}, s.createAccount)
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}", name: "getAccount", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
+		summary: "Get an account",
+		text:    "As it is now, or as it was at a revision.",
+		codes:   codes(onAccount, onQuery, []domain.Code{codeRevisionNotFound}),
+	}, s.getAccount)
+}
+
 type createAccountInput struct {
 	Command
 	JSON[newAccount]
@@ -21,11 +37,11 @@ type createAccountInput struct {
 
 // newAccount is the body of a creation.
 type newAccount struct {
-	Origin       domain.Origin             `json:"origin,omitzero" enum:"registered,created,imported" default:"created"`
-	UserStatus   domain.Status             `json:"userStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED"`
-	Identities   []newIdentity             `json:"identities" minItems:"1" maxItems:"50"`
-	CustomFields map[string]jsontext.Value `json:"customFields,omitzero"`
-	Registration domain.Situation          `json:"registration,omitzero"`
+	Origin       domain.Origin             `json:"origin,omitzero" enum:"registered,created,imported" default:"created" doc:"registered: by the person; created: by the caller; imported: by a batch import. Default created."`
+	UserStatus   domain.Status             `json:"userStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED" doc:"The initial status. Default VERIFIED; for a registration PENDING, unless the server is configured otherwise."`
+	Identities   []newIdentity             `json:"identities" minItems:"1" maxItems:"50" doc:"The ways to sign in, at most one of provider self. At least one has an e-mail address, mobile number or username."`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" doc:"The application's custom fields: values by field key."`
+	Registration domain.Situation          `json:"registration,omitzero" doc:"Where the registration came from."`
 }
 
 func (s *server) createAccount(ctx context.Context, c *call, in *createAccountInput) (*answer, error) {
@@ -104,7 +120,7 @@ func (s *server) present(ctx context.Context, q Query, sub Sub) (*answer, domain
 		return nil, domain.Account{}, err
 	}
 	if !row.ErasedTime.IsZero() {
-		return nil, domain.Account{}, erased(row.ErasedTime)
+		return nil, domain.Account{}, errErased(row.ErasedTime)
 	}
 	a.ETag = etag(row.Revision)
 	account, err := row.Account()
@@ -136,7 +152,7 @@ func (s *server) accountAt(ctx context.Context, c *call, a *answer, sub string, 
 // unless there is something the caller must not see.
 func (s *server) account(ctx context.Context, c *call, a *answer, row projections.AccountRow) (*answer, error) {
 	if !row.ErasedTime.IsZero() {
-		return nil, erased(row.ErasedTime)
+		return nil, errErased(row.ErasedTime)
 	}
 	a.ETag, a.Body = etag(row.Revision), row.JSON
 	hidden, err := s.hidden(ctx, c)
@@ -163,19 +179,20 @@ func (s *server) hidden(ctx context.Context, c *call) (domain.Hidden, error) {
 	return config.Hidden(), nil
 }
 
-// erased refuses an account that has ended, and says when.
-func erased(when time.Time) error {
+// errErased is the refusal for an account that was erased at the given time.
+func errErased(when time.Time) error {
 	p := newProblem(domain.CodeAccountErased, "The account was erased at %s.", when.Format(time.RFC3339))
 	p.Erased = when
 	return p
 }
 
-func (s *server) erased(ctx context.Context, sub string) error {
+// accountErased is errErased with the time read from the account itself.
+func (s *server) accountErased(ctx context.Context, sub string) error {
 	account, err := s.Ledger.Account(ctx, sub)
 	if err != nil {
 		return err
 	}
-	return erased(account.ErasedTime)
+	return errErased(account.ErasedTime)
 }
 
 // missing turns the view's ErrNotFound into the refusal it means.

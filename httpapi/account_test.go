@@ -325,17 +325,17 @@ func TestIdempotency(t *testing.T) {
 			}
 		}
 	}
-	again := func() {
+	repeat := func() {
 		t.Helper()
 		same("create", first, l.want(t, 201, "POST", "/v1/accounts", ada, key))
 		same("status", change, l.want(t, 200, "PUT", path+"/status", `{"userStatus":"VERIFIED"}`, "Idempotency-Key: s", `If-Match: "0"`))
 		l.refused(t, domain.CodeIdempotencyKeyReused, "POST", "/v1/accounts", account("other@example.com"), key)
 		l.refused(t, domain.CodeIdempotencyKeyReused, "PUT", path+"/status", `{"userStatus":"PENDING"}`, "Idempotency-Key: s")
 	}
-	again()
+	repeat()
 	l.close()
 	l = f.open(t)
-	again()
+	repeat()
 	if r := l.want(t, 200, "GET", path, ""); r.header.Get("ETag") != `"2"` || r.text(t, "userStatus") != "DECLINED" {
 		t.Errorf("after repetitions: %s", r.body)
 	}

@@ -51,20 +51,20 @@ func (s *server) apiKeyRoutes() {
 // APIKey is an API key as it is shown.
 type APIKey struct {
 	domain.APIKey
-	System       bool      `json:"system"`                // there from the start, see Bootstrap
-	LastUsedTime time.Time `json:"lastUsedTime,omitzero"` // as noted, see authenticator.use
+	System       bool      `json:"system" doc:"The bootstrap key, created with the data directory. Only the command admin-key replaces it."` // there from the start, see Bootstrap
+	LastUsedTime time.Time `json:"lastUsedTime,omitzero" doc:"When the key was last used, recorded at most once an hour. Absent: never."`    // as noted, see authenticator.use
 }
 
 // createdAPIKey is a new API key, and the key itself.
 type createdAPIKey struct {
 	APIKey
-	Key string `json:"key,omitzero"`
+	Key string `json:"key,omitzero" doc:"The key itself. Only the response that creates the key contains it; a repeated request does not."`
 }
 
 // apiKeys is the list of all keys.
 type apiKeys struct {
-	APIKeys []APIKey `json:"apiKeys"`
-	Next    *string  `json:"next"` // always null: they fit on one page
+	APIKeys []APIKey `json:"apiKeys" doc:"The keys, oldest first."`
+	Next    *string  `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 // KeyID is the API key a request is about.
@@ -74,9 +74,9 @@ type KeyID struct {
 
 // NewAPIKey is what an API key can be set to.
 type NewAPIKey struct {
-	Name        string    `json:"name" minLength:"1" maxLength:"255"`
-	Scopes      []string  `json:"scopes" minItems:"1" maxItems:"50"`
-	ExpiresTime time.Time `json:"expiresTime,omitzero"`
+	Name        string    `json:"name" minLength:"1" maxLength:"255" doc:"What the key is for. Key names are stored permanently; do not put personal data in them."`
+	Scopes      []string  `json:"scopes" minItems:"1" maxItems:"50" doc:"The scopes the key grants. The caller must have them itself."`
+	ExpiresTime time.Time `json:"expiresTime,omitzero" doc:"When the key expires. Default: never."`
 }
 
 // granted is b as the domain has it. Scopes that the caller does not have are
@@ -257,7 +257,6 @@ func (apiKeyPatch) Schema(r huma.Registry) *huma.Schema {
 	schema.Required = nil
 	for name, member := range schema.Properties {
 		member.Nullable = name == "expiresTime"
-		member.Description = memberTexts["NewAPIKey"][name]
 	}
 	return schema
 }

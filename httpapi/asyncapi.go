@@ -41,7 +41,7 @@ func (s *server) asyncAPI() []byte {
 		object{"type": "object", "required": []string{"position"}, "additionalProperties": false, "properties": object{
 			"position": object{"type": "integer", "description": "The stream has told everything up to this position of the log."},
 		}}, ref(schemas+"Frame"))
-	describeSchemas(registry.Map())
+	forbidNullArrays(registry.Map())
 	parts := object{"Frame": frame, "Signed": signed}
 	for name, schema := range registry.Map() {
 		parts[name] = schema

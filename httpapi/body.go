@@ -106,6 +106,17 @@ func invalid(faults []domain.Fault) error {
 	return &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: faults}
 }
 
+// under returns err with its pointers prefixed: the domain's are relative to a
+// command's value, which is a member of the request body.
+func under(prefix string, err error) error {
+	if refusal, ok := errors.AsType[*domain.Error](err); ok {
+		for i := range refusal.Faults {
+			refusal.Faults[i].Pointer = prefix + refusal.Faults[i].Pointer
+		}
+	}
+	return err
+}
+
 func malformed(e *jsontext.SyntacticError) error {
 	what := "The JSON is broken"
 	if errors.Is(e, jsontext.ErrDuplicateName) {

@@ -21,13 +21,13 @@ import (
 // delivered is a public event as a webhook of format standard is sent it. A
 // test holds it to what is sent.
 type delivered struct {
-	Type      string              `json:"type"`
-	Timestamp time.Time           `json:"timestamp"`
-	ID        string              `json:"id"`
-	Sub       string              `json:"sub,omitzero"`
-	Sequence  eventstore.Revision `json:"sequence"`
-	Gap       eventstore.Revision `json:"previous_sequence,omitzero"`
-	Data      jsontext.Value      `json:"data"`
+	Type      string              `json:"type" doc:"The event's name in the public catalogue, or the alias the webhook subscribed to."`
+	Timestamp time.Time           `json:"timestamp" doc:"When the event took effect."`
+	ID        string              `json:"id" doc:"The event's id; also the header webhook-id."`
+	Sub       string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Sequence  eventstore.Revision `json:"sequence" doc:"The account's revision. Ignore an event whose sequence is not greater than the last one applied."`
+	Gap       eventstore.Revision `json:"previous_sequence,omitzero" doc:"Sequence of an earlier event whose delivery was given up, which leaves a gap."`
+	Data      jsontext.Value      `json:"data" doc:"The event's data."`
 }
 
 // CatalogueEntry is a public event as programs read of it.
@@ -54,7 +54,7 @@ func Catalogue() ([]CatalogueEntry, error) {
 	for _, t := range domain.Catalogue {
 		roots[t.Name] = told(registry, t)
 	}
-	describeSchemas(registry.Map())
+	forbidNullArrays(registry.Map())
 	var all []CatalogueEntry
 	for _, t := range domain.Catalogue {
 		root := roots[t.Name]

@@ -91,7 +91,7 @@ func (s *server) executeAnd(ctx context.Context, c *call, in Command, sub string
 	}
 	result, err := s.Ledger.Execute(ctx, r, sub, cmd)
 	if domain.CodeOf(err) == domain.CodeAccountErased {
-		return nil, s.erased(ctx, sub)
+		return nil, s.accountErased(ctx, sub)
 	}
 	if err != nil {
 		return nil, err
@@ -123,18 +123,18 @@ func (s *server) settled(ctx context.Context, p eventstore.Position) *answer {
 
 // dryRun is what a command would do.
 type dryRun struct {
-	Events  []plannedEvent `json:"events"`
-	Account domain.Account `json:"account"`
+	Events  []plannedEvent `json:"events" doc:"The events the command would append."`
+	Account domain.Account `json:"account" doc:"The account after the command."`
 }
 
 // plannedEvent is an event without what only the log gives it.
 type plannedEvent struct {
-	Sub      string              `json:"sub,omitzero"`
-	Revision eventstore.Revision `json:"revision"`
-	Type     string              `json:"type"`
-	Time     time.Time           `json:"time"`
-	Actor    domain.Actor        `json:"actor"`
-	Data     jsontext.Value      `json:"data"`
+	Sub      string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Revision eventstore.Revision `json:"revision" doc:"The revision the event would get if it were appended now."`
+	Type     string              `json:"type" doc:"The event's type in the log, including its version."`
+	Time     time.Time           `json:"time" doc:"The current time."`
+	Actor    domain.Actor        `json:"actor" doc:"The caller."`
+	Data     jsontext.Value      `json:"data" doc:"The event's data."`
 }
 
 func answerDryRun(result domain.Result) (*answer, error) {

@@ -38,7 +38,7 @@ func (s *server) configure(ctx context.Context, c *call, in Command, cmd domain.
 
 // triedConfig is what a command on the configuration would do.
 type triedConfig struct {
-	Events []plannedEvent `json:"events"`
+	Events []plannedEvent `json:"events" doc:"The events the command would append."`
 }
 
 // config begins an answer that reads the configuration. That is read from

@@ -62,8 +62,8 @@ type ConsentID struct {
 
 // consents is the list of all consents.
 type consents struct {
-	Consents []domain.Consent `json:"consents"`
-	Next     *string          `json:"next"` // always null: they fit on one page
+	Consents []domain.Consent `json:"consents" doc:"All consents, sorted by id."`
+	Next     *string          `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 type listConsentsInput struct{ Query }
@@ -106,10 +106,10 @@ type putConsentInput struct {
 
 // newConsent is the body of PUT /v1/consents/{consentId}.
 type newConsent struct {
-	Name       string                  `json:"name,omitzero" maxLength:"255"`
-	Purpose    string                  `json:"purpose,omitzero" maxLength:"2048"`
-	LegalBasis string                  `json:"legalBasis,omitzero" maxLength:"255"`
-	Versions   []domain.ConsentVersion `json:"versions" minItems:"1"`
+	Name       string                  `json:"name,omitzero" maxLength:"255" doc:"Display name."`
+	Purpose    string                  `json:"purpose,omitzero" maxLength:"2048" doc:"What the consent is for."`
+	LegalBasis string                  `json:"legalBasis,omitzero" maxLength:"255" doc:"The legal basis for the processing."`
+	Versions   []domain.ConsentVersion `json:"versions" minItems:"1" doc:"All versions: the published ones, unchanged, followed by new ones."`
 }
 
 func (s *server) putConsent(ctx context.Context, c *call, in *putConsentInput) (*answer, error) {
@@ -138,13 +138,13 @@ type decideConsentInput struct {
 
 // newDecision is the body of POST /v1/accounts/{sub}/consents.
 type newDecision struct {
-	ConsentID string               `json:"consentId"`
-	Version   int                  `json:"version" minimum:"1"`
-	Status    domain.ConsentStatus `json:"status" enum:"accepted,declined,revoked"`
-	Time      time.Time            `json:"time,omitzero"`
-	Channel   string               `json:"channel,omitzero" maxLength:"64"`
-	Client    string               `json:"client,omitzero" maxLength:"255"`
-	Evidence  jsontext.Value       `json:"evidence,omitzero"`
+	ConsentID string               `json:"consentId" doc:"The consent's id."`
+	Version   int                  `json:"version" minimum:"1" doc:"The version decided on."`
+	Status    domain.ConsentStatus `json:"status" enum:"accepted,declined,revoked" doc:"accepted, declined or revoked."`
+	Time      time.Time            `json:"time,omitzero" doc:"When the decision was made. Default: now."`
+	Channel   string               `json:"channel,omitzero" maxLength:"64" doc:"Where the decision was made, such as web, phone or paper."`
+	Client    string               `json:"client,omitzero" maxLength:"255" doc:"The application that recorded the decision."`
+	Evidence  jsontext.Value       `json:"evidence,omitzero" doc:"Proof of the decision: any JSON."`
 }
 
 func (s *server) decideConsent(ctx context.Context, c *call, in *decideConsentInput) (*answer, error) {
@@ -153,29 +153,29 @@ func (s *server) decideConsent(ctx context.Context, c *call, in *decideConsentIn
 
 // decisions is what an account decided.
 type decisions struct {
-	Consents []decision         `json:"consents"` // by consentId
-	History  []recordedDecision `json:"history"`  // oldest first
+	Consents []decision         `json:"consents" doc:"Each consent with its latest decision, sorted by consentId."` // by consentId
+	History  []recordedDecision `json:"history" doc:"Every decision, oldest first."`                                // oldest first
 }
 
 // decision is the latest decision on one consent, if there is any.
 type decision struct {
-	ConsentID string               `json:"consentId"`
-	Newest    int                  `json:"newestVersion"`
-	Due       bool                 `json:"due"`
-	Version   int                  `json:"version,omitzero"`
-	Status    domain.ConsentStatus `json:"status,omitzero"`
-	Time      time.Time            `json:"time,omitzero"`
-	Channel   string               `json:"channel,omitzero"`
-	Client    string               `json:"client,omitzero"`
-	Evidence  jsontext.Value       `json:"evidence,omitzero"`
+	ConsentID string               `json:"consentId" doc:"The consent's id."`
+	Newest    int                  `json:"newestVersion" doc:"The version published last."`
+	Due       bool                 `json:"due" doc:"A newer version than the one decided on is now required."`
+	Version   int                  `json:"version,omitzero" doc:"The version decided on."`
+	Status    domain.ConsentStatus `json:"status,omitzero" doc:"accepted, declined or revoked."`
+	Time      time.Time            `json:"time,omitzero" doc:"When the decision was made."`
+	Channel   string               `json:"channel,omitzero" doc:"Where the decision was made, such as web, phone or paper."`
+	Client    string               `json:"client,omitzero" doc:"The application that recorded the decision."`
+	Evidence  jsontext.Value       `json:"evidence,omitzero" doc:"Proof of the decision: any JSON."`
 }
 
 // recordedDecision is a decision with the event that recorded it.
 type recordedDecision struct {
 	domain.ConsentDecision
-	Revision eventstore.Revision `json:"revision"`
-	Recorded time.Time           `json:"recordedTime"`
-	Actor    domain.Actor        `json:"actor"`
+	Revision eventstore.Revision `json:"revision" doc:"The account's revision when the decision was recorded."`
+	Recorded time.Time           `json:"recordedTime" doc:"When the decision was recorded."`
+	Actor    domain.Actor        `json:"actor" doc:"Who recorded the decision."`
 }
 
 type getDecisionsInput struct {

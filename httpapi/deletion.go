@@ -41,23 +41,23 @@ type deleteAccountInput struct {
 
 // plannedDeletion is what is to come.
 type plannedDeletion struct {
-	Status  string    `json:"status"` // scheduled
-	DueTime time.Time `json:"dueTime"`
+	Status  string    `json:"status" doc:"Always scheduled."` // scheduled
+	DueTime time.Time `json:"dueTime" doc:"When the account will be erased."`
 }
 
 type scheduledDeletion struct {
-	Deletion plannedDeletion `json:"deletion"`
+	Deletion plannedDeletion `json:"deletion" doc:"The scheduled deletion."`
 }
 
 // certified is what is answered when an account is erased.
 type certified struct {
-	Certificate erasure.Certificate `json:"certificate"`
+	Certificate erasure.Certificate `json:"certificate" doc:"What was erased, when, and at whose request."`
 }
 
 // deletionState is one of the two above.
 type deletionState struct {
-	Deletion    *plannedDeletion     `json:"deletion,omitzero"`
-	Certificate *erasure.Certificate `json:"certificate,omitzero"`
+	Deletion    *plannedDeletion     `json:"deletion,omitzero" doc:"The scheduled deletion."`
+	Certificate *erasure.Certificate `json:"certificate,omitzero" doc:"For an erased account: what was erased, when, and at whose request."`
 }
 
 func (s *server) deleteAccount(ctx context.Context, c *call, in *deleteAccountInput) (*answer, error) {

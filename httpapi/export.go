@@ -138,16 +138,16 @@ type reconcileInput struct {
 
 // reconciliation is what the ledger has, for others to compare.
 type reconciliation struct {
-	Position eventstore.Position `json:"position"`
-	Accounts int64               `json:"accounts"`
-	Checksum string              `json:"checksum"`
-	Shards   []shardSum          `json:"shards"`
+	Position eventstore.Position `json:"position" doc:"The log position the sums refer to."`
+	Accounts int64               `json:"accounts" doc:"Number of accounts that are not erased."`
+	Checksum string              `json:"checksum" doc:"Sum of all accounts' checksums, modulo 2^64."`
+	Shards   []shardSum          `json:"shards" doc:"The shards that contain accounts, sorted by name."`
 }
 
 type shardSum struct {
-	Shard    string `json:"shard"`
-	Accounts int64  `json:"accounts"`
-	Checksum string `json:"checksum"`
+	Shard    string `json:"shard" doc:"The shard's name: the first hexadecimal digits of the SHA-256 of its accounts' subs."`
+	Accounts int64  `json:"accounts" doc:"Number of accounts in the shard."`
+	Checksum string `json:"checksum" doc:"Sum of their checksums, modulo 2^64."`
 }
 
 func (s *server) reconcile(ctx context.Context, _ *call, in *reconcileInput) (*answer, error) {
@@ -175,15 +175,15 @@ type reconcileShardInput struct {
 
 // shardAccounts is a shard, account by account.
 type shardAccounts struct {
-	Position eventstore.Position `json:"position"`
-	Shard    string              `json:"shard"`
-	Accounts []shardAccount      `json:"accounts"`
+	Position eventstore.Position `json:"position" doc:"The log position the list refers to."`
+	Shard    string              `json:"shard" doc:"The shard."`
+	Accounts []shardAccount      `json:"accounts" doc:"The accounts that are not erased, sorted by sub."`
 }
 
 type shardAccount struct {
-	Sub      string              `json:"sub"`
-	Revision eventstore.Revision `json:"revision"`
-	Position eventstore.Position `json:"position"`
+	Sub      string              `json:"sub" doc:"The account."`
+	Revision eventstore.Revision `json:"revision" doc:"The account's revision."`
+	Position eventstore.Position `json:"position" doc:"The log position of the account's last event."`
 }
 
 func (s *server) reconcileShard(ctx context.Context, _ *call, in *reconcileShardInput) (*answer, error) {

@@ -16,6 +16,16 @@ import (
 	"accountledger/projections"
 )
 
+func (s *server) feedRoutes() {
+	handle(s, route{
+		method: "GET", path: "/v1/events", name: "getEvents", scope: scopeEventsRead, status: 200, answer: feed{}, paged: true,
+		summary: "Read the event feed",
+		text:    "Public events in the order of the log. next is always a cursor: keep it, and ask with it again for what came since. A page may be short or empty although more follows, where a filter skipped much; more says so. Who accepts text/event-stream gets server-sent events instead, without limit, wait and min_position: each frame's id is a cursor, to be sent as Last-Event-ID by who comes back; frames named checkpoint tell the place where no event does, at least every 15 seconds.",
+		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
+		stream:  s.streamEvents,
+	}, s.getEvents)
+}
+
 type getEventsInput struct {
 	MinPosition int64  `query:"min_position" minimum:"0" doc:"Answer from a state that includes this position of the log."`
 	Wait        int    `query:"wait" minimum:"0" maximum:"30" default:"0" doc:"Seconds to wait for min_position, and then for an event where there is none yet (long poll)."`
@@ -29,9 +39,9 @@ type getEventsInput struct {
 
 // feed is a page of public events, in the order of the log.
 type feed struct {
-	Events []domain.PublicEvent `json:"events"`
-	Next   string               `json:"next"`
-	More   bool                 `json:"more"`
+	Events []domain.PublicEvent `json:"events" doc:"The events in log order; for each account, in the order of sequence."`
+	Next   string               `json:"next" doc:"Cursor for the events after this page. Always present."`
+	More   bool                 `json:"more" doc:"Whether more events can be read immediately."`
 }
 
 // maxScan is how many events of the log one page looks at: a filter that
@@ -55,7 +65,7 @@ func (s *server) getEvents(ctx context.Context, c *call, in *getEventsInput) (*a
 	if which.hidden, err = s.hidden(ctx, c); err != nil {
 		return nil, err
 	}
-	page, next, err := s.feed(ctx, after, which, time.Duration(in.Wait)*time.Second)
+	page, next, err := s.readFeed(ctx, after, which, time.Duration(in.Wait)*time.Second)
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +93,9 @@ type selection struct {
 	hidden domain.Hidden
 }
 
-// feed reads the page after a place. Where there is nothing it waits a while.
-func (s *server) feed(ctx context.Context, after place, which selection, wait time.Duration) (feed, place, error) {
+// readFeed reads the page of the feed after a place. If there are no events
+// yet, it waits for some, at most for wait.
+func (s *server) readFeed(ctx context.Context, after place, which selection, wait time.Duration) (feed, place, error) {
 	var page feed
 	head, err := s.Log.Head(ctx)
 	if err != nil || after.position >= head && wait == 0 {

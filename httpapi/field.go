@@ -52,8 +52,8 @@ type FieldKey struct {
 
 // fields is the list of all definitions.
 type fields struct {
-	Fields []domain.Field `json:"fields"`
-	Next   *string        `json:"next"` // always null: they fit on one page
+	Fields []domain.Field `json:"fields" doc:"All fields, sorted by key."`
+	Next   *string        `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 type listFieldsInput struct{ Query }
@@ -105,22 +105,22 @@ type putFieldInput struct {
 
 // newField is the body of PUT /v1/fields/{fieldKey}.
 type newField struct {
-	DataType      domain.DataType   `json:"dataType"`
-	Required      bool              `json:"required,omitzero"`
-	ReadOnly      bool              `json:"readOnly,omitzero"`
-	Internal      bool              `json:"internal,omitzero"`
-	Unique        bool              `json:"unique,omitzero"`
-	Searchable    bool              `json:"searchable,omitzero"`
-	Personal      *bool             `json:"personal,omitzero" default:"true"`
-	Min           *float64          `json:"min,omitzero"`
-	Max           *float64          `json:"max,omitzero"`
-	MinLength     int               `json:"minLength,omitzero" minimum:"0"`
-	MaxLength     int               `json:"maxLength,omitzero" minimum:"0"`
-	Regex         string            `json:"regex,omitzero" maxLength:"1000"`
-	Options       []string          `json:"options,omitzero" maxItems:"500"`
-	Labels        map[string]string `json:"labels,omitzero"`
-	LinkedConsent string            `json:"linkedConsent,omitzero"`
-	Force         bool              `json:"force,omitzero"`
+	DataType      domain.DataType   `json:"dataType" doc:"The type of the values. It cannot change later."`
+	Required      bool              `json:"required,omitzero" doc:"Whether a new account must have a value, unless it is imported. A required field cannot be unset."`
+	ReadOnly      bool              `json:"readOnly,omitzero" doc:"Whether only callers with the scope accounts:admin may change the field."`
+	Internal      bool              `json:"internal,omitzero" doc:"Whether only callers with the scope accounts:admin may see and change the field. Webhooks never contain it."`
+	Unique        bool              `json:"unique,omitzero" doc:"Whether values are unique across accounts, ignoring case. USERNAME fields always are."`
+	Searchable    bool              `json:"searchable,omitzero" doc:"Whether accounts can be searched by this field."`
+	Personal      *bool             `json:"personal,omitzero" default:"true" doc:"Whether values are personal data, which is sealed and can be erased. Default true."`
+	Min           *float64          `json:"min,omitzero" doc:"The smallest allowed NUMBER."`
+	Max           *float64          `json:"max,omitzero" doc:"The largest allowed NUMBER."`
+	MinLength     int               `json:"minLength,omitzero" minimum:"0" doc:"Minimum length in characters, or number of elements."`
+	MaxLength     int               `json:"maxLength,omitzero" minimum:"0" doc:"Maximum length in characters, or number of elements; 0 for the limit of the data type."`
+	Regex         string            `json:"regex,omitzero" maxLength:"1000" doc:"An RE2 regular expression that must match the whole value."`
+	Options       []string          `json:"options,omitzero" maxItems:"500" doc:"The allowed options."`
+	Labels        map[string]string `json:"labels,omitzero" doc:"Display names, by language tag."`
+	LinkedConsent string            `json:"linkedConsent,omitzero" doc:"The consentId of a linked consent: true accepts it, any other value revokes it."`
+	Force         bool              `json:"force,omitzero" doc:"Apply the change even if accounts have values that the new definition does not allow."`
 }
 
 func (n newField) definition(key string) domain.FieldDefinition {
@@ -158,13 +158,13 @@ type listNonConformingInput struct {
 
 // nonConforming is a page of accounts that do not conform to a definition.
 type nonConforming struct {
-	Accounts []nonConformingAccount `json:"accounts"`
-	Next     *string                `json:"next"` // null on the last page
+	Accounts []nonConformingAccount `json:"accounts" doc:"The accounts, sorted by sub."`
+	Next     *string                `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
 }
 
 type nonConformingAccount struct {
-	Sub    string `json:"sub"`
-	Detail string `json:"detail"` // the rule, never the value
+	Sub    string `json:"sub" doc:"The account."`
+	Detail string `json:"detail" doc:"The rule that the account's value breaks. It never contains the value."` // the rule, never the value
 }
 
 // Accounts are looked at in steps, and so many for one page.

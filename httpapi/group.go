@@ -78,8 +78,8 @@ type GroupID struct {
 
 // groupTypes is the list of all group types.
 type groupTypes struct {
-	GroupTypes []domain.GroupType `json:"groupTypes"`
-	Next       *string            `json:"next"` // always null: they fit on one page
+	GroupTypes []domain.GroupType `json:"groupTypes" doc:"All group types, sorted by id."`
+	Next       *string            `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 type listGroupTypesInput struct{ Query }
@@ -122,8 +122,8 @@ type putGroupTypeInput struct {
 
 // newGroupType is the body of PUT /v1/group-types/{groupType}.
 type newGroupType struct {
-	RoleMode     domain.RoleMode `json:"roleMode" enum:"any_roles,no_roles,roles_required,allowed_roles"`
-	AllowedRoles []string        `json:"allowedRoles,omitzero" maxItems:"100"`
+	RoleMode     domain.RoleMode `json:"roleMode" enum:"any_roles,no_roles,roles_required,allowed_roles" doc:"any_roles: any number of roles; no_roles: none; roles_required: at least one; allowed_roles: any number of those in allowedRoles."`
+	AllowedRoles []string        `json:"allowedRoles,omitzero" maxItems:"100" doc:"The roles members may have. Required with roleMode allowed_roles, otherwise not allowed."`
 }
 
 func (s *server) putGroupType(ctx context.Context, c *call, in *putGroupTypeInput) (*answer, error) {
@@ -145,8 +145,8 @@ func (s *server) deleteGroupType(ctx context.Context, c *call, in *deleteGroupTy
 
 // groups is a list of groups.
 type groups struct {
-	Groups []domain.Group `json:"groups"`
-	Next   *string        `json:"next"` // always null: they fit on one page
+	Groups []domain.Group `json:"groups" doc:"The groups, sorted by id."`
+	Next   *string        `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 type listGroupsInput struct {
@@ -196,11 +196,11 @@ type putGroupInput struct {
 
 // newGroup is the body of PUT /v1/groups/{groupId}.
 type newGroup struct {
-	GroupName    string                    `json:"groupName,omitzero" maxLength:"255"`
-	GroupType    string                    `json:"groupType"`
-	ParentID     string                    `json:"parentId,omitzero"`
-	Description  string                    `json:"description,omitzero" maxLength:"2048"`
-	CustomFields map[string]jsontext.Value `json:"customFields,omitzero"`
+	GroupName    string                    `json:"groupName,omitzero" maxLength:"255" doc:"Display name."`
+	GroupType    string                    `json:"groupType" doc:"The group's type."`
+	ParentID     string                    `json:"parentId,omitzero" doc:"The parent group. Default: none, the group is a root."`
+	Description  string                    `json:"description,omitzero" maxLength:"2048" doc:"What the group is for."`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" doc:"The application's custom fields. Configuration cannot be erased; do not put personal data in it."`
 }
 
 func (s *server) putGroup(ctx context.Context, c *call, in *putGroupInput) (*answer, error) {

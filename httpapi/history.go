@@ -12,6 +12,15 @@ import (
 	"accountledger/projections"
 )
 
+func (s *server) historyRoutes() {
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}/events", name: "getHistory", scope: scopeAuditRead, status: 200, answer: history{}, paged: true,
+		summary: "Get the history of an account",
+		text:    "Every event of the account, oldest first, read from the log itself. The history of an erased account stays, without its personal data.",
+		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
+	}, s.getHistory)
+}
+
 type getHistoryInput struct {
 	Sub
 	Query
@@ -21,25 +30,25 @@ type getHistoryInput struct {
 
 // history is a page of an account's events, oldest first.
 type history struct {
-	Events []historyEvent `json:"events"`
-	Next   *string        `json:"next"` // null on the last page
+	Events []historyEvent `json:"events" doc:"The events, oldest first."`
+	Next   *string        `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
 }
 
 // historyEvent is an event as the log has it, opened.
 type historyEvent struct {
-	Position      eventstore.Position `json:"position"`
-	Revision      eventstore.Revision `json:"revision"`
-	ID            string              `json:"id"`
-	Type          string              `json:"type"`
-	Time          time.Time           `json:"time"`
-	EffectiveTime time.Time           `json:"effectiveTime,omitzero"`
-	Actor         domain.Actor        `json:"actor"`
-	CommandID     string              `json:"commandId,omitzero"`
-	CorrelationID string              `json:"correlationId,omitzero"`
-	CausationID   string              `json:"causationId,omitzero"`
-	ReasonCode    string              `json:"reasonCode,omitzero"`
-	Erased        bool                `json:"erased,omitzero"`
-	Data          jsontext.Value      `json:"data"`
+	Position      eventstore.Position `json:"position" doc:"The event's position in the log."`
+	Revision      eventstore.Revision `json:"revision" doc:"The event's number within the account, counted from 0."`
+	ID            string              `json:"id" doc:"The event's id."`
+	Type          string              `json:"type" doc:"The event's type in the log, including its version."`
+	Time          time.Time           `json:"time" doc:"When the event was recorded."`
+	EffectiveTime time.Time           `json:"effectiveTime,omitzero" doc:"When the event took effect, if not when it was recorded."`
+	Actor         domain.Actor        `json:"actor" doc:"Who caused the event."`
+	CommandID     string              `json:"commandId,omitzero" doc:"Identifies the command: a digest of the caller and its Idempotency-Key."`
+	CorrelationID string              `json:"correlationId,omitzero" doc:"The X-Request-Id of the request that caused the event."`
+	CausationID   string              `json:"causationId,omitzero" doc:"The event that caused this one."`
+	ReasonCode    string              `json:"reasonCode,omitzero" doc:"Why it happened, as a code."`
+	Erased        bool                `json:"erased,omitzero" doc:"Whether the event's personal data has been erased."`
+	Data          jsontext.Value      `json:"data" doc:"The event's data."`
 }
 
 func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (*answer, error) {
@@ -59,7 +68,7 @@ func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.history(ctx, sub, from, in.Limit, hidden)
+	page, err := s.readHistory(ctx, sub, from, in.Limit, hidden)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +78,9 @@ func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (
 	return a.rendered(page)
 }
 
-func (s *server) history(ctx context.Context, sub string, from eventstore.Revision, limit int, hidden domain.Hidden) (history, error) {
+// readHistory reads the page of an account's events that begins at revision
+// from.
+func (s *server) readHistory(ctx context.Context, sub string, from eventstore.Revision, limit int, hidden domain.Hidden) (history, error) {
 	var page history
 	for x, err := range s.Ledger.History(ctx, sub, from) {
 		if err != nil {

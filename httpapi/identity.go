@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"errors"
 	"reflect"
 	"strings"
 
@@ -13,10 +12,40 @@ import (
 	"accountledger/domain"
 )
 
+func (s *server) identityRoutes() {
+	handle(s, route{
+		method: "PATCH", path: "/v1/accounts/{sub}", name: "patchAccount", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Change the profile of one identity",
+		text:    "The member identity is an RFC 7396 merge patch of the identity's profile. Its identityId may be left out where the account has one identity. A changed e-mail address or mobile number is no longer verified unless the patch says so.",
+		example: `{"identity":{"family_name":"King"}}`,
+		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
+	}, s.patchAccount)
+	handle(s, route{
+		method: "POST", path: "/v1/accounts/{sub}/identities", name: "linkIdentity", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
+		summary: "Link an identity",
+		text:    "Adds a way to sign in. Linking what is linked already changes nothing.",
+		example: `{"provider":"google","providerUserId":"1095","email":"ada@gmail.com","email_verified":true}`,
+		codes:   codes(onChange, []domain.Code{domain.CodeIdentityConflict}),
+	}, s.linkIdentity)
+	handle(s, route{
+		method: "PATCH", path: "/v1/accounts/{sub}/identities/{identityId}", name: "patchIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Change the profile of an identity",
+		text:    "An RFC 7396 merge patch of the identity's profile; null removes.",
+		example: `{"family_name":"King","middle_name":null}`,
+		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
+	}, s.patchIdentity)
+	handle(s, route{
+		method: "DELETE", path: "/v1/accounts/{sub}/identities/{identityId}", name: "unlinkIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Unlink an identity",
+		text:    "Refused if the account would be left without an identifier.",
+		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierRequired}),
+	}, s.unlinkIdentity)
+}
+
 // newIdentity is an identity as a caller gives it; the ledger makes its id.
 type newIdentity struct {
-	Provider       string `json:"provider" minLength:"1" maxLength:"64"`
-	ProviderUserID string `json:"providerUserId,omitzero" maxLength:"255"`
+	Provider       string `json:"provider" minLength:"1" maxLength:"64" doc:"The identity provider: self, google, or any other lower-case key. It never changes."`
+	ProviderUserID string `json:"providerUserId,omitzero" maxLength:"255" doc:"The person's user id at the provider. Required unless provider is self."`
 	domain.Profile
 }
 
@@ -56,7 +85,7 @@ type patchAccountInput struct {
 
 // accountPatch is the body of PATCH /v1/accounts/{sub}.
 type accountPatch struct {
-	Identity identityPatch `json:"identity"`
+	Identity identityPatch `json:"identity" doc:"An RFC 7396 merge patch of one identity's profile; null removes a member."`
 }
 
 // identityPatch is a profilePatch that may say which identity it is for.
@@ -65,7 +94,7 @@ type identityPatch map[string]jsontext.Value
 // Schema describes the patch for OpenAPI.
 func (identityPatch) Schema(r huma.Registry) *huma.Schema {
 	schema := profilePatch{}.Schema(r)
-	schema.Properties["identityId"] = &huma.Schema{Type: huma.TypeString, Description: memberTexts["Identity"]["identityId"]}
+	schema.Properties["identityId"] = &huma.Schema{Type: huma.TypeString, Description: "The identity to change. Optional if the account has exactly one identity."}
 	return schema
 }
 
@@ -85,7 +114,8 @@ func (s *server) patchAccount(ctx context.Context, c *call, in *patchAccountInpu
 	if err != nil {
 		return nil, err
 	}
-	return s.execute(ctx, c, in.Command, in.Sub.Sub, domain.UpdateProfile{IdentityID: identityID, Patch: profile})
+	a, err := s.execute(ctx, c, in.Command, in.Sub.Sub, domain.UpdateProfile{IdentityID: identityID, Patch: profile})
+	return a, under("/identity", err)
 }
 
 type patchIdentityInput struct {
@@ -105,11 +135,10 @@ func (profilePatch) Schema(r huma.Registry) *huma.Schema {
 	profile.Required = nil
 	for name, member := range profile.Properties {
 		if member.Ref != "" {
-			profile.Properties[name] = &huma.Schema{AnyOf: []*huma.Schema{member, {Type: "null"}}}
+			profile.Properties[name] = &huma.Schema{Description: member.Description, AnyOf: []*huma.Schema{{Ref: member.Ref}, {Type: "null"}}}
 		} else {
 			member.Nullable = true
 		}
-		profile.Properties[name].Description = memberTexts["Identity"][name]
 	}
 	return profile
 }
@@ -119,12 +148,5 @@ func (s *server) patchIdentity(ctx context.Context, c *call, in *patchIdentityIn
 	if err != nil {
 		return nil, err
 	}
-	a, err := s.execute(ctx, c, in.Command, in.Sub.Sub, domain.UpdateProfile{IdentityID: in.IdentityID, Patch: profile})
-	if refusal, ok := errors.AsType[*domain.Error](err); ok {
-		// The domain points into the body of PATCH /v1/accounts/{sub}.
-		for i := range refusal.Faults {
-			refusal.Faults[i].Pointer = strings.TrimPrefix(refusal.Faults[i].Pointer, "/identity")
-		}
-	}
-	return a, err
+	return s.execute(ctx, c, in.Command, in.Sub.Sub, domain.UpdateProfile{IdentityID: in.IdentityID, Patch: profile})
 }

@@ -80,20 +80,20 @@ const (
 
 // importJob is an import as it is kept and shown.
 type importJob struct {
-	ImportID    string       `json:"importId"`
-	State       string       `json:"state" enum:"running,done,failed,cancelled,interrupted"`
-	Source      string       `json:"source"`
-	Format      string       `json:"format"`
-	Actor       domain.Actor `json:"actor"`
-	CreatedTime time.Time    `json:"createdTime"`
-	EndedTime   time.Time    `json:"endedTime,omitzero"`
-	Detail      string       `json:"detail,omitzero"`
-	Rows        int64        `json:"rows"`
-	Created     int64        `json:"created"`
-	Updated     int64        `json:"updated"`
-	Unchanged   int64        `json:"unchanged"`
-	Failed      int64        `json:"failed"`
-	Events      int64        `json:"events"`
+	ImportID    string       `json:"importId" doc:"The import's id."`
+	State       string       `json:"state" enum:"running,done,failed,cancelled,interrupted" doc:"running; done; failed: the input could not be read to its end; cancelled; interrupted: the connection or the server stopped; send the same request again to resume."`
+	Source      string       `json:"source" doc:"The source named by the mapping."`
+	Format      string       `json:"format" doc:"ndjson, csv or json."`
+	Actor       domain.Actor `json:"actor" doc:"Who started the import."`
+	CreatedTime time.Time    `json:"createdTime" doc:"When the import began."`
+	EndedTime   time.Time    `json:"endedTime,omitzero" doc:"When the import ended or was interrupted."`
+	Detail      string       `json:"detail,omitzero" doc:"Why the import failed."`
+	Rows        int64        `json:"rows" doc:"Number of rows processed."`
+	Created     int64        `json:"created" doc:"Number of rows that created an account."`
+	Updated     int64        `json:"updated" doc:"Number of rows that changed an account."`
+	Unchanged   int64        `json:"unchanged" doc:"Number of rows that changed nothing."`
+	Failed      int64        `json:"failed" doc:"Number of rows that were refused."`
+	Events      int64        `json:"events" doc:"Number of events appended."`
 }
 
 func (j *importJob) count(s importer.Summary) {
@@ -108,8 +108,8 @@ type storedImport struct {
 
 // importJobs is a page of all of them.
 type importJobs struct {
-	Imports []importJob `json:"imports"`
-	Next    *string     `json:"next"`
+	Imports []importJob `json:"imports" doc:"The imports, newest first."`
+	Next    *string     `json:"next" doc:"Always null: the list is never paged."`
 }
 
 // maxImports is how many jobs are remembered.
@@ -452,25 +452,25 @@ type listImportRowsInput struct {
 
 // importRows is a page of what came of the rows.
 type importRows struct {
-	Rows []importedRow `json:"rows"`
-	Next *string       `json:"next"`
+	Rows []importedRow `json:"rows" doc:"The rows, in input order."`
+	Next *string       `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 // importedRow is what came of a row.
 type importedRow struct {
-	Row      int64       `json:"row"`
-	Sub      string      `json:"sub,omitzero"`
-	Outcome  string      `json:"outcome" enum:"CREATED,UPDATED,UNCHANGED,FAILED"`
-	Code     domain.Code `json:"code,omitzero"`
-	Events   int         `json:"events"`
-	Faults   []rowFault  `json:"faults"`
-	Warnings []rowFault  `json:"warnings"`
+	Row      int64       `json:"row" doc:"The row number, counted from 1."`
+	Sub      string      `json:"sub,omitzero" doc:"The account."`
+	Outcome  string      `json:"outcome" enum:"CREATED,UPDATED,UNCHANGED,FAILED" doc:"CREATED, UPDATED, UNCHANGED or FAILED."`
+	Code     domain.Code `json:"code,omitzero" doc:"The problem code of the refusal."`
+	Events   int         `json:"events" doc:"Number of events appended."`
+	Faults   []rowFault  `json:"faults" doc:"What is wrong with the row."`
+	Warnings []rowFault  `json:"warnings" doc:"Data that was left out or stored elsewhere, and why."`
 }
 
 // rowFault is what is wrong with a row, or was left out of it.
 type rowFault struct {
-	Pointer string `json:"pointer"`
-	Detail  string `json:"detail"`
+	Pointer string `json:"pointer" doc:"JSON pointer into the account, or the member of the row."`
+	Detail  string `json:"detail" doc:"The rule that was broken. It never contains the value."`
 }
 
 func (s *server) listImportRows(_ context.Context, _ *call, in *listImportRowsInput) (*answer, error) {

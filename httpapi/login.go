@@ -31,21 +31,21 @@ type recordLoginInput struct {
 // newLogin is the body of POST /v1/logins. There is no If-Match: whether it
 // fits would tell a caller of an account that is to stay unknown.
 type newLogin struct {
-	Identifier string `json:"identifier,omitzero" maxLength:"512"`
-	Sub        string `json:"sub,omitzero" maxLength:"36"`
-	Provider   string `json:"provider,omitzero" maxLength:"64" default:"self"`
-	Client     string `json:"client,omitzero" maxLength:"255"`
-	Device     string `json:"device,omitzero" maxLength:"255"`
-	Location   string `json:"location,omitzero" maxLength:"255"`
-	Method     string `json:"method,omitzero" maxLength:"64"`
+	Identifier string `json:"identifier,omitzero" maxLength:"512" doc:"An e-mail address, mobile number, username or user id at the provider, in any spelling."`
+	Sub        string `json:"sub,omitzero" maxLength:"36" doc:"The account, instead of an identifier."`
+	Provider   string `json:"provider,omitzero" maxLength:"64" default:"self" doc:"The identity provider that signed the person in. Default self."`
+	Client     string `json:"client,omitzero" maxLength:"255" doc:"The application."`
+	Device     string `json:"device,omitzero" maxLength:"255" doc:"The device."`
+	Location   string `json:"location,omitzero" maxLength:"255" doc:"The location."`
+	Method     string `json:"method,omitzero" maxLength:"64" doc:"How the person signed in, as a code, such as password."`
 }
 
 // loginAnswer says whether the login is allowed.
 type loginAnswer struct {
-	Allowed bool                `json:"allowed"`
-	Sub     string              `json:"sub,omitzero"`
-	Reason  domain.LoginRefusal `json:"reason,omitzero"`
-	Events  []plannedEvent      `json:"events,omitzero"` // of a dry run
+	Allowed bool                `json:"allowed" doc:"Whether the account may log in."`
+	Sub     string              `json:"sub,omitzero" doc:"The account that logs in; for a merged account, the surviving one."`
+	Reason  domain.LoginRefusal `json:"reason,omitzero" doc:"Why the login is refused: pending, declined, combined, deleted or unknown. Callers without the scope accounts:read always see refused."`
+	Events  []plannedEvent      `json:"events,omitzero" doc:"For a dry run: the events the command would append."` // of a dry run
 }
 
 // loginRefused is the only reason that callers without accounts:read learn.

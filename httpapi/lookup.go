@@ -8,6 +8,16 @@ import (
 	"accountledger/projections"
 )
 
+func (s *server) lookupRoutes() {
+	handle(s, route{
+		method: "POST", path: "/v1/lookup", name: "lookup", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
+		summary: "Look an account up by an identifier",
+		text:    "In a body, so that the identifier stays out of access logs. Without a type the identifier is tried as e-mail address, mobile number and username.",
+		example: `{"identifier":"ada@example.com","type":"email"}`,
+		codes:   codes(onAccount, onQuery),
+	}, s.lookup)
+}
+
 type lookupInput struct {
 	Query
 	JSON[identifier]
@@ -15,9 +25,9 @@ type lookupInput struct {
 
 // identifier is the body of POST /v1/lookup.
 type identifier struct {
-	Identifier string      `json:"identifier" minLength:"1" maxLength:"512"`
-	Type       domain.Kind `json:"type,omitzero" enum:"email,mobile_number,username,providerUserId,sub"`
-	Provider   string      `json:"provider,omitzero" maxLength:"64"`
+	Identifier string      `json:"identifier" minLength:"1" maxLength:"512" doc:"An e-mail address, mobile number, username or user id at a provider, in any spelling."`
+	Type       domain.Kind `json:"type,omitzero" enum:"email,mobile_number,username,providerUserId,sub" doc:"The kind of identifier. Without it, the ledger tries e-mail address, mobile number and username."`
+	Provider   string      `json:"provider,omitzero" maxLength:"64" doc:"The identity provider; required with type providerUserId."`
 }
 
 // kindSub asks for an account by a sub: its own, or that of an account merged

@@ -33,7 +33,7 @@ type setMembershipInput struct {
 
 // newMembership is the body of PUT /v1/accounts/{sub}/groups/{groupId}.
 type newMembership struct {
-	Roles []string `json:"roles" maxItems:"100"`
+	Roles []string `json:"roles" maxItems:"100" doc:"All roles of the member in the group."`
 }
 
 func (s *server) setMembership(ctx context.Context, c *call, in *setMembershipInput) (*answer, error) {

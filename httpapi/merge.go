@@ -44,20 +44,20 @@ type mergeAccountInput struct {
 
 // mergeFrom is the body of a merge and of its preview.
 type mergeFrom struct {
-	From string `json:"from" minLength:"36" maxLength:"36"`
+	From string `json:"from" minLength:"36" maxLength:"36" doc:"The sub of the account to merge into this one."`
 }
 
 // merged is what came of a merge.
 type merged struct {
-	Account   domain.Account `json:"account"`
-	Conflicts []conflict     `json:"conflicts"`
+	Account   domain.Account `json:"account" doc:"The surviving account after the merge."`
+	Conflicts []conflict     `json:"conflicts" doc:"The members in which the accounts differed."`
 }
 
 // conflict is a member in which the accounts differed.
 type conflict struct {
-	Field   string         `json:"field"`
-	Kept    jsontext.Value `json:"kept"`
-	Dropped jsontext.Value `json:"dropped"`
+	Field   string         `json:"field" doc:"The member in which the accounts differ."`
+	Kept    jsontext.Value `json:"kept" doc:"The value of the surviving account, which is kept."`
+	Dropped jsontext.Value `json:"dropped" doc:"The value of the merged account, which is kept in the history only."`
 }
 
 // conflicts lists what a merge decided against the account that was merged.
@@ -112,7 +112,7 @@ func (s *server) joint(ctx context.Context, c *call, in Command, sub string, oth
 	}
 	result, err := s.Ledger.Execute(ctx, r, sub, command(*other))
 	if domain.CodeOf(err) == domain.CodeAccountErased {
-		err = s.erased(ctx, sub)
+		err = s.accountErased(ctx, sub)
 	}
 	if err != nil {
 		return nil, result, err
@@ -149,16 +149,16 @@ type previewMergeInput struct {
 
 // mergePreview is what would come of a merge.
 type mergePreview struct {
-	Account   domain.Account   `json:"account"`
-	Conflicts []conflict       `json:"conflicts"`
-	Events    []plannedEvent   `json:"events"`
-	Webhooks  []plannedWebhook `json:"webhooks"`
+	Account   domain.Account   `json:"account" doc:"The surviving account after the merge."`
+	Conflicts []conflict       `json:"conflicts" doc:"The members in which the accounts differ."`
+	Events    []plannedEvent   `json:"events" doc:"The events the merge would append to both accounts."`
+	Webhooks  []plannedWebhook `json:"webhooks" doc:"The webhooks that would be notified, and of which events."`
 }
 
 // plannedWebhook is what an endpoint would be sent.
 type plannedWebhook struct {
-	WebhookID string   `json:"webhookId"`
-	Events    []string `json:"events"` // names of the public catalogue, in order
+	WebhookID string   `json:"webhookId" doc:"The webhook's id."`
+	Events    []string `json:"events" doc:"The names of the events it would be sent, in order."` // names of the public catalogue, in order
 }
 
 func (s *server) previewMerge(ctx context.Context, c *call, in *previewMergeInput) (*answer, error) {
@@ -217,13 +217,13 @@ type unmergeAccountInput struct {
 
 // unmergeSub is the body of an un-merge.
 type unmergeSub struct {
-	Sub string `json:"sub" minLength:"36" maxLength:"36"`
+	Sub string `json:"sub" minLength:"36" maxLength:"36" doc:"The sub of the account to restore."`
 }
 
 // unmerged is what came of taking a merge back.
 type unmerged struct {
-	Account  domain.Account `json:"account"`
-	Restored domain.Account `json:"restored"`
+	Account  domain.Account `json:"account" doc:"The surviving account."`
+	Restored domain.Account `json:"restored" doc:"The account that was separated from it."`
 }
 
 func (s *server) unmergeAccount(ctx context.Context, c *call, in *unmergeAccountInput) (*answer, error) {

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"cmp"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -208,7 +207,7 @@ func (s *server) describe() []byte {
 	schemas["Account"].Properties["userStatus"].Enum = enum(domain.Statuses)
 	schemas["UserID"].Properties["type"].Enum = enum(kinds[1:slices.Index(kinds, kindSub)])
 	s.describeWebhooks()
-	describeSchemas(schemas)
+	forbidNullArrays(schemas)
 	text, err := document.MarshalJSON()
 	if err != nil {
 		panic("httpapi: the OpenAPI document does not marshal: " + err.Error())
@@ -216,16 +215,13 @@ func (s *server) describe() []byte {
 	return indented(text)
 }
 
-// describeSchemas gives schemas what reflection cannot know of them.
-func describeSchemas(schemas map[string]*huma.Schema) {
-	for name, schema := range schemas {
-		texts := memberTexts[cmp.Or(textsOf[name], name)]
-		for member, p := range schema.Properties {
-			if p.Description == "" {
-				p.Description = texts[member]
-			}
+// forbidNullArrays corrects what huma assumes of slices: the API writes an
+// empty array, never null.
+func forbidNullArrays(schemas map[string]*huma.Schema) {
+	for _, schema := range schemas {
+		for _, p := range schema.Properties {
 			if p.Type == huma.TypeArray {
-				p.Nullable = false // ours are empty, never null
+				p.Nullable = false
 			}
 		}
 	}

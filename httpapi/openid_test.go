@@ -41,20 +41,20 @@ func (d deployment) GetPrivateClaimsFromScopes(_ context.Context, _, _ string, s
 	return map[string]any{"scope": strings.Join(scopes, " ")}, nil
 }
 
-// newOpenIDProvider serves a provider. Again starts it anew, with other keys.
-func newOpenIDProvider(t *testing.T) (issuer string, again func()) {
+// newOpenIDProvider serves an OpenID provider. rotate restarts it with new keys.
+func newOpenIDProvider(t *testing.T) (issuer string, rotate func()) {
 	t.Helper()
 	var current atomic.Pointer[op.Provider]
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { current.Load().ServeHTTP(w, r) }))
 	t.Cleanup(server.Close)
-	again = func() {
+	rotate = func() {
 		store := deployment{storage.NewStorage(storage.NewUserStore(server.URL))}
 		p, err := op.NewProvider(&op.Config{CryptoKeyId: "k", AuthMethodPost: true}, store, op.StaticIssuer(server.URL), op.WithAllowInsecure())
 		check(t, err)
 		current.Store(p)
 	}
-	again()
-	return server.URL, again
+	rotate()
+	return server.URL, rotate
 }
 
 // serviceToken gets a token as a service does: from where the discovery document says.
@@ -83,7 +83,7 @@ func serviceToken(t *testing.T, issuer, scopes string) string {
 // made, and goes on when the provider changes its keys.
 func TestOpenIDProvider(t *testing.T) {
 	t.Parallel()
-	issuer, again := newOpenIDProvider(t)
+	issuer, rotate := newOpenIDProvider(t)
 	var passed atomic.Int64 // more than really did
 	trust := func(audience string) func(*Config) {
 		return func(c *Config) {
@@ -104,7 +104,7 @@ func TestOpenIDProvider(t *testing.T) {
 	other := start(t, trust("another ledger"))
 	other.refused(t, codeUnauthorized, "GET", "/v1/projections", "", bearer(first))
 
-	again()
+	rotate()
 	passed.Add(int64(issuerEvery))
 	l.want(t, 200, "GET", "/v1/projections", "", bearer(serviceToken(t, issuer, "audit:read")))
 }

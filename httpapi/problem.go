@@ -243,26 +243,26 @@ var problemKinds = map[domain.Code]problemKind{
 // problem is a refusal on the wire: RFC 9457, with a code that programs can
 // rely on. It never shows what the request said, only where it is wrong.
 type problem struct {
-	Type      string               `json:"type"`
-	Title     string               `json:"title"`
-	Status    int                  `json:"status"`
-	Detail    string               `json:"detail,omitzero"`
-	Instance  string               `json:"instance"`
-	Code      domain.Code          `json:"code"`
-	RequestID string               `json:"requestId"`
-	Errors    []fault              `json:"errors,omitzero"`
-	Erased    time.Time            `json:"erasedTime,omitzero"`
-	Position  *eventstore.Position `json:"position,omitzero"`
-	Merge     *mergeFrom           `json:"merge,omitzero"` // what could be asked of the account, for callers with scopeAccountsRead
+	Type      string               `json:"type" doc:"URI of a page that documents the problem."`
+	Title     string               `json:"title" doc:"Short summary of the kind of problem."`
+	Status    int                  `json:"status" doc:"The HTTP status."`
+	Detail    string               `json:"detail,omitzero" doc:"What went wrong in this request. It never contains personal data."`
+	Instance  string               `json:"instance" doc:"URN of this occurrence: the requestId."`
+	Code      domain.Code          `json:"code" doc:"The problem's stable code, for programs."`
+	RequestID string               `json:"requestId" doc:"The request's X-Request-Id, which also appears in the server's log."`
+	Errors    []fault              `json:"errors,omitzero" doc:"Everything that is wrong with the request."`
+	Erased    time.Time            `json:"erasedTime,omitzero" doc:"With account-erased: when the account was erased."`
+	Position  *eventstore.Position `json:"position,omitzero" doc:"With not-fresh and not-ready: the log position of the read model."`
+	Merge     *mergeFrom           `json:"merge,omitzero" doc:"With identity-conflict, for callers with the scope accounts:read: the request body for merging the conflicting account into this one."` // what could be asked of the account, for callers with scopeAccountsRead
 
 	header http.Header
 }
 
 // fault is one thing wrong with a request.
 type fault struct {
-	Pointer   *string `json:"pointer,omitzero"`   // RFC 6901, into the body
-	Parameter string  `json:"parameter,omitzero"` // of path, query or header
-	Detail    string  `json:"detail"`
+	Pointer   *string `json:"pointer,omitzero" doc:"JSON pointer to the member of the request body."` // RFC 6901, into the body
+	Parameter string  `json:"parameter,omitzero" doc:"Name of the path, query or header parameter."`  // of path, query or header
+	Detail    string  `json:"detail" doc:"The rule that was broken. It never contains the value."`
 }
 
 const problemType = "application/problem+json"

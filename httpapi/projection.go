@@ -6,43 +6,59 @@ import (
 	"sync"
 	"time"
 
+	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/projections"
 )
 
+func (s *server) projectionRoutes() {
+	handle(s, route{
+		method: "GET", path: "/v1/projections", name: "listProjections", scope: scopeAuditRead, status: 200, answer: projectionList{},
+		summary: "List the projections",
+		text:    "Where each stands against the log, and how far a rebuild is.",
+		codes:   onQuery,
+	}, s.listProjections)
+	handle(s, route{
+		method: "POST", path: "/v1/projections/{name}/rebuild", name: "rebuildProjection", scope: scopeConfigWrite, status: 202, answer: rebuildState{},
+		summary: "Rebuild a projection",
+		text:    "From the log, beside the live one, which goes on answering until they are switched. GET /v1/projections shows the progress.",
+		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
+	}, s.rebuildProjection)
+}
+
 // projectionList is all projections.
 type projectionList struct {
-	Projections []projectionState `json:"projections"`
+	Projections []projectionState `json:"projections" doc:"All projections."`
 }
 
 // projectionState is where a projection stands against the log.
 type projectionState struct {
-	Name     string              `json:"name"`
-	Position eventstore.Position `json:"position"`
-	Head     eventstore.Position `json:"head"`
-	Lag      int64               `json:"lag"`
-	State    string              `json:"state"`
-	Rebuild  *rebuildState       `json:"rebuild,omitzero"`
-	Parked   []parked            `json:"parked"`
+	Name     string              `json:"name" doc:"The projection's name."`
+	Position eventstore.Position `json:"position" doc:"Log position of the last event the projection has applied."`
+	Head     eventstore.Position `json:"head" doc:"Log position of the last event in the log."`
+	Lag      int64               `json:"lag" doc:"Number of events the projection has not applied yet."`
+	State    string              `json:"state" doc:"live, or rebuilding next to the live one."`
+	Rebuild  *rebuildState       `json:"rebuild,omitzero" doc:"The last rebuild requested since the server started."`
+	Parked   []parked            `json:"parked" doc:"Streams that are parked because one of their events could not be applied."`
 }
 
 // rebuildState is how far the last rebuild since the start is.
 type rebuildState struct {
-	State       string    `json:"state" enum:"running,done,failed"`
-	StartedTime time.Time `json:"startedTime"`
-	EndedTime   time.Time `json:"endedTime,omitzero"`
-	Done        int64     `json:"done"`
-	Total       int64     `json:"total"`
+	State       string    `json:"state" enum:"running,done,failed" doc:"running, done or failed."`
+	StartedTime time.Time `json:"startedTime" doc:"When the rebuild was requested."`
+	EndedTime   time.Time `json:"endedTime,omitzero" doc:"When the rebuild ended."`
+	Done        int64     `json:"done" doc:"Number of events applied."`
+	Total       int64     `json:"total" doc:"Number of events to apply."`
 }
 
 // parked is a stream whose events wait because one could not be applied.
 type parked struct {
-	Stream   string              `json:"stream"`
-	Revision eventstore.Revision `json:"revision"`
-	Position eventstore.Position `json:"position"`
-	Error    string              `json:"error"`
-	Since    time.Time           `json:"since"`
-	Attempts int64               `json:"attempts"`
+	Stream   string              `json:"stream" doc:"The parked stream."`
+	Revision eventstore.Revision `json:"revision" doc:"Revision of the stream's first event that is not applied."`
+	Position eventstore.Position `json:"position" doc:"Log position of that event."`
+	Error    string              `json:"error" doc:"Why the event could not be applied."`
+	Since    time.Time           `json:"since" doc:"When the stream was parked."`
+	Attempts int64               `json:"attempts" doc:"Number of attempts to apply the event."`
 }
 
 // rebuilds remembers the rebuilds this process was asked for.

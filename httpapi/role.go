@@ -45,8 +45,8 @@ type RoleID struct {
 
 // roles is the list of all roles.
 type roles struct {
-	Roles []domain.Role `json:"roles"`
-	Next  *string       `json:"next"` // always null: they fit on one page
+	Roles []domain.Role `json:"roles" doc:"All roles, sorted by id."`
+	Next  *string       `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 type listRolesInput struct{ Query }
@@ -89,8 +89,8 @@ type putRoleInput struct {
 
 // newRole is the body of PUT /v1/roles/{role}.
 type newRole struct {
-	Name        string `json:"name,omitzero" maxLength:"255"`
-	Description string `json:"description,omitzero" maxLength:"2048"`
+	Name        string `json:"name,omitzero" maxLength:"255" doc:"Display name."`
+	Description string `json:"description,omitzero" maxLength:"2048" doc:"What the role is for."`
 }
 
 func (s *server) putRole(ctx context.Context, c *call, in *putRoleInput) (*answer, error) {

@@ -51,96 +51,16 @@ var (
 
 func codes(lists ...[]domain.Code) []domain.Code { return slices.Concat(lists...) }
 
-// routes is the list of all resources under /v1.
+// routes registers all resources under /v1, one group of routes per file.
 func (s *server) routes() {
-	handle(s, route{
-		method: "POST", path: "/v1/accounts", name: "createAccount", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
-		summary: "Create or register an account",
-		text:    "Opens an account with its identities. Under an Idempotency-Key the account's sub follows from caller and key, so that a repeated creation meets its own account.",
-		example: `{"origin":"registered","identities":[{"provider":"self","given_name":"Ada","family_name":"Lovelace","email":"ada@example.com"}],"customFields":{"employee_id":"12345"}}`,
-		codes:   codes(onCommand, []domain.Code{domain.CodeAccountExists, domain.CodeAccountErased, domain.CodeIdentifierTaken, domain.CodeStatusSystemManaged}),
-	}, s.createAccount)
-	handle(s, route{
-		method: "GET", path: "/v1/accounts/{sub}", name: "getAccount", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
-		summary: "Get an account",
-		text:    "As it is now, or as it was at a revision.",
-		codes:   codes(onAccount, onQuery, []domain.Code{codeRevisionNotFound}),
-	}, s.getAccount)
-	handle(s, route{
-		method: "PATCH", path: "/v1/accounts/{sub}", name: "patchAccount", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Change the profile of one identity",
-		text:    "The member identity is an RFC 7396 merge patch of the identity's profile. Its identityId may be left out where the account has one identity. A changed e-mail address or mobile number is no longer verified unless the patch says so.",
-		example: `{"identity":{"family_name":"King"}}`,
-		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
-	}, s.patchAccount)
-	handle(s, route{
-		method: "PUT", path: "/v1/accounts/{sub}/status", name: "setStatus", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Set the status",
-		text:    "PENDING, VERIFIED or DECLINED. Setting the present status changes nothing and succeeds.",
-		example: `{"userStatus":"DECLINED","reason":"chargeback"}`,
-		codes:   codes(onChange, []domain.Code{domain.CodeStatusSystemManaged, domain.CodeInvalidStatusTransition}),
-	}, s.setStatus)
-	handle(s, route{
-		method: "PATCH", path: "/v1/accounts/{sub}/custom-fields", name: "patchCustomFields", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Set and unset custom fields",
-		text:    "Sets the fields given and leaves the others; null unsets. Values of fields that are defined are held to their definition; other keys take any JSON.",
-		example: `{"employee_id":null,"tier":"gold"}`,
-		codes:   onChange,
-	}, s.patchCustomFields)
-	handle(s, route{
-		method: "POST", path: "/v1/accounts/{sub}/identities", name: "linkIdentity", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
-		summary: "Link an identity",
-		text:    "Adds a way to sign in. Linking what is linked already changes nothing.",
-		example: `{"provider":"google","providerUserId":"1095","email":"ada@gmail.com","email_verified":true}`,
-		codes:   codes(onChange, []domain.Code{domain.CodeIdentityConflict}),
-	}, s.linkIdentity)
-	handle(s, route{
-		method: "PATCH", path: "/v1/accounts/{sub}/identities/{identityId}", name: "patchIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Change the profile of an identity",
-		text:    "An RFC 7396 merge patch of the identity's profile; null removes.",
-		example: `{"family_name":"King","middle_name":null}`,
-		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
-	}, s.patchIdentity)
-	handle(s, route{
-		method: "DELETE", path: "/v1/accounts/{sub}/identities/{identityId}", name: "unlinkIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Unlink an identity",
-		text:    "Refused if the account would be left without an identifier.",
-		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierRequired}),
-	}, s.unlinkIdentity)
-	handle(s, route{
-		method: "GET", path: "/v1/accounts/{sub}/events", name: "getHistory", scope: scopeAuditRead, status: 200, answer: history{}, paged: true,
-		summary: "Get the history of an account",
-		text:    "Every event of the account, oldest first, read from the log itself. The history of an erased account stays, without its personal data.",
-		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
-	}, s.getHistory)
-	handle(s, route{
-		method: "POST", path: "/v1/lookup", name: "lookup", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
-		summary: "Look an account up by an identifier",
-		text:    "In a body, so that the identifier stays out of access logs. Without a type the identifier is tried as e-mail address, mobile number and username.",
-		example: `{"identifier":"ada@example.com","type":"email"}`,
-		codes:   codes(onAccount, onQuery),
-	}, s.lookup)
-
-	handle(s, route{
-		method: "GET", path: "/v1/events", name: "getEvents", scope: scopeEventsRead, status: 200, answer: feed{}, paged: true,
-		summary: "Read the event feed",
-		text:    "Public events in the order of the log. next is always a cursor: keep it, and ask with it again for what came since. A page may be short or empty although more follows, where a filter skipped much; more says so. Who accepts text/event-stream gets server-sent events instead, without limit, wait and min_position: each frame's id is a cursor, to be sent as Last-Event-ID by who comes back; frames named checkpoint tell the place where no event does, at least every 15 seconds.",
-		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
-		stream:  s.streamEvents,
-	}, s.getEvents)
-
-	handle(s, route{
-		method: "GET", path: "/v1/projections", name: "listProjections", scope: scopeAuditRead, status: 200, answer: projectionList{},
-		summary: "List the projections",
-		text:    "Where each stands against the log, and how far a rebuild is.",
-		codes:   onQuery,
-	}, s.listProjections)
-	handle(s, route{
-		method: "POST", path: "/v1/projections/{name}/rebuild", name: "rebuildProjection", scope: scopeConfigWrite, status: 202, answer: rebuildState{},
-		summary: "Rebuild a projection",
-		text:    "From the log, beside the live one, which goes on answering until they are switched. GET /v1/projections shows the progress.",
-		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
-	}, s.rebuildProjection)
+	s.accountRoutes()
+	s.identityRoutes()
+	s.statusRoutes()
+	s.customFieldRoutes()
+	s.historyRoutes()
+	s.lookupRoutes()
+	s.feedRoutes()
+	s.projectionRoutes()
 	s.webhookRoutes()
 	s.disclosureRoutes()
 	s.deletionRoutes()

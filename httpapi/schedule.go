@@ -55,17 +55,17 @@ type ScheduleID struct {
 
 // schedules is the list of an account's schedules.
 type schedules struct {
-	Schedules []domain.Schedule `json:"schedules"`
-	Next      *string           `json:"next"` // always null: they fit on one page
+	Schedules []domain.Schedule `json:"schedules" doc:"The schedules that ended, then the planned ones."`
+	Next      *string           `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 // newSchedule is the body of POST /v1/accounts/{sub}/schedules.
 type newSchedule struct {
-	Kind          domain.ScheduleKind `json:"kind" enum:"reminder,status_change,deletion"`
-	DueTime       time.Time           `json:"dueTime"`
-	TargetStatus  domain.Status       `json:"targetStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED"`
-	ReminderNo    int                 `json:"reminderNo,omitzero" minimum:"1" maximum:"100"`
-	PeriodSeconds int64               `json:"periodSeconds,omitzero" minimum:"86400"`
+	Kind          domain.ScheduleKind `json:"kind" enum:"reminder,status_change,deletion" doc:"reminder, status_change or deletion."`
+	DueTime       time.Time           `json:"dueTime" doc:"When the schedule is due."`
+	TargetStatus  domain.Status       `json:"targetStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED" doc:"With kind status_change: DECLINED."`
+	ReminderNo    int                 `json:"reminderNo,omitzero" minimum:"1" maximum:"100" doc:"With kind reminder: the reminder's number."`
+	PeriodSeconds int64               `json:"periodSeconds,omitzero" minimum:"86400" doc:"Repeat at this interval in seconds until the schedule is cancelled. At least one day; not allowed for a deletion."`
 }
 
 type createScheduleInput struct {
@@ -143,7 +143,7 @@ type patchScheduleInput struct {
 
 // schedulePatch is the body of PATCH /v1/accounts/{sub}/schedules/{scheduleId}.
 type schedulePatch struct {
-	DueTime time.Time `json:"dueTime"`
+	DueTime time.Time `json:"dueTime" doc:"The new due time."`
 }
 
 func (s *server) patchSchedule(ctx context.Context, c *call, in *patchScheduleInput) (*answer, error) {
@@ -198,8 +198,8 @@ type SetupID struct {
 
 // scheduleSetups is the list of all setups.
 type scheduleSetups struct {
-	ScheduleSetups []domain.ScheduleSetup `json:"scheduleSetups"`
-	Next           *string                `json:"next"` // always null: they fit on one page
+	ScheduleSetups []domain.ScheduleSetup `json:"scheduleSetups" doc:"All setups, sorted by offset."`
+	Next           *string                `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 type listScheduleSetupsInput struct{ Query }
@@ -239,12 +239,12 @@ type putScheduleSetupInput struct {
 
 // newScheduleSetup is the body of PUT /v1/schedule-setups/{setupId}.
 type newScheduleSetup struct {
-	Kind          domain.ScheduleKind `json:"kind" enum:"reminder,status_change,deletion"`
-	Offset        string              `json:"offset,omitzero" maxLength:"40"`
-	OffsetSeconds int64               `json:"offsetSeconds,omitzero" minimum:"1"`
-	ReminderNo    int                 `json:"reminderNo,omitzero" minimum:"1" maximum:"5"`
-	TargetStatus  domain.Status       `json:"targetStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED"`
-	PeriodSeconds int64               `json:"periodSeconds,omitzero" minimum:"86400"`
+	Kind          domain.ScheduleKind `json:"kind" enum:"reminder,status_change,deletion" doc:"reminder, status_change or deletion."`
+	Offset        string              `json:"offset,omitzero" maxLength:"40" doc:"Time after account creation as an ISO 8601 duration, such as P14D."`
+	OffsetSeconds int64               `json:"offsetSeconds,omitzero" minimum:"1" doc:"The same offset in seconds. Give exactly one of the two."`
+	ReminderNo    int                 `json:"reminderNo,omitzero" minimum:"1" maximum:"5" doc:"With kind reminder: the reminder's number, from 1 without gaps."`
+	TargetStatus  domain.Status       `json:"targetStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED" doc:"With kind status_change: DECLINED."`
+	PeriodSeconds int64               `json:"periodSeconds,omitzero" minimum:"86400" doc:"Repeat at this interval in seconds until the schedule is cancelled. At least one day; not allowed for a deletion."`
 }
 
 func (s *server) putScheduleSetup(ctx context.Context, c *call, in *putScheduleSetupInput) (*answer, error) {

@@ -40,21 +40,21 @@ func (s *server) searchRoutes() {
 
 // Criteria are what accounts are listed by: none of it is personal.
 type Criteria struct {
-	Status        domain.Status `query:"status" json:"status,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED" doc:"Only accounts that have it."`
-	Group         string        `query:"group" json:"group,omitzero" maxLength:"64" doc:"Only members of this group, or of one below it." example:"EUROPE"`
-	Role          string        `query:"role" json:"role,omitzero" maxLength:"64" doc:"Only accounts that have this role: with group, there, and otherwise in any group." example:"ADMIN"`
+	Status        domain.Status `query:"status" json:"status,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED" doc:"Only accounts with this status."`
+	Group         string        `query:"group" json:"group,omitzero" maxLength:"64" doc:"Only members of this group or of a group below it." example:"EUROPE"`
+	Role          string        `query:"role" json:"role,omitzero" maxLength:"64" doc:"Only accounts with this role: in the given group, or in any group if group is absent." example:"ADMIN"`
 	Provider      string        `query:"provider" json:"provider,omitzero" maxLength:"64" doc:"Only accounts with an identity of this provider." example:"google"`
-	CreatedFrom   time.Time     `query:"created_from" json:"createdFrom,omitzero" doc:"Only accounts created at this time or later."`
+	CreatedFrom   time.Time     `query:"created_from" json:"createdFrom,omitzero" doc:"Only accounts created at or after this time."`
 	CreatedTo     time.Time     `query:"created_to" json:"createdTo,omitzero" doc:"Only accounts created before this time."`
-	UpdatedFrom   time.Time     `query:"updated_from" json:"updatedFrom,omitzero" doc:"Only accounts whose last event was recorded at this time or later."`
+	UpdatedFrom   time.Time     `query:"updated_from" json:"updatedFrom,omitzero" doc:"Only accounts whose last event was recorded at or after this time."`
 	UpdatedTo     time.Time     `query:"updated_to" json:"updatedTo,omitzero" doc:"Only accounts whose last event was recorded before this time."`
-	LastLoginFrom time.Time     `query:"last_login_from" json:"lastLoginFrom,omitzero" doc:"Only accounts that logged in last at this time or later."`
-	LastLoginTo   time.Time     `query:"last_login_to" json:"lastLoginTo,omitzero" doc:"Only accounts that logged in last before this time; not those that never did."`
+	LastLoginFrom time.Time     `query:"last_login_from" json:"lastLoginFrom,omitzero" doc:"Only accounts whose last login was at or after this time."`
+	LastLoginTo   time.Time     `query:"last_login_to" json:"lastLoginTo,omitzero" doc:"Only accounts whose last login was before this time. Accounts that never logged in are excluded."`
 
-	Sort  projections.Sort `query:"sort" json:"sort,omitzero" enum:"createdTime,updatedTime,lastLoggedInTime,name" default:"createdTime" doc:"What the list is sorted by."`
-	Order string           `query:"order" json:"order,omitzero" enum:"asc,desc" doc:"Default: the latest time first; names from A to Z."`
-	Limit int              `query:"limit" json:"limit,omitzero" minimum:"1" maximum:"1000" default:"100" doc:"Accounts on a page, at most."`
-	After string           `query:"after" json:"after,omitzero" maxLength:"1000" doc:"Continue after this cursor, the next of an earlier page. Default: from the first account."`
+	Sort  projections.Sort `query:"sort" json:"sort,omitzero" enum:"createdTime,updatedTime,lastLoggedInTime,name" default:"createdTime" doc:"The sort key; default createdTime."`
+	Order string           `query:"order" json:"order,omitzero" enum:"asc,desc" doc:"Sort order. Default: desc for times, asc for names."`
+	Limit int              `query:"limit" json:"limit,omitzero" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of accounts on a page; default 100."`
+	After string           `query:"after" json:"after,omitzero" maxLength:"1000" doc:"The next cursor of an earlier page of the same search. Default: the first page."`
 }
 
 type listAccountsInput struct {
@@ -70,24 +70,24 @@ type searchAccountsInput struct {
 // accountSearch is the body of POST /v1/accounts/search.
 type accountSearch struct {
 	Criteria
-	Q            string                    `json:"q,omitzero" maxLength:"200"`
-	Name         string                    `json:"name,omitzero" maxLength:"200"`
-	Email        string                    `json:"email,omitzero" maxLength:"320"`
-	Identifier   *identifier               `json:"identifier,omitzero"`
-	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" maxProperties:"10"`
+	Q            string                    `json:"q,omitzero" maxLength:"200" doc:"Words to search for. Each must begin a word of a name, an e-mail address, or a word of an e-mail address. Case and accents are ignored."`
+	Name         string                    `json:"name,omitzero" maxLength:"200" doc:"Words to search for. Each must begin a word of a name."`
+	Email        string                    `json:"email,omitzero" maxLength:"320" doc:"The beginning of an e-mail address."`
+	Identifier   *identifier               `json:"identifier,omitzero" doc:"An identifier of the account, matched exactly."`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" maxProperties:"10" doc:"Searchable custom fields, by field key. A value matches accounts that have it, also as an array element; a NUMBER or date also takes an object with from and to."`
 }
 
 // accountPage is a page of accounts.
 type accountPage struct {
-	Accounts []domain.Account `json:"accounts"`
-	Count    accountCount     `json:"count"`
-	Next     *string          `json:"next"` // null on the last page
+	Accounts []domain.Account `json:"accounts" doc:"The accounts in their current state, in the requested order."`
+	Count    accountCount     `json:"count" doc:"How many accounts the search matches on all pages."`
+	Next     *string          `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
 }
 
 // accountCount is how many accounts all pages have.
 type accountCount struct {
-	Value int64 `json:"value"`
-	Exact bool  `json:"exact"`
+	Value int64 `json:"value" doc:"The number of accounts; an upper bound unless exact is true."`
+	Exact bool  `json:"exact" doc:"Whether value is exact. A search that combines several filters may return an upper bound."`
 }
 
 func (s *server) listAccounts(ctx context.Context, c *call, in *listAccountsInput) (*answer, error) {
@@ -140,13 +140,7 @@ func (b accountSearch) check() error {
 	if b.Identifier == nil {
 		return nil
 	}
-	err := b.Identifier.check()
-	if refusal, ok := errors.AsType[*domain.Error](err); ok {
-		for i := range refusal.Faults {
-			refusal.Faults[i].Pointer = "/identifier" + refusal.Faults[i].Pointer
-		}
-	}
-	return err
+	return under("/identifier", b.Identifier.check())
 }
 
 // searchedPage is a page on its way.

@@ -78,16 +78,16 @@ type createWebhookInput struct {
 // newWebhook is the body of POST /v1/webhooks.
 type newWebhook struct {
 	WebhookBody
-	After   *eventstore.Position  `json:"after,omitzero" minimum:"0"`
-	Start   string                `json:"start,omitzero" maxLength:"64"`
-	Secret  string                `json:"secret,omitzero"`
-	KeyType domain.WebhookKeyType `json:"keyType,omitzero" enum:"v1,v1a" default:"v1"`
+	After   *eventstore.Position  `json:"after,omitzero" minimum:"0" doc:"Deliver the events after this log position; 0 for all events. Default: only future events."`
+	Start   string                `json:"start,omitzero" maxLength:"64" doc:"now, beginning, or a time (RFC 3339): deliver the events recorded at or after it. Default: now."`
+	Secret  string                `json:"secret,omitzero" doc:"whsec_ followed by 24 to 64 bytes in base64, or whsk_ followed by a 64-byte Ed25519 private key in base64. Default: a generated secret."`
+	KeyType domain.WebhookKeyType `json:"keyType,omitzero" enum:"v1,v1a" default:"v1" doc:"Type of the generated key: v1 (HMAC-SHA256) or v1a (Ed25519)."`
 }
 
 // newEndpoint is an endpoint with its secret, which is shown this once.
 type newEndpoint struct {
 	webhooks.Endpoint
-	Secret string `json:"secret"`
+	Secret string `json:"secret" doc:"The signing secret. Only this response contains it."`
 }
 
 func (s *server) createWebhook(ctx context.Context, c *call, in *createWebhookInput) (*answer, error) {
@@ -148,10 +148,10 @@ type rotateSecretInput struct {
 
 // secretRotation is the body of POST /v1/webhooks/{webhookId}/rotate-secret.
 type secretRotation struct {
-	Type    domain.WebhookKeyType `json:"type,omitzero" enum:"v1,v1a"`
-	Overlap *int64                `json:"overlap,omitzero" minimum:"0" maximum:"2592000" default:"86400"`
-	Secret  string                `json:"secret,omitzero"`
-	All     bool                  `json:"all,omitzero"`
+	Type    domain.WebhookKeyType `json:"type,omitzero" enum:"v1,v1a" doc:"Type of the new key: v1 (HMAC-SHA256) or v1a (Ed25519). Default: the type of secret, or of the newest key."`
+	Overlap *int64                `json:"overlap,omitzero" minimum:"0" maximum:"2592000" default:"86400" doc:"Seconds for which the replaced key keeps signing; at most 30 days."`
+	Secret  string                `json:"secret,omitzero" doc:"whsec_ followed by 24 to 64 bytes in base64, or whsk_ followed by a 64-byte Ed25519 private key in base64. Default: a generated secret."`
+	All     bool                  `json:"all,omitzero" doc:"Also replace the keys of the other type."`
 }
 
 // defaultOverlap is for how long a key that is replaced goes on signing.
@@ -195,8 +195,8 @@ func (s *server) endpointAnswer(ctx context.Context, e webhooks.Endpoint, p even
 
 // triedWebhook is the endpoint as a command would leave it.
 type triedWebhook struct {
-	Events  []plannedEvent `json:"events"`
-	Webhook domain.Webhook `json:"webhook"`
+	Events  []plannedEvent `json:"events" doc:"The events the command would append."`
+	Webhook domain.Webhook `json:"webhook" doc:"The webhook after the command."`
 }
 
 func triedWebhookAnswer(w domain.Webhook, entries []domain.Entry, err error) (*answer, error) {
@@ -231,8 +231,8 @@ func (id WebhookID) check() (string, error) {
 
 // endpoints is the list of all webhooks.
 type endpoints struct {
-	Webhooks []webhooks.Endpoint `json:"webhooks"`
-	Next     *string             `json:"next"` // always null: they fit on one page
+	Webhooks []webhooks.Endpoint `json:"webhooks" doc:"All webhooks, oldest first."`
+	Next     *string             `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 type listWebhooksInput struct{ Query }
@@ -279,8 +279,8 @@ type setWebhookStateInput struct {
 
 // newWebhookState is the body of PUT /v1/webhooks/{webhookId}/state.
 type newWebhookState struct {
-	State  domain.WebhookState `json:"state" enum:"enabled,paused,disabled"`
-	Reason string              `json:"reason,omitzero" maxLength:"64"`
+	State  domain.WebhookState `json:"state" enum:"enabled,paused,disabled" doc:"The new state."`
+	Reason string              `json:"reason,omitzero" maxLength:"64" doc:"Why, as a code of lower-case letters, digits and dashes."`
 }
 
 func (s *server) setWebhookState(ctx context.Context, c *call, in *setWebhookStateInput) (*answer, error) {

@@ -102,8 +102,8 @@ type listDeliveriesInput struct {
 
 // deliveries is a page of deliveries, newest first.
 type deliveries struct {
-	Deliveries []webhooks.Delivery `json:"deliveries"`
-	Next       *string             `json:"next"` // null on the last page
+	Deliveries []webhooks.Delivery `json:"deliveries" doc:"The deliveries, newest first."`
+	Next       *string             `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
 }
 
 func (s *server) listDeliveries(ctx context.Context, c *call, in *listDeliveriesInput) (*answer, error) {
@@ -124,8 +124,8 @@ type listLanesInput struct {
 
 // lanes is a page of accounts that wait.
 type lanes struct {
-	Lanes []webhooks.Lane `json:"lanes"`
-	Next  *string         `json:"next"` // null on the last page
+	Lanes []webhooks.Lane `json:"lanes" doc:"The accounts, sorted by sub."`
+	Next  *string         `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
 }
 
 func (s *server) listLanes(ctx context.Context, c *call, in *listLanesInput) (*answer, error) {
@@ -181,7 +181,7 @@ type recoverWebhookInput struct {
 
 // recovery is the body of POST /v1/webhooks/{webhookId}/recover.
 type recovery struct {
-	Since time.Time `json:"since"`
+	Since time.Time `json:"since" doc:"Only deliveries that failed or were given up at or after this time (RFC 3339)."`
 }
 
 func (s *server) recoverWebhook(ctx context.Context, c *call, in *recoverWebhookInput) (*answer, error) {
@@ -199,13 +199,13 @@ type replayWebhookInput struct {
 
 // newReplay is the body of POST /v1/webhooks/{webhookId}/replay.
 type newReplay struct {
-	After   eventstore.Position `json:"after,omitzero" minimum:"0"`
-	UpTo    eventstore.Position `json:"upTo,omitzero" minimum:"1"`
-	Since   time.Time           `json:"since,omitzero"`
-	Until   time.Time           `json:"until,omitzero"`
-	Events  []string            `json:"events,omitzero" maxItems:"100"`
-	Sub     string              `json:"sub,omitzero"`
-	Missing bool                `json:"missing,omitzero"`
+	After   eventstore.Position `json:"after,omitzero" minimum:"0" doc:"Only events after this log position. Default: from the beginning of the log."`
+	UpTo    eventstore.Position `json:"upTo,omitzero" minimum:"1" doc:"Only events up to and including this log position. Default: the current end of the log."`
+	Since   time.Time           `json:"since,omitzero" doc:"Only events recorded at or after this time (RFC 3339)."`
+	Until   time.Time           `json:"until,omitzero" doc:"Only events recorded before this time."`
+	Events  []string            `json:"events,omitzero" maxItems:"100" doc:"Only these public event names or prefixes such as USER_*, and only if the webhook subscribes to them."`
+	Sub     string              `json:"sub,omitzero" doc:"Only events of this account."`
+	Missing bool                `json:"missing,omitzero" doc:"Only events without a successful attempt, as far back as attempts are stored."`
 }
 
 func (s *server) replayWebhook(ctx context.Context, c *call, in *replayWebhookInput) (*answer, error) {
@@ -235,8 +235,8 @@ func (s *server) startReplay(ctx context.Context, webhook WebhookID, replayID st
 
 // replays is the list of an endpoint's replays.
 type replays struct {
-	Replays []webhooks.Replay `json:"replays"`
-	Next    *string           `json:"next"` // always null: they fit on one page
+	Replays []webhooks.Replay `json:"replays" doc:"The replays, newest first."`
+	Next    *string           `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
 }
 
 type listReplaysInput struct {
@@ -329,8 +329,8 @@ func (s *server) testWebhook(ctx context.Context, _ *call, in *testWebhookInput)
 
 // verification is what an endpoint said, and the webhook after that.
 type verification struct {
-	Answer  webhooks.Probe    `json:"answer"`
-	Webhook webhooks.Endpoint `json:"webhook"`
+	Answer  webhooks.Probe    `json:"answer" doc:"The receiver's answer."`
+	Webhook webhooks.Endpoint `json:"webhook" doc:"The webhook after the verification."`
 }
 
 func (s *server) verifyWebhook(ctx context.Context, c *call, in *testWebhookInput) (*answer, error) {

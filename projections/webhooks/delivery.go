@@ -31,23 +31,23 @@ var Statuses = []string{StatusPending, StatusDelivered, StatusRetrying, StatusDe
 
 // Delivery is one public event on its way to one endpoint.
 type Delivery struct {
-	EventID  string              `json:"eventId"` // the webhook-id
-	Type     string              `json:"type"`
-	Sub      string              `json:"sub,omitzero"`
-	Sequence eventstore.Revision `json:"sequence"`
-	Position eventstore.Position `json:"position"`
-	Status   string              `json:"status"`
-	Attempts []Attempt           `json:"attempts"` // those remembered, oldest first
+	EventID  string              `json:"eventId" doc:"The public event's id; the webhook-id of every attempt."` // the webhook-id
+	Type     string              `json:"type" doc:"The event's name in the public catalogue."`
+	Sub      string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Sequence eventstore.Revision `json:"sequence" doc:"The account's revision."`
+	Position eventstore.Position `json:"position" doc:"The event's position in the log."`
+	Status   string              `json:"status" doc:"delivered, retrying, dead, pending, or settled: nothing is left to send, and the outcome is no longer stored."`
+	Attempts []Attempt           `json:"attempts" doc:"The attempts, oldest first."` // those remembered, oldest first
 }
 
 // Attempt is one request and what came of it.
 type Attempt struct {
-	Time       time.Time `json:"time"`
-	Trigger    string    `json:"trigger"` // schedule, manual, recover or replay
-	Status     int       `json:"status"`  // HTTP's; 0 where there was no response
-	Error      string    `json:"error,omitzero"`
-	DurationMs float64   `json:"durationMs"`
-	Response   string    `json:"response,omitzero"` // the start of a refusal's body; never of a private address
+	Time       time.Time `json:"time" doc:"When the attempt was made."`
+	Trigger    string    `json:"trigger" doc:"What caused the attempt. schedule: the regular delivery or a retry; manual, recover, replay: a request to this API."` // schedule, manual, recover or replay
+	Status     int       `json:"status" doc:"The HTTP status of the response; 0 if there was none."`                                                                // HTTP's; 0 where there was no response
+	Error      string    `json:"error,omitzero" doc:"Why the attempt failed, as a code."`
+	DurationMs float64   `json:"durationMs" doc:"Duration in milliseconds."`
+	Response   string    `json:"response,omitzero" doc:"The beginning of the response body."` // the start of a refusal's body; never of a private address
 }
 
 // placed is a delivery with its place: a position, and among its public

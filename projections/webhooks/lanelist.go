@@ -20,14 +20,14 @@ const (
 
 // Lane is an account whose events wait, as far as it is written down.
 type Lane struct {
-	Sub             string              `json:"sub,omitzero"` // "": it is the configuration, or another endpoint
-	Status          string              `json:"status"`
-	Sequence        eventstore.Revision `json:"sequence"`         // of the next event, or before it
-	Position        eventstore.Position `json:"position"`         // likewise
-	EventID         string              `json:"eventId,omitzero"` // of the next event, where it was given up
-	Attempts        int                 `json:"attempts"`         // that failed, of the next event
-	Error           string              `json:"error,omitzero"`   // of the last one
-	NextAttemptTime time.Time           `json:"nextAttemptTime,omitzero"`
+	Sub             string              `json:"sub,omitzero" doc:"The account. Absent: changes of the configuration."` // "": it is the configuration, or another endpoint
+	Status          string              `json:"status" doc:"retrying: the next event failed and will be retried; blocked: its delivery was given up and must not be skipped; waiting: earlier events are still being sent."`
+	Sequence        eventstore.Revision `json:"sequence" doc:"Sequence of the next event, or a lower bound."`                                    // of the next event, or before it
+	Position        eventstore.Position `json:"position" doc:"Log position of the next event, or a lower bound."`                                // likewise
+	EventID         string              `json:"eventId,omitzero" doc:"Id of the next event, if its delivery was given up: the event to resend."` // of the next event, where it was given up
+	Attempts        int                 `json:"attempts" doc:"Number of failed attempts for the next event."`                                    // that failed, of the next event
+	Error           string              `json:"error,omitzero" doc:"Why the last attempt failed, as a code."`                                    // of the last one
+	NextAttemptTime time.Time           `json:"nextAttemptTime,omitzero" doc:"When the next attempt is due."`
 }
 
 // Lanes lists the accounts of an endpoint whose events wait, by their subs.

@@ -15,14 +15,14 @@ import (
 // ReplayFilter says which events are sent once more: those after a position up
 // to another that fit all that is given.
 type ReplayFilter struct {
-	After   eventstore.Position `json:"after"`
-	UpTo    eventstore.Position `json:"upTo"`
-	Since   time.Time           `json:"since,omitzero"`   // recorded then or later; with Recover: failed then or later
-	Until   time.Time           `json:"until,omitzero"`   // recorded before
-	Events  []string            `json:"events,omitzero"`  // like the endpoint's, of which only those it is told of count
-	Sub     string              `json:"sub,omitzero"`     // of one account
-	Missing bool                `json:"missing,omitzero"` // without a successful attempt, as far as attempts are remembered
-	Recover bool                `json:"recover,omitzero"` // whose attempts all failed, as far as they are remembered, or that were given up
+	After   eventstore.Position `json:"after" doc:"Only events after this log position."`
+	UpTo    eventstore.Position `json:"upTo" doc:"Only events up to and including this log position."`
+	Since   time.Time           `json:"since,omitzero" doc:"Only events recorded at or after this time; in a recovery, deliveries that failed or were given up at or after it."` // recorded then or later; with Recover: failed then or later
+	Until   time.Time           `json:"until,omitzero" doc:"Only events recorded before this time."`                                                                             // recorded before
+	Events  []string            `json:"events,omitzero" doc:"Only these public event names or prefixes."`                                                                        // like the endpoint's, of which only those it is told of count
+	Sub     string              `json:"sub,omitzero" doc:"Only events of this account."`                                                                                         // of one account
+	Missing bool                `json:"missing,omitzero" doc:"Only events without a successful attempt."`                                                                        // without a successful attempt, as far as attempts are remembered
+	Recover bool                `json:"recover,omitzero" doc:"Only events whose attempts all failed, and dead letters."`                                                         // whose attempts all failed, as far as they are remembered, or that were given up
 }
 
 // The states of a replay.
@@ -36,15 +36,15 @@ const (
 // of it. It yields to what the log brings, outlives a restart, and counts for
 // nothing in the endpoint's health.
 type Replay struct {
-	ReplayID    string              `json:"replayId"`
-	WebhookID   string              `json:"webhookId"`
-	Filter      ReplayFilter        `json:"filter"`
-	State       string              `json:"state"`
-	Position    eventstore.Position `json:"position"` // up to here it is done
-	Delivered   int64               `json:"delivered"`
-	Failed      int64               `json:"failed"`
-	CreatedTime time.Time           `json:"createdTime"`
-	EndedTime   time.Time           `json:"endedTime,omitzero"`
+	ReplayID    string              `json:"replayId" doc:"The replay's id; also the header webhook-replay of its deliveries."`
+	WebhookID   string              `json:"webhookId" doc:"The webhook's id."`
+	Filter      ReplayFilter        `json:"filter" doc:"Which events the replay sends."`
+	State       string              `json:"state" doc:"running, done or cancelled."`
+	Position    eventstore.Position `json:"position" doc:"The log position the replay has reached."` // up to here it is done
+	Delivered   int64               `json:"delivered" doc:"Number of deliveries that succeeded."`
+	Failed      int64               `json:"failed" doc:"Number of deliveries that failed. A replay sends each event once."`
+	CreatedTime time.Time           `json:"createdTime" doc:"When the replay was requested."`
+	EndedTime   time.Time           `json:"endedTime,omitzero" doc:"When the replay ended."`
 }
 
 // StartReplay begins a replay under an id; the same one asked for again is

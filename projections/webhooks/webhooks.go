@@ -103,22 +103,22 @@ type Webhooks struct {
 // Endpoint is a webhook as it is configured and how delivery to it goes.
 type Endpoint struct {
 	domain.Webhook
-	Position          eventstore.Position `json:"position"`    // everything up to here is settled
-	Backlog           int64               `json:"backlog"`     // events of the log that are not settled, wanted by the endpoint or not
-	Lanes             int                 `json:"lanes"`       // accounts that wait because their next event was refused
-	Blocked           int                 `json:"blocked"`     // those of them whose next event was given up and must not be skipped
-	DeadLetters       int64               `json:"deadLetters"` // events given up
-	Breaker           Breaker             `json:"breaker"`
-	LastSuccessTime   time.Time           `json:"lastSuccessTime,omitzero"`
-	SecretFingerprint string              `json:"secretFingerprint"` // of the newest key
+	Position          eventstore.Position `json:"position" doc:"Every event up to this log position is settled."`                                            // everything up to here is settled
+	Backlog           int64               `json:"backlog" doc:"Number of events in the log after position, whether or not the webhook subscribes to them."`  // events of the log that are not settled, wanted by the endpoint or not
+	Lanes             int                 `json:"lanes" doc:"Number of accounts whose events wait because a delivery failed."`                               // accounts that wait because their next event was refused
+	Blocked           int                 `json:"blocked" doc:"Number of those accounts that wait because a delivery was given up and deadLetter is block."` // those of them whose next event was given up and must not be skipped
+	DeadLetters       int64               `json:"deadLetters" doc:"Number of deliveries given up."`                                                          // events given up
+	Breaker           Breaker             `json:"breaker" doc:"Whether deliveries to the endpoint are suspended."`
+	LastSuccessTime   time.Time           `json:"lastSuccessTime,omitzero" doc:"When a delivery last succeeded."`
+	SecretFingerprint string              `json:"secretFingerprint" doc:"Fingerprint of the newest key. It identifies the secret without revealing it."` // of the newest key
 }
 
 // Breaker says whether an endpoint as a whole is left alone for a while.
 type Breaker struct {
-	State  string    `json:"state"`           // closed or open
-	Reason string    `json:"reason,omitzero"` // an error code, see Attempt
-	Step   int       `json:"step"`            // failures in a row
-	Until  time.Time `json:"until,omitzero"`  // when it is tried again
+	State  string    `json:"state" doc:"closed: deliveries are sent; open: deliveries to the endpoint are suspended."` // closed or open
+	Reason string    `json:"reason,omitzero" doc:"Why the breaker is open, as a code."`                                // an error code, see Attempt
+	Step   int       `json:"step" doc:"Number of consecutive failures."`                                               // failures in a row
+	Until  time.Time `json:"until,omitzero" doc:"When the next delivery is tried."`                                    // when it is tried again
 }
 
 // Open opens delivery.db, or makes it. It refuses a file that is not ours or
