@@ -71,8 +71,8 @@ func TestTold(t *testing.T) {
 		{[]string{"ACCOUNT_MODIFIED", "ACCOUNT_EMAIL_VERIFIED"}, "ACCOUNT_MODIFIED"}, {[]string{"ACCOUNT_EMAIL_VERIFIED", "USER_*"}, "ACCOUNT_EMAIL_VERIFIED"},
 		{[]string{"ACCOUNT_DELETED", "USER_CREATED"}, ""}, {nil, ""},
 	} {
-		if got := e.Told(tt.patterns); got != tt.want {
-			t.Errorf("%v: told as %q, want %q", tt.patterns, got, tt.want)
+		if got := e.EventName(tt.patterns); got != tt.want {
+			t.Errorf("%v: EventName = %q, want %q", tt.patterns, got, tt.want)
 		}
 	}
 }

@@ -12,15 +12,14 @@ import (
 	"accountledger/eventstore"
 )
 
-// Event is a fact in the past tense. Every field of an event is tagged
-// pii:"clear", and then proved and kept forever, or pii:"seal", and then
-// sealed under the account's own key until that is destroyed.
+// Event is a fact, named in the past tense. Every field of an event has a tag:
+// pii:"clear" fields are covered by the log's proofs and kept forever; pii:"seal"
+// fields are encrypted under the account's own key until that key is destroyed.
 type Event interface {
 	eventType() string
 
-	// public returns the public events of x, whose event this is: what external
-	// systems receive, under names that the Catalogue lists. An event that stays
-	// inside the ledger returns internal.
+	// public returns what external systems receive of x, whose event this is, under
+	// names that the Catalogue lists. It returns internal if they receive nothing.
 	public(x Entry) []publicEvent
 }
 
@@ -93,8 +92,8 @@ var decoders = func() map[string]decoder {
 	return all
 }()
 
-// TypeOf returns the type under which e is recorded today; an older entry of
-// the log may have an older one, which DecodeEvent upcasts. It is "" for nil.
+// TypeOf returns the current type of e, "" for nil. The log may hold older events
+// of the same kind under an older type; see CurrentType.
 func TypeOf(e Event) string {
 	if e == nil {
 		return ""
@@ -126,7 +125,7 @@ type document[D any] struct {
 // personal is nil where it was erased: then the personal fields stay empty.
 type decoder func(clear, personal []byte, m *Metadata) (Event, error)
 
-// What we wrote has no duplicate names; looking for some takes a third of the time.
+// The ledger writes no duplicate names; checking for them takes a third of the time.
 var trusted = jsontext.AllowDuplicateNames(true)
 
 // decoderOf returns the decoder of the events of one Go type.
@@ -147,11 +146,11 @@ func decoderOf(event reflect.Type) decoder {
 	}
 }
 
-// into decodes a JSON value into what a pointer points to, on top of what is
-// there.
+// into decodes a JSON value into the variable behind a pointer, on top of its
+// present value.
 type into struct{ pointer any }
 
-// UnmarshalJSONFrom decodes the next value.
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
 func (i into) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	return json.UnmarshalDecode(dec, i.pointer)
 }

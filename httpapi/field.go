@@ -92,7 +92,7 @@ func (s *server) field(ctx context.Context, q Query, key string) (*answer, domai
 	}
 	field, ok := config.Fields[key]
 	if !ok {
-		return nil, field, &domain.Error{Code: domain.CodeFieldNotFound, Detail: "There is no definition of such a field."}
+		return nil, field, &domain.Error{Code: domain.CodeFieldNotFound, Detail: "There is no field with this key."}
 	}
 	return a, field, nil
 }

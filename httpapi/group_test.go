@@ -60,9 +60,9 @@ func TestGroups(t *testing.T) {
 	for _, tt := range []struct{ method, path, body, detail string }{
 		{"DELETE", "/v1/groups/BERLIN", "", "The group has 1 members."},
 		{"DELETE", "/v1/groups/EUROPE", "", "The group has 1 groups below it."},
-		{"DELETE", "/v1/group-types/OFFICE", "", "The group type is that of 2 groups."},
-		{"PUT", "/v1/group-types/OFFICE", `{"roleMode":"no_roles"}`, "Members hold 2 roles that would not be allowed."},
-		{"PUT", "/v1/group-types/OFFICE", `{"roleMode":"allowed_roles","allowedRoles":["USER"]}`, "Members hold 1 roles that would not be allowed."},
+		{"DELETE", "/v1/group-types/OFFICE", "", "2 groups have this group type."},
+		{"PUT", "/v1/group-types/OFFICE", `{"roleMode":"no_roles"}`, "Existing memberships have roles that would no longer be allowed: 2."},
+		{"PUT", "/v1/group-types/OFFICE", `{"roleMode":"allowed_roles","allowedRoles":["USER"]}`, "Existing memberships have roles that would no longer be allowed: 1."},
 	} {
 		if r := l.refused(t, domain.CodeInUse, tt.method, tt.path, tt.body); r.text(t, "detail") != tt.detail {
 			t.Errorf("%s %s: %s, want %q", tt.method, tt.path, r.body, tt.detail)

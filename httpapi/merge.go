@@ -197,7 +197,7 @@ func (s *server) plannedWebhooks(ctx context.Context, entries []domain.Entry) ([
 				return nil, err
 			}
 			for _, p := range public {
-				if name := p.Told(e.Events); name != "" {
+				if name := p.EventName(e.Events); name != "" {
 					w.Events = append(w.Events, name)
 				}
 			}

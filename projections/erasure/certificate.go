@@ -108,7 +108,7 @@ func (e *Eraser) subscribers(ctx context.Context, c *Certificate) error {
 	}
 	erased := domain.PublicEvent{Type: publicName, Aliases: []string{"ACCOUNT_DELETED"}}
 	for _, w := range endpoints {
-		if erased.Told(w.Events) == "" || w.After >= c.Position {
+		if erased.EventName(w.Events) == "" || w.After >= c.Position {
 			continue
 		}
 		status, err := e.Webhooks.Outcome(ctx, w.WebhookID, domain.AccountStream(c.Sub), c.Position)

@@ -106,7 +106,7 @@ type message struct {
 // told is m as somebody is told it who asked for patterns, or nil. Under an
 // alias it is a message of its own, which nobody shares.
 func (m *message) told(patterns []string) *message {
-	name := m.event.Told(patterns)
+	name := m.event.EventName(patterns)
 	switch name {
 	case m.event.Type:
 		return m
