@@ -28,7 +28,7 @@ func TestCreateAccount(t *testing.T) {
 			then: []Event{AccountCreated{Origin: OriginRegistered, Status: StatusPending, IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile, Groups: inUsers}}},
 		{name: "create with two identities", when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada, adaGoogle}}, then: []Event{adaCreated, adaLinked}},
 		{name: "create twice", given: []Event{adaCreated}, when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada}}, code: CodeAccountExists},
-		{name: "create normalises", when: CreateAccount{Origin: OriginCreated, Identities: with(func(n *NewIdentity) {
+		{name: "create normalizes", when: CreateAccount{Origin: OriginCreated, Identities: with(func(n *NewIdentity) {
 			n.Profile = Profile{Email: "Ada@EXAMPLE.com", MobileNumber: "+49 1511 2345678", Username: "Ada"}
 		})}, then: []Event{AccountCreated{Origin: OriginCreated, Status: StatusVerified, IdentityID: "i1", Provider: ProviderSelf, Groups: inUsers,
 			Profile: Profile{Email: "Ada@example.com", MobileNumber: "+4915112345678", Username: "Ada"}}}},

@@ -17,5 +17,5 @@ func (AccountErased) sample() sample {
 
 func (ErasureCompleted) sample() sample {
 	return sample{event: ErasureCompleted{KeyID: "00ff"},
-		clear: "KeyID", untold: true}
+		clear: "KeyID", hidden: true}
 }

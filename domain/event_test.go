@@ -18,15 +18,15 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-var update = flag.Bool("update", false, "write golden files that are missing; those that exist are history and stay")
+var update = flag.Bool("update", false, "write missing golden files; existing ones never change")
 
-// sample shows what events of one type look like. The tests of its noun have
-// it, and the tests in this file go through all.
+// sample shows the events of one type. Each event has a method sample in the tests
+// of its noun; the tests in this file use all samples.
 type sample struct {
-	event  Event   // every field of it set; written to the golden file
-	clear  string  // names of its fields that are clear: nothing personal, kept for good
-	others []Event // that have another public name
-	untold bool    // no external system receives it
+	event  Event   // with every field set; the content of the golden file
+	clear  string  // names of the clear fields, which are not personal and are kept forever
+	others []Event // further events, which have other public names
+	hidden bool    // no external system receives the event
 }
 
 // samples returns a sample of every event.
@@ -81,8 +81,8 @@ type golden struct {
 	Personal jsontext.Value `json:"personal"`
 }
 
-// TestGoldenEvents holds that every version of every event ever written can
-// still be read, and that today's are written as they always were.
+// TestGoldenEvents checks that every version of every event can still be read, and
+// that the encoding of today's events has not changed.
 func TestGoldenEvents(t *testing.T) {
 	dir := filepath.Join("..", "testdata", "events")
 	for _, sample := range samples() {
@@ -111,7 +111,7 @@ func TestGoldenEvents(t *testing.T) {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(string(want), string(data)+"\n"); diff != "" {
-			t.Errorf("%s is not written as it was (-was +is):\n%s", e.eventType(), diff)
+			t.Errorf("the encoding of %s has changed (-golden +got):\n%s", e.eventType(), diff)
 		}
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
@@ -136,11 +136,11 @@ func TestGoldenEvents(t *testing.T) {
 		if m != goldenMeta {
 			t.Errorf("%s: metadata %+v, want %+v", file, m, goldenMeta)
 		}
-		// A field added later is missing in the older shapes, <type>.<n>.json.
+		// The older files, <type>.<n>.json, lack fields that were added later.
 		if v := reflect.ValueOf(e); filepath.Base(file) == e.eventType()+".json" {
 			for i := range v.NumField() {
 				if v.Field(i).IsZero() {
-					t.Errorf("%s does not show the field %s", file, v.Type().Field(i).Name)
+					t.Errorf("%s has no value for the field %s", file, v.Type().Field(i).Name)
 				}
 			}
 		}
@@ -156,8 +156,8 @@ func TestGoldenEvents(t *testing.T) {
 	}
 }
 
-// TestClassified holds that every field of every event is tagged clear or
-// personal, and that nothing that is somebody's is clear.
+// TestClassified checks that every field of every event is tagged clear or
+// personal, and that the sample of the event lists the clear ones.
 func TestClassified(t *testing.T) {
 	for i, sample := range samples() {
 		typ, clear := reflect.TypeOf(sample.event), strings.Fields(sample.clear)
@@ -170,26 +170,26 @@ func TestClassified(t *testing.T) {
 			switch part(typ.Field(i).Tag.Get("pii")) {
 			case clearPart:
 				if listed < 0 {
-					t.Errorf("%v.%s is clear, so it can never be erased: if it is not personal, list it in the sample", typ, name)
+					t.Errorf("%v.%s is clear and can never be erased: list it in the sample if it is not personal", typ, name)
 					continue
 				}
 				clear = slices.Delete(clear, listed, listed+1)
 			case personalPart:
 				if !strings.HasPrefix(sample.event.eventType(), "account.") {
-					t.Errorf("%v.%s is personal, but not an account's: there is no key to seal it with", typ, name)
+					t.Errorf("%v.%s is personal, but the event belongs to no account, so no key can seal it", typ, name)
 				}
 			default:
 				t.Errorf("%v.%s is neither clear nor personal", typ, name)
 			}
 		}
 		if len(clear) > 0 {
-			t.Errorf("%v has no clear fields %v", typ, clear)
+			t.Errorf("the sample of %v lists fields that are not clear: %v", typ, clear)
 		}
 	}
 }
 
-// TestListed holds the list of events to the source: an event that is not in it
-// could be written, but not read.
+// TestListed compares the list of events with the source. The ledger could write an
+// event that is missing in the list, but not read it.
 func TestListed(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil {
@@ -222,19 +222,18 @@ func TestUnknownEvent(t *testing.T) {
 	}
 }
 
-// TestCatalogue holds the catalogue against what Public makes of every event:
-// each name can occur, and nothing else occurs, with other data or of another
-// event than it says.
+// TestCatalogue compares the catalogue with the public events of all samples: their
+// names, the types of their data and the events that cause them.
 func TestCatalogue(t *testing.T) {
 	causes := map[string][]string{}
-	untold := map[string]bool{}
+	hidden := map[string]bool{}
 	for _, s := range samples() {
-		untold[s.event.eventType()] = s.untold
+		hidden[s.event.eventType()] = s.hidden
 	}
 	for _, x := range everyEntry() {
 		public, err := Public(x)
-		if err != nil || (len(public) == 0) != untold[x.Type] {
-			t.Errorf("Public(%s) = %v, %v; want events, or none if the sample is untold", x.Type, public, err)
+		if err != nil || (len(public) == 0) != hidden[x.Type] {
+			t.Errorf("Public(%s) = %v, %v; want events unless the sample is hidden", x.Type, public, err)
 		}
 		again, _ := Public(x)
 		if diff := cmp.Diff(public, again); diff != "" {
@@ -252,7 +251,7 @@ func TestCatalogue(t *testing.T) {
 		}
 		for _, p := range x.Event.public(x) {
 			if got, want := reflect.TypeOf(p.data), reflect.TypeOf(publicTypes[p.name].Data); got != want {
-				t.Errorf("%s is made of %v, the catalogue says %v", p.name, got, want)
+				t.Errorf("the data of %s is a %v, the catalogue says %v", p.name, got, want)
 			}
 			if !slices.Contains(causes[p.name], x.Type) {
 				causes[p.name] = append(causes[p.name], x.Type)
@@ -262,23 +261,22 @@ func TestCatalogue(t *testing.T) {
 	listed := map[string][]string{}
 	for _, c := range Catalogue {
 		if listed[c.Name] != nil || c.When == "" {
-			t.Errorf("%s is listed twice, or does not say when it is told", c.Name)
+			t.Errorf("%s is listed twice, or has no When", c.Name)
 		}
 		listed[c.Name] = c.From
 		for _, from := range c.From {
 			if strings.HasPrefix(from, "account.") != c.OfAccount() {
-				t.Errorf("%s is of accounts and of the configuration", c.Name)
+				t.Errorf("%s is about accounts and about the configuration", c.Name)
 			}
 		}
 	}
 	order := cmpopts.SortSlices(strings.Compare)
 	if diff := cmp.Diff(listed, causes, order); diff != "" {
-		t.Errorf("catalogue (-listed +made):\n%s", diff)
+		t.Errorf("catalogue (-listed +caused):\n%s", diff)
 	}
 }
 
-// everyEvent returns every event of the samples: those with every field set, and
-// those that have another public name.
+// everyEvent returns all events of all samples.
 func everyEvent() (all []Event) {
 	for _, s := range samples() {
 		all = append(append(all, s.event), s.others...)
@@ -286,7 +284,7 @@ func everyEvent() (all []Event) {
 	return all
 }
 
-// everyEntry returns an entry of the log for each event of everyEvent.
+// everyEntry returns a log entry for each event of everyEvent.
 func everyEntry() (all []Entry) {
 	for _, e := range everyEvent() {
 		stream := ConfigStream
@@ -304,8 +302,8 @@ func everyEntry() (all []Entry) {
 	return all
 }
 
-// FuzzDecode holds that no input panics, and that what decodes encodes and
-// decodes to itself.
+// FuzzDecode checks that no input panics, and that encoding and decoding an event
+// is the identity.
 func FuzzDecode(f *testing.F) {
 	for _, sample := range samples() {
 		e := sample.event
@@ -321,22 +319,22 @@ func FuzzDecode(f *testing.F) {
 		c, err1 := encodeClear(e, m)
 		p, err2 := encodePersonal(e, m)
 		if err1 != nil || err2 != nil {
-			return // it holds JSON of its own, and that may be what nobody wrote
+			return // a raw JSON field holds what the ledger would never write
 		}
 		again, m2, err := DecodeEvent(e.eventType(), c, p)
 		if err != nil {
-			t.Fatalf("what was encoded does not decode: %v", err)
+			t.Fatalf("an encoded event does not decode: %v", err)
 		}
 		c2, _ := encodeClear(again, m2)
 		p2, _ := encodePersonal(again, m2)
 		if string(c) != string(c2) || string(p) != string(p2) {
-			t.Errorf("encode and decode is not the identity:\n%s %s\n%s %s", c, p, c2, p2)
+			t.Errorf("encoding and decoding is not the identity:\n%s %s\n%s %s", c, p, c2, p2)
 		}
 	})
 }
 
-// TestTraceparent: where a request stands in its trace is in the clear part,
-// which is proved, and only where there is a trace.
+// TestTraceparent checks that the clear part, which the log's proofs cover, has the
+// traceparent of the request if there is one.
 func TestTraceparent(t *testing.T) {
 	const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	traced := goldenMeta
@@ -347,11 +345,11 @@ func TestTraceparent(t *testing.T) {
 	}
 	e, m, err := DecodeEvent("role.deleted.v1", clear, nil)
 	if err != nil || m.Traceparent != traceparent {
-		t.Fatalf("it is read as %+v, %v", m, err)
+		t.Fatalf("DecodeEvent = %+v, %v", m, err)
 	}
 	public, err := Public(Entry{Type: "role.deleted.v1", Event: e, Meta: m})
 	if err != nil || len(public) != 1 || public[0].Traceparent != traceparent {
-		t.Errorf("the public event is %+v, %v", public, err)
+		t.Errorf("Public = %+v, %v", public, err)
 	}
 	if clear, err = encodeClear(RoleDeleted{"AUDITOR"}, goldenMeta); err != nil || strings.Contains(string(clear), "traceparent") {
 		t.Errorf("without a trace the clear part is %s, %v", clear, err)

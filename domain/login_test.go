@@ -12,5 +12,5 @@ func (LoginFailed) sample() sample {
 
 func (UnknownLogin) sample() sample {
 	return sample{event: UnknownLogin{Provider: "self", Method: "password"},
-		clear: "Provider Method", untold: true}
+		clear: "Provider Method", hidden: true}
 }
