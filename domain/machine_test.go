@@ -364,8 +364,8 @@ func (c *machine) group(t *rapid.T, sub string) (Command, change) {
 		if leave && !member || !leave && member && slices.Equal(now, roles) {
 			return nil
 		}
-		for _, brought := range a.shared {
-			delete(brought, group)
+		for _, merged := range a.shared {
+			delete(merged, group)
 		}
 		delete(a.groups, group)
 		if !leave {
@@ -406,8 +406,8 @@ func (c *machine) consent(t *rapid.T, sub string) (Command, change) {
 			return errModel
 		}
 		a.decided[id] = d
-		for _, brought := range a.brought {
-			delete(brought.decided, id)
+		for _, merged := range a.merged {
+			delete(merged.decided, id)
 		}
 		return nil
 	}
@@ -436,7 +436,7 @@ func (c *machine) merge(t *rapid.T, sub string) (Command, change) {
 		}
 		a.filled[from] = map[string]bool{}
 		a.shared[from] = b.memberships()
-		a.brought = append(a.brought, modelBrought{from, b.consents()})
+		a.merged = append(a.merged, modelMerged{from, b.consents()})
 		for key, v := range b.fields {
 			if _, has := a.fields[key]; !has {
 				a.fields[key] = v
@@ -472,7 +472,7 @@ func (c *machine) separate(t *rapid.T, sub string) (Command, change) {
 		}
 		delete(a.filled, from)
 		delete(a.shared, from)
-		a.brought = slices.DeleteFunc(a.brought, func(b modelBrought) bool { return b.from == from })
+		a.merged = slices.DeleteFunc(a.merged, func(b modelMerged) bool { return b.from == from })
 		return nil
 	}
 }

@@ -125,7 +125,7 @@ func (e AccountCombined) public(x Entry) []publicEvent {
 type AccountSeparated struct {
 	From        string   `json:"from" pii:"clear"`        // the account that is restored
 	IdentityIDs []string `json:"identityIds" pii:"clear"` // that go with it
-	Unset       []string `json:"unset" pii:"clear"`       // custom fields it had filled and nobody has changed since
+	Unset       []string `json:"unset" pii:"clear"`       // custom fields it had filled and that have not changed since
 }
 
 func (AccountSeparated) eventType() string { return "account.separated.v1" }
@@ -165,10 +165,10 @@ type AccountRestored struct {
 	Identities  []Identity `json:"identities" pii:"seal"`
 }
 
-// Joined is the other stream whose order an event is part of: merging two
-// accounts, and taking that back, says something in both streams, which nobody
-// should be told before what came earlier in either of them, or after what came
-// later. It is "" for all other events.
+// Joined returns the other stream in whose order an event must be delivered, too.
+// Merging two accounts and undoing it affects both: subscribers must receive such
+// an event after all earlier events of either stream and before all later ones. For
+// other events it is "".
 func Joined(rec eventstore.Recorded) (stream string) {
 	switch CurrentType(rec.Type) {
 	case AccountMerged{}.eventType(), AccountCombined{}.eventType(), AccountSeparated{}.eventType(), AccountRestored{}.eventType():
@@ -177,7 +177,7 @@ func Joined(rec eventstore.Recorded) (stream string) {
 	}
 	event, _, err := DecodeEvent(rec.Type, rec.Clear, nil)
 	if err != nil {
-		return "" // nobody is told of it before it can be decoded
+		return "" // no subscriber receives it before it can be decoded
 	}
 	switch e := event.(type) {
 	case AccountMerged:

@@ -131,13 +131,13 @@ func TestMergeRefused(t *testing.T) {
 		code  Code
 	}{
 		{"itself", nil, MergeAccount{From: subA}, CodeMergeRefused},
-		{"nobody", nil, MergeAccount{From: testSub(99)}, CodeAccountNotFound},
+		{"an unknown account", nil, MergeAccount{From: testSub(99)}, CodeAccountNotFound},
 		{"into declined", status(StatusDeclined), MergeAccount{From: subB}, CodeMergeRefused},
 		{"into deleted", status(StatusDeleted), MergeAccount{From: subB}, CodeAccountDeleted},
 		{"into combined", status(StatusCombined), MergeAccount{From: subB}, CodeAccountCombined},
 		{"deleted", otherStatus(StatusDeleted), MergeAccount{From: subB}, CodeMergeRefused},
 		{"combined elsewhere", otherStatus(StatusCombined), MergeAccount{From: subB}, CodeMergeRefused},
-		{"an administrator, by somebody else", func(w *world) {
+		{"an administrator, by a caller who is none", func(w *world) {
 			w.execute(subB, SetMembership{GroupID: GroupAdmins, Roles: []string{"ADMIN"}})
 			w.user = true
 		}, MergeAccount{From: subB}, CodeAdminRequired},

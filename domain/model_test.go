@@ -32,7 +32,7 @@ type modelAccount struct {
 	groups    map[string][]string            // its own roles, by group
 	shared    map[string]map[string][]string // those of merged accounts, by account
 	decided   map[string]modelDecision       // its own decisions, by consent
-	brought   []modelBrought                 // those of merged accounts, in the order of merging
+	merged    []modelMerged                  // those of merged accounts, in the order of merging
 	schedules map[string]modelSchedule       // by id, those of setups by setup
 }
 
@@ -42,7 +42,7 @@ type modelDecision struct {
 	time    time.Time
 }
 
-type modelBrought struct {
+type modelMerged struct {
 	from    string
 	decided map[string]modelDecision
 }
@@ -79,15 +79,15 @@ func (m *model) clone() *model {
 	for sub, a := range m.accounts {
 		b := *a
 		b.fields, b.groups, b.decided, b.schedules = maps.Clone(a.fields), maps.Clone(a.groups), maps.Clone(a.decided), maps.Clone(a.schedules)
-		b.filled, b.shared, b.brought = map[string]map[string]bool{}, map[string]map[string][]string{}, slices.Clone(a.brought)
+		b.filled, b.shared, b.merged = map[string]map[string]bool{}, map[string]map[string][]string{}, slices.Clone(a.merged)
 		for from, f := range a.filled {
 			b.filled[from] = maps.Clone(f)
 		}
 		for from, s := range a.shared {
 			b.shared[from] = maps.Clone(s)
 		}
-		for i := range b.brought {
-			b.brought[i].decided = maps.Clone(b.brought[i].decided)
+		for i := range b.merged {
+			b.merged[i].decided = maps.Clone(b.merged[i].decided)
 		}
 		c.accounts[sub] = &b
 	}
@@ -197,8 +197,8 @@ func (m *model) sound() bool {
 // memberships returns a's own memberships and those of merged accounts.
 func (a *modelAccount) memberships() map[string][]string {
 	all := maps.Clone(a.groups)
-	for _, brought := range a.shared {
-		for group, roles := range brought {
+	for _, merged := range a.shared {
+		for group, roles := range merged {
 			both := slices.Concat(all[group], roles)
 			slices.Sort(both)
 			all[group] = slices.Compact(both)
@@ -211,8 +211,8 @@ func (a *modelAccount) memberships() map[string][]string {
 // at the same time the one that accepts less.
 func (a *modelAccount) consents() map[string]modelDecision {
 	all := maps.Clone(a.decided)
-	for _, brought := range a.brought {
-		for id, d := range brought.decided {
+	for _, merged := range a.merged {
+		for id, d := range merged.decided {
 			o, other := all[id]
 			if !other || d.time.After(o.time) || d.time.Equal(o.time) && o.status == ConsentAccepted {
 				all[id] = d

@@ -46,7 +46,7 @@ func (e RoleSet) public(Entry) []publicEvent {
 
 func (RoleSet) catalogue() []PublicType { return objectSetTypes("ROLE", "a role") }
 
-// RoleDeleted removes a role that nobody has.
+// RoleDeleted removes a role that no member has.
 type RoleDeleted struct {
 	Role string `json:"role" pii:"clear"`
 }

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// WebhookKey is a key that deliveries to an endpoint are signed with. The key
+// WebhookKey is a key that signs a webhook's deliveries. The key
 // itself is in the key store, under its id.
 type WebhookKey struct {
 	KeyID       string         `json:"keyId" doc:"The key's id."`
