@@ -102,19 +102,19 @@ func TypeOf(e Event) string {
 }
 
 // upcasters bring an event written in an older version to the next one, JSON
-// to JSON, one step at a time, so that nobody else ever sees the older one.
+// to JSON, one step at a time, so that no other code sees the older one.
 // The rows of the log are never rewritten.
 var upcasters = map[string]upcaster{}
 
-// upcaster takes and returns the members of the two parts of an event;
-// personal is nil where they were erased.
+// upcaster takes and returns the members of the two parts of an event. personal is
+// nil if it was erased.
 type upcaster struct {
 	to     string
 	upcast func(clear, personal jsontext.Value) (jsontext.Value, jsontext.Value, error)
 }
 
-// document is one part of an event as it is recorded: what of it is clear, and
-// what of it is sealed, are two documents with different members filled.
+// document is one part of an event as it is recorded. The clear and the sealed
+// fields are in two documents, with different members set.
 type document[D any] struct {
 	Meta    *Metadata `json:"meta,omitzero"`
 	Data    D         `json:"data"`
@@ -122,7 +122,7 @@ type document[D any] struct {
 }
 
 // decoder decodes the two documents of an event and fills in its metadata.
-// personal is nil where it was erased: then the personal fields stay empty.
+// personal is nil if it was erased; the personal fields then stay empty.
 type decoder func(clear, personal []byte, m *Metadata) (Event, error)
 
 // The ledger writes no duplicate names; checking for them takes a third of the time.
@@ -251,8 +251,8 @@ func encodeClear(e Event, m Metadata) ([]byte, error) {
 	return json.Marshal(d, trusted, json.Deterministic(true))
 }
 
-// encodePersonal returns the personal document of an event, nil if there is
-// nothing personal about it.
+// encodePersonal returns the personal document of an event, nil if the event has no
+// personal data.
 func encodePersonal(e Event, m Metadata) ([]byte, error) {
 	d := document[members]{Data: members{e, personalPart}, Request: m.requestHash}
 	if d.Data.empty() && d.Request == "" {
@@ -261,8 +261,7 @@ func encodePersonal(e Event, m Metadata) ([]byte, error) {
 	return json.Marshal(d, trusted, json.Deterministic(true))
 }
 
-// members is the JSON object of an event's fields of one part, without the
-// empty ones.
+// members encodes the non-empty fields of one part of an event as a JSON object.
 type members struct {
 	event Event
 	part  part
@@ -278,7 +277,7 @@ func (m members) empty() bool {
 	return true
 }
 
-// MarshalJSONTo writes the object.
+// MarshalJSONTo implements json.MarshalerTo.
 func (m members) MarshalJSONTo(enc *jsontext.Encoder) error {
 	v := reflect.ValueOf(m.event)
 	if err := enc.WriteToken(jsontext.BeginObject); err != nil {

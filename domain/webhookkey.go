@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// WebhookKey is a key that signs a webhook's deliveries. The key
-// itself is in the key store, under its id.
+// WebhookKey describes a key that signs a webhook's deliveries. The key store has
+// the key itself, under its id.
 type WebhookKey struct {
 	KeyID       string         `json:"keyId" doc:"The key's id."`
 	Type        WebhookKeyType `json:"type" doc:"v1: HMAC-SHA256; v1a: Ed25519."`
