@@ -51,8 +51,8 @@ func (s *server) apiKeyRoutes() {
 // APIKey is an API key as it is shown.
 type APIKey struct {
 	domain.APIKey
-	System       bool      `json:"system" doc:"The bootstrap key, created with the data directory. Only the command admin-key replaces it."` // there from the start, see Bootstrap
-	LastUsedTime time.Time `json:"lastUsedTime,omitzero" doc:"When the key was last used, recorded at most once an hour. Absent: never."`    // as noted, see authenticator.use
+	System       bool      `json:"system" doc:"The bootstrap key, created with the data directory. Only the command admin-key replaces it."` // see Bootstrap
+	LastUsedTime time.Time `json:"lastUsedTime,omitzero" doc:"When the key was last used, recorded at most once an hour. Absent: never."`    // see authenticator.use
 }
 
 // createdAPIKey is a new API key, and the key itself.
@@ -64,7 +64,7 @@ type createdAPIKey struct {
 // apiKeys is the list of all keys.
 type apiKeys struct {
 	APIKeys []APIKey `json:"apiKeys" doc:"The keys, oldest first."`
-	Next    *string  `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next    *string  `json:"next" doc:"Always null: the list is never paged."`
 }
 
 // KeyID is the API key a request is about.

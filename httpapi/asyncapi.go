@@ -34,8 +34,8 @@ func (s *server) asyncAPI() []byte {
 		"webhook-signature": object{"type": "string", "description": "Signatures of id, timestamp and body by the endpoint's keys, separated by spaces."},
 	}}
 	for _, t := range domain.Catalogue {
-		message(feedMessages, t.Name, t.Name, sentence(t), told(registry, t), ref(schemas+"Frame"))
-		message(deliveries, t.Name+".delivery", t.Name, sentence(t), sent(registry, t), ref(schemas+"Signed"))
+		message(feedMessages, t.Name, t.Name, sentence(t), feedSchema(registry, t), ref(schemas+"Frame"))
+		message(deliveries, t.Name+".delivery", t.Name, sentence(t), deliverySchema(registry, t), ref(schemas+"Signed"))
 	}
 	message(feedMessages, "checkpoint", "checkpoint", "Moves the cursor where no event does, at least every 15 seconds.",
 		object{"type": "object", "required": []string{"position"}, "additionalProperties": false, "properties": object{

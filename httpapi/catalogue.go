@@ -52,7 +52,7 @@ func Catalogue() ([]CatalogueEntry, error) {
 	registry := newRegistry(defs)
 	roots := map[string]*huma.Schema{}
 	for _, t := range domain.Catalogue {
-		roots[t.Name] = told(registry, t)
+		roots[t.Name] = feedSchema(registry, t)
 	}
 	forbidNullArrays(registry.Map())
 	var all []CatalogueEntry
@@ -88,13 +88,13 @@ func newRegistry(prefix string) huma.Registry {
 
 // told is the schema of a public event in the feed. Its parts come to the
 // registry.
-func told(registry huma.Registry, t domain.PublicType) *huma.Schema {
+func feedSchema(registry huma.Registry, t domain.PublicType) *huma.Schema {
 	return enveloped[domain.PublicEvent](registry, t, &huma.Schema{Const: t.Name, Description: "The event's name."})
 }
 
 // sent is the schema of a public event as webhooks are sent it, also by one of
 // its aliases.
-func sent(registry huma.Registry, t domain.PublicType) *huma.Schema {
+func deliverySchema(registry huma.Registry, t domain.PublicType) *huma.Schema {
 	name := &huma.Schema{Const: t.Name, Description: "The event's name."}
 	if len(t.Aliases) > 0 {
 		name = &huma.Schema{Enum: []any{t.Name}, Description: "The event's name, or the alias that was asked for."}
@@ -154,7 +154,7 @@ func (s *server) describeWebhooks() {
 	document := s.api.OpenAPI()
 	document.Webhooks = map[string]*huma.PathItem{}
 	for _, t := range domain.Catalogue {
-		schema := sent(document.Components.Schemas, t)
+		schema := deliverySchema(document.Components.Schemas, t)
 		document.Components.Schemas.Map()[t.Name] = schema
 		document.Webhooks[t.Name] = &huma.PathItem{Post: &huma.Operation{
 			OperationID: "deliver" + camel(t.Name), Tags: []string{"webhooks"},

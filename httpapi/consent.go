@@ -63,7 +63,7 @@ type ConsentID struct {
 // consents is the list of all consents.
 type consents struct {
 	Consents []domain.Consent `json:"consents" doc:"All consents, sorted by id."`
-	Next     *string          `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next     *string          `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listConsentsInput struct{ Query }
@@ -153,8 +153,8 @@ func (s *server) decideConsent(ctx context.Context, c *call, in *decideConsentIn
 
 // decisions is what an account decided.
 type decisions struct {
-	Consents []decision         `json:"consents" doc:"Each consent with its latest decision, sorted by consentId."` // by consentId
-	History  []recordedDecision `json:"history" doc:"Every decision, oldest first."`                                // oldest first
+	Consents []decision         `json:"consents" doc:"Each consent with its latest decision, sorted by consentId."`
+	History  []recordedDecision `json:"history" doc:"Every decision, oldest first."`
 }
 
 // decision is the latest decision on one consent, if there is any.
@@ -184,7 +184,7 @@ type getDecisionsInput struct {
 }
 
 func (s *server) getDecisions(ctx context.Context, _ *call, in *getDecisionsInput) (*answer, error) {
-	a, account, err := s.present(ctx, in.Query, in.Sub)
+	a, account, err := s.current(ctx, in.Query, in.Sub)
 	if err != nil {
 		return nil, err
 	}

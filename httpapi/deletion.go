@@ -41,7 +41,7 @@ type deleteAccountInput struct {
 
 // plannedDeletion is what is to come.
 type plannedDeletion struct {
-	Status  string    `json:"status" doc:"Always scheduled."` // scheduled
+	Status  string    `json:"status" doc:"Always scheduled."`
 	DueTime time.Time `json:"dueTime" doc:"When the account will be erased."`
 }
 

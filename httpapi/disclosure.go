@@ -30,7 +30,7 @@ type getDisclosuresInput struct {
 // disclosures is a page of who was told what, in the order of the events.
 type disclosures struct {
 	Disclosures []webhooks.Disclosure `json:"disclosures" doc:"The disclosures, in the order of the account's events."`
-	Next        *string               `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
+	Next        *string               `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 func (s *server) getDisclosures(ctx context.Context, c *call, in *getDisclosuresInput) (*answer, error) {

@@ -400,7 +400,7 @@ var docTables = map[string]func() string{
 // in brackets.
 func dataMembers(t domain.PublicType) (names []string) {
 	registry := newRegistry("#/")
-	told(registry, t)
+	feedSchema(registry, t)
 	name := huma.DefaultSchemaNamer(reflect.TypeOf(t.Data), "")
 	schema := registry.Map()[name]
 	for _, member := range slices.Sorted(maps.Keys(schema.Properties)) {

@@ -53,7 +53,7 @@ type FieldKey struct {
 // fields is the list of all definitions.
 type fields struct {
 	Fields []domain.Field `json:"fields" doc:"All fields, sorted by key."`
-	Next   *string        `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next   *string        `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listFieldsInput struct{ Query }
@@ -159,12 +159,12 @@ type listNonConformingInput struct {
 // nonConforming is a page of accounts that do not conform to a definition.
 type nonConforming struct {
 	Accounts []nonConformingAccount `json:"accounts" doc:"The accounts, sorted by sub."`
-	Next     *string                `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
+	Next     *string                `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 type nonConformingAccount struct {
 	Sub    string `json:"sub" doc:"The account."`
-	Detail string `json:"detail" doc:"The rule that the account's value breaks. It never contains the value."` // the rule, never the value
+	Detail string `json:"detail" doc:"The rule that the account's value breaks. It never contains the value."`
 }
 
 // Accounts are looked at in steps, and so many for one page.

@@ -79,7 +79,7 @@ type GroupID struct {
 // groupTypes is the list of all group types.
 type groupTypes struct {
 	GroupTypes []domain.GroupType `json:"groupTypes" doc:"All group types, sorted by id."`
-	Next       *string            `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next       *string            `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listGroupTypesInput struct{ Query }
@@ -146,7 +146,7 @@ func (s *server) deleteGroupType(ctx context.Context, c *call, in *deleteGroupTy
 // groups is a list of groups.
 type groups struct {
 	Groups []domain.Group `json:"groups" doc:"The groups, sorted by id."`
-	Next   *string        `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next   *string        `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listGroupsInput struct {

@@ -45,7 +45,7 @@ type loginAnswer struct {
 	Allowed bool                `json:"allowed" doc:"Whether the account may log in."`
 	Sub     string              `json:"sub,omitzero" doc:"The account that logs in; for a merged account, the surviving one."`
 	Reason  domain.LoginRefusal `json:"reason,omitzero" doc:"Why the login is refused: pending, declined, combined, deleted or unknown. Callers without the scope accounts:read always see refused."`
-	Events  []plannedEvent      `json:"events,omitzero" doc:"For a dry run: the events the command would append."` // of a dry run
+	Events  []plannedEvent      `json:"events,omitzero" doc:"For a dry run: the events the command would append."`
 }
 
 // loginRefused is the only reason that callers without accounts:read learn.

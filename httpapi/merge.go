@@ -158,7 +158,7 @@ type mergePreview struct {
 // plannedWebhook is what an endpoint would be sent.
 type plannedWebhook struct {
 	WebhookID string   `json:"webhookId" doc:"The webhook's id."`
-	Events    []string `json:"events" doc:"The names of the events it would be sent, in order."` // names of the public catalogue, in order
+	Events    []string `json:"events" doc:"The names of the events it would be sent, in order."`
 }
 
 func (s *server) previewMerge(ctx context.Context, c *call, in *previewMergeInput) (*answer, error) {

@@ -253,15 +253,15 @@ type problem struct {
 	Errors    []fault              `json:"errors,omitzero" doc:"Everything that is wrong with the request."`
 	Erased    time.Time            `json:"erasedTime,omitzero" doc:"With account-erased: when the account was erased."`
 	Position  *eventstore.Position `json:"position,omitzero" doc:"With not-fresh and not-ready: the log position of the read model."`
-	Merge     *mergeFrom           `json:"merge,omitzero" doc:"With identity-conflict, for callers with the scope accounts:read: the request body for merging the conflicting account into this one."` // what could be asked of the account, for callers with scopeAccountsRead
+	Merge     *mergeFrom           `json:"merge,omitzero" doc:"With identity-conflict, for callers with the scope accounts:read: the request body for merging the conflicting account into this one."`
 
 	header http.Header
 }
 
 // fault is one thing wrong with a request.
 type fault struct {
-	Pointer   *string `json:"pointer,omitzero" doc:"JSON pointer to the member of the request body."` // RFC 6901, into the body
-	Parameter string  `json:"parameter,omitzero" doc:"Name of the path, query or header parameter."`  // of path, query or header
+	Pointer   *string `json:"pointer,omitzero" doc:"JSON pointer to the member of the request body."`
+	Parameter string  `json:"parameter,omitzero" doc:"Name of the path, query or header parameter."`
 	Detail    string  `json:"detail" doc:"The rule that was broken. It never contains the value."`
 }
 

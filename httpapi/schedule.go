@@ -56,7 +56,7 @@ type ScheduleID struct {
 // schedules is the list of an account's schedules.
 type schedules struct {
 	Schedules []domain.Schedule `json:"schedules" doc:"The schedules that ended, then the planned ones."`
-	Next      *string           `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next      *string           `json:"next" doc:"Always null: the list is never paged."`
 }
 
 // newSchedule is the body of POST /v1/accounts/{sub}/schedules.
@@ -109,7 +109,7 @@ type listSchedulesInput struct {
 }
 
 func (s *server) listSchedules(ctx context.Context, _ *call, in *listSchedulesInput) (*answer, error) {
-	a, account, err := s.present(ctx, in.Query, in.Sub)
+	a, account, err := s.current(ctx, in.Query, in.Sub)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ type getScheduleInput struct {
 }
 
 func (s *server) getSchedule(ctx context.Context, _ *call, in *getScheduleInput) (*answer, error) {
-	a, account, err := s.present(ctx, in.Query, in.Sub)
+	a, account, err := s.current(ctx, in.Query, in.Sub)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ type SetupID struct {
 // scheduleSetups is the list of all setups.
 type scheduleSetups struct {
 	ScheduleSetups []domain.ScheduleSetup `json:"scheduleSetups" doc:"All setups, sorted by offset."`
-	Next           *string                `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next           *string                `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listScheduleSetupsInput struct{ Query }

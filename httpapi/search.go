@@ -81,7 +81,7 @@ type accountSearch struct {
 type accountPage struct {
 	Accounts []domain.Account `json:"accounts" doc:"The accounts in their current state, in the requested order."`
 	Count    accountCount     `json:"count" doc:"How many accounts the search matches on all pages."`
-	Next     *string          `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
+	Next     *string          `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 // accountCount is how many accounts all pages have.

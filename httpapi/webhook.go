@@ -232,7 +232,7 @@ func (id WebhookID) check() (string, error) {
 // endpoints is the list of all webhooks.
 type endpoints struct {
 	Webhooks []webhooks.Endpoint `json:"webhooks" doc:"All webhooks, oldest first."`
-	Next     *string             `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next     *string             `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listWebhooksInput struct{ Query }

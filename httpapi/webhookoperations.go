@@ -103,7 +103,7 @@ type listDeliveriesInput struct {
 // deliveries is a page of deliveries, newest first.
 type deliveries struct {
 	Deliveries []webhooks.Delivery `json:"deliveries" doc:"The deliveries, newest first."`
-	Next       *string             `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
+	Next       *string             `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 func (s *server) listDeliveries(ctx context.Context, c *call, in *listDeliveriesInput) (*answer, error) {
@@ -125,7 +125,7 @@ type listLanesInput struct {
 // lanes is a page of accounts that wait.
 type lanes struct {
 	Lanes []webhooks.Lane `json:"lanes" doc:"The accounts, sorted by sub."`
-	Next  *string         `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
+	Next  *string         `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 func (s *server) listLanes(ctx context.Context, c *call, in *listLanesInput) (*answer, error) {
@@ -236,7 +236,7 @@ func (s *server) startReplay(ctx context.Context, webhook WebhookID, replayID st
 // replays is the list of an endpoint's replays.
 type replays struct {
 	Replays []webhooks.Replay `json:"replays" doc:"The replays, newest first."`
-	Next    *string           `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next    *string           `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listReplaysInput struct {
