@@ -214,9 +214,7 @@ func selects(types, sub, group string) (which selection, err error) {
 		}
 	}
 	if len(faults) > 0 {
-		p := newProblem(domain.CodeInvalidRequest, "Parameters break the rules listed under errors.")
-		p.Errors = faults
-		return which, p
+		return which, invalidParameters(faults...)
 	}
 	return which, nil
 }
