@@ -3,18 +3,28 @@ package domain
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"accountledger/eventstore"
 )
 
 // Event is a fact in the past tense. Every field of an event is tagged
 // pii:"clear", and then proved and kept forever, or pii:"seal", and then
 // sealed under the account's own key until that is destroyed.
-type Event interface{ eventType() string }
+type Event interface {
+	eventType() string
 
-// events lists a zero value of every event.
+	// public returns the public events of x, whose event this is: what external
+	// systems receive, under names that the Catalogue lists. An event that stays
+	// inside the ledger returns internal.
+	public(x Entry) []publicEvent
+}
+
+// events lists a zero value of every event. Catalogue follows their order.
 var events = []Event{
 	AccountCreated{},
 	ProfileUpdated{},
@@ -144,6 +154,38 @@ type into struct{ pointer any }
 // UnmarshalJSONFrom decodes the next value.
 func (i into) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	return json.UnmarshalDecode(dec, i.pointer)
+}
+
+// CurrentType follows the upcasters from the type an event is stored under to
+// the type it has today. Nothing else may compare a stored type: TestStoredTypes
+// holds all packages to that.
+func CurrentType(stored string) string {
+	for {
+		up, old := upcasters[stored]
+		if !old {
+			return stored
+		}
+		stored = up.to
+	}
+}
+
+// StoredTypes returns every type that the log may hold an event of e's type
+// under, for queries that select rows by type. The current one comes first.
+func StoredTypes(e Event) []string {
+	types := []string{TypeOf(e)}
+	for stored := range upcasters {
+		if CurrentType(stored) == types[0] {
+			types = append(types, stored)
+		}
+	}
+	slices.Sort(types[1:])
+	return types
+}
+
+// Is reports whether rec holds an event of type E, in whichever version.
+func Is[E Event](rec *eventstore.Recorded) bool {
+	var e E
+	return CurrentType(rec.Type) == e.eventType()
 }
 
 // DecodeEvent makes an event of what the log holds of it: the two documents,
