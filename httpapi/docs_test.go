@@ -354,7 +354,7 @@ var docTables = map[string]func() string{
 	},
 	"events": func() string {
 		var b strings.Builder
-		b.WriteString("| event | about | told when | data | also called | in the log |\n|---|---|---|---|---|---|\n")
+		b.WriteString("| event | about | sent when | data | also called | in the log |\n|---|---|---|---|---|---|\n")
 		for _, t := range domain.Catalogue {
 			var aliases, from []string
 			for _, a := range t.Aliases {
