@@ -200,7 +200,7 @@ func (s *server) accountErased(ctx context.Context, sub string) error {
 // missing turns the view's ErrNotFound into the problem account-not-found.
 func missing(err error) error {
 	if errors.Is(err, projections.ErrNotFound) {
-		return &domain.Error{Code: domain.CodeAccountNotFound, Detail: "The account does not exist."}
+		return &domain.Error{Code: domain.CodeAccountNotFound, Detail: "There is no such account."}
 	}
 	return err
 }

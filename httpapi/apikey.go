@@ -164,7 +164,7 @@ func triedAPIKey(result domain.APIKeysResult) (*answer, error) {
 }
 
 func noAPIKey() error {
-	return &domain.Error{Code: domain.CodeAPIKeyNotFound, Detail: "The API key does not exist."}
+	return &domain.Error{Code: domain.CodeAPIKeyNotFound, Detail: "There is no such API key."}
 }
 
 func (s *server) shownAPIKey(ctx context.Context, key domain.APIKey) (APIKey, error) {

@@ -103,7 +103,7 @@ func decode[B any](data []byte, into *B) error {
 }
 
 func invalid(faults []domain.Fault) error {
-	return &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The request breaks the rules listed under errors.", Faults: faults}
+	return &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: faults}
 }
 
 // under adds prefix to the JSON pointers in err. The domain's pointers are

@@ -92,7 +92,7 @@ func (s *server) getConsent(ctx context.Context, _ *call, in *getConsentInput) (
 	}
 	consent, ok := config.Consents[in.ConsentID.ConsentID]
 	if !ok {
-		return nil, &domain.Error{Code: domain.CodeConsentNotFound, Detail: "The consent does not exist."}
+		return nil, &domain.Error{Code: domain.CodeConsentNotFound, Detail: "There is no such consent."}
 	}
 	a.ETag = etag(consent.Revision)
 	return a.rendered(consent)

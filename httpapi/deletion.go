@@ -125,7 +125,7 @@ func (s *server) getDeletion(ctx context.Context, _ *call, in *getDeletionInput)
 	}
 	planned, ok := account.Schedule(account.Deletion.ScheduleID)
 	if !ok {
-		return nil, &domain.Error{Code: domain.CodeDeletionNotFound, Detail: "The account has no scheduled deletion."}
+		return nil, &domain.Error{Code: domain.CodeDeletionNotFound, Detail: "No deletion of the account is scheduled."}
 	}
 	return a.rendered(deletionState{Deletion: &plannedDeletion{"scheduled", planned.DueTime}})
 }

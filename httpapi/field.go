@@ -92,7 +92,7 @@ func (s *server) field(ctx context.Context, q Query, key string) (*answer, domai
 	}
 	field, ok := config.Fields[key]
 	if !ok {
-		return nil, field, &domain.Error{Code: domain.CodeFieldNotFound, Detail: "The field is not defined."}
+		return nil, field, &domain.Error{Code: domain.CodeFieldNotFound, Detail: "There is no definition of such a field."}
 	}
 	return a, field, nil
 }

@@ -108,7 +108,7 @@ func (s *server) getGroupType(ctx context.Context, _ *call, in *getGroupTypeInpu
 	}
 	groupType, ok := config.GroupTypes[in.GroupType]
 	if !ok {
-		return nil, &domain.Error{Code: domain.CodeGroupTypeNotFound, Detail: "The group type does not exist."}
+		return nil, &domain.Error{Code: domain.CodeGroupTypeNotFound, Detail: "There is no such group type."}
 	}
 	a.ETag = etag(groupType.Revision)
 	return a.rendered(groupType)
@@ -182,7 +182,7 @@ func (s *server) getGroup(ctx context.Context, _ *call, in *getGroupInput) (*ans
 	}
 	group, ok := config.Groups[in.GroupID.GroupID]
 	if !ok {
-		return nil, &domain.Error{Code: domain.CodeGroupNotFound, Detail: "The group does not exist."}
+		return nil, &domain.Error{Code: domain.CodeGroupNotFound, Detail: "There is no such group."}
 	}
 	a.ETag = etag(group.Revision)
 	return a.rendered(group)

@@ -60,7 +60,7 @@ func (s *server) storedImport(id string) (stored storedImport, err error) {
 
 // importJob returns a job, running or stored. The caller holds s.imports.mu.
 func (s *server) importJob(id string) (importJob, error) {
-	missing := newProblem(codeImportNotFound, "The import does not exist.")
+	missing := newProblem(codeImportNotFound, "There is no such import.")
 	parsed, err := uuid.Parse(id)
 	if err != nil || s.ImportDir == "" {
 		return importJob{}, missing

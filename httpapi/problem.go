@@ -278,7 +278,7 @@ func newProblem(code domain.Code, format string, args ...any) *problem {
 
 // invalidParameters returns a problem for parameters that break their rules.
 func invalidParameters(faults ...fault) *problem {
-	p := newProblem(domain.CodeInvalidRequest, "Parameters break the rules listed under errors.")
+	p := newProblem(domain.CodeInvalidRequest, "Parameters break the rules listed.")
 	p.Errors = faults
 	return p
 }

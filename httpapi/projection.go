@@ -134,7 +134,7 @@ func (s *server) rebuildProjection(ctx context.Context, c *call, in *rebuildProj
 		return nil, err
 	}
 	if !slices.ContainsFunc(statuses, func(v projections.Status) bool { return v.Name == in.Name }) {
-		return nil, newProblem(codeProjectionNotFound, "The projection does not exist.")
+		return nil, newProblem(codeProjectionNotFound, "There is no such projection.")
 	}
 	if s.Background == nil {
 		return nil, newProblem(codeUnavailable, "This server is not configured to run background work.")

@@ -75,7 +75,7 @@ func (s *server) getRole(ctx context.Context, _ *call, in *getRoleInput) (*answe
 	}
 	role, ok := config.Roles[in.Role]
 	if !ok {
-		return nil, &domain.Error{Code: domain.CodeRoleNotFound, Detail: "The role does not exist."}
+		return nil, &domain.Error{Code: domain.CodeRoleNotFound, Detail: "There is no such role."}
 	}
 	a.ETag = etag(role.Revision)
 	return a.rendered(role)

@@ -225,7 +225,7 @@ func (s *server) getScheduleSetup(ctx context.Context, _ *call, in *getScheduleS
 	}
 	setup, ok := config.ScheduleSetups[in.SetupID.SetupID]
 	if !ok {
-		return nil, &domain.Error{Code: domain.CodeScheduleSetupNotFound, Detail: "The schedule setup does not exist."}
+		return nil, &domain.Error{Code: domain.CodeScheduleSetupNotFound, Detail: "There is no such schedule setup."}
 	}
 	a.ETag = etag(setup.Revision)
 	return a.rendered(setup)

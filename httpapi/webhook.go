@@ -224,7 +224,7 @@ type WebhookID struct {
 func (id WebhookID) check() (string, error) {
 	canonical, err := canonical(id.ID)
 	if err != nil {
-		return "", &domain.Error{Code: domain.CodeWebhookNotFound, Detail: "The webhook does not exist."}
+		return "", &domain.Error{Code: domain.CodeWebhookNotFound, Detail: "There is no such webhook."}
 	}
 	return canonical, nil
 }
