@@ -29,14 +29,14 @@ func (s *server) consentRoutes() {
 	handle(s, route{
 		method: "PUT", path: "/v1/consents/{consentId}", name: "putConsent", scope: scopeConfigWrite, status: 200, answer: domain.Consent{},
 		summary: "Define or change a consent",
-		text:    "versions must list every version: the published ones, unchanged, followed by new ones. A new version requires a new decision from each person.",
+		text:    "Creates or replaces the consent. versions must list every version: the published ones, unchanged, followed by new ones. A new version requires a new decision from each person.",
 		example: `{"name":"Newsletter","purpose":"To tell you what is new.","legalBasis":"consent","versions":[{"version":1,"text":{"en":"Yes, send me the newsletter."}}]}`,
 		codes:   onCommand,
 	}, s.putConsent)
 	handle(s, route{
 		method: "DELETE", path: "/v1/consents/{consentId}", name: "deleteConsent", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a consent",
-		text:    "Refused if an account has decided on the consent, or while a custom field is linked to it.",
+		text:    "Deletes the consent. Refused if an account has decided on it, or while a custom field is linked to it.",
 		codes:   codes(onConsent, onCommand, []domain.Code{domain.CodeInUse}),
 	}, s.deleteConsent)
 
@@ -127,7 +127,7 @@ type deleteConsentInput struct {
 }
 
 func (s *server) deleteConsent(ctx context.Context, c *call, in *deleteConsentInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteConsent{ConsentID: in.ConsentID.ConsentID}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteConsent{ConsentID: in.ConsentID.ConsentID}, deleted)
 }
 
 type decideConsentInput struct {

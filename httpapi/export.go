@@ -15,7 +15,7 @@ import (
 
 func (s *server) exportRoutes() {
 	handle(s, route{
-		method: "GET", path: "/v1/exports", name: "exportAccounts", scope: scopeAccountsRead, status: 200, text: "Streams all accounts as they are at one log position, which Ledger-Position returns. A client that follows the feed or a webhook from that position receives every later change exactly once. " +
+		method: "GET", path: "/v1/exports", name: "exportAccounts", scope: scopeAccountsRead, status: 200, text: "Streams all accounts as they are at one log position, which Ledger-Position returns. A client that follows the feed or a webhook from that position receives every later change, and none that the export already contains. " +
 			"The server stores nothing. A response that ends with a broken connection is incomplete. Erased accounts have an erasedTime and no personal data. Internal fields are included only for callers with the scope accounts:admin. At most two exports run at the same time.",
 		summary: "Export accounts",
 		codes:   codes(onQuery, []domain.Code{codeTooManyJobs, domain.CodeInvalidCursor}),

@@ -20,7 +20,7 @@ func (s *server) feedRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/events", name: "getEvents", scope: scopeEventsRead, status: 200, answer: feed{}, paged: true,
 		summary: "Read the event feed",
-		text:    "Returns public events in log order. next is always a cursor: store it and pass it as after to read the events that follow. A page may be short or empty although more events follow, because a filter skipped many; more is then true. With Accept: text/event-stream the server sends server-sent events instead and ignores limit, wait and min_position. The id of each frame is a cursor; send the last one as Last-Event-ID to resume. If there are no events, checkpoint frames advance the cursor at least every 15 seconds.",
+		text:    "Returns public events in log order. next is always a cursor: store it and pass it as after to read the events that follow. A page may be short or empty although more events follow, because a filter skipped many; more is then true. With Accept: text/event-stream the server sends server-sent events instead; limit, wait and min_position are not allowed then. The id of each frame is a cursor; send the last one as Last-Event-ID to resume. If there are no events, checkpoint frames advance the cursor at least every 15 seconds.",
 		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
 		stream:  s.streamEvents,
 	}, s.getEvents)
@@ -146,13 +146,13 @@ func (s *server) public(ctx context.Context, events []domain.PublicEvent, after 
 	if err != nil {
 		return events, after, false, err
 	}
-	ours := len(public) == 0
+	selected := len(public) == 0
 	if len(public) > 0 {
-		if ours, err = s.about(ctx, which, x); err != nil {
+		if selected, err = s.about(ctx, which, x); err != nil {
 			return events, after, false, err
 		}
 	}
-	for i := min(after.seen, len(public)); ours && i < len(public); i++ {
+	for i := min(after.seen, len(public)); selected && i < len(public); i++ {
 		if which.types != nil && !slices.ContainsFunc(which.types, func(pattern string) bool { return domain.Selects(pattern, public[i].Type) }) {
 			continue
 		}

@@ -26,7 +26,7 @@ func (s *server) fieldRoutes() {
 	handle(s, route{
 		method: "PUT", path: "/v1/fields/{fieldKey}", name: "putField", scope: scopeConfigWrite, status: 200, answer: domain.Field{},
 		summary: "Define or change a custom field",
-		text: "If accounts have values that the new definition does not allow, the change is refused with their number; with force it is applied, and those accounts are listed as non-conforming. " +
+		text: "Creates or replaces the definition. If accounts have values that it does not allow, the change is refused with their number; with force it is applied, and those accounts are listed as non-conforming. " +
 			"A field can become unique or a USERNAME, or stop being one, only while no account has a value for it.",
 		example: `{"dataType":"SELECT","options":["gold","silver"],"labels":{"en":"Tier"},"searchable":true}`,
 		codes:   codes(onCommand, []domain.Code{domain.CodeInUse, domain.CodeFieldInConflict}),
@@ -34,7 +34,7 @@ func (s *server) fieldRoutes() {
 	handle(s, route{
 		method: "DELETE", path: "/v1/fields/{fieldKey}", name: "deleteField", scope: scopeConfigWrite, status: 204,
 		summary: "Delete the definition of a custom field",
-		text:    "Existing values remain as values without a definition. Refused for a unique field or a USERNAME while accounts have a value for it.",
+		text:    "Deletes the definition. Existing values remain as values without a definition. Refused for a unique field or a USERNAME while accounts have a value for it.",
 		codes:   codes(onField, onCommand, []domain.Code{domain.CodeInUse}),
 	}, s.deleteField)
 	handle(s, route{
@@ -146,7 +146,7 @@ type deleteFieldInput struct {
 }
 
 func (s *server) deleteField(ctx context.Context, c *call, in *deleteFieldInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteField{FieldKey: in.FieldKey.FieldKey}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteField{FieldKey: in.FieldKey.FieldKey}, deleted)
 }
 
 type listNonConformingInput struct {

@@ -36,7 +36,7 @@ func (s *server) groupRoutes() {
 	handle(s, route{
 		method: "DELETE", path: "/v1/group-types/{groupType}", name: "deleteGroupType", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a group type",
-		text:    "Refused while a group has this type, and for built-in group types.",
+		text:    "Deletes the group type. Refused while a group has this type, and for built-in group types.",
 		codes:   codes(onType, onCommand, inUse),
 	}, s.deleteGroupType)
 	handle(s, route{
@@ -54,14 +54,14 @@ func (s *server) groupRoutes() {
 	handle(s, route{
 		method: "PUT", path: "/v1/groups/{groupId}", name: "putGroup", scope: scopeConfigWrite, status: 200, answer: domain.Group{},
 		summary: "Define, change or move a group",
-		text:    "Creates or replaces the group. Groups form a tree of at most 32 levels. Members that are not given become empty; without parentId the group is a root. Existing memberships keep the path they were set with until they are set again.",
+		text:    "Creates or replaces the group. Groups form a tree of at most 32 levels. Properties that are not given become empty; without parentId the group is a root. Existing memberships keep the path they were set with until they are set again.",
 		example: `{"groupName":"Berlin","groupType":"OFFICE","parentId":"EUROPE"}`,
 		codes:   codes(onCommand, inUse),
 	}, s.putGroup)
 	handle(s, route{
 		method: "DELETE", path: "/v1/groups/{groupId}", name: "deleteGroup", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a group",
-		text:    "Refused while the group has members or child groups, and for built-in groups.",
+		text:    "Deletes the group. Refused while it has members or child groups, and for built-in groups.",
 		codes:   codes(onGroup, onCommand, inUse),
 	}, s.deleteGroup)
 }
@@ -140,7 +140,7 @@ type deleteGroupTypeInput struct {
 }
 
 func (s *server) deleteGroupType(ctx context.Context, c *call, in *deleteGroupTypeInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteGroupType{GroupType: in.GroupType}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteGroupType{GroupType: in.GroupType}, deleted)
 }
 
 // groups is a list of groups.
@@ -219,5 +219,5 @@ type deleteGroupInput struct {
 }
 
 func (s *server) deleteGroup(ctx context.Context, c *call, in *deleteGroupInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteGroup{GroupID: in.GroupID.GroupID}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteGroup{GroupID: in.GroupID.GroupID}, deleted)
 }

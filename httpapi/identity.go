@@ -16,7 +16,7 @@ func (s *server) identityRoutes() {
 	handle(s, route{
 		method: "PATCH", path: "/v1/accounts/{sub}", name: "patchAccount", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Change the profile of one identity",
-		text:    "identity is an RFC 7396 merge patch of one identity's profile. identityId is optional if the account has exactly one identity. A changed e-mail address or mobile number becomes unverified unless the patch states that it is verified.",
+		text:    "Changes the profile of one identity: identity is an RFC 7396 merge patch of it. identityId is optional if the account has exactly one identity. A changed e-mail address or mobile number becomes unverified unless the patch states that it is verified.",
 		example: `{"identity":{"family_name":"King"}}`,
 		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
 	}, s.patchAccount)
@@ -37,7 +37,7 @@ func (s *server) identityRoutes() {
 	handle(s, route{
 		method: "DELETE", path: "/v1/accounts/{sub}/identities/{identityId}", name: "unlinkIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Unlink an identity",
-		text:    "Refused if it would leave the account without an e-mail address, mobile number or username.",
+		text:    "Removes a way to sign in. Refused if it would leave the account without an e-mail address, mobile number or username.",
 		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierRequired}),
 	}, s.unlinkIdentity)
 }

@@ -12,7 +12,7 @@ func (s *server) lookupRoutes() {
 	handle(s, route{
 		method: "POST", path: "/v1/lookup", name: "lookup", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
 		summary: "Look up an account by identifier",
-		text:    "The identifier is sent in the body, which keeps it out of access logs. Without a type, the ledger tries it as an e-mail address, mobile number and username.",
+		text:    "Returns the account that an identifier resolves to. The identifier is sent in the body, which keeps it out of access logs. Without a type, the ledger tries it as an e-mail address, mobile number and username.",
 		example: `{"identifier":"ada@example.com","type":"email"}`,
 		codes:   codes(onAccount, onQuery),
 	}, s.lookup)

@@ -19,7 +19,7 @@ func (s *server) membershipRoutes() {
 	handle(s, route{
 		method: "DELETE", path: "/v1/accounts/{sub}/groups/{groupId}", name: "leaveGroup", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Remove an account from a group",
-		text:    "Changes nothing if the account is not a member. Removing an account from CIDAAS_USERS or CIDAAS_ADMINS requires the scope accounts:admin.",
+		text:    "Removes the account from the group. Changes nothing if it is not a member. Removing an account from CIDAAS_USERS or CIDAAS_ADMINS requires the scope accounts:admin.",
 		codes:   onMembership,
 	}, s.leaveGroup)
 }

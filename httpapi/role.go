@@ -33,7 +33,7 @@ func (s *server) roleRoutes() {
 	handle(s, route{
 		method: "DELETE", path: "/v1/roles/{role}", name: "deleteRole", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a role",
-		text:    "Refused while an account has the role, and for built-in roles.",
+		text:    "Deletes the role. Refused while an account has it, and for built-in roles.",
 		codes:   codes(onRole, onCommand, []domain.Code{domain.CodeInUse, domain.CodeSystemManaged}),
 	}, s.deleteRole)
 }
@@ -107,8 +107,8 @@ type deleteRoleInput struct {
 }
 
 func (s *server) deleteRole(ctx context.Context, c *call, in *deleteRoleInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteRole{Role: in.Role}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteRole{Role: in.Role}, deleted)
 }
 
-// gone shows the object after its deletion: nothing.
-func gone(*domain.Config) (any, eventstore.Revision) { return nil, 0 }
+// deleted shows a deleted object: nothing.
+func deleted(*domain.Config) (any, eventstore.Revision) { return nil, 0 }

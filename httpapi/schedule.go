@@ -42,7 +42,7 @@ func (s *server) scheduleRoutes() {
 	handle(s, route{
 		method: "DELETE", path: "/v1/accounts/{sub}/schedules/{scheduleId}", name: "cancelSchedule", scope: scopeAccountsWrite, status: 200, answer: domain.Schedule{},
 		summary: "Cancel a schedule",
-		text:    "The schedule remains visible as cancelled. Cancelling the schedule of an account's deletion cancels the deletion. Cancelling again changes nothing.",
+		text:    "Cancels the schedule, which remains visible. Cancelling the schedule of an account's deletion cancels the deletion. Cancelling again changes nothing.",
 		codes:   codes(onChange, onSchedule, []domain.Code{domain.CodeScheduleEnded}),
 	}, s.cancelSchedule)
 	s.scheduleSetupRoutes()
@@ -179,14 +179,14 @@ func (s *server) scheduleSetupRoutes() {
 	handle(s, route{
 		method: "PUT", path: "/v1/schedule-setups/{setupId}", name: "putScheduleSetup", scope: scopeConfigWrite, status: 200, answer: domain.ScheduleSetup{},
 		summary: "Define or change a schedule setup",
-		text:    "Applies to accounts created from now on. Setups can define at most five reminders, numbered from 1 without gaps, each later than the previous one; then one status change to DECLINED; then one deletion. When an account becomes VERIFIED, the schedules that setups planned for it are cancelled.",
+		text:    "Creates or replaces the setup, for accounts created from now on. Setups can define at most five reminders, numbered from 1 without gaps, each later than the previous one; then one status change to DECLINED; then one deletion. When an account becomes VERIFIED, the schedules that setups planned for it are cancelled.",
 		example: `{"kind":"reminder","reminderNo":1,"offset":"P7D"}`,
 		codes:   codes(onCommand, []domain.Code{domain.CodeStatusSystemManaged}),
 	}, s.putScheduleSetup)
 	handle(s, route{
 		method: "DELETE", path: "/v1/schedule-setups/{setupId}", name: "deleteScheduleSetup", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a schedule setup",
-		text:    "Reminders must be deleted in reverse order. Schedules already planned for accounts remain.",
+		text:    "Deletes the setup. Reminders must be deleted in reverse order. Schedules already planned for accounts remain.",
 		codes:   codes(onSetup, onCommand, []domain.Code{domain.CodeScheduleSetupOrder}),
 	}, s.deleteScheduleSetup)
 }
@@ -263,5 +263,5 @@ type deleteScheduleSetupInput struct {
 }
 
 func (s *server) deleteScheduleSetup(ctx context.Context, c *call, in *deleteScheduleSetupInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteScheduleSetup{SetupID: in.SetupID.SetupID}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteScheduleSetup{SetupID: in.SetupID.SetupID}, deleted)
 }

@@ -72,7 +72,7 @@ type Config struct {
 	// polls then end, so that the shutdown does not wait for them. Default: never.
 	Closing context.Context
 
-	// ImportDir stores the results of imports, one file per job, but no imported
+	// ImportDir stores the state and the results of imports, but no imported
 	// data. Default: imports are refused.
 	ImportDir string
 	// MappingDir holds the mapping files, <name>.yaml, that imports can name.
@@ -103,7 +103,7 @@ type Config struct {
 	// Refusals. It must not block. Default: not called.
 	Refused func(reason string)
 
-	Heartbeat time.Duration    // interval of checkpoint frames in streams; default 15 s
+	Heartbeat time.Duration    // interval of heartbeats in streams; default 15 s
 	Now       func() time.Time // default time.Now
 }
 

@@ -163,7 +163,7 @@ func (s *server) patchWebhook(ctx context.Context, c *call, in *patchWebhookInpu
 	change := func(before domain.Webhook) (domain.WebhookSettings, webhooks.Secrets, error) {
 		var body WebhookBody
 		now := settingsOf(before.WebhookSettings)
-		if _, anew := in.value["preset"]; anew {
+		if _, newPreset := in.value["preset"]; newPreset {
 			now.Events, now.Payload, now.Mapping = nil, "", nil
 		}
 		if err := decodeMerged(now, in.RawBody, &body); err != nil {
