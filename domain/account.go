@@ -153,11 +153,11 @@ func (e AccountCreated) public(x Entry) []publicEvent {
 
 func (AccountCreated) catalogue() []PublicType {
 	return []PublicType{
-		{Name: "USER_CREATED", When: "there is a new account, however it came about", Data: UserCreated{}, Aliases: []Alias{
+		{Name: "USER_CREATED", When: "an account is created in any way", Data: UserCreated{}, Aliases: []Alias{
 			{"ACCOUNT_CREATED_WITH_CIDAAS_IDENTITY", "with an identity of provider self", func(data any) bool { return data.(UserCreated).Provider == ProviderSelf }},
 			{"ACCOUNT_CREATED_WITH_SOCIAL_IDENTITY", "with an identity of another provider", func(data any) bool { return data.(UserCreated).Provider != ProviderSelf }},
 		}},
-		{Name: "USER_REGISTERED", When: "somebody registered; USER_CREATED is told beside it", Data: userRegistered{}},
+		{Name: "USER_REGISTERED", When: "a person registers; USER_CREATED is also sent", Data: userRegistered{}},
 	}
 }
 

@@ -54,7 +54,7 @@ func (e APIKeyCreated) public(Entry) []publicEvent {
 }
 
 func (APIKeyCreated) catalogue() []PublicType {
-	return []PublicType{{Name: "API_KEY_CREATED", When: "an API key is made", Data: configChanged{}}}
+	return []PublicType{{Name: "API_KEY_CREATED", When: "an API key is created", Data: configChanged{}}}
 }
 
 // APIKeyUpdated sets an API key anew.

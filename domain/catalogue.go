@@ -64,7 +64,7 @@ func typesOf(events ...Event) (types []string) {
 // that are set. what is their kind in words.
 func objectSetTypes(noun, what string) []PublicType {
 	return []PublicType{
-		{Name: noun + "_CREATED", When: what + " is made", Data: configChanged{}},
+		{Name: noun + "_CREATED", When: what + " is created", Data: configChanged{}},
 		{Name: noun + "_UPDATED", When: what + " is changed", Data: configChanged{}},
 	}
 }

@@ -45,7 +45,7 @@ func (e LoginRecorded) public(x Entry) []publicEvent {
 }
 
 func (LoginRecorded) catalogue() []PublicType {
-	return []PublicType{{Name: "USER_LOGIN", When: "somebody logs in", Data: userLogin{}, Aliases: []Alias{
+	return []PublicType{{Name: "USER_LOGIN", When: "a person logs in", Data: userLogin{}, Aliases: []Alias{
 		{"LOGIN_WITH_CIDAAS", "with provider self", func(data any) bool { return data.(userLogin).Provider == ProviderSelf }},
 		{"LOGIN_WITH_SOCIAL", "with another provider", func(data any) bool { return data.(userLogin).Provider != ProviderSelf }},
 	}}}
@@ -80,7 +80,7 @@ func (e LoginFailed) public(x Entry) []publicEvent {
 }
 
 func (LoginFailed) catalogue() []PublicType {
-	return []PublicType{{Name: "USER_LOGIN_FAILED", When: "somebody may not log in to an account there is", Data: userLogin{},
+	return []PublicType{{Name: "USER_LOGIN_FAILED", When: "a login to an existing account is refused", Data: userLogin{},
 		Aliases: []Alias{{"LOGIN_FAILURE", "", nil}}}}
 }
 

@@ -100,7 +100,7 @@ func (e SchedulePlanned) public(x Entry) []publicEvent {
 }
 
 func (SchedulePlanned) catalogue() []PublicType {
-	return []PublicType{{Name: "SCHEDULE_PLANNED", When: "something is planned for the account", Data: schedulePlanned{}}}
+	return []PublicType{{Name: "SCHEDULE_PLANNED", When: "a schedule is planned for the account", Data: schedulePlanned{}}}
 }
 
 type schedulePlanned struct {
@@ -126,7 +126,7 @@ func (e SchedulePostponed) public(x Entry) []publicEvent {
 }
 
 func (SchedulePostponed) catalogue() []PublicType {
-	return []PublicType{{Name: "SCHEDULE_POSTPONED", When: "what is planned gets another time", Data: schedulePostponed{}}}
+	return []PublicType{{Name: "SCHEDULE_POSTPONED", When: "a schedule is moved to another time", Data: schedulePostponed{}}}
 }
 
 type schedulePostponed struct {
@@ -151,7 +151,7 @@ func (e ScheduleCancelled) public(x Entry) []publicEvent {
 }
 
 func (ScheduleCancelled) catalogue() []PublicType {
-	return []PublicType{{Name: "SCHEDULE_CANCELLED", When: "what is planned is given up", Data: scheduleCancelled{}}}
+	return []PublicType{{Name: "SCHEDULE_CANCELLED", When: "a schedule is cancelled", Data: scheduleCancelled{}}}
 }
 
 type scheduleCancelled struct {
@@ -195,7 +195,7 @@ func (e ScheduleExecuted) public(x Entry) []publicEvent {
 
 func (ScheduleExecuted) catalogue() []PublicType {
 	return []PublicType{
-		{Name: "SCHEDULE_EXECUTED", When: "what was planned is done, skipped or refused", Data: scheduleExecuted{}},
+		{Name: "SCHEDULE_EXECUTED", When: "a schedule is executed, skipped or refused", Data: scheduleExecuted{}},
 		{Name: "USER_VERIFICATION_REMINDER", When: "a reminder is due: remind the person", Data: reminder{}},
 	}
 }

@@ -47,7 +47,7 @@ func (e WebhookDeliveryRecovered) public(x Entry) []publicEvent {
 }
 
 func (WebhookDeliveryRecovered) catalogue() []PublicType {
-	return []PublicType{{Name: "WEBHOOK_DELIVERY_RECOVERED", When: "a delivery arrives and nothing fails any more", Data: deliveryHealth{}}}
+	return []PublicType{{Name: "WEBHOOK_DELIVERY_RECOVERED", When: "a delivery succeeds and no delivery is failing any more", Data: deliveryHealth{}}}
 }
 
 // WebhookDeliveryExhausted says that a delivery was given up.
