@@ -153,11 +153,11 @@ func (e AccountCreated) public(x Entry) []publicEvent {
 
 func (AccountCreated) catalogue() []PublicType {
 	return []PublicType{
-		{Name: "USER_CREATED", When: "an account is created, by any means", Data: UserCreated{}, Aliases: []Alias{
+		{Name: "USER_CREATED", When: "an account is created in any way", Data: UserCreated{}, Aliases: []Alias{
 			{"ACCOUNT_CREATED_WITH_CIDAAS_IDENTITY", "with an identity of provider self", func(data any) bool { return data.(UserCreated).Provider == ProviderSelf }},
 			{"ACCOUNT_CREATED_WITH_SOCIAL_IDENTITY", "with an identity of another provider", func(data any) bool { return data.(UserCreated).Provider != ProviderSelf }},
 		}},
-		{Name: "USER_REGISTERED", When: "a person registers; USER_CREATED is sent as well", Data: userRegistered{}},
+		{Name: "USER_REGISTERED", When: "a person registers; USER_CREATED is also sent", Data: userRegistered{}},
 	}
 }
 

@@ -38,7 +38,7 @@ func (e DeletionScheduled) public(x Entry) []publicEvent {
 }
 
 func (DeletionScheduled) catalogue() []PublicType {
-	return []PublicType{{Name: "USER_DELETION_SCHEDULED", When: "the account's deletion is scheduled: it will be erased after a grace period", Data: deletionScheduled{},
+	return []PublicType{{Name: "USER_DELETION_SCHEDULED", When: "the account is scheduled for erasure after a grace period", Data: deletionScheduled{},
 		Aliases: []Alias{{"ACCOUNT_DELETION_SCHEDULED", "", nil}}}}
 }
 
@@ -69,7 +69,7 @@ func (e DeletionCancelled) public(x Entry) []publicEvent {
 }
 
 func (DeletionCancelled) catalogue() []PublicType {
-	return []PublicType{{Name: "USER_DELETION_CANCELLED", When: "a scheduled deletion is cancelled", Data: deletionCancelled{}}}
+	return []PublicType{{Name: "USER_DELETION_CANCELLED", When: "the scheduled erasure of the account is cancelled", Data: deletionCancelled{}}}
 }
 
 type deletionCancelled struct {
@@ -94,7 +94,7 @@ func (AccountErased) public(x Entry) []publicEvent {
 }
 
 func (AccountErased) catalogue() []PublicType {
-	return []PublicType{{Name: "USER_DELETED", When: "the account is erased and its personal data destroyed", Data: subOnly{},
+	return []PublicType{{Name: "USER_DELETED", When: "the account is erased and its personal data is destroyed", Data: subOnly{},
 		Aliases: []Alias{{"ACCOUNT_DELETED", "", nil}}}}
 }
 

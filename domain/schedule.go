@@ -195,8 +195,8 @@ func (e ScheduleExecuted) public(x Entry) []publicEvent {
 
 func (ScheduleExecuted) catalogue() []PublicType {
 	return []PublicType{
-		{Name: "SCHEDULE_EXECUTED", When: "a due schedule is executed, skipped or refused", Data: scheduleExecuted{}},
-		{Name: "USER_VERIFICATION_REMINDER", When: "a reminder is due: the receiver should remind the person", Data: reminder{}},
+		{Name: "SCHEDULE_EXECUTED", When: "a schedule is executed, skipped or refused", Data: scheduleExecuted{}},
+		{Name: "USER_VERIFICATION_REMINDER", When: "a reminder is due: remind the person", Data: reminder{}},
 	}
 }
 

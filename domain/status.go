@@ -86,7 +86,7 @@ func (e StatusChanged) public(x Entry) []publicEvent {
 }
 
 func (StatusChanged) catalogue() []PublicType {
-	return []PublicType{{Name: "USER_STATUS_CHANGED", When: "the status changes, for any reason", Data: statusChanged{},
+	return []PublicType{{Name: "USER_STATUS_CHANGED", When: "the status changes for any reason", Data: statusChanged{},
 		From: typesOf(StatusChanged{}, AccountCombined{}, AccountRestored{}, DeletionScheduled{}, DeletionCancelled{}),
 		Aliases: []Alias{
 			{"ACCOUNT_ACTIVATED", "to VERIFIED", func(data any) bool { return data.(statusChanged).To == StatusVerified }},

@@ -11,7 +11,7 @@ import (
 type WebhookAuth struct {
 	Type        WebhookAuthType `json:"type" doc:"api-key: a secret in a header or query parameter; basic: username and password; totp: the current RFC 6238 code in a header, six digits, 30 seconds, SHA-1; oauth2: a bearer token from the client credentials grant."`
 	In          string          `json:"in,omitzero" doc:"With api-key: header or query."`
-	Name        string          `json:"name,omitzero" doc:"Name of the header or query parameter."`
+	Name        string          `json:"name,omitzero" doc:"With api-key or totp: the name of the header or query parameter."`
 	Username    string          `json:"username,omitzero" doc:"With basic: the username."`
 	TokenURL    string          `json:"tokenUrl,omitzero" doc:"With oauth2: the token endpoint. Addresses refused for deliveries are refused here too."`
 	ClientID    string          `json:"clientId,omitzero" doc:"With oauth2: the client id."`

@@ -47,7 +47,7 @@ func (e WebhookDeliveryRecovered) public(x Entry) []publicEvent {
 }
 
 func (WebhookDeliveryRecovered) catalogue() []PublicType {
-	return []PublicType{{Name: "WEBHOOK_DELIVERY_RECOVERED", When: "a delivery succeeds and none fails any more", Data: deliveryHealth{}}}
+	return []PublicType{{Name: "WEBHOOK_DELIVERY_RECOVERED", When: "a delivery succeeds and no delivery is failing any more", Data: deliveryHealth{}}}
 }
 
 // WebhookDeliveryExhausted says that the ledger gave up a delivery.

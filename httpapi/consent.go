@@ -17,45 +17,45 @@ func (s *server) consentRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/consents", name: "listConsents", scope: scopeConfigRead, status: 200, answer: consents{},
 		summary: "List the consents",
-		text:    "In the order of their ids, each with all its versions.",
+		text:    "Returns all consents with their versions, sorted by id.",
 		codes:   onQuery,
 	}, s.listConsents)
 	handle(s, route{
 		method: "GET", path: "/v1/consents/{consentId}", name: "getConsent", scope: scopeConfigRead, status: 200, answer: domain.Consent{},
 		summary: "Get a consent",
-		text:    "What people may consent to, with all its versions.",
+		text:    "Returns a consent with all its versions.",
 		codes:   codes(onConsent, onQuery),
 	}, s.getConsent)
 	handle(s, route{
 		method: "PUT", path: "/v1/consents/{consentId}", name: "putConsent", scope: scopeConfigWrite, status: 200, answer: domain.Consent{},
 		summary: "Define or change a consent",
-		text:    "versions lists all there are to be: those published, unchanged, and then new ones. A new version asks again.",
+		text:    "Creates or replaces the consent. versions must list every version: the published ones, unchanged, followed by new ones. A new version requires a new decision from each person.",
 		example: `{"name":"Newsletter","purpose":"To tell you what is new.","legalBasis":"consent","versions":[{"version":1,"text":{"en":"Yes, send me the newsletter."}}]}`,
 		codes:   onCommand,
 	}, s.putConsent)
 	handle(s, route{
 		method: "DELETE", path: "/v1/consents/{consentId}", name: "deleteConsent", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a consent",
-		text:    "Refused once an account has decided on it, and while a custom field is linked to it.",
+		text:    "Deletes the consent. Refused if an account has decided on it, or while a custom field is linked to it.",
 		codes:   codes(onConsent, onCommand, []domain.Code{domain.CodeInUse}),
 	}, s.deleteConsent)
 
 	handle(s, route{
 		method: "POST", path: "/v1/accounts/{sub}/consents", name: "decideConsent", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Record a decision on a consent",
-		text:    "What the account's person decided on one version. Only what is accepted can be revoked. The same decision again changes nothing.",
+		text:    "Records what the account's person decided on one version of a consent. Only an accepted consent can be revoked. Repeating the same decision changes nothing.",
 		example: `{"consentId":"newsletter","version":1,"status":"accepted"}`,
 		codes:   codes(onChange, onConsent, []domain.Code{domain.CodeConsentNotAccepted}),
 	}, s.decideConsent)
 	handle(s, route{
 		method: "GET", path: "/v1/accounts/{sub}/consents", name: "getDecisions", scope: scopeAccountsRead, status: 200, answer: decisions{},
 		summary: "Get an account's decisions on consents",
-		text:    "Of each consent the latest decision, and whether one is due, because there is none on the version required by now; and every decision there ever was, oldest first.",
+		text:    "Returns, for each consent, the latest decision and whether a new one is due because a newer version is required; and every decision ever made, oldest first.",
 		codes:   codes(onAccount, onQuery),
 	}, s.getDecisions)
 }
 
-// ConsentID is the consent a request is about.
+// ConsentID identifies the consent a request is about.
 type ConsentID struct {
 	ConsentID string `path:"consentId" doc:"The consent's id." example:"newsletter"`
 }
@@ -63,7 +63,7 @@ type ConsentID struct {
 // consents is the list of all consents.
 type consents struct {
 	Consents []domain.Consent `json:"consents" doc:"All consents, sorted by id."`
-	Next     *string          `json:"next" doc:"Always null: the list is never paged."` // always null: they fit on one page
+	Next     *string          `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listConsentsInput struct{ Query }
@@ -127,7 +127,7 @@ type deleteConsentInput struct {
 }
 
 func (s *server) deleteConsent(ctx context.Context, c *call, in *deleteConsentInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteConsent{ConsentID: in.ConsentID.ConsentID}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteConsent{ConsentID: in.ConsentID.ConsentID}, deleted)
 }
 
 type decideConsentInput struct {
@@ -151,10 +151,10 @@ func (s *server) decideConsent(ctx context.Context, c *call, in *decideConsentIn
 	return s.execute(ctx, c, in.Command, in.Sub.Sub, domain.DecideConsent(in.value))
 }
 
-// decisions is what an account decided.
+// decisions holds an account's decisions on consents.
 type decisions struct {
-	Consents []decision         `json:"consents" doc:"Each consent with its latest decision, sorted by consentId."` // by consentId
-	History  []recordedDecision `json:"history" doc:"Every decision, oldest first."`                                // oldest first
+	Consents []decision         `json:"consents" doc:"Each consent with its latest decision, sorted by consentId."`
+	History  []recordedDecision `json:"history" doc:"Every decision, oldest first."`
 }
 
 // decision is the latest decision on one consent, if there is any.
@@ -184,7 +184,7 @@ type getDecisionsInput struct {
 }
 
 func (s *server) getDecisions(ctx context.Context, _ *call, in *getDecisionsInput) (*answer, error) {
-	a, account, err := s.present(ctx, in.Query, in.Sub)
+	a, account, err := s.current(ctx, in.Query, in.Sub)
 	if err != nil {
 		return nil, err
 	}

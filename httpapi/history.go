@@ -16,7 +16,7 @@ func (s *server) historyRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/accounts/{sub}/events", name: "getHistory", scope: scopeAuditRead, status: 200, answer: history{}, paged: true,
 		summary: "Get the history of an account",
-		text:    "Every event of the account, oldest first, read from the log itself. The history of an erased account stays, without its personal data.",
+		text:    "Returns every event of the account, oldest first, read from the log. The history of an erased account remains available without its personal data.",
 		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
 	}, s.getHistory)
 }
@@ -24,17 +24,17 @@ func (s *server) historyRoutes() {
 type getHistoryInput struct {
 	Sub
 	Query
-	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page. Default: from the first event."`
-	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Events on a page."`
+	After string `query:"after" doc:"The next cursor of an earlier page. Default: start with the first event."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of events on a page."`
 }
 
 // history is a page of an account's events, oldest first.
 type history struct {
 	Events []historyEvent `json:"events" doc:"The events, oldest first."`
-	Next   *string        `json:"next" doc:"Cursor of the next page; null on the last page."` // null on the last page
+	Next   *string        `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
-// historyEvent is an event as the log has it, opened.
+// historyEvent is an event of the log with its personal data opened.
 type historyEvent struct {
 	Position      eventstore.Position `json:"position" doc:"The event's position in the log."`
 	Revision      eventstore.Revision `json:"revision" doc:"The event's number within the account, counted from 0."`
@@ -102,7 +102,7 @@ func (s *server) readHistory(ctx context.Context, sub string, from eventstore.Re
 	if len(page.Events) > 0 {
 		return page, nil
 	}
-	// Nothing after a cursor is fine, but not where there is no account.
+	// No events after a cursor is a valid answer, unless the account does not exist.
 	account, err := s.Ledger.Account(ctx, sub)
 	if err == nil && !account.Exists() {
 		err = missing(projections.ErrNotFound)
@@ -110,14 +110,14 @@ func (s *server) readHistory(ctx context.Context, sub string, from eventstore.Re
 	return page, err
 }
 
-// afterRevision is the first revision a page after the cursor begins with.
+// afterRevision returns the first revision on the page after cursor.
 func afterRevision(cursor string) (eventstore.Revision, error) {
 	if cursor == "" {
 		return 0, nil
 	}
 	after, err := strconv.ParseInt(cursor, 10, 64)
 	if err != nil || after < 0 || after == 1<<63-1 {
-		return 0, newProblem(domain.CodeInvalidCursor, "The cursor is not one of this resource.")
+		return 0, newProblem(domain.CodeInvalidCursor, "The cursor does not belong to this resource.")
 	}
 	return eventstore.Revision(after) + 1, nil
 }

@@ -16,33 +16,33 @@ func (s *server) identityRoutes() {
 	handle(s, route{
 		method: "PATCH", path: "/v1/accounts/{sub}", name: "patchAccount", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Change the profile of one identity",
-		text:    "The member identity is an RFC 7396 merge patch of the identity's profile. Its identityId may be left out where the account has one identity. A changed e-mail address or mobile number is no longer verified unless the patch says so.",
+		text:    "Changes the profile of one identity: identity is an RFC 7396 merge patch of it. identityId is optional if the account has exactly one identity. A changed e-mail address or mobile number becomes unverified unless the patch states that it is verified.",
 		example: `{"identity":{"family_name":"King"}}`,
 		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
 	}, s.patchAccount)
 	handle(s, route{
 		method: "POST", path: "/v1/accounts/{sub}/identities", name: "linkIdentity", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
 		summary: "Link an identity",
-		text:    "Adds a way to sign in. Linking what is linked already changes nothing.",
+		text:    "Adds a way to sign in. Linking an identity that is already linked changes nothing and succeeds.",
 		example: `{"provider":"google","providerUserId":"1095","email":"ada@gmail.com","email_verified":true}`,
 		codes:   codes(onChange, []domain.Code{domain.CodeIdentityConflict}),
 	}, s.linkIdentity)
 	handle(s, route{
 		method: "PATCH", path: "/v1/accounts/{sub}/identities/{identityId}", name: "patchIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Change the profile of an identity",
-		text:    "An RFC 7396 merge patch of the identity's profile; null removes.",
+		text:    "The body is an RFC 7396 merge patch of the identity's profile; null removes a member.",
 		example: `{"family_name":"King","middle_name":null}`,
 		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
 	}, s.patchIdentity)
 	handle(s, route{
 		method: "DELETE", path: "/v1/accounts/{sub}/identities/{identityId}", name: "unlinkIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Unlink an identity",
-		text:    "Refused if the account would be left without an identifier.",
+		text:    "Removes a way to sign in. Refused if it would leave the account without an e-mail address, mobile number or username.",
 		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierRequired}),
 	}, s.unlinkIdentity)
 }
 
-// newIdentity is an identity as a caller gives it; the ledger makes its id.
+// newIdentity is an identity as a caller sends it; the ledger generates its id.
 type newIdentity struct {
 	Provider       string `json:"provider" minLength:"1" maxLength:"64" doc:"The identity provider: self, google, or any other lower-case key. It never changes."`
 	ProviderUserID string `json:"providerUserId,omitzero" maxLength:"255" doc:"The person's user id at the provider. Required unless provider is self."`
@@ -69,7 +69,7 @@ func (s *server) linkIdentity(ctx context.Context, c *call, in *linkIdentityInpu
 
 type unlinkIdentityInput struct {
 	Sub
-	IdentityID string `path:"identityId" doc:"One of the account's identities."`
+	IdentityID string `path:"identityId" doc:"The id of one of the account's identities."`
 	Command
 }
 
@@ -88,10 +88,10 @@ type accountPatch struct {
 	Identity identityPatch `json:"identity" doc:"An RFC 7396 merge patch of one identity's profile; null removes a member."`
 }
 
-// identityPatch is a profilePatch that may say which identity it is for.
+// identityPatch is a profilePatch that may name the identity it changes.
 type identityPatch map[string]jsontext.Value
 
-// Schema describes the patch for OpenAPI.
+// Schema returns the OpenAPI schema of the patch.
 func (identityPatch) Schema(r huma.Registry) *huma.Schema {
 	schema := profilePatch{}.Schema(r)
 	schema.Properties["identityId"] = &huma.Schema{Type: huma.TypeString, Description: "The identity to change. Optional if the account has exactly one identity."}
@@ -103,7 +103,7 @@ func (s *server) patchAccount(ctx context.Context, c *call, in *patchAccountInpu
 	var identityID string
 	if id, ok := patch["identityId"]; ok {
 		if err := json.Unmarshal(id, &identityID); err != nil || identityID == "" {
-			return nil, invalid([]domain.Fault{{Pointer: "/identity/identityId", Detail: "must be the id of an identity"}})
+			return nil, invalid([]domain.Fault{{Pointer: "/identity/identityId", Detail: "must be an identityId"}})
 		}
 		delete(patch, "identityId")
 	}
@@ -120,7 +120,7 @@ func (s *server) patchAccount(ctx context.Context, c *call, in *patchAccountInpu
 
 type patchIdentityInput struct {
 	Sub
-	IdentityID string `path:"identityId" doc:"One of the account's identities."`
+	IdentityID string `path:"identityId" doc:"The id of one of the account's identities."`
 	Command
 	JSON[profilePatch]
 }
@@ -128,8 +128,8 @@ type patchIdentityInput struct {
 // profilePatch is an RFC 7396 merge patch of a domain.Profile, as sent.
 type profilePatch map[string]jsontext.Value
 
-// Schema describes the patch for OpenAPI: every member of a profile, none
-// required, each nullable.
+// Schema returns the OpenAPI schema of the patch: every member of a profile,
+// each optional and nullable.
 func (profilePatch) Schema(r huma.Registry) *huma.Schema {
 	profile := huma.SchemaFromType(r, reflect.TypeFor[domain.Profile]())
 	profile.Required = nil

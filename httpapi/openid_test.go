@@ -16,9 +16,9 @@ import (
 	"github.com/zitadel/oidc/v3/pkg/op"
 )
 
-// deployment is how an OpenID provider is set up for a ledger: services get
-// JWTs for the audience ledger, with the scopes they asked for. Everything
-// else is the library's.
+// deployment configures an OpenID provider for a ledger: services get JWTs for
+// the audience ledger with the scopes they requested. Everything else is the
+// library's default.
 type deployment struct{ *storage.Storage }
 
 // Client credentials that the library's storage knows.
@@ -57,7 +57,7 @@ func newOpenIDProvider(t *testing.T) (issuer string, rotate func()) {
 	return server.URL, rotate
 }
 
-// serviceToken gets a token as a service does: from where the discovery document says.
+// serviceToken gets a token like a service, from the endpoint in the discovery document.
 func serviceToken(t *testing.T, issuer, scopes string) string {
 	t.Helper()
 	get := func(method, address string, form url.Values, into any) {
@@ -79,12 +79,12 @@ func serviceToken(t *testing.T, issuer, scopes string) string {
 	return answered["access_token"].(string)
 }
 
-// TestOpenIDProvider lets tokens in that a certified provider's library has
-// made, and goes on when the provider changes its keys.
+// TestOpenIDProvider accepts tokens issued by a certified provider's library,
+// also after the provider changes its keys.
 func TestOpenIDProvider(t *testing.T) {
 	t.Parallel()
 	issuer, rotate := newOpenIDProvider(t)
-	var passed atomic.Int64 // more than really did
+	var passed atomic.Int64 // nanoseconds that the clock is ahead
 	trust := func(audience string) func(*Config) {
 		return func(c *Config) {
 			c.Now = func() time.Time { return time.Now().Add(time.Duration(passed.Load())) }
@@ -96,7 +96,7 @@ func TestOpenIDProvider(t *testing.T) {
 	created := l.want(t, 201, "POST", "/v1/accounts", account("ada@example.com"), bearer(first))
 	history := l.want(t, 200, "GET", created.header.Get("Location")+"/events", "", bearer(first))
 	if history.text(t, "events.0.actor.kind") != "oauth2" || history.text(t, "events.0.actor.client") != serviceID {
-		t.Errorf("the log says %s", history.body)
+		t.Errorf("history: %s", history.body)
 	}
 	l.refused(t, codeForbidden, "GET", created.header.Get("Location"), "", bearer(first))
 	l.want(t, 200, "GET", created.header.Get("Location"), "", bearer(serviceToken(t, issuer, "accounts:read")))

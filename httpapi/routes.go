@@ -12,35 +12,36 @@ import (
 	"accountledger/domain"
 )
 
-// route is one thing the API can do: how it is reached, who may, and what its
-// description says.
+// route is one operation of the API: its method and path, the scope it needs,
+// and its description.
 type route struct {
 	method, path string
 	name         string // operationId
 	scope        scope
 	status       int    // of success
-	answer       any    // a value of the type that is answered; nil for an empty body
-	done         any    // what is answered with 200 instead, where what the status promises is done at once
+	answer       any    // a value of the response's type; nil for an empty body
+	done         any    // a value of the response's type for 200: the work that status announces is already done
 	summary      string // a phrase
 	text         string // sentences
-	example      string // of the body
+	example      string // request body
 	codes        []domain.Code
-	paged        bool // answers with a Link to the next page
+	paged        bool // the response has a Link to the next page
 
-	// stream answers instead where server-sent events are asked for.
+	// stream answers instead of the handler if the client accepts server-sent events.
 	stream func(context.Context, *call) error
 
-	// raw answers instead always: it reads and writes more than fits into
-	// memory, in types that media names. Its error is before any answer.
+	// raw always answers instead of the handler: it reads or writes bodies that
+	// do not fit into memory, of the types in media. It returns an error only
+	// before it has begun to answer.
 	raw   func(context.Context, *call) error
 	media []string
-	takes []string // media types of the body it reads
-	job   bool     // changes a job, or sends something, and is no command of the ledger
+	takes []string // media types of its request body
+	job   bool     // changes a job or sends a request, and is not a command of the ledger
 
-	body reflect.Type // of JSON[B], B; set by handle
+	body reflect.Type // B of JSON[B]; set by handle
 }
 
-// What the routes on one kind of object may refuse for, besides what each adds.
+// Problem codes shared by routes of one kind. Each route adds its own.
 var (
 	onAccount = []domain.Code{domain.CodeAccountNotFound, domain.CodeAccountErased}
 	onCommand = []domain.Code{domain.CodeInvalidRequest, domain.CodeStaleRevision, domain.CodeConcurrentChange,
@@ -78,7 +79,7 @@ func (s *server) routes() {
 	s.apiKeyRoutes()
 }
 
-// answer is what a handler answers. Bodies are bytes already: an account goes
+// answer is a handler's response. Bodies are already encoded: an account goes
 // from the view to the socket without being decoded.
 type answer struct {
 	Status         int
@@ -91,8 +92,8 @@ type answer struct {
 	Body           []byte
 }
 
-// handle adds a route whose handler takes an I. The handler gets a decoded
-// body and an admitted caller; what it returns as an error becomes a problem.
+// handle registers a route whose handler takes an I. The handler is called with
+// a decoded body and an admitted caller; an error it returns becomes a problem.
 func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*answer, error)) {
 	if b, ok := any(new(I)).(body); ok {
 		rt.body = b.bodyType()
@@ -106,7 +107,7 @@ func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*ans
 		if rt.stream != nil && wantsStream(hc.Header("Accept")) {
 			answers = rt.stream
 		}
-		// What reads or writes without an end would be a trace without one.
+		// A stream may never end, and neither would its trace.
 		if err == nil && answers == nil && s.Trace != nil {
 			hc = huma.WithContext(hc, s.trace(hc.Context(), c))
 		}
@@ -150,16 +151,16 @@ func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*ans
 	s.finish(rt, known)
 }
 
-// trace begins to trace the request, now that it is known whose it is: who is
-// not let in makes no traces and joins none.
+// trace starts the request's trace. It is called once the caller is admitted:
+// other clients can neither start a trace nor join one.
 func (s *server) trace(ctx context.Context, c *call) context.Context {
 	ctx, c.traceparent, c.traced = s.Trace(ctx, Admitted{Method: knownMethod(c.r.Method, "other"), Route: c.route, Request: c.id, Time: c.start,
 		Traceparent: c.r.Header.Get("traceparent")})
 	return ctx
 }
 
-// parameters refuses a query with a parameter that is not known, or is there
-// twice: one that is ignored would be believed to have had an effect.
+// parameters refuses a query with an unknown or repeated parameter: a caller
+// would assume that an ignored parameter had an effect.
 func parameters(query string, known map[string]bool) error {
 	if query == "" {
 		return nil
@@ -180,7 +181,7 @@ func parameters(query string, known map[string]bool) error {
 			continue
 		}
 		if p == nil {
-			p = newProblem(codeInvalidParameter, "The query has parameters that are unknown or given more than once.")
+			p = newProblem(codeInvalidParameter, "The query contains parameters that are unknown or repeated.")
 		}
 		p.Errors = append(p.Errors, fault{Parameter: printable(name), Detail: detail})
 	}
@@ -191,7 +192,7 @@ func parameters(query string, known map[string]bool) error {
 	return p
 }
 
-// printable is a name as it may be shown: a long or strange one is no name.
+// printable returns name if it can be shown, and "?" if it is long or unusual.
 func printable(name string) string {
 	if len(name) > 64 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
 		return "?"
@@ -199,7 +200,7 @@ func printable(name string) string {
 	return name
 }
 
-// operation is how huma knows a route.
+// operation returns the huma operation of a route.
 func (s *server) operation(rt route) huma.Operation {
 	op := huma.Operation{
 		Method: rt.method, Path: rt.path, OperationID: rt.name, Summary: rt.summary, Description: rt.text,

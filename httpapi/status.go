@@ -10,7 +10,7 @@ func (s *server) statusRoutes() {
 	handle(s, route{
 		method: "PUT", path: "/v1/accounts/{sub}/status", name: "setStatus", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Set the status",
-		text:    "PENDING, VERIFIED or DECLINED. Setting the present status changes nothing and succeeds.",
+		text:    "Sets the status to PENDING, VERIFIED or DECLINED. Setting the current status changes nothing and succeeds.",
 		example: `{"userStatus":"DECLINED","reason":"chargeback"}`,
 		codes:   codes(onChange, []domain.Code{domain.CodeStatusSystemManaged, domain.CodeInvalidStatusTransition}),
 	}, s.setStatus)

@@ -12,7 +12,7 @@ import (
 	"accountledger/projections/webhooks"
 )
 
-// WebhookBody is what a caller configures an endpoint to.
+// WebhookBody holds a webhook's settings as a caller sends them.
 type WebhookBody struct {
 	URL          string                `json:"url" maxLength:"2048" doc:"The endpoint: the URL deliveries are sent to."`
 	Events       []string              `json:"events,omitzero" minItems:"1" maxItems:"100" doc:"Names of public events, their aliases such as ACCOUNT_MODIFIED, or prefixes such as USER_*. An event is sent once, under the first entry that matches it: by its alias if that entry is an alias. Optional with a preset."`
@@ -36,16 +36,16 @@ type WebhookBody struct {
 	ClientCertificate *NewCertificate `json:"clientCertificate,omitzero" doc:"The client certificate for receivers that require one in TLS."`
 }
 
-// NewAuth is how a caller says how to authenticate toward a receiver.
+// NewAuth holds the credentials for a receiver as a caller sends them.
 type NewAuth struct {
 	Type     domain.WebhookAuthType `json:"type" enum:"api-key,basic,totp,oauth2" doc:"api-key: a secret in a header or query parameter; basic: username and password; totp: the current RFC 6238 code in a header, six digits, 30 seconds, SHA-1; oauth2: a bearer token from the client credentials grant."`
 	In       string                 `json:"in,omitzero" enum:"header,query" doc:"With api-key: header or query."`
-	Name     string                 `json:"name,omitzero" maxLength:"64" doc:"Name of the header or query parameter."`
+	Name     string                 `json:"name,omitzero" maxLength:"64" doc:"With api-key or totp: the name of the header or query parameter."`
 	Username string                 `json:"username,omitzero" maxLength:"255" doc:"With basic: the username."`
 	TokenURL string                 `json:"tokenUrl,omitzero" maxLength:"2048" doc:"With oauth2: the token endpoint. Addresses refused for deliveries are refused here too."`
 	ClientID string                 `json:"clientId,omitzero" maxLength:"255" doc:"With oauth2: the client id."`
 	Scope    string                 `json:"scope,omitzero" maxLength:"1024" doc:"With oauth2: the scope to request. Optional."`
-	Secret   string                 `json:"secret,omitzero" maxLength:"4096" doc:"The API key, password, base32 TOTP seed or client secret. It is never returned. Required again when url or tokenUrl change to another host."`
+	Secret   string                 `json:"secret,omitzero" maxLength:"4096" doc:"The API key, password, base32 TOTP seed or client secret. It is never returned. Required again if tokenUrl changes, or if url moves to another origin and type is not oauth2."`
 }
 
 // NewCertificate is a client certificate with its key.
@@ -54,14 +54,14 @@ type NewCertificate struct {
 	Key         string `json:"key,omitzero" doc:"The certificate's private key, PEM. It is never returned."`
 }
 
-// The wire's names of the domain's defaults.
+// The API's names for the domain's default settings.
 const (
 	orderAccount     = "account"
 	deadLetterSkip   = "skip"
 	verificationNone = "none"
 )
 
-// secrets are those that b gives.
+// secrets returns the secrets in b.
 func (b WebhookBody) secrets() (s webhooks.Secrets) {
 	if b.Auth != nil {
 		s.Auth = b.Auth.Secret
@@ -72,8 +72,8 @@ func (b WebhookBody) secrets() (s webhooks.Secrets) {
 	return s
 }
 
-// settings is b as the domain has it, with what a preset or the defaults say
-// where b says nothing.
+// settings returns b as the domain's settings. Members that b does not set come
+// from its preset or the defaults.
 func (b WebhookBody) settings() domain.WebhookSettings {
 	if p, ok := domain.PresetOf(b.Preset); ok {
 		if b.Events == nil {
@@ -108,7 +108,7 @@ func (b WebhookBody) settings() domain.WebhookSettings {
 	return settings
 }
 
-// settingsOf is what a caller would have to say for s.
+// settingsOf returns the body that a caller would send for s.
 func settingsOf(s domain.WebhookSettings) WebhookBody {
 	b := WebhookBody{URL: s.URL, Events: s.Events, Format: s.Format, Payload: s.Payload,
 		Description: s.Description, Preset: s.Preset, Mapping: s.Mapping, BatchSize: s.BatchSize, BatchBytes: s.BatchBytes,
@@ -132,13 +132,13 @@ type patchWebhookInput struct {
 // webhookPatch is an RFC 7396 merge patch of WebhookBody, as sent.
 type webhookPatch map[string]jsontext.Value
 
-// Schema describes the patch for OpenAPI.
+// Schema returns the OpenAPI schema of the patch.
 func (webhookPatch) Schema(r huma.Registry) *huma.Schema {
 	schema := huma.SchemaFromType(r, reflect.TypeFor[WebhookBody]())
 	schema.Required = nil
 	for name, member := range schema.Properties {
 		switch values, _ := member.AdditionalProperties.(*huma.Schema); {
-		case member.Ref != "": // a part of it is enough
+		case member.Ref != "": // every member of it is optional
 			member = &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true, Description: member.Description}
 		case values != nil:
 			values.Nullable = true
@@ -163,7 +163,7 @@ func (s *server) patchWebhook(ctx context.Context, c *call, in *patchWebhookInpu
 	change := func(before domain.Webhook) (domain.WebhookSettings, webhooks.Secrets, error) {
 		var body WebhookBody
 		now := settingsOf(before.WebhookSettings)
-		if _, anew := in.value["preset"]; anew {
+		if _, newPreset := in.value["preset"]; newPreset {
 			now.Events, now.Payload, now.Mapping = nil, "", nil
 		}
 		if err := decodeMerged(now, in.RawBody, &body); err != nil {
