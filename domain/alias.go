@@ -1,6 +1,6 @@
 package domain
 
-// aliases are the further names of p.
+// aliases returns the other names of p.
 func (p publicEvent) aliases() (names []string) {
 	for _, a := range publicTypes[p.name].Aliases {
 		if a.when == nil || a.when(p.data) {
@@ -10,11 +10,11 @@ func (p publicEvent) aliases() (names []string) {
 	return names
 }
 
-// Told is the name under which somebody who asked for patterns is told of e:
-// that of the first pattern that selects the event or one of its aliases; or
-// "". Who asks by an alias is told by the alias: his system knows no other
-// name. An event that several patterns select is told once.
-func (e PublicEvent) Told(patterns []string) string {
+// EventName returns the name under which e is sent to a subscriber with these
+// patterns: the event's name or the alias that the first matching pattern selects,
+// or "" if none matches. A subscriber that selects by an alias gets the alias,
+// because its system knows no other name.
+func (e PublicEvent) EventName(patterns []string) string {
 	for _, p := range patterns {
 		if Selects(p, e.Type) {
 			return e.Type

@@ -11,36 +11,36 @@ import (
 	"accountledger/eventstore"
 )
 
-// APIKey is what a program shows to be let in, and what it may then do. The
-// secret half is nobody's but the program's: the key store has a hash of it.
+// APIKey authenticates a program and grants it scopes. Only the program has the
+// secret part: the key store has a hash of it.
 type APIKey struct {
-	KeyID       string              `json:"keyId"`
-	Name        string              `json:"name"`
-	Scopes      []string            `json:"scopes"`               // sorted
-	ExpiresTime time.Time           `json:"expiresTime,omitzero"` // zero: never
-	CreatedTime time.Time           `json:"createdTime"`
-	Revision    eventstore.Revision `json:"revision"` // of the stream of all keys, when this one last changed
+	KeyID       string              `json:"keyId" doc:"The key's id. It names the caller in histories."`
+	Name        string              `json:"name" doc:"What the key is for. Key names are stored permanently; do not put personal data in them."`
+	Scopes      []string            `json:"scopes" doc:"The scopes the key grants."`                         // sorted
+	ExpiresTime time.Time           `json:"expiresTime,omitzero" doc:"When the key expires. Absent: never."` // zero: never
+	CreatedTime time.Time           `json:"createdTime" doc:"When the key was created."`
+	Revision    eventstore.Revision `json:"revision" doc:"The key's revision, for If-Match."` // of the stream of all keys
 
 	revoked bool
 }
 
-// Expired reports whether k is no longer good at a time.
+// Expired reports whether k has expired at a time.
 func (k APIKey) Expired(now time.Time) bool {
 	return !k.ExpiresTime.IsZero() && !now.Before(k.ExpiresTime)
 }
 
-// Settings is what of k can be changed.
+// Settings returns the settings of k.
 func (k APIKey) Settings() APIKeySettings { return APIKeySettings{k.Name, k.Scopes, k.ExpiresTime} }
 
-// APIKeySettings is what an API key can be set to. Which scopes there are, and
-// who may grant them, is up to who knows what they protect.
+// APIKeySettings are the settings of an API key that a caller can change. Package
+// httpapi defines the scopes and who may grant them.
 type APIKeySettings struct {
 	Name        string    `json:"name"`
 	Scopes      []string  `json:"scopes"`
 	ExpiresTime time.Time `json:"expiresTime,omitzero"` // zero: never
 }
 
-// APIKeyCreated makes an API key.
+// APIKeyCreated creates an API key.
 type APIKeyCreated struct {
 	KeyID    string         `json:"keyId" pii:"clear"`
 	Settings APIKeySettings `json:"settings" pii:"clear"`
@@ -53,10 +53,10 @@ func (e APIKeyCreated) public(Entry) []publicEvent {
 }
 
 func (APIKeyCreated) catalogue() []PublicType {
-	return []PublicType{{Name: "API_KEY_CREATED", When: "an API key is made", Data: configChanged{}}}
+	return []PublicType{{Name: "API_KEY_CREATED", When: "an API key is created", Data: configChanged{}}}
 }
 
-// APIKeyUpdated sets an API key anew.
+// APIKeyUpdated changes the settings of an API key.
 type APIKeyUpdated struct {
 	KeyID    string         `json:"keyId" pii:"clear"`
 	Settings APIKeySettings `json:"settings" pii:"clear"` // all of them
@@ -73,7 +73,7 @@ func (APIKeyUpdated) catalogue() []PublicType {
 	return []PublicType{{Name: "API_KEY_UPDATED", When: "an API key is changed", Data: configChanged{}}}
 }
 
-// APIKeyRevoked ends an API key for good.
+// APIKeyRevoked ends an API key permanently.
 type APIKeyRevoked struct {
 	KeyID string `json:"keyId" pii:"clear"`
 }
@@ -86,29 +86,28 @@ func (APIKeyRevoked) catalogue() []PublicType {
 	return objectDeletedTypes("API_KEY", "an API key is revoked")
 }
 
-// APIKeyStream is the stream of all API keys. It is apart from the
-// configuration so that a key can be revoked whatever else is under way.
+// APIKeyStream is the stream of all API keys. It is separate from the configuration
+// so that revoking a key never waits for a change of the configuration.
 const APIKeyStream = "api-keys"
 
-// APIKeys are all API keys there were: the fold of one stream. A value never
-// changes.
+// APIKeys is the fold of the stream of all API keys. A value never changes.
 type APIKeys struct {
-	keys     map[string]APIKey // also revoked ones: an id is not used again
+	keys     map[string]APIKey // with the revoked ones, because an id cannot be reused
 	Revision eventstore.Revision
 	Position eventstore.Position // of the last event
 	commands commands
 }
 
-// newAPIKeys is before the first event.
+// newAPIKeys returns the API keys before the first event.
 func newAPIKeys() *APIKeys { return &APIKeys{keys: map[string]APIKey{}, Revision: eventstore.NoStream} }
 
-// Get returns the key with an id, if there is one that was not revoked.
+// Get returns the key with an id, if it exists and is not revoked.
 func (k *APIKeys) Get(id string) (APIKey, bool) {
 	key, ok := k.keys[id]
 	return key, ok && !key.revoked
 }
 
-// List returns the keys that were not revoked, oldest first.
+// List returns the keys that are not revoked, oldest first.
 func (k *APIKeys) List() []APIKey {
 	list := []APIKey{}
 	for _, key := range k.keys {

@@ -5,37 +5,35 @@ import (
 	"strings"
 )
 
-// PublicType is an entry of the public catalogue: a kind of public event that
+// PublicType is an entry of the public catalogue: a type of public event, which
 // external systems select by name.
 type PublicType struct {
 	Name    string   // USER_CREATED
-	When    string   // it is told, as what completes «told when»
-	Data    any      // a zero value of what PublicEvent.Data is made of
-	From    []string // types of the events in the log that it comes of
+	When    string   // the cause, as a clause after "when"
+	Data    any      // a zero value of the type of PublicEvent.Data
+	From    []string // types of the events in the log that cause it
 	Aliases []Alias
 }
 
-// Alias is another name of a public event, for systems that know it by that.
+// Alias is another name of a public event, for systems that know it under that name.
 type Alias struct {
 	Name string
-	Of   string // which of the events; "" for all
+	Of   string // which events have the alias; "" for all
 
-	when func(data any) bool // says the same of the event's data; nil: always
+	when func(data any) bool // decides the same from the event's data; nil: all
 }
 
-// OfAccount reports whether events of this type are about an account; the
-// others are about the configuration.
+// OfAccount reports whether events of this type are about an account. The others
+// are about the configuration.
 func (t PublicType) OfAccount() bool { return strings.HasPrefix(t.From[0], "account.") }
 
-// catalogued is an event that introduces public events. It lists them beside
-// its public method; one that is told of further events lists them in From,
-// its own type among them.
+// catalogued is an event that introduces public types, which are defined beside its
+// public method. From is needed only if other events cause the type, too.
 type catalogued interface{ catalogue() []PublicType }
 
-// Catalogue lists all public events, in the order of the events that introduce
-// them. Aliases with a condition come before those without: who asks by a
-// prefix is told the more particular name. A test holds it to what the events'
-// public methods return.
+// Catalogue lists all public types in the order of the events that introduce them.
+// Aliases with a condition come before those without, so that a prefix selects the
+// more specific name. TestCatalogue compares it with what the events return.
 var Catalogue = func() (all []PublicType) {
 	for _, e := range events {
 		c, ok := e.(catalogued)
@@ -52,7 +50,7 @@ var Catalogue = func() (all []PublicType) {
 	return all
 }()
 
-// typesOf returns the types of events.
+// typesOf returns the event types of events.
 func typesOf(events ...Event) (types []string) {
 	for _, e := range events {
 		types = append(types, e.eventType())
@@ -60,21 +58,21 @@ func typesOf(events ...Event) (types []string) {
 	return types
 }
 
-// objectSetTypes returns the public events of objects of the configuration
-// that are set. what is their kind in words.
+// objectSetTypes returns the public types of a configuration object that is created
+// or changed. what names its kind in words.
 func objectSetTypes(noun, what string) []PublicType {
 	return []PublicType{
-		{Name: noun + "_CREATED", When: what + " is made", Data: configChanged{}},
+		{Name: noun + "_CREATED", When: what + " is created", Data: configChanged{}},
 		{Name: noun + "_UPDATED", When: what + " is changed", Data: configChanged{}},
 	}
 }
 
-// objectDeletedTypes returns the public event of those that are deleted.
+// objectDeletedTypes returns the public type of a configuration object that is deleted.
 func objectDeletedTypes(noun, when string) []PublicType {
 	return []PublicType{{Name: noun + "_DELETED", When: when, Data: configChanged{}}}
 }
 
-// PublicNames is the names of the public catalogue, sorted.
+// PublicNames lists the names in the public catalogue, sorted.
 var PublicNames = func() []string {
 	names := make([]string, len(Catalogue))
 	for i, t := range Catalogue {
@@ -84,7 +82,7 @@ var PublicNames = func() []string {
 	return names
 }()
 
-// publicTypes are the entries of the catalogue by their names.
+// publicTypes has the entries of the catalogue by name.
 var publicTypes = func() map[string]PublicType {
 	types := make(map[string]PublicType, len(Catalogue))
 	for _, t := range Catalogue {
@@ -93,16 +91,15 @@ var publicTypes = func() map[string]PublicType {
 	return types
 }()
 
-// Selectable reports whether pattern names a public event or an alias, or is a
-// prefix of one's name followed by a star.
+// Selectable reports whether pattern selects a public event or an alias of one.
 func Selectable(pattern string) bool {
 	return slices.ContainsFunc(Catalogue, func(t PublicType) bool {
 		return Selects(pattern, t.Name) || slices.ContainsFunc(t.Aliases, func(a Alias) bool { return Selects(pattern, a.Name) })
 	})
 }
 
-// Selects reports whether pattern, a public name or a prefix followed by a
-// star, selects name.
+// Selects reports whether pattern selects name. A pattern is a public name, or a
+// prefix of some followed by a star.
 func Selects(pattern, name string) bool {
 	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
 		return strings.HasPrefix(name, prefix)

@@ -17,9 +17,9 @@ import (
 
 // Actor is who caused an event: the authenticated caller.
 type Actor struct {
-	Kind   string `json:"kind"` // api-key, oauth2, system, import
-	ID     string `json:"id"`
-	Client string `json:"client,omitzero"` // the application that acted for the caller
+	Kind   string `json:"kind" doc:"The kind of caller: api-key, oauth2, system or import."` // api-key, oauth2, system, import
+	ID     string `json:"id" doc:"The caller's id."`
+	Client string `json:"client,omitzero" doc:"The application that acted for the caller."` // the application that acted for the caller
 }
 
 func (a Actor) String() string { return a.Kind + ":" + a.ID }

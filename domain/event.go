@@ -12,15 +12,14 @@ import (
 	"accountledger/eventstore"
 )
 
-// Event is a fact in the past tense. Every field of an event is tagged
-// pii:"clear", and then proved and kept forever, or pii:"seal", and then
-// sealed under the account's own key until that is destroyed.
+// Event is a fact, named in the past tense. Every field of an event has a tag:
+// pii:"clear" fields are covered by the log's proofs and kept forever; pii:"seal"
+// fields are encrypted under the account's own key until that key is destroyed.
 type Event interface {
 	eventType() string
 
-	// public returns the public events of x, whose event this is: what external
-	// systems receive, under names that the Catalogue lists. An event that stays
-	// inside the ledger returns internal.
+	// public returns what external systems receive of x, whose event this is, under
+	// names that the Catalogue lists. It returns internal if they receive nothing.
 	public(x Entry) []publicEvent
 }
 
@@ -93,8 +92,8 @@ var decoders = func() map[string]decoder {
 	return all
 }()
 
-// TypeOf returns the type under which e is recorded today; an older entry of
-// the log may have an older one, which DecodeEvent upcasts. It is "" for nil.
+// TypeOf returns the current type of e, "" for nil. The log may hold older events
+// of the same kind under an older type; see CurrentType.
 func TypeOf(e Event) string {
 	if e == nil {
 		return ""
@@ -103,19 +102,19 @@ func TypeOf(e Event) string {
 }
 
 // upcasters bring an event written in an older version to the next one, JSON
-// to JSON, one step at a time, so that nobody else ever sees the older one.
+// to JSON, one step at a time, so that no other code sees the older one.
 // The rows of the log are never rewritten.
 var upcasters = map[string]upcaster{}
 
-// upcaster takes and returns the members of the two parts of an event;
-// personal is nil where they were erased.
+// upcaster takes and returns the members of the two parts of an event. personal is
+// nil if it was erased.
 type upcaster struct {
 	to     string
 	upcast func(clear, personal jsontext.Value) (jsontext.Value, jsontext.Value, error)
 }
 
-// document is one part of an event as it is recorded: what of it is clear, and
-// what of it is sealed, are two documents with different members filled.
+// document is one part of an event as it is recorded. The clear and the sealed
+// fields are in two documents, with different members set.
 type document[D any] struct {
 	Meta    *Metadata `json:"meta,omitzero"`
 	Data    D         `json:"data"`
@@ -123,10 +122,10 @@ type document[D any] struct {
 }
 
 // decoder decodes the two documents of an event and fills in its metadata.
-// personal is nil where it was erased: then the personal fields stay empty.
+// personal is nil if it was erased; the personal fields then stay empty.
 type decoder func(clear, personal []byte, m *Metadata) (Event, error)
 
-// What we wrote has no duplicate names; looking for some takes a third of the time.
+// The ledger writes no duplicate names; checking for them takes a third of the time.
 var trusted = jsontext.AllowDuplicateNames(true)
 
 // decoderOf returns the decoder of the events of one Go type.
@@ -147,11 +146,11 @@ func decoderOf(event reflect.Type) decoder {
 	}
 }
 
-// into decodes a JSON value into what a pointer points to, on top of what is
-// there.
+// into decodes a JSON value into the variable behind a pointer, on top of its
+// present value.
 type into struct{ pointer any }
 
-// UnmarshalJSONFrom decodes the next value.
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
 func (i into) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	return json.UnmarshalDecode(dec, i.pointer)
 }
@@ -252,8 +251,8 @@ func encodeClear(e Event, m Metadata) ([]byte, error) {
 	return json.Marshal(d, trusted, json.Deterministic(true))
 }
 
-// encodePersonal returns the personal document of an event, nil if there is
-// nothing personal about it.
+// encodePersonal returns the personal document of an event, nil if the event has no
+// personal data.
 func encodePersonal(e Event, m Metadata) ([]byte, error) {
 	d := document[members]{Data: members{e, personalPart}, Request: m.requestHash}
 	if d.Data.empty() && d.Request == "" {
@@ -262,8 +261,7 @@ func encodePersonal(e Event, m Metadata) ([]byte, error) {
 	return json.Marshal(d, trusted, json.Deterministic(true))
 }
 
-// members is the JSON object of an event's fields of one part, without the
-// empty ones.
+// members encodes the non-empty fields of one part of an event as a JSON object.
 type members struct {
 	event Event
 	part  part
@@ -279,7 +277,7 @@ func (m members) empty() bool {
 	return true
 }
 
-// MarshalJSONTo writes the object.
+// MarshalJSONTo implements json.MarshalerTo.
 func (m members) MarshalJSONTo(enc *jsontext.Encoder) error {
 	v := reflect.ValueOf(m.event)
 	if err := enc.WriteToken(jsontext.BeginObject); err != nil {

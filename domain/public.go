@@ -13,17 +13,17 @@ import (
 	"accountledger/eventstore"
 )
 
-// PublicEvent is what external systems are told: the form in which an event
-// of the log goes out through webhooks and the feed.
+// PublicEvent is the form in which webhooks and the feed send an event of the log to
+// external systems.
 type PublicEvent struct {
-	ID       string              `json:"id"`   // the same at every delivery
-	Type     string              `json:"type"` // of the public catalogue: USER_CREATED
-	Sub      string              `json:"sub,omitzero"`
-	Subs     []string            `json:"combinedSubs,omitzero"` // further subs of the account, merged into it by then
-	Sequence eventstore.Revision `json:"sequence"`              // the account's revision: ignore what is not above the last one applied
-	Time     time.Time           `json:"time"`
-	Data     jsontext.Value      `json:"data"`
-	Aliases  []string            `json:"-"` // further names, for those who asked for them, see Told
+	ID       string              `json:"id" doc:"The event's id, the same in every delivery and in the feed."`
+	Type     string              `json:"type" doc:"The event's name in the public catalogue."` // USER_CREATED
+	Sub      string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Subs     []string            `json:"combinedSubs,omitzero" doc:"The accounts that had been merged into this account when the event happened."`
+	Sequence eventstore.Revision `json:"sequence" doc:"The account's revision. Ignore an event whose sequence is not greater than the last one applied."`
+	Time     time.Time           `json:"time" doc:"When the event took effect."`
+	Data     jsontext.Value      `json:"data" doc:"The event's data."`
+	Aliases  []string            `json:"-"` // other names that patterns can select, see EventName
 
 	Traceparent string `json:"-"` // see Metadata
 }
@@ -36,14 +36,14 @@ type publicEvent struct {
 // internal is the public form of an event that no external system receives.
 var internal []publicEvent
 
-// configChanged is the data of a change of the configuration.
+// configChanged is the data of public events about configuration objects.
 type configChanged struct {
-	ID     string   `json:"id"`
-	Fields []string `json:"fields,omitzero"`
+	ID     string   `json:"id" doc:"The id of the configuration object."`
+	Fields []string `json:"fields,omitzero" doc:"The members that changed; absent if the object was deleted."`
 }
 
-// objectSet returns the public event of an object of the configuration that
-// was set: <noun>_CREATED or <noun>_UPDATED.
+// objectSet returns the public event of a configuration object that was created or
+// changed: <noun>_CREATED or <noun>_UPDATED.
 func objectSet(noun string, created bool, id string, fields []string) []publicEvent {
 	name := noun + "_UPDATED"
 	if created {
@@ -52,7 +52,7 @@ func objectSet(noun string, created bool, id string, fields []string) []publicEv
 	return []publicEvent{{name, configChanged{id, fields}}}
 }
 
-// objectDeleted returns the public event of an object that was deleted.
+// objectDeleted returns the public event of a configuration object that was deleted.
 func objectDeleted(noun, id string) []publicEvent {
 	return []publicEvent{{noun + "_DELETED", configChanged{ID: id}}}
 }
@@ -65,8 +65,8 @@ func prefixed(prefix string, names []string) []string {
 	return out
 }
 
-// Public returns what x is in public: one event or several, each with an id
-// of its own that is the same whenever it is asked for.
+// Public returns the public events of x. Their ids are the same at every call: the
+// first has the id of x, and ids of further ones follow from that.
 func Public(x Entry) ([]PublicEvent, error) {
 	if x.Event == nil {
 		return nil, nil
@@ -81,7 +81,7 @@ func Public(x Entry) ([]PublicEvent, error) {
 		if i > 0 {
 			name := p.name
 			if p.name == events[i-1].Type {
-				name += strconv.Itoa(i) // several of one name: by their places
+				name += strconv.Itoa(i) // several of one name differ by their index
 			}
 			id = uuid.NewSHA1(x.ID, []byte(name))
 		}
@@ -90,9 +90,9 @@ func Public(x Entry) ([]PublicEvent, error) {
 	return events, nil
 }
 
-// Tells reports whether who asked for patterns is told of x.
+// Tells reports whether patterns select a public event of x.
 func Tells(x Entry, patterns []string) bool {
 	return x.Event != nil && slices.ContainsFunc(x.Event.public(x), func(p publicEvent) bool {
-		return PublicEvent{Type: p.name, Aliases: p.aliases()}.Told(patterns) != ""
+		return PublicEvent{Type: p.name, Aliases: p.aliases()}.EventName(patterns) != ""
 	})
 }

@@ -96,3 +96,8 @@ func TestRepeatForgotten(t *testing.T) {
 		}
 	})
 }
+
+func (CommandRemembered) sample() sample {
+	return sample{event: CommandRemembered{Stream: "account-0190a1b2-0000-7000-8000-000000000003", Revision: 4, Unchanged: true, KeyID: []byte{0, 255}, Request: []byte("sealed")},
+		clear: "Stream Revision Unchanged KeyID Request", hidden: true}
+}

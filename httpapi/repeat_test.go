@@ -8,9 +8,9 @@ import (
 	"accountledger/domain"
 )
 
-// TestEveryWriteRepeats sends every write twice under one Idempotency-Key, and
-// again after a restart, when others have changed what it changed: the second
-// time is answered like the first and appends nothing.
+// TestEveryWriteRepeats sends every write twice with one Idempotency-Key, and
+// once more after a restart, when other writes have changed the same objects:
+// repeated requests get the first response and append nothing.
 func TestEveryWriteRepeats(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
@@ -27,7 +27,7 @@ func TestEveryWriteRepeats(t *testing.T) {
 		first                   response
 	}
 	var all []sent
-	for i, w := range writes {
+	for i, w := range writes(description(t)) {
 		s := sent{method: w.method, path: known(w.path, names), body: known(w.body, names), key: fmt.Sprint("Idempotency-Key: k", i)}
 		s.first = l.send(t, s.method, s.path, s.body, s.key)
 		if s.first.status >= 300 {
@@ -39,7 +39,7 @@ func TestEveryWriteRepeats(t *testing.T) {
 		before := head()
 		again := l.send(t, s.method, s.path, s.body, s.key)
 		if strings.Contains(s.path, "immediate=true") {
-			// The account is erased, and with it what it was asked.
+			// The account is erased, and its commands with it.
 			if again.status != 410 {
 				t.Errorf("an erasure again: %d %s", again.status, again.body)
 			}
@@ -48,11 +48,11 @@ func TestEveryWriteRepeats(t *testing.T) {
 		if again.status != s.first.status || head() != before {
 			t.Errorf("%s %s again: %d %s, and %d more events; the first time %d", s.method, s.path, again.status, again.body, head()-before, s.first.status)
 		}
-		// How deliveries go, and a key that nobody has, are not told twice.
+		// The state of deliveries differs, and an API key is returned only once.
 		if !strings.HasPrefix(s.path, "/v1/webhooks") && s.path != "/v1/api-keys" && string(again.body) != string(s.first.body) {
 			t.Errorf("%s %s again: %s\nthe first time: %s", s.method, s.path, again.body, s.first.body)
 		}
-		// A new webhook is known by what was asked and not by the bytes.
+		// A repeated creation of a webhook is recognized by its settings, not its bytes.
 		if s.body != "" && s.path != "/v1/webhooks" {
 			l.refused(t, domain.CodeIdempotencyKeyReused, s.method, s.path, s.body+" ", s.key)
 		}
@@ -63,8 +63,8 @@ func TestEveryWriteRepeats(t *testing.T) {
 	before := head()
 	for _, s := range all {
 		again := l.send(t, s.method, s.path, s.body, s.key)
-		// Of who was erased since nothing is left to compare with: the merge was
-		// recorded under that key.
+		// The merge was sealed under the key of an account erased since, so its
+		// digest can no longer be compared.
 		gone := strings.HasSuffix(s.path, "/merge") && again.status == 422 ||
 			again.status == 410 && strings.Contains(s.path, names["<bob>"]) ||
 			again.status == 404 && (strings.HasPrefix(s.path, "/v1/webhooks/") || strings.HasPrefix(s.path, "/v1/api-keys/"))

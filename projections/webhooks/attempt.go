@@ -50,12 +50,12 @@ type Tracing struct {
 
 // Attempt is one request to deliver an event, and its result.
 type Attempt struct {
-	Time       time.Time `json:"time"`
-	Trigger    string    `json:"trigger"` // schedule, manual, recover or replay
-	Status     int       `json:"status"`  // HTTP's; 0 without a response
-	Error      string    `json:"error,omitzero"`
-	DurationMs float64   `json:"durationMs"`
-	Response   string    `json:"response,omitzero"` // the start of a refusal's body; never of a private address
+	Time       time.Time `json:"time" doc:"When the attempt was made."`
+	Trigger    string    `json:"trigger" doc:"What caused the attempt. schedule: the regular delivery or a retry; manual, recover, replay: a request to this API."`
+	Status     int       `json:"status" doc:"The HTTP status of the response; 0 if there was none."`
+	Error      string    `json:"error,omitzero" doc:"Why the attempt failed, as a code."`
+	DurationMs float64   `json:"durationMs" doc:"Duration in milliseconds."`
+	Response   string    `json:"response,omitzero" doc:"The beginning of the response body."`
 }
 
 // The triggers of attempts.

@@ -29,13 +29,13 @@ var Statuses = []string{StatusPending, StatusDelivered, StatusRetrying, StatusDe
 
 // Delivery is one public event on its way to one webhook.
 type Delivery struct {
-	EventID  string              `json:"eventId"` // the webhook-id
-	Type     string              `json:"type"`
-	Sub      string              `json:"sub,omitzero"`
-	Sequence eventstore.Revision `json:"sequence"`
-	Position eventstore.Position `json:"position"`
-	Status   string              `json:"status"`
-	Attempts []Attempt           `json:"attempts"` // those stored, oldest first
+	EventID  string              `json:"eventId" doc:"The public event's id; the webhook-id of every attempt."`
+	Type     string              `json:"type" doc:"The event's name in the public catalogue."`
+	Sub      string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Sequence eventstore.Revision `json:"sequence" doc:"The account's revision."`
+	Position eventstore.Position `json:"position" doc:"The event's position in the log."`
+	Status   string              `json:"status" doc:"delivered, retrying, dead, pending, or settled: nothing is left to send, and the outcome is no longer stored."`
+	Attempts []Attempt           `json:"attempts" doc:"The attempts, oldest first."`
 }
 
 // placed is a delivery with its place in the log: its position, and its index

@@ -29,17 +29,17 @@ const StatusUnknown = "unknown"
 // its delivery. Nothing is stored for it, so erasures have nothing to find. For
 // an erased account, Data has only the names that its events still have.
 type Disclosure struct {
-	WebhookID     string              `json:"webhookId"`
-	URL           string              `json:"url"` // without its query, which may be secret
-	Deleted       bool                `json:"deleted,omitzero"`
-	EventID       string              `json:"eventId"`
-	Type          string              `json:"type"`
-	Sequence      eventstore.Revision `json:"sequence"`
-	Position      eventstore.Position `json:"position"`
-	Time          time.Time           `json:"time"` // of the event
-	Status        string              `json:"status"`
-	DeliveredTime time.Time           `json:"deliveredTime,omitzero"` // of the first successful attempt that is stored
-	Data          []string            `json:"data"`                   // JSON pointers into the payload's data: what was sent
+	WebhookID     string              `json:"webhookId" doc:"The webhook that received the data."`
+	URL           string              `json:"url" doc:"The endpoint's current or last URL, without its query."`
+	Deleted       bool                `json:"deleted,omitzero" doc:"Whether the webhook has been deleted."`
+	EventID       string              `json:"eventId" doc:"The public event's id."`
+	Type          string              `json:"type" doc:"The name under which the event was sent."`
+	Sequence      eventstore.Revision `json:"sequence" doc:"The account's revision."`
+	Position      eventstore.Position `json:"position" doc:"The event's position in the log."`
+	Time          time.Time           `json:"time" doc:"When the event happened."`
+	Status        string              `json:"status" doc:"delivered; settled: nothing is left to send, and the outcome is no longer stored; dead: given up; retrying; pending; unknown: the webhook was deleted."`
+	DeliveredTime time.Time           `json:"deliveredTime,omitzero" doc:"When the first delivery succeeded, while its attempts are stored."`
+	Data          []string            `json:"data" doc:"The members that were sent, as JSON pointers into the event's data."`
 }
 
 // disclosures computes who received what about an account.

@@ -233,14 +233,14 @@ const (
 
 // Lane is an account whose events wait, as delivery.db stores it.
 type Lane struct {
-	Sub             string              `json:"sub,omitzero"` // "": the stream of the configuration or of a webhook
-	Status          string              `json:"status"`
-	Sequence        eventstore.Revision `json:"sequence"`         // of the next event, or before it
-	Position        eventstore.Position `json:"position"`         // likewise
-	EventID         string              `json:"eventId,omitzero"` // of the next event, if it is a dead letter
-	Attempts        int                 `json:"attempts"`         // failed ones of the next event
-	Error           string              `json:"error,omitzero"`   // of the last attempt
-	NextAttemptTime time.Time           `json:"nextAttemptTime,omitzero"`
+	Sub             string              `json:"sub,omitzero" doc:"The account. Absent: changes of the configuration."`
+	Status          string              `json:"status" doc:"retrying: the next event failed and will be retried; blocked: its delivery was given up and must not be skipped; waiting: earlier events are still being sent."`
+	Sequence        eventstore.Revision `json:"sequence" doc:"Sequence of the next event, or a lower bound."`
+	Position        eventstore.Position `json:"position" doc:"Log position of the next event, or a lower bound."`
+	EventID         string              `json:"eventId,omitzero" doc:"Id of the next event, if its delivery was given up: the event to resend."`
+	Attempts        int                 `json:"attempts" doc:"Number of failed attempts for the next event."`
+	Error           string              `json:"error,omitzero" doc:"Why the last attempt failed, as a code."`
+	NextAttemptTime time.Time           `json:"nextAttemptTime,omitzero" doc:"When the next attempt is due."`
 }
 
 // listLanes lists the lanes of a webhook whose streams are after a stream, at most

@@ -18,12 +18,12 @@ const TestType = "WEBHOOK_TEST"
 
 // Probe is a request that was made to see how an endpoint responds.
 type Probe struct {
-	OK         bool      `json:"ok"` // the endpoint accepted it, or permits deliveries
-	Time       time.Time `json:"time"`
-	Status     int       `json:"status"` // HTTP's; 0 without a response
-	Error      string    `json:"error,omitzero"`
-	DurationMs float64   `json:"durationMs"`
-	Response   string    `json:"response,omitzero"` // see Attempt
+	OK         bool      `json:"ok" doc:"Whether the receiver accepted the request, or agreed to deliveries."`
+	Time       time.Time `json:"time" doc:"When the request was sent."`
+	Status     int       `json:"status" doc:"The HTTP status of the response; 0 if there was none."`
+	Error      string    `json:"error,omitzero" doc:"Why ok is false, as a code."`
+	DurationMs float64   `json:"durationMs" doc:"Duration in milliseconds."`
+	Response   string    `json:"response,omitzero" doc:"The beginning of the response body."`
 }
 
 // probes tries endpoints out.

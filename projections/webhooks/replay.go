@@ -21,14 +21,14 @@ import (
 // ReplayFilter selects the events of a replay: those in (After, UpTo] that match
 // all other fields.
 type ReplayFilter struct {
-	After   eventstore.Position `json:"after"`
-	UpTo    eventstore.Position `json:"upTo"`
-	Since   time.Time           `json:"since,omitzero"`   // recorded then or later; with Recover: failed then or later
-	Until   time.Time           `json:"until,omitzero"`   // recorded before
-	Events  []string            `json:"events,omitzero"`  // patterns like the webhook's, which must select the events as well
-	Sub     string              `json:"sub,omitzero"`     // of one account
-	Missing bool                `json:"missing,omitzero"` // without a successful attempt, as far as attempts are stored
-	Recover bool                `json:"recover,omitzero"` // whose stored attempts all failed, and dead letters
+	After   eventstore.Position `json:"after" doc:"Only events after this log position."`
+	UpTo    eventstore.Position `json:"upTo" doc:"Only events up to and including this log position."`
+	Since   time.Time           `json:"since,omitzero" doc:"Only events recorded at or after this time; in a recovery, deliveries that failed or were given up at or after it."`
+	Until   time.Time           `json:"until,omitzero" doc:"Only events recorded before this time."`
+	Events  []string            `json:"events,omitzero" doc:"Only these public event names or prefixes."`
+	Sub     string              `json:"sub,omitzero" doc:"Only events of this account."`
+	Missing bool                `json:"missing,omitzero" doc:"Only events without a successful attempt."`
+	Recover bool                `json:"recover,omitzero" doc:"Only events whose attempts all failed, and dead letters."`
 }
 
 // The states of a replay.
@@ -42,15 +42,15 @@ const (
 // regular deliveries, continues after a restart, and does not count for the
 // webhook's health.
 type Replay struct {
-	ReplayID    string              `json:"replayId"`
-	WebhookID   string              `json:"webhookId"`
-	Filter      ReplayFilter        `json:"filter"`
-	State       string              `json:"state"`
-	Position    eventstore.Position `json:"position"` // everything up to here is done
-	Delivered   int64               `json:"delivered"`
-	Failed      int64               `json:"failed"`
-	CreatedTime time.Time           `json:"createdTime"`
-	EndedTime   time.Time           `json:"endedTime,omitzero"`
+	ReplayID    string              `json:"replayId" doc:"The replay's id; also the header webhook-replay of its deliveries."`
+	WebhookID   string              `json:"webhookId" doc:"The webhook's id."`
+	Filter      ReplayFilter        `json:"filter" doc:"Which events the replay sends."`
+	State       string              `json:"state" doc:"running, done or cancelled."`
+	Position    eventstore.Position `json:"position" doc:"The log position the replay has reached."`
+	Delivered   int64               `json:"delivered" doc:"Number of deliveries that succeeded."`
+	Failed      int64               `json:"failed" doc:"Number of deliveries that failed. A replay sends each event once."`
+	CreatedTime time.Time           `json:"createdTime" doc:"When the replay was requested."`
+	EndedTime   time.Time           `json:"endedTime,omitzero" doc:"When the replay ended."`
 }
 
 // replays runs replays. It continues those that had not ended when a run starts.

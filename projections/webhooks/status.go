@@ -15,22 +15,22 @@ import (
 // is the one that the API gives this resource.
 type Endpoint struct {
 	domain.Webhook
-	Position          eventstore.Position `json:"position"`    // everything up to here is settled
-	Backlog           int64               `json:"backlog"`     // events of the log that are not settled, whether the webhook selects them or not
-	Lanes             int                 `json:"lanes"`       // accounts that wait because their next event was refused
-	Blocked           int                 `json:"blocked"`     // of these, accounts whose next event is a dead letter and must not be skipped
-	DeadLetters       int64               `json:"deadLetters"` // events that are no longer retried
-	Breaker           Breaker             `json:"breaker"`
-	LastSuccessTime   time.Time           `json:"lastSuccessTime,omitzero"`
-	SecretFingerprint string              `json:"secretFingerprint"` // of the newest key
+	Position          eventstore.Position `json:"position" doc:"Every event up to this log position is settled."`
+	Backlog           int64               `json:"backlog" doc:"Number of events in the log after position, whether or not the webhook subscribes to them."`
+	Lanes             int                 `json:"lanes" doc:"Number of accounts whose events wait because a delivery failed."`
+	Blocked           int                 `json:"blocked" doc:"Number of those accounts that wait because a delivery was given up and deadLetter is block."`
+	DeadLetters       int64               `json:"deadLetters" doc:"Number of deliveries given up."`
+	Breaker           Breaker             `json:"breaker" doc:"Whether deliveries to the endpoint are suspended."`
+	LastSuccessTime   time.Time           `json:"lastSuccessTime,omitzero" doc:"When a delivery last succeeded."`
+	SecretFingerprint string              `json:"secretFingerprint" doc:"Fingerprint of the newest key. It identifies the secret without revealing it."`
 }
 
 // Breaker is the state of a webhook's circuit breaker.
 type Breaker struct {
-	State  string    `json:"state"`           // closed or open
-	Reason string    `json:"reason,omitzero"` // an error code, see Attempt
-	Step   int       `json:"step"`            // failures in a row
-	Until  time.Time `json:"until,omitzero"`  // when the endpoint is probed
+	State  string    `json:"state" doc:"closed: deliveries are sent; open: deliveries to the endpoint are suspended."`
+	Reason string    `json:"reason,omitzero" doc:"Why the breaker is open, as a code."`
+	Step   int       `json:"step" doc:"Number of consecutive failures."`
+	Until  time.Time `json:"until,omitzero" doc:"When the next delivery is tried."`
 }
 
 // status shows webhooks and how their delivery goes.

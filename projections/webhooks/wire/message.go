@@ -56,7 +56,7 @@ type Message struct {
 // receives: m itself, a copy of m under the alias that the patterns name, or
 // nil if no pattern matches.
 func (m *Message) Select(patterns []string) *Message {
-	name := m.Event.Told(patterns)
+	name := m.Event.EventName(patterns)
 	switch name {
 	case m.Event.Type:
 		return m
