@@ -304,7 +304,8 @@ func column[T any](ctx context.Context, db *sql.DB, query string, args ...any) (
 }
 
 // Backup writes a consistent copy of the live file to dest, which must not
-// exist; it is durable when Backup returns. A key destroyed later lives on in
+// exist. Its bytes are durable when Backup returns; the caller makes its name
+// durable by syncing the directory. A key destroyed later lives on in
 // the copy, under the master key of its epoch: keep copies no longer than the
 // law lets you, and destroy again what the log says is erased after restoring
 // one.
@@ -319,19 +320,6 @@ func (k *Keys) Backup(ctx context.Context, dest string) error {
 	}
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("seal: back up: %w", err)
-	}
-	return syncDir(filepath.Dir(dest))
-}
-
-// syncDir makes a new name in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("seal: %w", err)
 	}
 	return nil
 }
