@@ -2,7 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"go/parser"
+	"go/token"
+	"io/fs"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -25,6 +29,8 @@ var mayImport = map[string][]string{
 	"projections/export":          {"domain", "eventstore", "projections"},
 	"projections/erasure":         {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks"},
 	"httpapi":                     {"domain", "domain/importer", "eventstore", "eventstore/seal", "projections", "projections/erasure", "projections/export", "projections/webhooks"},
+	"cmd/accountledger/cli":       {},
+	"cmd/accountledger/remote":    {"cmd/accountledger/cli", "domain", "eventstore", "httpapi", "projections", "projections/erasure", "projections/webhooks"},
 	"cmd/accountledger":           nil, // everything
 	"testdata":                    {},
 }
@@ -69,5 +75,32 @@ func TestImports(t *testing.T) {
 				t.Errorf("%s imports %s, which is httpapi's alone", name, path)
 			}
 		}
+	}
+}
+
+// TestOneFileNamesTheStore holds that store.go alone imports the store's package,
+// so that another store is another case in that file.
+func TestOneFileNamesTheStore(t *testing.T) {
+	var importing []string
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".go" {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range file.Imports {
+			if spec.Path.Value == `"accountledger/eventstore/sqlite"` {
+				importing = append(importing, path)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"store.go"}; !slices.Equal(importing, want) {
+		t.Errorf("the files %v import eventstore/sqlite, want %v", importing, want)
 	}
 }

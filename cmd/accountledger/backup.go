@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
 	"accountledger/projections"
 )
@@ -32,19 +33,19 @@ keys of accounts erased after the backup are still in it: keep backups no longer
 than you may.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
 			if to == "" {
-				return usagef("name the directory to write with --to")
+				return cli.Usagef("name the directory to write with --to")
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			return backup(ctx, c, newConsole(cmd, c), to, withMaster)
+			return backup(ctx, c, cli.NewConsole(cmd, c), to, withMaster)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
 	cmd.Flags().StringVar(&to, "to", "", "directory to write; it must be empty or not exist")
 	cmd.Flags().BoolVar(&withMaster, "include-master-key", false, "copy the master key too: who has the copy then has all personal data")
 	return cmd
@@ -58,7 +59,7 @@ type backedUp struct {
 	Verified  verified            `json:"verified"`
 }
 
-func backup(ctx context.Context, c config, out console, to string, withMaster bool) error {
+func backup(ctx context.Context, c cli.Config, out cli.Console, to string, withMaster bool) error {
 	dest := directory(to)
 	if err := dest.makeEmpty(); err != nil {
 		return fmt.Errorf("backup: %w", err)
@@ -75,12 +76,12 @@ func backup(ctx context.Context, c config, out console, to string, withMaster bo
 	if !v.OK {
 		return v.print(out)
 	}
-	if out.json {
-		return out.document(backedUp{to, eventstore.Position(v.Events), withMaster, v})
+	if out.JSON {
+		return out.Document(backedUp{to, eventstore.Position(v.Events), withMaster, v})
 	}
-	out.printf("backed up %d events to %s and verified them\n", v.Events, to)
+	out.Printf("backed up %d events to %s and verified them\n", v.Events, to)
 	if !withMaster {
-		out.printf("the master key is not in it: keep it elsewhere, or nobody can open the copy\n")
+		out.Printf("the master key is not in it: keep it elsewhere, or nobody can open the copy\n")
 	}
 	return nil
 }
@@ -89,8 +90,8 @@ func backup(ctx context.Context, c config, out console, to string, withMaster bo
 // they follow, so that none is ahead of it, and the keys after the events that
 // need them. The log's keys come last: without them a directory is not taken
 // for a ledger.
-func copyLedger(ctx context.Context, c config, out console, dest directory, withMaster bool) error {
-	r, err := openReadOnly(ctx, c, out.logger())
+func copyLedger(ctx context.Context, c cli.Config, out cli.Console, dest directory, withMaster bool) error {
+	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
@@ -114,14 +115,14 @@ func copyLedger(ctx context.Context, c config, out console, dest directory, with
 		}},
 		{viewsFile, views.Backup},
 		{logFile, func(ctx context.Context, dest string) error {
-			p := out.progress("pages", -1)
-			defer p.end()
-			return r.log.Backup(ctx, dest, p.set)
+			p := out.Progress("pages", -1)
+			defer p.End()
+			return r.log.Backup(ctx, dest, p.Set)
 		}},
 		{keysFile, keys.Backup},
 	} {
-		if !out.json {
-			fmt.Fprintf(out.err, "copying %s\n", file.name)
+		if !out.JSON {
+			fmt.Fprintf(out.Err, "copying %s\n", file.name)
 		}
 		if err := file.copy(ctx, dest.path(file.name)); err != nil {
 			return err
@@ -135,7 +136,7 @@ func copyLedger(ctx context.Context, c config, out console, dest directory, with
 		if err != nil {
 			return err
 		}
-		if err := createFile(dest.path(masterKeyFile), master.Reveal()+"\n", 0o600); err != nil {
+		if err := cli.CreateFile(dest.path(masterKeyFile), master.Reveal()+"\n", 0o600); err != nil {
 			return err
 		}
 	}
@@ -147,7 +148,7 @@ func copyLedger(ctx context.Context, c config, out console, dest directory, with
 		if err != nil {
 			return err
 		}
-		if err := createFile(dest.path(key.name), string(text), key.mode); err != nil {
+		if err := cli.CreateFile(dest.path(key.name), string(text), key.mode); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/projections"
@@ -26,13 +27,13 @@ master key. If anything is wrong the exit code is 3.
 That the log was not altered by someone who knows how is for 'verify' to prove.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			out := newConsole(cmd, c)
+			out := cli.NewConsole(cmd, c)
 			ch, err := check(ctx, c, out, views)
 			if err != nil {
 				return err
@@ -40,7 +41,7 @@ That the log was not altered by someone who knows how is for 'verify' to prove.`
 			return ch.print(out)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
 	cmd.Flags().BoolVar(&views, "views", false, "compare the views with a rebuild")
 	return cmd
 }
@@ -76,9 +77,9 @@ func (ch *checked) add(file, format string, args ...any) {
 
 // check checks the ledger in c.Data. An error means that it could not be
 // carried out.
-func check(ctx context.Context, c config, out console, compareViews bool) (checked, error) {
+func check(ctx context.Context, c cli.Config, out cli.Console, compareViews bool) (checked, error) {
 	var ch checked
-	r, err := openReadOnly(ctx, c, out.logger())
+	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return ch, err
 	}
@@ -163,10 +164,10 @@ func (ch *checked) followers(ctx context.Context, r *reader) error {
 
 // events checks that every event up to the head can be opened and decoded, or
 // that its account was erased.
-func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, out console) error {
+func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, out cli.Console) error {
 	gone := map[eventstore.KeyID]eventstore.Position{} // keys whose erasure is not met yet
-	p := out.progress("events", int64(ch.Head))
-	defer p.end()
+	p := out.Progress("events", int64(ch.Head))
+	defer p.End()
 	ch.readable = true
 	for page, err := range r.selected(ctx, eventsOptions{}) {
 		if err != nil {
@@ -190,7 +191,7 @@ func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, ou
 				gone[rec.KeyID] = rec.Position
 			}
 		}
-		p.add(int64(len(page)))
+		p.Add(int64(len(page)))
 	}
 	for _, position := range gone {
 		ch.add(keysFile, "the key of the event at position %d is gone, and no erasure says why", position)
@@ -198,26 +199,26 @@ func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, ou
 	return nil
 }
 
-func (ch checked) print(out console) error {
+func (ch checked) print(out cli.Console) error {
 	var err error
 	if !ch.OK {
-		err = &exitError{exitFaults, fmt.Errorf("the ledger has faults: %d", int64(len(ch.Findings))+ch.Unlisted)}
+		err = cli.Exitf(cli.ExitFaults, "the ledger has faults: %d", int64(len(ch.Findings))+ch.Unlisted)
 	}
-	if out.json {
-		return errors.Join(out.document(ch), err)
+	if out.JSON {
+		return errors.Join(out.Document(ch), err)
 	}
 	for _, f := range ch.Findings {
-		out.printf("%s: %s\n", f.File, f.Detail)
+		out.Printf("%s: %s\n", f.File, f.Detail)
 	}
 	if ch.Unlisted > 0 {
-		out.printf("and %d more\n", ch.Unlisted)
+		out.Printf("and %d more\n", ch.Unlisted)
 	}
 	if ch.OK {
-		out.printf("checked: all files are whole and fit together, %d events", ch.Head)
+		out.Printf("checked: all files are whole and fit together, %d events", ch.Head)
 		if ch.Compared > 0 {
-			out.printf(", %d accounts as in a rebuild", ch.Compared)
+			out.Printf(", %d accounts as in a rebuild", ch.Compared)
 		}
-		out.printf("\n")
+		out.Printf("\n")
 	}
 	return err
 }

@@ -9,9 +9,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
-	"accountledger/eventstore/sqlite"
 	"accountledger/projections"
 )
 
@@ -19,8 +19,8 @@ import (
 // position. It works on a copy, so that a server is not held up and the live
 // view may move on. The copies are personal data, so they lie in the data
 // directory, and the next start removes what a crash leaves of them.
-func (ch *checked) views(ctx context.Context, r *reader, live *projections.Views, codec domain.Codec, out console) (err error) {
-	dir, err := os.MkdirTemp(string(r.dir), newFilePrefix+"check-*")
+func (ch *checked) views(ctx context.Context, r *reader, live *projections.Views, codec domain.Codec, out cli.Console) (err error) {
+	dir, err := os.MkdirTemp(string(r.dir), cli.NewFilePrefix+"check-*")
 	if err != nil {
 		return err
 	}
@@ -62,19 +62,19 @@ func (ch *checked) views(ctx context.Context, r *reader, live *projections.Views
 }
 
 // catchUp brings views that nobody runs to a position.
-func catchUp(ctx context.Context, views *projections.Views, to eventstore.Position, out console) error {
+func catchUp(ctx context.Context, views *projections.Views, to eventstore.Position, out cli.Console) error {
 	ctx, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- views.Run(ctx) }()
 	const step = 10_000
-	p := out.progress("rebuild", int64(to))
+	p := out.Progress("rebuild", int64(to))
 	var err error
 	for at := eventstore.Position(0); at < to && err == nil; {
 		at = min(at+step, to)
 		err = views.Await(ctx, projections.AccountsView, at)
-		p.set(int64(at), int64(to))
+		p.Set(int64(at), int64(to))
 	}
-	p.end()
+	p.End()
 	stop()
 	return errors.Join(err, <-ended)
 }
@@ -113,7 +113,7 @@ func (ch *checked) compare(wasRows, isRows iter.Seq2[projections.AccountRow, err
 // prefix is the log as it was when it ended at a position. It cannot be
 // written.
 type prefix struct {
-	log *sqlite.Reader
+	log storeReader
 	end eventstore.Position
 }
 

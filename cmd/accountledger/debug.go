@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"sync"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 // serveDebug serves, without a key and to this machine only, what whoever
@@ -42,7 +44,7 @@ func debugHandler(m *metrics, logger *slog.Logger) http.Handler {
 		if err != nil {
 			host = r.Host
 		}
-		if !loopback(host) {
+		if !cli.Loopback(host) {
 			http.Error(w, "not for this host", http.StatusForbidden)
 			return
 		}
@@ -52,13 +54,13 @@ func debugHandler(m *metrics, logger *slog.Logger) http.Handler {
 
 // checkDebugListen refuses an address that other machines can reach: there is
 // no key to what is there.
-func checkDebugListen(c config) error {
+func checkDebugListen(c cli.Config) error {
 	if c.DebugListen == "" {
 		return nil
 	}
 	host, _, err := net.SplitHostPort(c.DebugListen)
-	if err != nil || !loopback(host) {
-		return usagef("debug-listen is %q; it can be an address of this machine only, like 127.0.0.1:9090", c.DebugListen)
+	if err != nil || !cli.Loopback(host) {
+		return cli.Usagef("debug-listen is %q; it can be an address of this machine only, like 127.0.0.1:9090", c.DebugListen)
 	}
 	return nil
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 // TestDebugListen: metrics and profiles are there without a key, for this
@@ -64,7 +66,7 @@ func TestDebugListen(t *testing.T) {
 	}
 	for address, ok := range map[string]bool{"": true, "127.0.0.1:0": true, "[::1]:9090": true, "localhost:9090": true,
 		":9090": false, "0.0.0.0:9090": false, "192.0.2.1:9090": false, "ledger.example:9090": false, "9090": false} {
-		if err := checkDebugListen(config{DebugListen: address}); (err == nil) != ok || err != nil && exitCode(err) != exitUsage {
+		if err := checkDebugListen(cli.Config{DebugListen: address}); (err == nil) != ok || err != nil && exitCode(err) != cli.ExitUsage {
 			t.Errorf("debug-listen %q: %v", address, err)
 		}
 	}

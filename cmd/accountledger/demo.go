@@ -23,6 +23,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"accountledger/cmd/accountledger/cli"
+	"accountledger/cmd/accountledger/remote"
 	"accountledger/domain"
 	"accountledger/domain/importer"
 	"accountledger/projections/webhooks"
@@ -43,11 +45,11 @@ byte that was changed in a copy. It is a test too: it ends with exit code 1 wher
 anything is not as it should be. It listens on this machine only.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
 			dir := keep
 			if dir == "" {
@@ -56,10 +58,10 @@ anything is not as it should be. It listens on this machine only.`,
 				}
 				defer os.RemoveAll(dir)
 			} else if there, err := os.ReadDir(dir); err == nil && len(there) > 0 {
-				return usagef("keep: %s is not empty", dir)
+				return cli.Usagef("keep: %s is not empty", dir)
 			}
-			out := newConsole(cmd, c)
-			out.json = false // it is told to people
+			out := cli.NewConsole(cmd, c)
+			out.JSON = false // it is told to people
 			return demonstrate(ctx, out, dir)
 		},
 	}
@@ -75,10 +77,10 @@ const (
 
 // demonstration is what the steps of a demo share.
 type demonstration struct {
-	out       console
-	config    config
+	out       cli.Console
+	config    cli.Config
 	copy      string // where a copy of the ledger goes to
-	client    *client
+	client    *remote.Client
 	delivered chan delivery
 	sub       string // the person's account
 	work      string // and the second one
@@ -89,9 +91,9 @@ type demonstration struct {
 }
 
 // demonstrate tells and does everything in dir.
-func demonstrate(ctx context.Context, out console, dir string) error {
+func demonstrate(ctx context.Context, out cli.Console, dir string) error {
 	begun := time.Now()
-	d := &demonstration{out: out, copy: filepath.Join(dir, "copy"), delivered: make(chan delivery, 16), config: config{
+	d := &demonstration{out: out, copy: filepath.Join(dir, "copy"), delivered: make(chan delivery, 16), config: cli.Config{
 		Data: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", ShutdownGrace: 10 * time.Second,
 		WebhookAllow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 	}}
@@ -100,22 +102,22 @@ func demonstrate(ctx context.Context, out console, dir string) error {
 			return fmt.Errorf("demo: step %d: %w", d.steps, err)
 		}
 	}
-	out.printf("\nAll of it was as it should be. It took %.1f s.\n", time.Since(begun).Seconds())
+	out.Printf("\nAll of it was as it should be. It took %.1f s.\n", time.Since(begun).Seconds())
 	return nil
 }
 
 // say begins a step.
 func (d *demonstration) say(format string, args ...any) {
 	d.steps++
-	d.out.printf("\n%d. %s\n", d.steps, fmt.Sprintf(format, args...))
+	d.out.Printf("\n%d. %s\n", d.steps, fmt.Sprintf(format, args...))
 }
 
-func (d *demonstration) show(format string, args ...any) { d.out.printf("   "+format+"\n", args...) }
+func (d *demonstration) show(format string, args ...any) { d.out.Printf("   "+format+"\n", args...) }
 
 // logger keeps quiet about what is normal: the demo makes keys and throws them
 // away.
 func (d *demonstration) logger() *slog.Logger {
-	return slog.New(slog.NewTextHandler(d.out.err, &slog.HandlerOptions{Level: slog.LevelError}))
+	return slog.New(slog.NewTextHandler(d.out.Err, &slog.HandlerOptions{Level: slog.LevelError}))
 }
 
 // importPeople imports the people twice, and looks for them in the file.
@@ -186,7 +188,7 @@ func (d *demonstration) live(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &receiver{out: console{out: io.Discard, err: io.Discard}, keys: []webhooks.Verifier{verifier}, status: http.StatusNoContent, now: time.Now}
+	r := &receiver{out: cli.Console{Out: io.Discard, Err: io.Discard}, keys: []webhooks.Verifier{verifier}, status: http.StatusNoContent, now: time.Now}
 	r.accepted = func(x delivery) { d.delivered <- x }
 	running.Go(func() error { return receive(ctx, listener, r) })
 
@@ -217,13 +219,13 @@ func (d *demonstration) follow(ctx context.Context, stdout io.Reader, receiver, 
 		return fmt.Errorf("the server did not start: %q, %w", line, err)
 	}
 	d.config.KeyFile = directory(d.config.Data).path(adminKeyFile) // whatever the environment has
-	if d.client, err = newClient(d.config); err != nil {
+	if d.client, err = remote.NewClient(d.config); err != nil {
 		return err
 	}
-	defer d.client.http.CloseIdleConnections()
+	defer d.client.Close()
 	d.show("%s and %s", d.config.Server, receiver)
 	webhook := map[string]any{"url": receiver, "events": demoEvents, "secret": secret}
-	if err := d.client.call(ctx, "POST", "/v1/webhooks", webhook, nil); err != nil {
+	if err := d.client.Call(ctx, "POST", "/v1/webhooks", webhook, nil); err != nil {
 		return err
 	}
 	d.show("registered a webhook for %s", strings.Join(demoEvents, ", "))
@@ -237,7 +239,7 @@ func (d *demonstration) follow(ctx context.Context, stdout io.Reader, receiver, 
 			Head int `json:"head"`
 		} `json:"projections"`
 	}
-	err = d.client.call(ctx, "GET", "/v1/projections", nil, &at)
+	err = d.client.Call(ctx, "GET", "/v1/projections", nil, &at)
 	if err == nil && len(at.Projections) > 0 {
 		d.head = at.Projections[0].Head
 	}
@@ -258,7 +260,7 @@ func (d *demonstration) change(ctx context.Context) error {
 	d.show("%s is %s, %s, with %d identity", demoEmail, account.Sub, account.Status, len(account.Identities))
 	path := "/v1/accounts/" + d.sub
 	google := map[string]any{"provider": "google", "providerUserId": "1095", "email": demoGoogle, "email_verified": true}
-	if err := d.client.call(ctx, "POST", path+"/identities", google, nil); err != nil {
+	if err := d.client.Call(ctx, "POST", path+"/identities", google, nil); err != nil {
 		return err
 	}
 	if account, err = d.lookup(ctx, demoGoogle); err != nil {
@@ -272,7 +274,7 @@ func (d *demonstration) change(ctx context.Context) error {
 	d.say("Her account is suspended and restored.")
 	for _, status := range []domain.Status{domain.StatusDeclined, domain.StatusVerified} {
 		body := map[string]any{"userStatus": status, "reason": "demonstration"}
-		if err := d.client.call(ctx, "PUT", path+"/status", body, nil); err != nil {
+		if err := d.client.Call(ctx, "PUT", path+"/status", body, nil); err != nil {
 			return err
 		}
 		// Read your own writes: the next look-up has it.
@@ -289,7 +291,7 @@ func (d *demonstration) change(ctx context.Context) error {
 
 func (d *demonstration) lookup(ctx context.Context, identifier string) (domain.Account, error) {
 	var account domain.Account
-	err := d.client.call(ctx, "POST", "/v1/lookup", map[string]string{"identifier": identifier}, &account)
+	err := d.client.Call(ctx, "POST", "/v1/lookup", map[string]string{"identifier": identifier}, &account)
 	return account, err
 }
 
@@ -339,12 +341,12 @@ func (d *demonstration) history(ctx context.Context) error {
 			Actor    domain.Actor `json:"actor"`
 		} `json:"events"`
 	}
-	if err := d.client.call(ctx, "GET", "/v1/accounts/"+d.sub+"/events", nil, &history); err != nil {
+	if err := d.client.Call(ctx, "GET", "/v1/accounts/"+d.sub+"/events", nil, &history); err != nil {
 		return err
 	}
 	var types []string
 	for _, e := range history.Events {
-		d.show("%4d  revision %d  %s  %-26s by %s", e.Position, e.Revision, e.Time.Format(timeFormat), e.Type, e.Actor.Kind)
+		d.show("%4d  revision %d  %s  %-26s by %s", e.Position, e.Revision, e.Time.Format(cli.TimeFormat), e.Type, e.Actor.Kind)
 		types = append(types, e.Type)
 	}
 	want := []string{"account.created.v1", "account.identity-linked.v1", "account.status-changed.v1", "account.status-changed.v1",
@@ -402,4 +404,4 @@ func (d *demonstration) tamper(ctx context.Context) error {
 }
 
 // quiet is a console without progress.
-func (d *demonstration) quiet() console { return console{out: io.Discard, err: io.Discard} }
+func (d *demonstration) quiet() cli.Console { return cli.Console{Out: io.Discard, Err: io.Discard} }

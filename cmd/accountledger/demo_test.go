@@ -5,13 +5,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "demo")
 	code, stdout, stderr := accountledger(t, "demo", "--keep", dir)
-	if code != exitOK {
+	if code != cli.ExitOK {
 		t.Fatalf("demo = %d\n%s%s", code, stdout, stderr)
 	}
 	for _, want := range []string{
@@ -31,7 +33,7 @@ func TestDemo(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "data", logFile)); err != nil {
 		t.Errorf("--keep kept nothing: %v", err)
 	}
-	if code, _, _ := accountledger(t, "demo", "--keep", dir); code != exitUsage {
-		t.Errorf("demo in a directory that is not empty = %d, want %d", code, exitUsage)
+	if code, _, _ := accountledger(t, "demo", "--keep", dir); code != cli.ExitUsage {
+		t.Errorf("demo in a directory that is not empty = %d, want %d", code, cli.ExitUsage)
 	}
 }

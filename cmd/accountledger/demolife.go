@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"accountledger/cmd/accountledger/cli"
+	"accountledger/cmd/accountledger/remote"
 	"accountledger/domain"
 )
 
@@ -26,7 +28,7 @@ func (d *demonstration) merge(ctx context.Context) error {
 	second := map[string]any{"identities": []map[string]any{{"provider": "self", "given_name": "Emily", "email": demoWork}},
 		"customFields": map[string]any{"desk": "4b"}}
 	var work created
-	if err := d.client.call(ctx, "POST", "/v1/accounts", second, &work); err != nil {
+	if err := d.client.Call(ctx, "POST", "/v1/accounts", second, &work); err != nil {
 		return err
 	}
 	d.work = work.Sub
@@ -41,7 +43,7 @@ func (d *demonstration) merge(ctx context.Context) error {
 			Events []string `json:"events"`
 		} `json:"webhooks"`
 	}
-	if err := d.client.call(ctx, "POST", path+"/merge/preview", from, &preview); err != nil {
+	if err := d.client.Call(ctx, "POST", path+"/merge/preview", from, &preview); err != nil {
 		return err
 	}
 	for _, e := range preview.Events {
@@ -53,7 +55,7 @@ func (d *demonstration) merge(ctx context.Context) error {
 	d.show("the webhook would be told %s", strings.Join(preview.Webhooks[0].Events, " and "))
 
 	d.say("They are merged, and that is taken back.")
-	if err := d.client.call(ctx, "POST", path+"/merge", from, nil); err != nil {
+	if err := d.client.Call(ctx, "POST", path+"/merge", from, nil); err != nil {
 		return err
 	}
 	account, err := d.lookup(ctx, demoWork)
@@ -64,7 +66,7 @@ func (d *demonstration) merge(ctx context.Context) error {
 	if account.Sub != d.sub || len(account.Identities) != 3 {
 		return errors.New("the merged account's address does not lead to the survivor")
 	}
-	if err := d.client.call(ctx, "POST", path+"/unmerge", map[string]string{"sub": d.work}, nil); err != nil {
+	if err := d.client.Call(ctx, "POST", path+"/unmerge", map[string]string{"sub": d.work}, nil); err != nil {
 		return err
 	}
 	if account, err = d.lookup(ctx, demoWork); err != nil {
@@ -83,12 +85,12 @@ func (d *demonstration) consent(ctx context.Context) error {
 	d.say("She accepts the newsletter; what she was asked is kept with the answer.")
 	definition := map[string]any{"name": "Newsletter", "purpose": "marketing",
 		"versions": []map[string]any{{"version": 1, "text": map[string]string{"en": "Send me news."}}}}
-	if err := d.client.call(ctx, "PUT", "/v1/consents/newsletter", definition, nil); err != nil {
+	if err := d.client.Call(ctx, "PUT", "/v1/consents/newsletter", definition, nil); err != nil {
 		return err
 	}
 	decision := map[string]any{"consentId": "newsletter", "version": 1, "status": "accepted", "channel": "web", "evidence": "checkbox on the sign-up form"}
 	var account domain.Account
-	if err := d.client.call(ctx, "POST", "/v1/accounts/"+d.sub+"/consents", decision, &account); err != nil {
+	if err := d.client.Call(ctx, "POST", "/v1/accounts/"+d.sub+"/consents", decision, &account); err != nil {
 		return err
 	}
 	if len(account.Consents) != 1 {
@@ -104,7 +106,7 @@ func (d *demonstration) schedule(ctx context.Context) error {
 	due := time.Now().Add(500 * time.Millisecond).UTC().Truncate(time.Microsecond)
 	path := "/v1/accounts/" + d.sub + "/schedules"
 	var planned domain.Schedule
-	if err := d.client.call(ctx, "POST", path, map[string]any{"kind": "reminder", "dueTime": due}, &planned); err != nil {
+	if err := d.client.Call(ctx, "POST", path, map[string]any{"kind": "reminder", "dueTime": due}, &planned); err != nil {
 		return err
 	}
 	if err := d.expect(ctx, delivery{Sub: d.sub, Type: "SCHEDULE_PLANNED"}, delivery{Sub: d.sub, Type: "SCHEDULE_EXECUTED"}); err != nil {
@@ -117,15 +119,15 @@ func (d *demonstration) schedule(ctx context.Context) error {
 			Position int64 `json:"position"`
 		} `json:"events"`
 	}
-	if err := d.client.call(ctx, "GET", "/v1/accounts/"+d.sub+"/events", nil, &history); err != nil {
+	if err := d.client.Call(ctx, "GET", "/v1/accounts/"+d.sub+"/events", nil, &history); err != nil {
 		return err
 	}
 	last := history.Events[len(history.Events)-1].Position
 	var done domain.Schedule
-	if err := d.client.call(ctx, "GET", fmt.Sprintf("%s/%s?min_position=%d", path, planned.ScheduleID, last), nil, &done); err != nil {
+	if err := d.client.Call(ctx, "GET", fmt.Sprintf("%s/%s?min_position=%d", path, planned.ScheduleID, last), nil, &done); err != nil {
 		return err
 	}
-	d.show("due %s, %s %d ms later", due.Format(timeFormat), done.State, done.ExecutedTime.Sub(due).Milliseconds())
+	d.show("due %s, %s %d ms later", due.Format(cli.TimeFormat), done.State, done.ExecutedTime.Sub(due).Milliseconds())
 	if done.State != domain.ScheduleDone || done.ExecutedTime.Before(due) {
 		return fmt.Errorf("the schedule is %+v", done)
 	}
@@ -144,7 +146,7 @@ func (d *demonstration) purge(ctx context.Context) error {
 		} `json:"certificate"`
 	}
 	path := "/v1/accounts/" + d.work
-	if err := d.client.call(ctx, "DELETE", path+"?immediate=true", nil, &answer); err != nil {
+	if err := d.client.Call(ctx, "DELETE", path+"?immediate=true", nil, &answer); err != nil {
 		return err
 	}
 	c := answer.Certificate
@@ -153,10 +155,10 @@ func (d *demonstration) purge(ctx context.Context) error {
 		return fmt.Errorf("the certificate is %+v", c)
 	}
 	for what, err := range map[string]error{
-		"the account":     d.client.call(ctx, "GET", path, nil, nil),
+		"the account":     d.client.Call(ctx, "GET", path, nil, nil),
 		"its identifiers": func() error { _, err := d.lookup(ctx, demoWork); return err }(),
 	} {
-		if refused, ok := errors.AsType[*refusal](err); !ok || !slices.Contains([]int{http.StatusGone, http.StatusNotFound}, refused.Status) {
+		if refused, ok := errors.AsType[*remote.Refusal](err); !ok || !slices.Contains([]int{http.StatusGone, http.StatusNotFound}, refused.Status) {
 			return fmt.Errorf("%s should be gone: %v", what, err)
 		}
 	}

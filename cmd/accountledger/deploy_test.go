@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 const deploy = "../../deploy/"
@@ -45,7 +47,7 @@ func TestDeployedSettings(t *testing.T) {
 			t.Errorf("%s sets nothing", name)
 		}
 		for _, env := range found {
-			if !slices.ContainsFunc(settings(), func(s setting) bool { return s.Env == env }) {
+			if !slices.ContainsFunc(cli.Settings(), func(s cli.Setting) bool { return s.Env == env }) {
 				t.Errorf("%s: there is no setting %s", name, env)
 			}
 		}
@@ -118,8 +120,8 @@ func lineWith(text, part string) string {
 // longer: whoever ends the server waits for longer than it may take to end.
 func longer(t *testing.T, wait string) {
 	t.Helper()
-	i := slices.IndexFunc(settings(), func(s setting) bool { return s.Name == "shutdown-grace" })
-	grace, _ := time.ParseDuration(settings()[i].Default)
+	i := slices.IndexFunc(cli.Settings(), func(s cli.Setting) bool { return s.Name == "shutdown-grace" })
+	grace, _ := time.ParseDuration(cli.Settings()[i].Default)
 	if d, err := time.ParseDuration(wait); err != nil || d < grace+moment {
 		t.Errorf("the server gets %s to end, and may take %s: %v", wait, grace+moment, err)
 	}
@@ -288,27 +290,5 @@ func TestNotify(t *testing.T) {
 	}
 	if is := told(); is != "STOPPING=1" {
 		t.Errorf("told %s, want STOPPING=1", is)
-	}
-}
-
-// TestHealthURL: the server is asked where it listens, on this machine.
-func TestHealthURL(t *testing.T) {
-	for _, tt := range []struct {
-		config config
-		want   string
-	}{
-		{config{Listen: "127.0.0.1:8080"}, "http://127.0.0.1:8080/readyz"},
-		{config{Listen: "0.0.0.0:8080"}, "http://localhost:8080/readyz"},
-		{config{Listen: ":8080"}, "http://localhost:8080/readyz"},
-		{config{Listen: "[::]:8443", TLSCert: "tls.crt"}, "https://localhost:8443/readyz"},
-		{config{Listen: "ledger.example:8080"}, "http://ledger.example:8080/readyz"},
-		{config{Listen: "127.0.0.1:8080", Server: "https://ledger.example/"}, "https://ledger.example/readyz"},
-	} {
-		if is, err := healthURL(tt.config); err != nil || is != tt.want {
-			t.Errorf("%+v is asked at %q, %v, want %q", tt.config, is, err, tt.want)
-		}
-	}
-	if _, err := healthURL(config{Listen: "8080"}); exitCode(err) != exitUsage {
-		t.Errorf("an address without a port: %v", err)
 	}
 }

@@ -16,25 +16,29 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/note"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore/seal"
-	"accountledger/eventstore/sqlite"
 	"accountledger/eventstore/tlog"
 )
+
+// masterKeyEnv holds the master key itself. It is not a setting: every process
+// can read a flag, and a settings file is no place for a key.
+const masterKeyEnv = cli.EnvPrefix + "MASTER_KEY"
 
 // The files of a data directory. Each may only be there when those before it
 // are, but for the master key, which may lie elsewhere: that is the order in
 // which a first start makes them, and how one that was cut short is told from
 // a directory that has lost a file. log.vkey says that the first start is done.
 const (
-	masterKeyFile = "master.key"  // opens keys.db; never in a backup unless asked for
-	logKeyFile    = "log.key"     // signs the checkpoints of the log; secret
-	keysFile      = "keys.db"     // the accounts' keys, wrapped
-	logFile       = "log.db"      // the log
-	logVKeyFile   = "log.vkey"    // verifies the checkpoints; public
-	viewsFile     = "views.db"    // read models
-	deliveryFile  = "delivery.db" // how far webhooks are
-	adminKeyFile  = "admin.key"   // the first API key
-	importsDir    = "imports"     // what imports over HTTP came to
+	masterKeyFile = "master.key"     // opens keys.db; never in a backup unless asked for
+	logKeyFile    = "log.key"        // signs the checkpoints of the log; secret
+	keysFile      = "keys.db"        // the accounts' keys, wrapped
+	logFile       = "log.db"         // the log
+	logVKeyFile   = "log.vkey"       // verifies the checkpoints; public
+	viewsFile     = "views.db"       // read models
+	deliveryFile  = "delivery.db"    // how far webhooks are
+	adminKeyFile  = cli.AdminKeyFile // the first API key
+	importsDir    = "imports"        // what imports over HTTP came to
 )
 
 // directory is where a ledger lives.
@@ -69,7 +73,7 @@ func (d directory) lock() (*os.File, error) {
 	case err == nil:
 		return f, nil
 	case errors.Is(err, syscall.EWOULDBLOCK):
-		return nil, errors.Join(fmt.Errorf("%w: %s", sqlite.ErrLocked, d), f.Close())
+		return nil, errors.Join(fmt.Errorf("%w: %s", errLocked, d), f.Close())
 	default:
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", d, err), f.Close())
 	}
@@ -118,7 +122,7 @@ func (d directory) refuseForeign() error {
 // establish returns the identity of the ledger in d, which the caller has
 // locked. In an empty directory it makes one; where that was cut short, it
 // goes on from there. It never makes a key that files in d already need.
-func (d directory) establish(c config, logger *slog.Logger) (identity, error) {
+func (d directory) establish(c cli.Config, logger *slog.Logger) (identity, error) {
 	if err := d.sweep(); err != nil {
 		return identity{}, err
 	}
@@ -156,7 +160,7 @@ func (d directory) establish(c config, logger *slog.Logger) (identity, error) {
 		if err != nil {
 			return identity{}, err
 		}
-		if err := createFile(d.path(logKeyFile), skey+"\n", 0o600); err != nil {
+		if err := cli.CreateFile(d.path(logKeyFile), skey+"\n", 0o600); err != nil {
 			return identity{}, fmt.Errorf("data directory: %w", err)
 		}
 	}
@@ -167,7 +171,7 @@ func (d directory) establish(c config, logger *slog.Logger) (identity, error) {
 // signer reads log.key, and makes sure that log.vkey, where it is there, is
 // the other half of it.
 func (d directory) signer() (note.Signer, string, error) {
-	skey, err := readTrimmed(d.path(logKeyFile))
+	skey, err := cli.ReadTrimmed(d.path(logKeyFile))
 	if err != nil {
 		return nil, "", fmt.Errorf("data directory: %w", err)
 	}
@@ -179,7 +183,7 @@ func (d directory) signer() (note.Signer, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("data directory: %s: %w", d.path(logKeyFile), err)
 	}
-	stored, err := readTrimmed(d.path(logVKeyFile))
+	stored, err := cli.ReadTrimmed(d.path(logVKeyFile))
 	if err == nil && stored != vkey {
 		err = fmt.Errorf("%s and %s are not of one pair: restore them from a backup", d.path(logKeyFile), d.path(logVKeyFile))
 	}
@@ -208,7 +212,7 @@ func verifierKey(skey string) (string, error) {
 func (d directory) complete(vkey string) error {
 	done, err := d.has(logVKeyFile)
 	if err == nil && !done {
-		err = createFile(d.path(logVKeyFile), vkey+"\n", 0o644)
+		err = cli.CreateFile(d.path(logVKeyFile), vkey+"\n", 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
@@ -218,11 +222,11 @@ func (d directory) complete(vkey string) error {
 
 // masterKey reads the master key from where it is configured to be. With make
 // it makes one where there is none.
-func (d directory) masterKey(c config, make bool, logger *slog.Logger) (seal.Master, error) {
+func (d directory) masterKey(c cli.Config, make bool, logger *slog.Logger) (seal.Master, error) {
 	text := os.Getenv(masterKeyEnv)
 	if text != "" {
 		if c.MasterKeyFile != "" {
-			return seal.Master{}, usagef("there are two master keys, one in %s and one in %s: give one", masterKeyEnv, c.MasterKeyFile)
+			return seal.Master{}, cli.Usagef("there are two master keys, one in %s and one in %s: give one", masterKeyEnv, c.MasterKeyFile)
 		}
 		master, err := seal.LoadMaster(text)
 		if err != nil {
@@ -234,11 +238,11 @@ func (d directory) masterKey(c config, make bool, logger *slog.Logger) (seal.Mas
 	if path == "" {
 		path = d.path(masterKeyFile)
 	}
-	text, err := readTrimmed(path)
+	text, err := cli.ReadTrimmed(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && make:
 		master := seal.NewMaster()
-		if err := createFile(path, master.Reveal()+"\n", 0o600); err != nil {
+		if err := cli.CreateFile(path, master.Reveal()+"\n", 0o600); err != nil {
 			return seal.Master{}, fmt.Errorf("master key: %w", err)
 		}
 		logger.Warn("made a master key: keep a copy apart from the data directory and its backups, for without it all personal data is lost", "file", path)
@@ -260,57 +264,11 @@ func (d directory) masterKey(c config, make bool, logger *slog.Logger) (seal.Mas
 	return master, nil
 }
 
-// newFilePrefix starts the name of a file that is being made.
-const newFilePrefix = ".new-"
-
 // sweep removes what a crash left of files that were being made.
 func (d directory) sweep() error {
-	left, err := filepath.Glob(d.path(newFilePrefix + "*"))
+	left, err := filepath.Glob(d.path(cli.NewFilePrefix + "*"))
 	for _, path := range left {
 		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return err
-}
-
-// createFile makes a file that is wholly there, durably, or not at all. One
-// that exists stays as it is and is an error: it may be a key in use.
-func createFile(path, text string, mode fs.FileMode) error {
-	return writeFile(path, mode, os.Link, func(f *os.File) error {
-		_, err := f.WriteString(text)
-		return err
-	})
-}
-
-// writeFile lets write fill a file and gives it its name by name, os.Link or
-// os.Rename, when it is durable.
-func writeFile(path string, mode fs.FileMode, name func(from, to string) error, write func(*os.File) error) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, newFilePrefix+"*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone already after a rename
-	defer f.Close()
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if err := write(f); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := name(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes names in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

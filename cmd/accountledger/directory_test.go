@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"accountledger/eventstore/sqlite"
+	"accountledger/cmd/accountledger/cli"
 )
 
 // TestInterruptedFirstStart puts a directory into each state that a first
@@ -18,12 +18,12 @@ func TestInterruptedFirstStart(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "whole")
 	open := func(data string) error {
-		l, err := openLedger(t.Context(), config{Data: data}, slog.New(slog.DiscardHandler))
+		l, err := openLedger(t.Context(), cli.Config{Data: data}, slog.New(slog.DiscardHandler))
 		// Tests beside this one start servers: until such a child has become
 		// another program it holds what this process had locked.
-		for i := 0; i < 100 && errors.Is(err, sqlite.ErrLocked); i++ {
+		for i := 0; i < 100 && errors.Is(err, errLocked); i++ {
 			time.Sleep(10 * time.Millisecond)
-			l, err = openLedger(t.Context(), config{Data: data}, slog.New(slog.DiscardHandler))
+			l, err = openLedger(t.Context(), cli.Config{Data: data}, slog.New(slog.DiscardHandler))
 		}
 		if err != nil {
 			return err
@@ -91,7 +91,7 @@ func TestInterruptedFirstStart(t *testing.T) {
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	d := directory(t.TempDir())
-	half := d.path(newFilePrefix + "half")
+	half := d.path(cli.NewFilePrefix + "half")
 	if err := os.MkdirAll(filepath.Join(half, "made"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -107,10 +107,10 @@ func TestSweep(t *testing.T) {
 func TestCreateFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "key")
-	if err := createFile(path, "first", 0o600); err != nil {
+	if err := cli.CreateFile(path, "first", 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := createFile(path, "second", 0o600); err == nil || content(t, path) != "first" {
+	if err := cli.CreateFile(path, "second", 0o600); err == nil || content(t, path) != "first" {
 		t.Errorf("creating it again = %v, and it holds %q", err, content(t, path))
 	}
 	if left := list(t, filepath.Dir(path)); len(left) != 1 {
@@ -121,14 +121,14 @@ func TestCreateFile(t *testing.T) {
 // TestLock: one at a time, in one process as in two.
 func TestLock(t *testing.T) {
 	t.Parallel()
-	c := config{Data: filepath.Join(t.TempDir(), "data")}
+	c := cli.Config{Data: filepath.Join(t.TempDir(), "data")}
 	logger := slog.New(slog.DiscardHandler)
 	l, err := openLedger(t.Context(), c, logger)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openLedger(t.Context(), c, logger); exitCode(err) != exitLocked {
-		t.Errorf("the second = %v, want %v", err, sqlite.ErrLocked)
+	if _, err := openLedger(t.Context(), c, logger); exitCode(err) != cli.ExitLocked {
+		t.Errorf("the second = %v, want %v", err, errLocked)
 	}
 	if err := l.close(); err != nil {
 		t.Fatal(err)

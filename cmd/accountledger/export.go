@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
 	"accountledger/projections"
 	"accountledger/projections/export"
@@ -45,26 +46,26 @@ With --json the summary is JSON, on standard output if the accounts go to a
 file.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			if err := oneOf("format", format, formatNames()...); err != nil {
+			if err := cli.OneOf("format", format, formatNames()...); err != nil {
 				return err
 			}
 			if since < 0 {
-				return usagef("since is %d; a position is 0 or more", since)
+				return cli.Usagef("since is %d; a position is 0 or more", since)
 			}
 			o := export.Options{Format: export.Format(format), Since: eventstore.Position(since), Fields: fields}
 			if err := o.Check(); err != nil {
-				return usagef("%w", err)
+				return cli.Usagef("%w", err)
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			return exportAccounts(ctx, c, newConsole(cmd, c), path, o)
+			return exportAccounts(ctx, c, cli.NewConsole(cmd, c), path, o)
 		},
 	}
-	addSettings(cmd.Flags(), "data")
+	cli.AddSettings(cmd.Flags(), "data")
 	cmd.Flags().StringVar(&path, "out", "", "file to write")
 	cmd.Flags().StringVar(&format, "format", "ndjson", "ndjson, a JSON document a line, csv or parquet")
 	cmd.Flags().StringSliceVar(&fields, "fields", nil, "only these columns, and the sub; default all")
@@ -88,8 +89,8 @@ type exported struct {
 	File     string              `json:"file,omitzero"`
 }
 
-func exportAccounts(ctx context.Context, c config, out console, path string, o export.Options) error {
-	r, err := openReadOnly(ctx, c, out.logger())
+func exportAccounts(ctx context.Context, c cli.Config, out cli.Console, path string, o export.Options) error {
+	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
@@ -104,23 +105,23 @@ func exportAccounts(ctx context.Context, c config, out console, path string, o e
 		return err
 	}
 	if o.Since > summary.Head {
-		return usagef("since is %d, and the log ends at %d", o.Since, summary.Head)
+		return cli.Usagef("since is %d, and the log ends at %d", o.Since, summary.Head)
 	}
-	var p *progress
-	o.Begun = func(_ eventstore.Position, total int64) error { p = out.progress("accounts", total); return nil }
-	o.Each = func() { p.add(1) }
+	var p *cli.Progress
+	o.Begun = func(_ eventstore.Position, total int64) error { p = out.Progress("accounts", total); return nil }
+	o.Each = func() { p.Add(1) }
 	write := func(w io.Writer) error {
 		written, err := export.Accounts(ctx, views, w, o)
 		summary.Position, summary.Accounts = written.Position, written.Accounts
 		if err == nil {
-			p.end()
+			p.End()
 		}
 		return err
 	}
 	if path == "" {
-		err = write(out.out)
+		err = write(out.Out)
 	} else {
-		err = writeFile(path, 0o600, os.Rename, func(f *os.File) error { return write(f) })
+		err = cli.WriteFile(path, 0o600, os.Rename, func(f *os.File) error { return write(f) })
 	}
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
@@ -128,20 +129,20 @@ func exportAccounts(ctx context.Context, c config, out console, path string, o e
 	return summary.print(out)
 }
 
-func (e exported) print(out console) error {
-	if out.json {
+func (e exported) print(out cli.Console) error {
+	if out.JSON {
 		if e.File == "" {
-			out.out = out.err
+			out.Out = out.Err
 		}
-		return out.line(e)
+		return out.Line(e)
 	}
-	fmt.Fprintf(out.err, "%d accounts as of position %d", e.Accounts, e.Position)
+	fmt.Fprintf(out.Err, "%d accounts as of position %d", e.Accounts, e.Position)
 	if e.Since > 0 {
-		fmt.Fprintf(out.err, ", those that changed after %d", e.Since)
+		fmt.Fprintf(out.Err, ", those that changed after %d", e.Since)
 	}
 	if e.Position < e.Head {
-		fmt.Fprintf(out.err, "; the log is at %d: run the server, or 'views rebuild', to bring the view there", e.Head)
+		fmt.Fprintf(out.Err, "; the log is at %d: run the server, or 'views rebuild', to bring the view there", e.Head)
 	}
-	fmt.Fprintln(out.err)
+	fmt.Fprintln(out.Err)
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/projections"
 	"accountledger/projections/export"
 )
@@ -29,15 +30,15 @@ type scheduledExports struct {
 }
 
 // exportsOf are the exports that c asks for, nil if it asks for none.
-func exportsOf(c config, views *projections.Views, logger *slog.Logger) (*scheduledExports, error) {
+func exportsOf(c cli.Config, views *projections.Views, logger *slog.Logger) (*scheduledExports, error) {
 	if c.ExportDir == "" {
 		return nil, nil
 	}
-	if err := oneOf("export-format", c.ExportFormat, formatNames()...); err != nil {
+	if err := cli.OneOf("export-format", c.ExportFormat, formatNames()...); err != nil {
 		return nil, err
 	}
 	if c.ExportEvery < time.Second || c.ExportKeep < 1 {
-		return nil, usagef("export-every is %s and export-keep %d; a second and one file are the least", c.ExportEvery, c.ExportKeep)
+		return nil, cli.Usagef("export-every is %s and export-keep %d; a second and one file are the least", c.ExportEvery, c.ExportKeep)
 	}
 	return &scheduledExports{views, c.ExportDir, c.ExportEvery, export.Format(c.ExportFormat), c.ExportKeep, logger}, nil
 }
@@ -97,7 +98,7 @@ func (x *scheduledExports) export(ctx context.Context) error {
 		now := time.Now() // of this program, by which the next one is due
 		return cmp.Or(os.Chtimes(from, now, now), os.Rename(from, path))
 	}
-	err := writeFile(filepath.Join(x.dir, "accounts"), 0o600, name, func(f *os.File) (err error) {
+	err := cli.WriteFile(filepath.Join(x.dir, "accounts"), 0o600, name, func(f *os.File) (err error) {
 		written, err = export.Accounts(ctx, x.views, f, export.Options{Format: x.format})
 		return err
 	})
@@ -111,7 +112,7 @@ func (x *scheduledExports) export(ctx context.Context) error {
 			err = errors.Join(err, gone)
 		}
 	}
-	return errors.Join(err, syncDir(x.dir))
+	return errors.Join(err, cli.SyncDir(x.dir))
 }
 
 // files are the exports there are, of any format, oldest first.

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/projections"
 )
@@ -21,7 +22,7 @@ import (
 func TestScheduledExports(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "exports")
-		c := config{Data: filepath.Join(t.TempDir(), "data"), ExportDir: dir, ExportEvery: time.Hour, ExportFormat: "csv", ExportKeep: 2}
+		c := cli.Config{Data: filepath.Join(t.TempDir(), "data"), ExportDir: dir, ExportEvery: time.Hour, ExportFormat: "csv", ExportKeep: 2}
 		l, err := openLedger(t.Context(), c, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
@@ -70,7 +71,7 @@ func TestScheduledExports(t *testing.T) {
 					t.Errorf("%s: %v, %v", filepath.Base(file), info.Mode(), err)
 				}
 			}
-			if left, err := filepath.Glob(filepath.Join(dir, newFilePrefix+"*")); err != nil || len(left) > 0 {
+			if left, err := filepath.Glob(filepath.Join(dir, cli.NewFilePrefix+"*")); err != nil || len(left) > 0 {
 				t.Errorf("left over: %v, %v", left, err)
 			}
 		}
@@ -78,7 +79,7 @@ func TestScheduledExports(t *testing.T) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, newFilePrefix+"1"), []byte("half"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, cli.NewFilePrefix+"1"), []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		stop := start()

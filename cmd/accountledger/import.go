@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain/importer"
 )
 
@@ -53,23 +54,23 @@ interrupt, or a crash, the same command goes on from there; when it is complete
 the journal is removed. The exit code is 5 if rows failed; the others are in.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
 			if o.mapping == "" {
-				return usagef("name the mapping with --mapping")
+				return cli.Usagef("name the mapping with --mapping")
 			}
 			if o.workers < 1 {
-				return usagef("workers is %d; there must be one at least", o.workers)
+				return cli.Usagef("workers is %d; there must be one at least", o.workers)
 			}
 			o.input = args[0]
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			return importFile(ctx, c, newConsole(cmd, c), cmd.InOrStdin(), o)
+			return importFile(ctx, c, cli.NewConsole(cmd, c), cmd.InOrStdin(), o)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
 	cmd.Flags().StringVar(&o.mapping, "mapping", "", "YAML file that says what becomes of each member")
 	cmd.Flags().StringVar(&o.results, "results", "", "file for the rows' outcomes; default <INPUT>.results.ndjson")
 	cmd.Flags().BoolVar(&o.resume, "resume", true, "go on where an import of the same input was interrupted")
@@ -86,7 +87,7 @@ type imported struct {
 }
 
 // importFile imports o.input into the ledger in c.Data.
-func importFile(ctx context.Context, c config, out console, stdin io.Reader, o importOptions) (err error) {
+func importFile(ctx context.Context, c cli.Config, out cli.Console, stdin io.Reader, o importOptions) (err error) {
 	mapping, input, err := o.open(stdin)
 	if err != nil {
 		return err
@@ -94,7 +95,7 @@ func importFile(ctx context.Context, c config, out console, stdin io.Reader, o i
 	if f, ok := input.Reader.(*os.File); ok && o.input != "-" {
 		defer f.Close()
 	}
-	l, err := openLedger(ctx, c, out.logger())
+	l, err := openLedger(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
@@ -116,27 +117,27 @@ func importFile(ctx context.Context, c config, out console, stdin io.Reader, o i
 	if o.input == "-" {
 		job.Journal = "" // nobody can hand in the same again from the start
 	}
-	if out.json && o.results == "" {
-		job.ResultsFile, job.Results = "", out.out
+	if out.JSON && o.results == "" {
+		job.ResultsFile, job.Results = "", out.Out
 	}
-	p := out.progress("rows", -1)
+	p := out.Progress("rows", -1)
 	job.Progress = func(s importer.Summary, read int64) {
 		total := int64(-1)
 		if input.Size > 0 && read > 0 {
 			// The rows so far tell how many the rest of the input has.
 			total = max(s.Rows, int64(float64(s.Rows)*float64(input.Size)/float64(read)))
 		}
-		p.set(s.Rows, total)
+		p.Set(s.Rows, total)
 	}
 	before, begun := int64(0), time.Now()
 	job.Resumed = func(s importer.Summary) {
 		if before = s.Rows; before > 0 {
-			fmt.Fprintf(out.err, "going on after row %d\n", before)
+			fmt.Fprintf(out.Err, "going on after row %d\n", before)
 		}
 	}
 	summary, err := job.Run(ctx)
-	p.set(summary.Rows, summary.Rows)
-	p.end()
+	p.Set(summary.Rows, summary.Rows)
+	p.End()
 	took := time.Since(begun).Seconds()
 	if err != nil {
 		if job.Journal != "" {
@@ -153,21 +154,21 @@ func (o importOptions) open(stdin io.Reader) (*importer.Mapping, importer.Input,
 	input := importer.Input{Name: o.input, Reader: stdin}
 	text, err := os.ReadFile(o.mapping)
 	if err != nil {
-		return nil, input, usagef("mapping: %w", err)
+		return nil, input, cli.Usagef("mapping: %w", err)
 	}
 	mapping, err := importer.ParseMapping(text)
 	if err == nil {
 		_, err = mapping.Format(o.input)
 	}
 	if err != nil {
-		return nil, input, usagef("%s: %w", o.mapping, err)
+		return nil, input, cli.Usagef("%s: %w", o.mapping, err)
 	}
 	if o.input == "-" {
 		return mapping, input, nil
 	}
 	f, err := os.Open(o.input)
 	if err != nil {
-		return nil, input, usagef("input: %w", err)
+		return nil, input, cli.Usagef("input: %w", err)
 	}
 	info, err := f.Stat()
 	if err == nil && info.IsDir() {
@@ -175,7 +176,7 @@ func (o importOptions) open(stdin io.Reader) (*importer.Mapping, importer.Input,
 	}
 	if err != nil {
 		f.Close()
-		return nil, input, usagef("input: %s: %w", o.input, err)
+		return nil, input, cli.Usagef("input: %s: %w", o.input, err)
 	}
 	input.Reader, input.Modified = f, info.ModTime()
 	if info.Mode().IsRegular() {
@@ -184,16 +185,16 @@ func (o importOptions) open(stdin io.Reader) (*importer.Mapping, importer.Input,
 	return mapping, input, nil
 }
 
-func (i imported) print(out console) error {
-	if out.json {
-		if err := out.line(struct {
+func (i imported) print(out cli.Console) error {
+	if out.JSON {
+		if err := out.Line(struct {
 			Summary imported `json:"summary"`
 		}{i}); err != nil {
 			return err
 		}
 		return i.err()
 	}
-	out.table([]any{"outcome", "rows"}, [][]any{
+	out.Table([]any{"outcome", "rows"}, [][]any{
 		{importer.Created, i.Created}, {importer.Updated, i.Updated}, {importer.Unchanged, i.Unchanged}, {importer.Failed, i.Failed},
 		{"all", i.Rows},
 	})
@@ -205,8 +206,8 @@ func (i imported) print(out console) error {
 		for _, id := range i.Roles {
 			rows = append(rows, []any{"role", id})
 		}
-		out.printf("\n")
-		out.table([]any{"made", "id"}, rows)
+		out.Printf("\n")
+		out.Table([]any{"made", "id"}, rows)
 	}
 	if len(i.Findings) > 0 {
 		var rows [][]any
@@ -217,22 +218,22 @@ func (i imported) print(out console) error {
 			}
 			rows = append(rows, []any{f.Rows, f.Field, f.Rule, what})
 		}
-		out.printf("\n")
-		out.table([]any{"rows", "field", "rule", "what became of it"}, rows)
+		out.Printf("\n")
+		out.Table([]any{"rows", "field", "rule", "what became of it"}, rows)
 	}
 	if len(i.Missed) > 0 {
 		var rows [][]any
 		for _, name := range slices.Sorted(maps.Keys(i.Missed)) {
 			rows = append(rows, []any{i.Missed[name], name})
 		}
-		out.printf("\nThe source has members that the mapping neither takes nor ignores:\n")
-		out.table([]any{"rows", "member"}, rows)
+		out.Printf("\nThe source has members that the mapping neither takes nor ignores:\n")
+		out.Table([]any{"rows", "member"}, rows)
 	}
-	out.printf("\n%d events in %.1f s, %.0f rows/s", i.Events, i.Seconds, i.RowsPerSecond)
+	out.Printf("\n%d events in %.1f s, %.0f rows/s", i.Events, i.Seconds, i.RowsPerSecond)
 	if i.Results != "" {
-		out.printf("; every row's outcome is in %s", i.Results)
+		out.Printf("; every row's outcome is in %s", i.Results)
 	}
-	out.printf("\n")
+	out.Printf("\n")
 	return i.err()
 }
 
@@ -241,5 +242,5 @@ func (i imported) err() error {
 	if i.Failed == 0 {
 		return nil
 	}
-	return &exitError{exitRows, fmt.Errorf("%d of %d rows failed", i.Failed, i.Rows)}
+	return cli.Exitf(cli.ExitRows, "%d of %d rows failed", i.Failed, i.Rows)
 }

@@ -16,9 +16,9 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
-	"accountledger/eventstore/sqlite"
 )
 
 // kills is how often TestKill9 kills the server. ACCOUNTLEDGER_TEST_KILLS sets
@@ -160,7 +160,7 @@ type event struct {
 // event that a writer was told of since.
 func (h *history) check(t *testing.T, round int, data string, writers []*writer) {
 	t.Helper()
-	log, err := sqlite.OpenReader(t.Context(), data)
+	log, err := openStoreReader(t.Context(), cli.Config{Data: data})
 	if err != nil {
 		t.Fatalf("round %d: %v", round, err)
 	}
@@ -231,7 +231,7 @@ func until(pages iter.Seq2[[]eventstore.Recorded, error], head eventstore.Positi
 func checkLedger(t *testing.T, round int, data string) {
 	t.Helper()
 	for _, args := range [][]string{{"verify", "--data", data}, {"check", "--views", "--data", data}} {
-		if code, stdout, stderr := accountledger(t, args...); code != exitOK {
+		if code, stdout, stderr := accountledger(t, args...); code != cli.ExitOK {
 			t.Fatalf("round %d: %s: exit code %d\n%s%s", round, strings.Join(args[:1], " "), code, stdout, stderr)
 		}
 	}

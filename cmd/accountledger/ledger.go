@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/url"
 	"os"
+	"strings"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
+	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
-	"accountledger/eventstore/sqlite"
 	"accountledger/projections"
 	"accountledger/projections/erasure"
 	"accountledger/projections/scheduler"
@@ -26,7 +29,7 @@ type ledger struct {
 	dir       directory
 	vkey      string // verifies the log's checkpoints
 	keys      *seal.Keys
-	log       *sqlite.Store
+	log       eventstore.Store
 	codec     domain.Codec
 	ledger    *domain.Ledger
 	views     *projections.Views
@@ -41,13 +44,13 @@ type ledger struct {
 }
 
 // openLedger opens the ledger in c.Data, or makes one there. It fails with
-// sqlite.ErrLocked if another process has it.
-func openLedger(ctx context.Context, c config, logger *slog.Logger) (*ledger, error) {
+// errLocked if another process has it.
+func openLedger(ctx context.Context, c cli.Config, logger *slog.Logger) (*ledger, error) {
 	return openTraced(ctx, c, logger, nil)
 }
 
 // openTraced is openLedger with traces.
-func openTraced(ctx context.Context, c config, logger *slog.Logger, t *tracing) (_ *ledger, err error) {
+func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *tracing) (_ *ledger, err error) {
 	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), tracing: t, work: make(chan func(context.Context), 16)}
 	defer func() {
 		if err != nil {
@@ -69,10 +72,10 @@ func openTraced(ctx context.Context, c config, logger *slog.Logger, t *tracing) 
 		return nil, err
 	}
 	// The name of keys.db must be durable before there is a log that needs it.
-	if err := syncDir(c.Data); err != nil {
+	if err := cli.SyncDir(c.Data); err != nil {
 		return nil, err
 	}
-	if l.log, err = sqlite.Open(ctx, sqlite.Config{Dir: c.Data, Signer: id.signer, Observe: l.metrics.committed, Trace: hook(t, t.appended)}); err != nil {
+	if l.log, err = openStore(ctx, c, id.signer, storeHooks{l.metrics.committed, hook(t, t.appended)}); err != nil {
 		return nil, err
 	}
 	if err := l.dir.complete(id.vkey); err != nil {
@@ -93,7 +96,7 @@ func openTraced(ctx context.Context, c config, logger *slog.Logger, t *tracing) 
 		t.executed(ctx, x)
 	}})
 	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger, Observe: l.metrics.scheduled})
-	public, err := c.publicURL()
+	public, err := publicURL(c)
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +112,18 @@ func openTraced(ctx context.Context, c config, logger *slog.Logger, t *tracing) 
 		Ledger: l.ledger, Log: l.log, Keys: l.keys, Views: l.views, Webhooks: l.hooks, Logger: logger,
 	})
 	return l, l.metrics.watch(ctx, l)
+}
+
+// publicURL returns the setting public-url, validated and without a final slash.
+func publicURL(c cli.Config) (string, error) {
+	if c.PublicURL == "" {
+		return "", nil
+	}
+	u, err := url.Parse(c.PublicURL)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", cli.Usagef("public-url is %q; it can be an https URL without query and credentials", c.PublicURL)
+	}
+	return strings.TrimRight(u.String(), "/"), nil
 }
 
 // run keeps the views up to date, delivers webhooks, executes schedules and
@@ -167,24 +182,22 @@ func (l *ledger) close() error {
 // reader is a data directory opened to be read, beside a running server or
 // without one. Only what a command asks for is opened.
 type reader struct {
-	config
+	config cli.Config
 	dir    directory
-	log    *sqlite.Reader
+	log    storeReader
 	logger *slog.Logger
 }
 
 // openReadOnly opens the log of the ledger in c.Data to be read.
-func openReadOnly(ctx context.Context, c config, logger *slog.Logger) (*reader, error) {
-	r := &reader{config: c, dir: directory(c.Data), logger: logger}
-	there, err := r.dir.has(logFile)
+func openReadOnly(ctx context.Context, c cli.Config, logger *slog.Logger) (*reader, error) {
+	if err := requireStore(c); err != nil {
+		return nil, err
+	}
+	log, err := openStoreReader(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+		return nil, err
 	}
-	if !there {
-		return nil, fmt.Errorf("data directory: there is no ledger in %s", c.Data)
-	}
-	r.log, err = sqlite.OpenReader(ctx, c.Data)
-	return r, err
+	return &reader{c, directory(c.Data), log, logger}, nil
 }
 
 func (r *reader) close() error { return r.log.Close() }
@@ -194,7 +207,7 @@ func (r *reader) close() error { return r.log.Close() }
 func (r *reader) verifier(vkey string) (note.Verifier, error) {
 	if vkey == "" {
 		var err error
-		if vkey, err = readTrimmed(r.dir.path(logVKeyFile)); errors.Is(err, fs.ErrNotExist) {
+		if vkey, err = cli.ReadTrimmed(r.dir.path(logVKeyFile)); errors.Is(err, fs.ErrNotExist) {
 			_, vkey, err = r.dir.signer()
 		}
 		if err != nil {

@@ -16,12 +16,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
 	"accountledger/projections/webhooks"
 )
 
 // secretEnv holds the secret of the webhook that listen receives for.
-const secretEnv = envPrefix + "WEBHOOK_SECRET"
+const secretEnv = cli.EnvPrefix + "WEBHOOK_SECRET"
 
 // listenOptions says where to listen and how to answer.
 type listenOptions struct {
@@ -55,15 +56,15 @@ in ` + secretEnv + `: a flag can be read by every process. The ledger reaches
 this receiver if it runs with --webhook-allow 127.0.0.0/8.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			r, err := o.receiver(newConsole(cmd, c))
+			r, err := o.receiver(cli.NewConsole(cmd, c))
 			if err != nil {
 				return err
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
 			return listen(ctx, o.address, r)
 		},
@@ -79,20 +80,20 @@ this receiver if it runs with --webhook-allow 127.0.0.0/8.`,
 	return cmd
 }
 
-func (o listenOptions) receiver(out console) (*receiver, error) {
+func (o listenOptions) receiver(out cli.Console) (*receiver, error) {
 	switch {
 	case o.status < 200 || o.status > 599:
-		return nil, usagef("status is %d; it can be 200 to 599", o.status)
+		return nil, cli.Usagef("status is %d; it can be 200 to 599", o.status)
 	case o.delay < 0 || o.failFirst < 0 || o.failEvery < 0:
-		return nil, usagef("delay, fail-first and fail-every cannot be negative")
+		return nil, cli.Usagef("delay, fail-first and fail-every cannot be negative")
 	case o.secret != "" && o.secretFile != "":
-		return nil, usagef("give one of --secret and --secret-file")
+		return nil, cli.Usagef("give one of --secret and --secret-file")
 	}
 	secret := o.secret
 	if o.secretFile != "" {
 		var err error
-		if secret, err = readTrimmed(o.secretFile); err != nil {
-			return nil, usagef("secret: %w", err)
+		if secret, err = cli.ReadTrimmed(o.secretFile); err != nil {
+			return nil, cli.Usagef("secret: %w", err)
 		}
 	} else if secret == "" {
 		secret = os.Getenv(secretEnv)
@@ -101,7 +102,7 @@ func (o listenOptions) receiver(out console) (*receiver, error) {
 	if secret != "" {
 		key, err := webhooks.ParseVerifier(secret)
 		if err != nil {
-			return nil, usagef("secret: %w", err)
+			return nil, cli.Usagef("secret: %w", err)
 		}
 		r.keys = []webhooks.Verifier{key}
 	}
@@ -114,9 +115,9 @@ func listen(ctx context.Context, address string, r *receiver) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	fmt.Fprintf(r.out.err, "receiving on http://%s\n", listener.Addr())
+	fmt.Fprintf(r.out.Err, "receiving on http://%s\n", listener.Addr())
 	if len(r.keys) == 0 {
-		fmt.Fprintln(r.out.err, "no secret: signatures are not verified")
+		fmt.Fprintln(r.out.Err, "no secret: signatures are not verified")
 	}
 	if err := receive(ctx, listener, r); err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -143,7 +144,7 @@ func receive(ctx context.Context, listener net.Listener, r *receiver) error {
 
 // receiver is the other end of a webhook.
 type receiver struct {
-	out       console
+	out       cli.Console
 	keys      []webhooks.Verifier // none: nothing is verified
 	failEvery int                 // each request of this number is answered with 503; 0: none
 	status    int                 // of the answer to a verified delivery
@@ -291,10 +292,10 @@ func (r *receiver) takeOne(d *delivery, status int) {
 		r.total.Accepted++
 		r.note(d)
 	}
-	if r.out.json {
-		r.out.line(*d) // a reader that has gone away does not stop the receiver
+	if r.out.JSON {
+		r.out.Line(*d) // a reader that has gone away does not stop the receiver
 	} else {
-		r.out.printf("%s\n", d)
+		r.out.Printf("%s\n", d)
 	}
 	if r.accepted != nil && d.Status < 300 {
 		r.accepted(*d)
@@ -332,7 +333,7 @@ func (r *receiver) note(d *delivery) {
 
 // String is d as a line for people.
 func (d *delivery) String() string {
-	line := fmt.Sprintf("%s  %-20s %-36s %5d  ", d.Time.Format(timeFormat), orDash(d.Type), orDash(d.Sub), d.Sequence)
+	line := fmt.Sprintf("%s  %-20s %-36s %5d  ", d.Time.Format(cli.TimeFormat), orDash(d.Type), orDash(d.Sub), d.Sequence)
 	switch {
 	case d.Problem == "":
 		line += "verified"
@@ -371,13 +372,13 @@ func orDash(text string) string {
 func (r *receiver) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.out.json {
-		return r.out.line(struct {
+	if r.out.JSON {
+		return r.out.Line(struct {
 			Summary tally `json:"summary"`
 		}{r.total})
 	}
 	t := r.total
-	r.out.printf("received %d: %d accepted of %d accounts, %d not verified, %d failed on purpose; %d duplicates, %d out of order, %d gaps\n",
+	r.out.Printf("received %d: %d accepted of %d accounts, %d not verified, %d failed on purpose; %d duplicates, %d out of order, %d gaps\n",
 		t.Received, t.Accepted, t.Accounts, t.Unverified, t.Failed, t.Duplicates, t.Disorder, t.Gaps)
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/projections/webhooks"
 )
 
@@ -51,7 +52,7 @@ func TestListen(t *testing.T) {
 	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	const other = "whsec_YWJjZGVmZ2hpamFiY2RlZmdoaWphYmNkZWZnaGlq"
 	var out bytes.Buffer
-	r, err := listenOptions{secret: listenSecret, status: 204, failFirst: 1}.receiver(console{out: &out, err: &out})
+	r, err := listenOptions{secret: listenSecret, status: 204, failFirst: 1}.receiver(cli.Console{Out: &out, Err: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +101,7 @@ func TestListen(t *testing.T) {
 func TestListenBatch(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	r, err := listenOptions{secret: listenSecret, status: 204, failEvery: 2}.receiver(console{out: &out, err: &out})
+	r, err := listenOptions{secret: listenSecret, status: 204, failEvery: 2}.receiver(cli.Console{Out: &out, Err: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +134,7 @@ func TestListenBatch(t *testing.T) {
 func TestListenWithoutSecret(t *testing.T) {
 	t.Setenv(secretEnv, "")
 	var out bytes.Buffer
-	r, err := listenOptions{status: 204, showBody: true}.receiver(console{out: &out, err: &out, json: true})
+	r, err := listenOptions{status: 204, showBody: true}.receiver(cli.Console{Out: &out, Err: &out, JSON: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,8 +167,8 @@ func TestListenRefusals(t *testing.T) {
 		{"--secret", "hunter2hunter2"}, {"--secret", listenSecret, "--secret-file", file}, {"--secret-file", file + "x"},
 		{"--status", "100"}, {"--fail-first", "-1"}, {"--fail-every", "-1"}, {"--delay", "-1s"},
 	} {
-		if code, stdout, stderr := accountledger(t, append([]string{"listen"}, args...)...); code != exitUsage || strings.Contains(stderr, "hunter2hunter2") {
-			t.Errorf("listen %v = %d, want %d and no secret\n%s%s", args, code, exitUsage, stdout, stderr)
+		if code, stdout, stderr := accountledger(t, append([]string{"listen"}, args...)...); code != cli.ExitUsage || strings.Contains(stderr, "hunter2hunter2") {
+			t.Errorf("listen %v = %d, want %d and no secret\n%s%s", args, code, cli.ExitUsage, stdout, stderr)
 		}
 	}
 }
@@ -175,14 +176,14 @@ func TestListenRefusals(t *testing.T) {
 // A whole life: it listens, receives, waits as told, and ends with its context.
 func TestListenServes(t *testing.T) {
 	t.Parallel()
-	r, err := listenOptions{secret: listenSecret, status: 500, delay: time.Millisecond}.receiver(console{out: newBuffer(), err: newBuffer()})
+	r, err := listenOptions{secret: listenSecret, status: 500, delay: time.Millisecond}.receiver(cli.Console{Out: newBuffer(), Err: newBuffer()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- listen(ctx, "127.0.0.1:0", r) }()
-	errs := r.out.err.(*buffer)
+	errs := r.out.Err.(*buffer)
 	if err := errs.await(t.Context(), "\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +200,7 @@ func TestListenServes(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("listen = %v", err)
 	}
-	if text := r.out.out.(*buffer).String(); !strings.Contains(text, "received 1: 0 accepted") {
+	if text := r.out.Out.(*buffer).String(); !strings.Contains(text, "received 1: 0 accepted") {
 		t.Errorf("it printed:\n%s", text)
 	}
 }

@@ -18,6 +18,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 // TestMain makes the test binary answer to the name accountledger too, so that
@@ -117,7 +119,7 @@ func (p *process) ready(stdout io.Reader, data string) error {
 	}
 	go io.Copy(io.Discard, stdout)
 	p.url, p.client = url, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 30 * time.Second}
-	p.key, err = readTrimmed(filepath.Join(data, adminKeyFile))
+	p.key, err = cli.ReadTrimmed(filepath.Join(data, adminKeyFile))
 	return err
 }
 
@@ -211,7 +213,7 @@ func accountledger(t *testing.T, args ...string) (code int, stdout, stderr strin
 func mustRun(t *testing.T, args ...string) string {
 	t.Helper()
 	code, stdout, stderr := accountledger(t, args...)
-	if code != exitOK {
+	if code != cli.ExitOK {
 		t.Fatalf("accountledger %s: exit code %d\n%s%s", strings.Join(args, " "), code, stdout, stderr)
 	}
 	return stdout

@@ -9,6 +9,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 	"github.com/spf13/pflag"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 func manCommand() *cobra.Command {
@@ -20,7 +22,7 @@ func manCommand() *cobra.Command {
 man finds them, as /usr/local/share/man/man1.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
@@ -31,11 +33,11 @@ man finds them, as /usr/local/share/man/man1.`,
 			if err != nil {
 				return fmt.Errorf("man: %w", err)
 			}
-			out := newConsole(cmd, c)
+			out := cli.NewConsole(cmd, c)
 			if c.JSON {
-				return out.document(map[string]any{"dir": dir, "pages": n})
+				return out.Document(map[string]any{"dir": dir, "pages": n})
 			}
-			out.printf("wrote %d pages to %s\n", n, dir)
+			out.Printf("wrote %d pages to %s\n", n, dir)
 			return nil
 		},
 	}

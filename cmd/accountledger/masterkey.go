@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore/seal"
 )
 
@@ -20,22 +21,22 @@ data directory. Keep another copy where the backups are not: without the key
 all personal data is lost.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			err = createFile(args[0], seal.NewMaster().Reveal()+"\n", 0o600)
+			err = cli.CreateFile(args[0], seal.NewMaster().Reveal()+"\n", 0o600)
 			if errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("master key: %s is there and may be in use; it stays as it is", args[0])
 			}
 			if err != nil {
 				return fmt.Errorf("master key: %w", err)
 			}
-			out := newConsole(cmd, c)
-			if out.json {
-				return out.document(map[string]string{"file": args[0]})
+			out := cli.NewConsole(cmd, c)
+			if out.JSON {
+				return out.Document(map[string]string{"file": args[0]})
 			}
-			out.printf("wrote %s\n", args[0])
+			out.Printf("wrote %s\n", args[0])
 			return nil
 		},
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"accountledger/domain"
-	"accountledger/eventstore/sqlite"
 	"accountledger/httpapi"
 	"accountledger/projections/scheduler"
 	"accountledger/projections/webhooks"
@@ -206,7 +205,7 @@ const (
 	appendFailed  = "failed"
 )
 
-func (m *metrics) committed(t sqlite.Transaction) {
+func (m *metrics) committed(t transaction) {
 	m.commitWait.WithLabelValues().Observe(t.Waited.Seconds())
 	m.commitTime.WithLabelValues().Observe(t.Took.Seconds())
 	m.commitAppends.WithLabelValues().Observe(float64(t.Appends))

@@ -19,7 +19,6 @@ import (
 	"github.com/prometheus/common/model"
 
 	"accountledger/domain"
-	"accountledger/eventstore/sqlite"
 	"accountledger/httpapi"
 )
 
@@ -226,7 +225,7 @@ func heldToTable(t *testing.T, s scraped) {
 func BenchmarkHooks(b *testing.B) {
 	m := newMetrics()
 	for b.Loop() {
-		m.committed(sqlite.Transaction{Appends: 1, Events: 1, Took: time.Millisecond})
+		m.committed(transaction{Appends: 1, Events: 1, Took: time.Millisecond})
 		m.executed(domain.Executed{Command: "CreateAccount", Outcome: domain.OutcomeChanged, Duration: time.Millisecond})
 		m.answered(httpapi.Answered{Method: "POST", Route: "/v1/accounts", Status: http.StatusCreated, Duration: time.Millisecond})
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"go.yaml.in/yaml/v3"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 var update = flag.Bool("update", false, "rewrite what the program writes of the pages in docs, and transcripts")
@@ -20,7 +22,7 @@ var operationTables = map[string]func() string{
 	"settings": func() string {
 		var b strings.Builder
 		b.WriteString("| setting | default | meaning |\n|---|---|---|\n")
-		for _, s := range settings() {
+		for _, s := range cli.Settings() {
 			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", s.Name, code(s.Default), strings.ReplaceAll(s.Usage, "<", "&lt;"))
 		}
 		return b.String()

@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/httpapi"
 )
 
@@ -61,7 +62,7 @@ of others that changed the log says that they need a restart. The collector
 keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
@@ -70,8 +71,8 @@ keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 			if err != nil {
 				return err
 			}
-			reload := func() (config, error) {
-				c, err := loadConfig(cmd)
+			reload := func() (cli.Config, error) {
+				c, err := cli.Load(cmd)
 				if err == nil {
 					level.Set(c.LogLevel)
 				}
@@ -80,16 +81,29 @@ keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 			return serve(cmd.Context(), c, logger, cmd.OutOrStdout(), reload)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "debug-listen", "tls-cert", "tls-key",
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "debug-listen", "tls-cert", "tls-key",
 		"oidc-issuer", "oidc-audience", "oidc-scope-claim", "oidc-algorithms", "oidc-clock-skew", "rate-limit", "address-rate-limit", "trusted-proxies", "cors-origins",
 		"webhook-allow", "public-url", "deletion-grace",
 		"import-mappings", "export-dir", "export-every", "export-format", "export-keep", "shutdown-grace", "log-format", "log-level")
 	return cmd
 }
 
+// newLogger returns the server's logger, whose level may change while it runs.
+func newLogger(cmd *cobra.Command, c cli.Config, level *slog.LevelVar) (*slog.Logger, error) {
+	if err := cli.OneOf("log-format", c.LogFormat, "text", "json"); err != nil {
+		return nil, err
+	}
+	level.Set(c.LogLevel)
+	options := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), options)), nil
+	}
+	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), options)), nil
+}
+
 // serve runs the ledger until ctx is done or a signal asks it to end. At SIGHUP
 // reload, if there is one, reads the settings again and applies what it can.
-func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer, reload func() (config, error)) error {
+func serve(ctx context.Context, c cli.Config, logger *slog.Logger, stdout io.Writer, reload func() (cli.Config, error)) error {
 	if err := checkServe(c); err != nil {
 		return err
 	}
@@ -132,7 +146,7 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer,
 	return err
 }
 
-func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, stdout io.Writer, signals <-chan os.Signal, tlsCertificate *certificate) error {
+func serveLedger(ctx context.Context, c cli.Config, l *ledger, logger *slog.Logger, stdout io.Writer, signals <-chan os.Signal, tlsCertificate *certificate) error {
 	if err := httpapi.Bootstrap(ctx, l.keys, l.dir.path(adminKeyFile)); err != nil {
 		return err
 	}
@@ -220,7 +234,7 @@ func onHangup(f func()) (stop func()) {
 
 // reread reads the settings and the certificate again, and says what of it
 // takes effect. before is what the server was started with.
-func reread(before config, c *certificate, logger *slog.Logger, reload func() (config, error)) {
+func reread(before cli.Config, c *certificate, logger *slog.Logger, reload func() (cli.Config, error)) {
 	if c != nil {
 		c.again()
 	}
@@ -229,7 +243,7 @@ func reread(before config, c *certificate, logger *slog.Logger, reload func() (c
 		logger.Error("settings could not be read again", "err", err)
 		return
 	}
-	restart := slices.DeleteFunc(before.differing(now), func(name string) bool { return name == "log-level" })
+	restart := slices.DeleteFunc(before.Differing(now), func(name string) bool { return name == "log-level" })
 	logger.Info("settings were read again", "logLevel", now.LogLevel, "restart", strings.Join(restart, ","))
 }
 
@@ -256,7 +270,7 @@ func waitFor(grace context.Context, loops *errgroup.Group, logger *slog.Logger) 
 	}
 }
 
-func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
+func newServer(c cli.Config, l *ledger, logger *slog.Logger) *http.Server {
 	closing, begin := context.WithCancel(context.Background())
 	server := &http.Server{
 		Handler: l.metrics.counted(httpapi.New(httpapi.Config{
@@ -282,20 +296,20 @@ func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
 }
 
 // checkServe refuses settings that cannot be served with, or should not be.
-func checkServe(c config) error {
+func checkServe(c cli.Config) error {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return usagef("tls-cert and tls-key go together")
+		return cli.Usagef("tls-cert and tls-key go together")
 	}
 	if c.OIDCIssuer != "" {
 		u, err := url.Parse(c.OIDCIssuer)
-		if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())) {
-			return usagef("oidc-issuer is %q; it can be an https URL", c.OIDCIssuer)
+		if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && cli.Loopback(u.Hostname())) {
+			return cli.Usagef("oidc-issuer is %q; it can be an https URL", c.OIDCIssuer)
 		}
 		if c.OIDCAudience == "" {
-			return usagef("oidc-issuer needs oidc-audience: tokens for others are not for us")
+			return cli.Usagef("oidc-issuer needs oidc-audience: tokens for others are not for us")
 		}
 		for _, algorithm := range c.OIDCAlgorithms {
-			if err := oneOf("oidc-algorithms", algorithm, httpapi.TokenAlgorithms...); err != nil {
+			if err := cli.OneOf("oidc-algorithms", algorithm, httpapi.TokenAlgorithms...); err != nil {
 				return err
 			}
 		}
@@ -304,19 +318,14 @@ func checkServe(c config) error {
 }
 
 // checkListen refuses to serve other machines in clear.
-func checkListen(c config) error {
+func checkListen(c cli.Config) error {
 	host, _, err := net.SplitHostPort(c.Listen)
 	if err != nil {
-		return usagef("listen is %q; write host:port", c.Listen)
+		return cli.Usagef("listen is %q; write host:port", c.Listen)
 	}
-	if loopback(host) || c.InsecureListen || c.TLSCert != "" {
+	if cli.Loopback(host) || c.InsecureListen || c.TLSCert != "" {
 		return nil
 	}
-	return usagef("listen is %q, which other machines can reach, and there is no TLS: "+
+	return cli.Usagef("listen is %q, which other machines can reach, and there is no TLS: "+
 		"give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure-listen behind a proxy that has TLS", c.Listen)
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

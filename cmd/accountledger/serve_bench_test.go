@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/projections/projectionstest"
 )
 
@@ -28,7 +29,7 @@ func BenchmarkServe(b *testing.B) {
 	}
 	h.Accounts = h.Events / 10
 	data := filepath.Join(b.TempDir(), "data")
-	l, err := openLedger(b.Context(), config{Data: data}, slog.New(slog.DiscardHandler))
+	l, err := openLedger(b.Context(), cli.Config{Data: data}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

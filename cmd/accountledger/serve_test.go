@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 // timeout is how long a test waits for what should happen at once.
@@ -174,7 +176,7 @@ func TestServeLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	listening := newBuffer()
 	ended := make(chan error, 1)
-	c := config{Data: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", ShutdownGrace: timeout}
+	c := cli.Config{Data: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", ShutdownGrace: timeout}
 	go func() { ended <- serve(ctx, c, slog.New(slog.DiscardHandler), listening, nil) }()
 	wait, done := context.WithTimeout(t.Context(), timeout)
 	defer done()

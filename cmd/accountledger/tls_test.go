@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 // writeCertificate writes a certificate for 127.0.0.1 that signs itself.
@@ -154,38 +156,38 @@ func TestServeTLS(t *testing.T) {
 	if r := get(); r.TLS.PeerCertificates[0].Subject.CommonName != "second" {
 		t.Error("a new connection has the old certificate")
 	}
-	if code, out, errs := accountledger(t, "health", "--server", p.url, "--ca-file", certFile); code != exitOK {
+	if code, out, errs := accountledger(t, "health", "--server", p.url, "--ca-file", certFile); code != cli.ExitOK {
 		t.Errorf("health of a server with a certificate of its own: %d, %s%s", code, out, errs)
 	}
-	if code, _, _ := accountledger(t, "health", "--server", p.url); code == exitOK {
+	if code, _, _ := accountledger(t, "health", "--server", p.url); code == cli.ExitOK {
 		t.Error("health trusts a certificate of nobody it knows")
 	}
 }
 
 func TestCheckListen(t *testing.T) {
 	for _, tt := range []struct {
-		config
+		cli.Config
 		ok bool
 	}{
-		{config{Listen: "127.0.0.1:0"}, true},
-		{config{Listen: "[::1]:0"}, true},
-		{config{Listen: "localhost:0"}, true},
-		{config{Listen: "0.0.0.0:0"}, false},
-		{config{Listen: ":0"}, false},
-		{config{Listen: "ledger.example:443"}, false},
-		{config{Listen: "0.0.0.0:0", InsecureListen: true}, true},
-		{config{Listen: "0.0.0.0:0", TLSCert: "c", TLSKey: "k"}, true},
-		{config{Listen: "127.0.0.1:0", TLSCert: "c"}, false},
-		{config{Listen: "127.0.0.1:0", TLSKey: "k"}, false},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example"}, false},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger"}, true},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "http://id.example", OIDCAudience: "ledger"}, false},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "http://127.0.0.1:9", OIDCAudience: "ledger"}, true},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger", OIDCAlgorithms: []string{"HS256"}}, false},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger", OIDCAlgorithms: []string{"none"}}, false},
+		{cli.Config{Listen: "127.0.0.1:0"}, true},
+		{cli.Config{Listen: "[::1]:0"}, true},
+		{cli.Config{Listen: "localhost:0"}, true},
+		{cli.Config{Listen: "0.0.0.0:0"}, false},
+		{cli.Config{Listen: ":0"}, false},
+		{cli.Config{Listen: "ledger.example:443"}, false},
+		{cli.Config{Listen: "0.0.0.0:0", InsecureListen: true}, true},
+		{cli.Config{Listen: "0.0.0.0:0", TLSCert: "c", TLSKey: "k"}, true},
+		{cli.Config{Listen: "127.0.0.1:0", TLSCert: "c"}, false},
+		{cli.Config{Listen: "127.0.0.1:0", TLSKey: "k"}, false},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example"}, false},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger"}, true},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "http://id.example", OIDCAudience: "ledger"}, false},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "http://127.0.0.1:9", OIDCAudience: "ledger"}, true},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger", OIDCAlgorithms: []string{"HS256"}}, false},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger", OIDCAlgorithms: []string{"none"}}, false},
 	} {
-		if err := checkServe(tt.config); (err == nil) != tt.ok {
-			t.Errorf("checkServe(%+v) = %v", tt.config, err)
+		if err := checkServe(tt.Config); (err == nil) != tt.ok {
+			t.Errorf("checkServe(%+v) = %v", tt.Config, err)
 		}
 	}
 }

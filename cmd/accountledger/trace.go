@@ -17,8 +17,8 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
-	"accountledger/eventstore/sqlite"
 	"accountledger/httpapi"
 	"accountledger/projections"
 	"accountledger/projections/webhooks"
@@ -64,7 +64,7 @@ func newTracing(ctx context.Context, logger *slog.Logger) (*tracing, error) {
 	}
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"} {
 		if protocol := os.Getenv(name); protocol != "" && protocol != "http/protobuf" {
-			return nil, usagef("%s is %q; it can be http/protobuf", name, protocol)
+			return nil, cli.Usagef("%s is %q; it can be http/protobuf", name, protocol)
 		}
 	}
 	exporter, err := otlptracehttp.New(ctx)
@@ -157,7 +157,7 @@ func (t *tracing) executed(ctx context.Context, x domain.Executed) {
 
 // appended makes two spans: what the append took for its caller, and in it the
 // transaction, which it shared. Before that it waited in the queue.
-func (t *tracing) appended(ctx context.Context, a sqlite.Appended) {
+func (t *tracing) appended(ctx context.Context, a appended) {
 	outcome, events := appendDone, int64(0)
 	if a.Err != nil {
 		outcome = appendRefused

@@ -24,6 +24,7 @@ import (
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/httpapi"
 )
@@ -85,7 +86,7 @@ type traced struct {
 
 func startTraced(t *testing.T, data string) *traced {
 	t.Helper()
-	c := config{Data: data, WebhookAllow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
+	c := cli.Config{Data: data, WebhookAllow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
 	logger := slog.New(slog.DiscardHandler)
 	s := &traced{spans: newSpans()}
 	var err error
@@ -95,7 +96,7 @@ func startTraced(t *testing.T, data string) *traced {
 	if err := httpapi.Bootstrap(t.Context(), s.keys, s.dir.path(adminKeyFile)); err != nil {
 		t.Fatal(err)
 	}
-	if s.key, err = readTrimmed(s.dir.path(adminKeyFile)); err != nil {
+	if s.key, err = cli.ReadTrimmed(s.dir.path(adminKeyFile)); err != nil {
 		t.Fatal(err)
 	}
 	serving := httptest.NewServer(newServer(c, s.ledger, logger).Handler)
@@ -383,7 +384,7 @@ func TestTraceExport(t *testing.T) {
 	}
 
 	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-	if code, _, stderr := accountledger(t, "serve", "--data", t.TempDir(), "--listen", "127.0.0.1:0"); code != exitUsage || !strings.Contains(stderr, "http/protobuf") {
+	if code, _, stderr := accountledger(t, "serve", "--data", t.TempDir(), "--listen", "127.0.0.1:0"); code != cli.ExitUsage || !strings.Contains(stderr, "http/protobuf") {
 		t.Errorf("a protocol that is not spoken: exit code %d: %s", code, stderr)
 	}
 }

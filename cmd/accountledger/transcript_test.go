@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 // TestTranscripts does what the transcripts show: commands against a server of
@@ -90,7 +92,7 @@ func newTranscript(t *testing.T) *transcript {
 	}))
 	t.Cleanup(receiver.Close)
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, envPrefix) {
+		if !strings.HasPrefix(v, cli.EnvPrefix) {
 			x.env = append(x.env, v)
 		}
 	}

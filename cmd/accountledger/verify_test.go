@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
-	"accountledger/eventstore/sqlite"
 )
 
 // TestVerifyNamesAlteredEvent flips a byte of an event in the file of the log,
@@ -27,7 +27,7 @@ func TestVerifyNamesAlteredEvent(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustRun(t, "verify", "--data", data)
-	log, err := sqlite.OpenReader(t.Context(), data)
+	log, err := openStoreReader(t.Context(), cli.Config{Data: data})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,12 +48,12 @@ func TestVerifyNamesAlteredEvent(t *testing.T) {
 		for _, part := range []struct {
 			name  string
 			bytes []byte
-			kind  sqlite.Kind
+			kind  string
 		}{
-			{"id", rec.ID[:], sqlite.Altered},
-			{"clear part", rec.Clear, sqlite.Altered},
-			{"key id", rec.KeyID[:], sqlite.Altered},
-			{"sealed part", rec.Sealed, sqlite.SealedAltered},
+			{"id", rec.ID[:], "altered"},
+			{"clear part", rec.Clear, "altered"},
+			{"key id", rec.KeyID[:], "altered"},
+			{"sealed part", rec.Sealed, "sealed-altered"},
 		} {
 			at := bytes.Index(whole, part.bytes)
 			if at < 0 {
@@ -66,11 +66,11 @@ func TestVerifyNamesAlteredEvent(t *testing.T) {
 			}
 			name := fmt.Sprintf("%s@%d", part.kind, rec.Position)
 			code, stdout, stderr := accountledger(t, "verify", "--data", data)
-			if code != exitFaults || !strings.Contains(stdout, name+": ") {
-				t.Errorf("verify after a flipped bit in the %s of event %d: exit code %d, want %d and %s\n%s%s", part.name, rec.Position, code, exitFaults, name, stdout, stderr)
+			if code != cli.ExitFaults || !strings.Contains(stdout, name+": ") {
+				t.Errorf("verify after a flipped bit in the %s of event %d: exit code %d, want %d and %s\n%s%s", part.name, rec.Position, code, cli.ExitFaults, name, stdout, stderr)
 			}
-			if code, stdout, _ := accountledger(t, "verify", "--data", data, "--json"); code != exitFaults || !strings.Contains(stdout, fmt.Sprintf("%q", name)) {
-				t.Errorf("verify --json: exit code %d, want %d and %s\n%s", code, exitFaults, name, stdout)
+			if code, stdout, _ := accountledger(t, "verify", "--data", data, "--json"); code != cli.ExitFaults || !strings.Contains(stdout, fmt.Sprintf("%q", name)) {
+				t.Errorf("verify --json: exit code %d, want %d and %s\n%s", code, cli.ExitFaults, name, stdout)
 			}
 		}
 	}
@@ -107,8 +107,8 @@ func TestCheckFindsDamage(t *testing.T) {
 			}
 			alter(t, path, tt.sql)
 			code, stdout, stderr := accountledger(t, "check", "--views", "--data", data)
-			if code != exitFaults || !strings.Contains(stdout, tt.named+": ") || !strings.Contains(stdout, tt.says) {
-				t.Errorf("exit code %d, want %d, %s and %q\n%s%s", code, exitFaults, tt.named, tt.says, stdout, stderr)
+			if code != cli.ExitFaults || !strings.Contains(stdout, tt.named+": ") || !strings.Contains(stdout, tt.says) {
+				t.Errorf("exit code %d, want %d, %s and %q\n%s%s", code, cli.ExitFaults, tt.named, tt.says, stdout, stderr)
 			}
 			if err := os.WriteFile(path, whole, 0o600); err != nil {
 				t.Fatal(err)

@@ -6,6 +6,8 @@ import (
 
 	"github.com/mattn/go-sqlite3"
 	"github.com/spf13/cobra"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 // linkedVersion is set by the linker, see the Makefile.
@@ -60,19 +62,19 @@ func versionCommand() *cobra.Command {
 		Long:  `Print the version, and what it was built from: what a report of a fault should name.`,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			out, b := newConsole(cmd, c), builtFrom()
+			out, b := cli.NewConsole(cmd, c), builtFrom()
 			if c.JSON {
-				return out.document(b)
+				return out.Document(b)
 			}
 			changed := ""
 			if b.Changed {
 				changed = ", changed"
 			}
-			out.printf("accountledger %s\ncommit %s of %s%s\n%s, SQLite %s\n", b.Version, b.Commit, b.Time, changed, b.Go, b.SQLite)
+			out.Printf("accountledger %s\ncommit %s of %s%s\n%s, SQLite %s\n", b.Version, b.Commit, b.Time, changed, b.Go, b.SQLite)
 			return nil
 		},
 	}

@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"bufio"
@@ -16,30 +16,32 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// serverSettings say which server is asked, and with what key. The data
+// Settings say which server is asked, and with what key. The data
 // directory has the key where none is named.
-var serverSettings = []string{"server", "key-file", "ca-file", "insecure-server"}
+var Settings = []string{"server", "key-file", "ca-file", "insecure-server"}
 
 // session is a command while it asks a server.
 type session struct {
-	*client
-	out   console
+	*Client
+	out   printer
 	in    *bufio.Reader
 	typed bool // in is a terminal
 }
 
 // serverCommand is the parent of commands that ask a server.
 func serverCommand(use, short, long string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: choose, Long: long + `
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: cli.Choose, Long: long + `
 
-The server is named with --server or ` + envName("server") + `. The API key is never
+The server is named with --server or ` + cli.EnvName("server") + `. The API key is never
 an argument, which every process could read, but in a file, --key-file or
-` + envName("key-file") + `, or in ` + keyEnv + `; on the server's own machine
+` + cli.EnvName("key-file") + `, or in ` + KeyEnv + `; on the server's own machine
 that of <data>/admin.key is taken. With --json the server's answer is printed as
 it is, of several pages each on a line, and so is a refusal.`}
-	addSettings(cmd.PersistentFlags(), append([]string{"data"}, serverSettings...)...)
+	cli.AddSettings(cmd.PersistentFlags(), append([]string{"data"}, Settings...)...)
 	cmd.AddCommand(commands...)
 	return cmd
 }
@@ -47,22 +49,22 @@ it is, of several pages each on a line, and so is a refusal.`}
 // onServer gives cmd what it does: it asks a server.
 func onServer(cmd *cobra.Command, do func(ctx context.Context, s *session, args []string) error) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := loadConfig(cmd)
+		c, err := cli.Load(cmd)
 		if err != nil {
 			return err
 		}
 		if c.Server == "" {
-			return usagef("there is no server named: give --server URL, or set %s", envName("server"))
+			return cli.Usagef("there is no server named: give --server URL, or set %s", cli.EnvName("server"))
 		}
-		server, err := newClient(c)
+		server, err := NewClient(c)
 		if err != nil {
 			return err
 		}
-		defer server.http.CloseIdleConnections()
-		s := &session{server, newConsole(cmd, c), bufio.NewReader(cmd.InOrStdin()), isTerminal(cmd.InOrStdin())}
+		defer server.Close()
+		s := &session{server, printer{cli.NewConsole(cmd, c)}, bufio.NewReader(cmd.InOrStdin()), cli.IsTerminal(cmd.InOrStdin())}
 		err = do(cmd.Context(), s, args)
-		if refused, ok := errors.AsType[*refusal](err); ok && s.out.json {
-			s.out.raw(refused.answer)
+		if refused, ok := errors.AsType[*Refusal](err); ok && s.out.JSON {
+			s.out.Raw(refused.answer)
 		}
 		return err
 	}
@@ -71,8 +73,8 @@ func onServer(cmd *cobra.Command, do func(ctx context.Context, s *session, args 
 
 // show prints an answer: as it is with --json, and otherwise as print does.
 func show[T any](s *session, answer []byte, print func(T)) error {
-	if s.out.json {
-		return s.out.raw(answer)
+	if s.out.JSON {
+		return s.out.Raw(answer)
 	}
 	var v T
 	if err := understood(answer, &v); err != nil {
@@ -132,8 +134,8 @@ func (w *writeFlags) unconditional(method, path string, body []byte) request {
 // out what became of r.
 func write[T any](ctx context.Context, s *session, w *writeFlags, r request, print func(T)) error {
 	answer, err := s.send(ctx, r)
-	if lost, ok := errors.AsType[*noAnswer](err); ok && lost.sent {
-		return fmt.Errorf("%w\n  it may have been carried out: the same command with --idempotency-key %s does it once", err, printable(w.key))
+	if lost, ok := errors.AsType[*NoAnswer](err); ok && lost.sent {
+		return fmt.Errorf("%w\n  it may have been carried out: the same command with --idempotency-key %s does it once", err, cli.Printable(w.key))
 	}
 	if err != nil {
 		return err
@@ -142,7 +144,7 @@ func write[T any](ctx context.Context, s *session, w *writeFlags, r request, pri
 		return show(s, answer, func(tried planned) { tried.print(s.out) })
 	}
 	if len(answer) == 0 { // 204
-		if !s.out.json {
+		if !s.out.JSON {
 			var none T
 			print(none)
 		}
@@ -162,17 +164,17 @@ type plannedEvent struct {
 	Type     string `json:"type"`
 }
 
-func (p planned) print(out console) {
+func (p planned) print(out printer) {
 	if len(p.Events) == 0 {
-		out.printf("nothing would change\n")
+		out.Printf("nothing would change\n")
 		return
 	}
 	var rows [][]any
 	for _, e := range p.Events {
 		rows = append(rows, []any{e.Type, e.Sub, e.Revision})
 	}
-	out.printf("nothing is stored; these events would be:\n")
-	out.table([]any{"event", "account", "revision"}, rows)
+	out.Printf("nothing is stored; these events would be:\n")
+	out.Table([]any{"event", "account", "revision"}, rows)
 }
 
 // pageFlags are those of lists.
@@ -203,7 +205,7 @@ func pages[T any](ctx context.Context, s *session, p pageFlags, ask func(after s
 			return err
 		}
 		var next *string
-		if s.out.json {
+		if s.out.JSON {
 			var page struct {
 				Next *string `json:"next"`
 			}
@@ -219,7 +221,7 @@ func pages[T any](ctx context.Context, s *session, p pageFlags, ask func(after s
 		case next == nil:
 			return nil
 		case !p.all:
-			s.out.note("there are more: --all shows them, or go on with --after %s", printable(*next))
+			s.out.Note("there are more: --all shows them, or go on with --after %s", cli.Printable(*next))
 			return nil
 		}
 		p.after = *next
@@ -250,10 +252,10 @@ func (s *session) confirm(yes bool, question string, args ...any) error {
 	if yes {
 		return nil
 	}
-	fmt.Fprintf(s.out.err, question+" Type yes: ", args...)
+	fmt.Fprintf(s.out.Err, question+" Type yes: ", args...)
 	line, _ := s.in.ReadString('\n')
 	if !s.typed { // nobody has ended the line with Enter
-		fmt.Fprintln(s.out.err)
+		fmt.Fprintln(s.out.Err)
 	}
 	if strings.TrimSpace(line) != "yes" {
 		return errors.New("not confirmed, so nothing was changed; --yes does it without asking")
@@ -269,7 +271,7 @@ func (s *session) read(path string) (text []byte, err error) {
 		text, err = os.ReadFile(path)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, usagef("%w", err)
+		return nil, cli.Usagef("%w", err)
 	}
 	return text, err
 }
@@ -286,11 +288,11 @@ func (f secretFile) check(s *session) error {
 	if f.path == "" {
 		return nil
 	}
-	if s.out.json {
-		return usagef("out does not go with json, which prints the whole answer")
+	if s.out.JSON {
+		return cli.Usagef("out does not go with json, which prints the whole answer")
 	}
 	if _, err := os.Lstat(f.path); !errors.Is(err, fs.ErrNotExist) {
-		return usagef("out: %s is there already", f.path)
+		return cli.Usagef("out: %s is there already", f.path)
 	}
 	return nil
 }
@@ -298,9 +300,9 @@ func (f secretFile) check(s *session) error {
 // keep writes the secret, or returns what to print of it.
 func (f secretFile) keep(secret string) (string, error) {
 	if f.path == "" {
-		return printable(secret) + "  (shown this once)", nil
+		return cli.Printable(secret) + "  (shown this once)", nil
 	}
-	err := writeFile(f.path, 0o600, os.Link, func(file *os.File) error {
+	err := cli.WriteFile(f.path, 0o600, os.Link, func(file *os.File) error {
 		_, err := io.WriteString(file, secret+"\n")
 		return err
 	})

@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/projections/webhooks"
 )
@@ -41,18 +42,18 @@ const completionTimeout = 2 * time.Second
 // cannot be done there is nothing to complete with.
 func webhookIDs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	const none = cobra.ShellCompDirectiveNoFileComp
-	c, err := loadConfig(cmd)
+	c, err := cli.Load(cmd)
 	if len(args) > 0 || err != nil || c.Server == "" {
 		return nil, none
 	}
-	server, err := newClient(c)
+	server, err := NewClient(c)
 	if err != nil {
 		return nil, none
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
 	defer cancel()
 	var list webhookList
-	if err := server.call(ctx, "GET", "/v1/webhooks", nil, &list); err != nil {
+	if err := server.Call(ctx, "GET", "/v1/webhooks", nil, &list); err != nil {
 		return nil, none
 	}
 	var ids []string
@@ -68,7 +69,7 @@ func host(address string) string {
 	if err != nil {
 		return ""
 	}
-	return printable(u.Host)
+	return cli.Printable(u.Host)
 }
 
 // onWebhook is a command about one webhook, the first of its arguments.
@@ -94,21 +95,21 @@ was refused (waiting), and how many events were given up (dead).`,
 			for _, w := range list.Webhooks {
 				rows = append(rows, []any{w.WebhookID, w.State, w.URL, strings.Join(w.Events, ", "), w.Backlog, w.Lanes, w.DeadLetters, w.LastSuccessTime})
 			}
-			s.out.table([]any{"webhook", "state", "url", "events", "backlog", "waiting", "dead", "last success"}, rows)
+			s.out.Table([]any{"webhook", "state", "url", "events", "backlog", "waiting", "dead", "last success"}, rows)
 		})
 	})
 }
 
 // webhook prints how a webhook is configured.
-func (c console) webhook(w webhooks.Endpoint) {
-	c.properties("webhook", w.WebhookID, "url", w.URL, "description", w.Description, "state", w.State, "reason", w.StateReason,
+func (c printer) webhook(w webhooks.Endpoint) {
+	c.Properties("webhook", w.WebhookID, "url", w.URL, "description", w.Description, "state", w.State, "reason", w.StateReason,
 		"events", strings.Join(w.Events, ", "), "format", w.Format, "payload", w.Payload, "preset", w.Preset, "order", w.Order, "dead letters", w.DeadLetter,
 		"authenticates", w.Auth.Type, "created", w.CreatedTime, "revision", int64(w.Revision))
 	var keys [][]any
 	for _, k := range w.Keys {
 		keys = append(keys, []any{k.KeyID, k.Type, k.Fingerprint, k.NotAfter})
 	}
-	c.section([]any{"key", "type", "fingerprint", "signs until"}, keys)
+	c.Section([]any{"key", "type", "fingerprint", "signs until"}, keys)
 }
 
 func webhooksGetCommand() *cobra.Command {
@@ -119,8 +120,8 @@ func webhooksGetCommand() *cobra.Command {
 			if w.Breaker.Reason != "" {
 				breaker += ", " + w.Breaker.Reason
 			}
-			s.out.printf("\n")
-			s.out.properties("position", int64(w.Position), "backlog", w.Backlog, "waiting", w.Lanes, "blocked", w.Blocked, "given up", w.DeadLetters,
+			s.out.Printf("\n")
+			s.out.Properties("position", int64(w.Position), "backlog", w.Backlog, "waiting", w.Lanes, "blocked", w.Blocked, "given up", w.DeadLetters,
 				"breaker", breaker, "until", w.Breaker.Until, "failing since", w.FailingSince, "last success", w.LastSuccessTime)
 		})
 	})
@@ -142,8 +143,8 @@ func writeSecret(ctx context.Context, s *session, w *writeFlags, f secretFile, r
 		s.out.webhook(made.Endpoint)
 		var shown string
 		shown, failed = f.keep(made.Secret)
-		s.out.printf("\n")
-		s.out.properties("secret", shown)
+		s.out.Printf("\n")
+		s.out.Properties("secret", shown)
 	})
 	if err == nil {
 		err = failed
@@ -207,7 +208,7 @@ func webhooksStateCommand(name string, state domain.WebhookState, short, long st
 			return err
 		}
 		return write(ctx, s, &w, w.request("PUT", webhookPath(args[0], "/state"), body), func(e webhooks.Endpoint) {
-			s.out.properties("webhook", e.WebhookID, "state", e.State, "reason", e.StateReason)
+			s.out.Properties("webhook", e.WebhookID, "state", e.State, "reason", e.StateReason)
 		})
 	})
 }
@@ -220,11 +221,11 @@ not. It is asked for, unless --yes is given.`)
 	w.add(cmd.Flags())
 	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
-		if err := s.confirm(sure || w.dryRun, "Delete the webhook %s?", printable(args[0])); err != nil {
+		if err := s.confirm(sure || w.dryRun, "Delete the webhook %s?", cli.Printable(args[0])); err != nil {
 			return err
 		}
 		return write(ctx, s, &w, w.request("DELETE", webhookPath(args[0], ""), nil), func(struct{}) {
-			s.out.printf("deleted %s\n", printable(args[0]))
+			s.out.Printf("deleted %s\n", cli.Printable(args[0]))
 		})
 	})
 }
@@ -267,8 +268,8 @@ before it goes on signing for a while, so that the receiver can change over.`)
 }
 
 // probe prints what a receiver answered.
-func (c console) probe(p webhooks.Probe) {
-	c.properties("accepted", yes(p.OK), "status", p.Status, "error", p.Error, "took", fmt.Sprintf("%.0f ms", p.DurationMs), "response", p.Response)
+func (c printer) probe(p webhooks.Probe) {
+	c.Properties("accepted", yes(p.OK), "status", p.Status, "error", p.Error, "took", fmt.Sprintf("%.0f ms", p.DurationMs), "response", p.Response)
 }
 
 func webhooksTestCommand() *cobra.Command {
@@ -286,7 +287,7 @@ has it, and show what it answered.`), func(ctx context.Context, s *session, args
 			Webhook webhooks.Endpoint `json:"webhook"`
 		}) {
 			s.out.probe(v.Answer)
-			s.out.properties("state", v.Webhook.State)
+			s.out.Properties("state", v.Webhook.State)
 		})
 	})
 }

@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/projections"
 )
@@ -76,7 +77,7 @@ func (f *searchFlags) query(s *session) (map[string]any, error) {
 		}
 		var members map[string]jsontext.Value
 		if err := json.Unmarshal(text, &members); err != nil {
-			return nil, usagef("query-file: %s is not a JSON object", f.file) // the error might show what is in it
+			return nil, cli.Usagef("query-file: %s is not a JSON object", f.file) // the error might show what is in it
 		}
 		for name, value := range members {
 			q[name] = value
@@ -106,7 +107,7 @@ func (f *searchFlags) query(s *session) (map[string]any, error) {
 		for _, field := range f.fields {
 			key, value, ok := strings.Cut(field, "=")
 			if !ok {
-				return nil, usagef("field is to be key=value")
+				return nil, cli.Usagef("field is to be key=value")
 			}
 			if fields[key] = value; jsontext.Value(value).IsValid() {
 				fields[key] = jsontext.Value(value)
@@ -151,7 +152,7 @@ instead:
 			return err
 		}
 		if _, err := json.Marshal(query); err != nil {
-			return usagef("what is searched for is not text in UTF-8")
+			return cli.Usagef("what is searched for is not text in UTF-8")
 		}
 		found := func(after string, limit int) request {
 			if after != "" {
@@ -173,7 +174,7 @@ instead:
 				rows = append(rows, []any{a.Sub, a.Status, firstName(a), firstEmail(a), a.CreatedTime, a.LastLoggedInTime})
 			}
 			if len(rows) > 0 {
-				s.out.table([]any{"sub", "status", "name", "e-mail", "created", "last login"}, rows)
+				s.out.Table([]any{"sub", "status", "name", "e-mail", "created", "last login"}, rows)
 			}
 			if first {
 				first = false
@@ -181,7 +182,7 @@ instead:
 				if !page.Count.Exact {
 					most = "at most "
 				}
-				s.out.note("accounts: %s%d", most, page.Count.Value)
+				s.out.Note("accounts: %s%d", most, page.Count.Value)
 			}
 			return page.Next
 		})

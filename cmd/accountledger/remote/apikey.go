@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/httpapi"
 )
 
@@ -21,12 +22,12 @@ from the start is replaced by 'accountledger admin-key', on the data directory.`
 		keysListCommand(), keysCreateCommand(), keysUpdateCommand(), keysRevokeCommand())
 }
 
-func (c console) keys(list ...httpapi.APIKey) {
+func (c printer) keys(list ...httpapi.APIKey) {
 	var rows [][]any
 	for _, k := range list {
 		rows = append(rows, []any{k.KeyID, k.Name, strings.Join(k.Scopes, " "), k.CreatedTime, k.ExpiresTime, k.LastUsedTime})
 	}
-	c.table([]any{"key", "name", "scopes", "created", "expires", "last used"}, rows)
+	c.Table([]any{"key", "name", "scopes", "created", "expires", "last used"}, rows)
 }
 
 func keysListCommand() *cobra.Command {
@@ -99,13 +100,13 @@ can grant a scope that they do not have.`,
 		}) {
 			s.out.keys(made.APIKey)
 			if made.Key == "" {
-				failed = fmt.Errorf("the key %s was made by the request this one repeats, and shown then, or lost: revoke it and make another", printable(made.KeyID))
+				failed = fmt.Errorf("the key %s was made by the request this one repeats, and shown then, or lost: revoke it and make another", cli.Printable(made.KeyID))
 				return
 			}
 			var shown string
 			shown, failed = kept.keep(made.Key)
-			s.out.printf("\n")
-			s.out.properties("key", shown)
+			s.out.Printf("\n")
+			s.out.Properties("key", shown)
 		})
 		return errors.Join(err, failed)
 	})
@@ -159,11 +160,11 @@ func keysRevokeCommand() *cobra.Command {
 	w.add(cmd.Flags())
 	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
-		if err := s.confirm(sure || w.dryRun, "Revoke the key %s?", printable(args[0])); err != nil {
+		if err := s.confirm(sure || w.dryRun, "Revoke the key %s?", cli.Printable(args[0])); err != nil {
 			return err
 		}
 		return write(ctx, s, &w, w.request("DELETE", keyPath(args[0]), nil), func(struct{}) {
-			s.out.printf("revoked %s\n", printable(args[0]))
+			s.out.Printf("revoked %s\n", cli.Printable(args[0]))
 		})
 	})
 }

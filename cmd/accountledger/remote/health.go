@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"cmp"
@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 // healthTimeout is how long a server may take to say how it is.
@@ -25,7 +27,7 @@ says: exit code 0 if so, else 1. It is asked at the address of --listen, on this
 machine, or at --server. It is for a container's health check, and needs no key.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
@@ -35,7 +37,7 @@ machine, or at --server. It is for a container's health check, and needs no key.
 			}
 			request, err := http.NewRequestWithContext(cmd.Context(), "GET", url, nil)
 			if err != nil {
-				return usagef("health: %w", err)
+				return cli.Usagef("health: %w", err)
 			}
 			// It asks itself and tells nothing: whose name the certificate has
 			// does not matter, and 127.0.0.1 it is not.
@@ -55,23 +57,23 @@ machine, or at --server. It is for a container's health check, and needs no key.
 			if response.StatusCode != http.StatusOK {
 				return fmt.Errorf("health: %s: %s", response.Status, strings.TrimSpace(string(text)))
 			}
-			newConsole(cmd, c).printf("%s\n", strings.TrimSpace(string(text)))
+			cli.NewConsole(cmd, c).Printf("%s\n", strings.TrimSpace(string(text)))
 			return nil
 		},
 	}
-	addSettings(cmd.Flags(), "listen", "tls-cert", "server", "ca-file")
+	cli.AddSettings(cmd.Flags(), "listen", "tls-cert", "server", "ca-file")
 	return cmd
 }
 
 // healthURL is where the server says how it is: one that listens on all
 // addresses is asked at that of this machine.
-func healthURL(c config) (string, error) {
+func healthURL(c cli.Config) (string, error) {
 	if c.Server != "" {
 		return strings.TrimRight(c.Server, "/") + "/readyz", nil
 	}
 	host, port, err := net.SplitHostPort(c.Listen)
 	if err != nil {
-		return "", usagef("listen is %q; write host:port", c.Listen)
+		return "", cli.Usagef("listen is %q; write host:port", c.Listen)
 	}
 	if ip := net.ParseIP(cmp.Or(host, "0.0.0.0")); ip != nil && ip.IsUnspecified() {
 		host = "localhost"

@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"context"
@@ -46,8 +46,8 @@ fields and schedules, as they are or as they were at a revision.`,
 }
 
 // account prints an account for people.
-func (c console) account(a domain.Account) {
-	c.properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "combined into", a.CombinedInto, "created", a.CreatedTime,
+func (c printer) account(a domain.Account) {
+	c.Properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "combined into", a.CombinedInto, "created", a.CreatedTime,
 		"updated", a.UpdatedTime, "last login", a.LastLoggedInTime, "by identity", a.LastUsedIdentity, "revision", int64(a.Revision))
 	var identities, identifiers, fields, groups, consents, schedules, combined [][]any
 	for _, i := range a.Identities {
@@ -57,39 +57,31 @@ func (c console) account(a domain.Account) {
 		}
 		identities = append(identities, []any{i.IdentityID, i.Provider, i.ProviderUserID, personName(i.Profile), i.CreatedTime, from})
 	}
-	c.section([]any{"identity", "provider", "user id", "name", "since", "from"}, identities)
+	c.Section([]any{"identity", "provider", "user id", "name", "since", "from"}, identities)
 	for _, u := range a.UserIDs {
 		identifiers = append(identifiers, []any{u.Type, u.Value, yes(u.Verified), u.Provider + u.FieldKey})
 	}
-	c.section([]any{"identifier", "value", "verified", "of"}, identifiers)
+	c.Section([]any{"identifier", "value", "verified", "of"}, identifiers)
 	for _, key := range slices.Sorted(maps.Keys(a.CustomFields)) {
 		fields = append(fields, []any{key, string(a.CustomFields[key])})
 	}
-	c.section([]any{"custom field", "value"}, fields)
+	c.Section([]any{"custom field", "value"}, fields)
 	for _, g := range a.Groups {
 		groups = append(groups, []any{g.Path, g.GroupType, strings.Join(g.Roles, ", "), g.JoinedTime})
 	}
-	c.section([]any{"group", "type", "roles", "since"}, groups)
+	c.Section([]any{"group", "type", "roles", "since"}, groups)
 	for _, d := range a.Consents {
 		consents = append(consents, []any{d.ConsentID, d.Version, d.Status, d.Time})
 	}
-	c.section([]any{"consent", "version", "decision", "at"}, consents)
+	c.Section([]any{"consent", "version", "decision", "at"}, consents)
 	for _, d := range a.Schedules {
 		schedules = append(schedules, []any{d.ScheduleID, d.Kind, d.TargetStatus, d.State, d.DueTime})
 	}
-	c.section([]any{"schedule", "kind", "to", "state", "due"}, schedules)
+	c.Section([]any{"schedule", "kind", "to", "state", "due"}, schedules)
 	for _, o := range a.CombinedFrom {
 		combined = append(combined, []any{o.Sub, o.Status, o.CreatedTime, o.CombinedTime})
 	}
-	c.section([]any{"combined from", "was", "created", "combined"}, combined)
-}
-
-// section prints a table after an empty line, if there is anything in it.
-func (c console) section(header []any, rows [][]any) {
-	if len(rows) > 0 {
-		c.printf("\n")
-		c.table(header, rows)
-	}
+	c.Section([]any{"combined from", "was", "created", "combined"}, combined)
 }
 
 func yes(b bool) string {
@@ -162,7 +154,7 @@ account whose deletion is scheduled.`,
 			return err
 		}
 		return write(ctx, s, &w, w.request("PUT", accountPath(args[0], "/status"), body), func(a domain.Account) {
-			s.out.properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "updated", a.UpdatedTime, "revision", int64(a.Revision))
+			s.out.Properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "updated", a.UpdatedTime, "revision", int64(a.Revision))
 		})
 	})
 }
@@ -201,7 +193,7 @@ it. The history of an erased account stays, without its personal data.`,
 				}
 				rows = append(rows, []any{e.Revision, e.Position, e.Time, e.Type, e.Actor, data})
 			}
-			s.out.table([]any{"revision", "position", "time", "event", "actor", "data"}, rows)
+			s.out.Table([]any{"revision", "position", "time", "event", "actor", "data"}, rows)
 			return page.Next
 		})
 	})

@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/projections/webhooks"
@@ -35,7 +36,7 @@ answered.`)
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		query := url.Values{}
 		if status != "" {
-			if err := oneOf("status", status, webhooks.Statuses...); err != nil {
+			if err := cli.OneOf("status", status, webhooks.Statuses...); err != nil {
 				return err
 			}
 			query.Set("status", status)
@@ -54,7 +55,7 @@ answered.`)
 	})
 }
 
-func (c console) deliveries(list []webhooks.Delivery) {
+func (c printer) deliveries(list []webhooks.Delivery) {
 	var rows [][]any
 	for _, d := range list {
 		var last webhooks.Attempt
@@ -63,17 +64,17 @@ func (c console) deliveries(list []webhooks.Delivery) {
 		}
 		rows = append(rows, []any{d.EventID, d.Type, d.Sub, d.Sequence, d.Status, len(d.Attempts), last.Time, answered(last)})
 	}
-	c.table([]any{"event", "type", "account", "sequence", "status", "attempts", "last", "answered"}, rows)
+	c.Table([]any{"event", "type", "account", "sequence", "status", "attempts", "last", "answered"}, rows)
 }
 
-func (c console) attempts(list []webhooks.Delivery) {
+func (c printer) attempts(list []webhooks.Delivery) {
 	var rows [][]any
 	for _, d := range list {
 		for _, a := range d.Attempts {
 			rows = append(rows, []any{d.EventID, d.Type, a.Time, a.Trigger, answered(a), a.Response, fmt.Sprintf("%.0f ms", a.DurationMs)})
 		}
 	}
-	c.table([]any{"event", "type", "at", "trigger", "answered", "response", "took"}, rows)
+	c.Table([]any{"event", "type", "at", "trigger", "answered", "response", "took"}, rows)
 }
 
 // answered is what came of an attempt.
@@ -101,7 +102,7 @@ been past: retrying, blocked by an event that was given up, or waiting.`)
 			for _, l := range page.Lanes {
 				rows = append(rows, []any{l.Sub, l.Status, l.Sequence, l.Attempts, l.Error, l.NextAttemptTime, l.EventID})
 			}
-			s.out.table([]any{"account", "status", "sequence", "attempts", "error", "next attempt", "event"}, rows)
+			s.out.Table([]any{"account", "status", "sequence", "attempts", "error", "next attempt", "event"}, rows)
 			return page.Next
 		})
 	})
@@ -116,15 +117,15 @@ what the receiver answered. EVENT is its id, as deliveries shows it.`), func(ctx
 	})
 }
 
-func (c console) replays(list ...webhooks.Replay) {
+func (c printer) replays(list ...webhooks.Replay) {
 	var rows [][]any
 	for _, r := range list {
 		rows = append(rows, []any{r.ReplayID, r.State, r.Delivered, r.Failed, int64(r.Position), int64(r.Filter.UpTo), r.CreatedTime, r.EndedTime})
 	}
-	c.table([]any{"replay", "state", "delivered", "failed", "position", "up to", "begun", "ended"}, rows)
+	c.Table([]any{"replay", "state", "delivered", "failed", "position", "up to", "begun", "ended"}, rows)
 }
 
-func (c console) replay(r webhooks.Replay) { c.replays(r) }
+func (c printer) replay(r webhooks.Replay) { c.replays(r) }
 
 func webhooksRecoverCommand() *cobra.Command {
 	var w writeFlags

@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"bytes"
@@ -14,21 +14,25 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// client asks a running server.
-type client struct {
+// Client sends requests to a running server.
+type Client struct {
 	base string // "http://127.0.0.1:8080"
 	key  string // an API key
 	http *http.Client
 }
 
-// keyEnv holds the API key itself, see masterKeyEnv.
-const keyEnv = envPrefix + "KEY"
+// KeyEnv holds the API key itself. It is not a setting, because every process
+// can read a flag.
+const KeyEnv = cli.EnvPrefix + "KEY"
 
 // Limits of what is waited for, and read.
 const (
@@ -36,14 +40,14 @@ const (
 	maxAnswer     = 64 << 20         // bytes; a page of 1000 large accounts
 )
 
-// newClient is for c.Server.
-func newClient(c config) (*client, error) {
+// NewClient returns a client of c.Server.
+func NewClient(c cli.Config) (*Client, error) {
 	u, err := url.Parse(c.Server)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return nil, usagef("server can be a URL like https://ledger.example, without a password") // which is not repeated
+		return nil, cli.Usagef("server can be a URL like https://ledger.example, without a password") // which is not repeated
 	}
-	if u.Scheme == "http" && !loopback(u.Hostname()) && !c.InsecureServer {
-		return nil, usagef("server is %q, another machine without TLS, which the API key would be sent to in clear: give an https URL, or --insecure-server", c.Server)
+	if u.Scheme == "http" && !cli.Loopback(u.Hostname()) && !c.InsecureServer {
+		return nil, cli.Usagef("server is %q, another machine without TLS, which the API key would be sent to in clear: give an https URL, or --insecure-server", c.Server)
 	}
 	key, err := apiKey(c)
 	if err != nil {
@@ -55,7 +59,7 @@ func newClient(c config) (*client, error) {
 			return nil, err
 		}
 	}
-	return &client{base: strings.TrimRight(c.Server, "/"), key: key, http: &http.Client{Timeout: answerTimeout, Transport: transport,
+	return &Client{base: strings.TrimRight(c.Server, "/"), key: key, http: &http.Client{Timeout: answerTimeout, Transport: transport,
 		// The API redirects nobody, and a key is for one server.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
@@ -63,22 +67,22 @@ func newClient(c config) (*client, error) {
 
 // apiKey is the key to ask a server with: in the file that is named, in the
 // environment, or in the data directory.
-func apiKey(c config) (string, error) {
-	key, path := os.Getenv(keyEnv), c.KeyFile
+func apiKey(c cli.Config) (string, error) {
+	key, path := os.Getenv(KeyEnv), c.KeyFile
 	if path == "" && key == "" {
-		path = directory(c.Data).path(adminKeyFile)
+		path = filepath.Join(c.Data, cli.AdminKeyFile)
 	}
 	if path != "" {
 		var err error
-		key, err = readTrimmed(path)
+		key, err = cli.ReadTrimmed(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("API key: %s is not there: name a file with --key-file, or put the key into %s", path, keyEnv)
+			return "", fmt.Errorf("API key: %s is not there: name a file with --key-file, or put the key into %s", path, KeyEnv)
 		} else if err != nil {
 			return "", fmt.Errorf("API key: %w", err)
 		}
 	}
 	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) || key == "" {
-		return "", fmt.Errorf("API key: what is in %s is not one", cmp.Or(path, keyEnv))
+		return "", fmt.Errorf("API key: what is in %s is not one", cmp.Or(path, KeyEnv))
 	}
 	return key, nil
 }
@@ -116,7 +120,7 @@ func get(path string) request {
 }
 
 // refusal is a problem that the server answered with.
-type refusal struct {
+type Refusal struct {
 	answer    []byte // as it came
 	Status    int    `json:"status"`
 	Code      string `json:"code"`
@@ -132,7 +136,7 @@ type refusal struct {
 	} `json:"merge"`
 }
 
-func (r *refusal) Error() string {
+func (r *Refusal) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s", r.Code, r.Detail)
 	if r.Code == "internal" {
@@ -148,17 +152,20 @@ func (r *refusal) Error() string {
 	if r.Merge.From != "" {
 		fmt.Fprintf(&b, "\n  it belongs to %s, which could be merged", r.Merge.From)
 	}
-	return printable(b.String(), '\n')
+	return cli.Printable(b.String(), '\n')
 }
 
+// ExitCode returns the exit code for r.
+func (r *Refusal) ExitCode() int { return cli.ExitRefused }
+
 // noAnswer is why a server did not answer.
-type noAnswer struct {
+type NoAnswer struct {
 	base string
 	sent bool // something was, so it may have been carried out
 	err  error
 }
 
-func (e *noAnswer) Error() string {
+func (e *NoAnswer) Error() string {
 	what := "cannot be reached"
 	if e.sent {
 		what = "did not answer"
@@ -169,31 +176,34 @@ func (e *noAnswer) Error() string {
 	}
 	return fmt.Sprintf("%s %s: %v", e.base, what, e.err)
 }
-func (e *noAnswer) Unwrap() error { return e.err }
+func (e *NoAnswer) Unwrap() error { return e.err }
 
-// A repeatable request is sent so often, with a pause between, when its answer
-// is lost.
+// ExitCode returns the exit code for e.
+func (e *NoAnswer) ExitCode() int { return cli.ExitNoAnswer }
+
+// Tries is how many times the client sends a repeatable request whose answer is
+// lost. It pauses in between.
 const (
-	tries      = 3
+	Tries      = 3
 	triesPause = time.Second
 )
 
 // send asks the server and returns its answer's body. What was refused is a
 // *refusal, and what was not answered a *noAnswer, also where whoever asked was
 // interrupted.
-func (c *client) send(ctx context.Context, r request) ([]byte, error) {
-	ctx, stop := interruptible(ctx)
+func (c *Client) send(ctx context.Context, r request) ([]byte, error) {
+	ctx, stop := cli.Interruptible(ctx)
 	defer stop()
 	lost := false
 	for try := 1; ; try++ {
 		text, err := c.try(ctx, r)
-		silent, ok := errors.AsType[*noAnswer](err)
+		silent, ok := errors.AsType[*NoAnswer](err)
 		if !ok {
 			return text, err
 		}
 		lost = lost || silent.sent
 		silent.sent = lost
-		if !r.repeatable || !lost || try == tries || ctx.Err() != nil {
+		if !r.repeatable || !lost || try == Tries || ctx.Err() != nil {
 			return nil, err
 		}
 		select {
@@ -204,7 +214,7 @@ func (c *client) send(ctx context.Context, r request) ([]byte, error) {
 	}
 }
 
-func (c *client) try(ctx context.Context, r request) ([]byte, error) {
+func (c *Client) try(ctx context.Context, r request) ([]byte, error) {
 	var content io.Reader
 	if r.body != nil {
 		content = bytes.NewReader(r.body)
@@ -241,7 +251,7 @@ func (c *client) try(ctx context.Context, r request) ([]byte, error) {
 	case response.StatusCode < 300:
 		return text, nil
 	}
-	refused := &refusal{answer: text}
+	refused := &Refusal{answer: text}
 	if json.Unmarshal(text, refused) != nil || refused.Code == "" {
 		// It was no ledger, or something before it.
 		return nil, fmt.Errorf("%s %s: %s", r.method, r.path, response.Status)
@@ -250,7 +260,7 @@ func (c *client) try(ctx context.Context, r request) ([]byte, error) {
 }
 
 // silence is why there is no answer, without the request's address.
-func (c *client) silence(err error) error {
+func (c *Client) silence(err error) error {
 	var dial *net.OpError
 	var certificate *tls.CertificateVerificationError
 	sent := !(errors.As(err, &dial) && dial.Op == "dial") && !errors.As(err, &certificate)
@@ -258,12 +268,15 @@ func (c *client) silence(err error) error {
 	if errors.As(err, &u) {
 		err = u.Err
 	}
-	return &noAnswer{c.base, sent, err}
+	return &NoAnswer{c.base, sent, err}
 }
 
-// call sends body as JSON, if it is not nil, and reads the answer into answer,
-// if it is not nil.
-func (c *client) call(ctx context.Context, method, path string, body, answer any) error {
+// Close closes idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Call sends a request. body, unless it is nil, is sent as JSON, and the JSON
+// answer is stored in answer, unless that is nil.
+func (c *Client) Call(ctx context.Context, method, path string, body, answer any) error {
 	r := request{method: method, path: path, revision: -1}
 	if body != nil {
 		var err error
