@@ -10,9 +10,9 @@ import (
 func adminKeyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "admin-key",
-		Short: "Replace the admin key, which has every right",
-		Long: `Make a new admin key and write it to <data>/admin.key, readable for its owner
-only. The key before it is no longer valid. The server must not be running.`,
+		Short: "Replace the admin key, which has all scopes",
+		Long: `Create a new admin key and write it to <data>/admin.key, readable only by its
+owner. The previous admin key becomes invalid. The server must not be running.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)

@@ -19,18 +19,17 @@ func backupCommand() *cobra.Command {
 	var withMaster bool
 	cmd := &cobra.Command{
 		Use:   "backup",
-		Short: "Copy a ledger, also a running one, and verify the copy",
-		Long: `Copy the ledger to an empty or new directory, also beside a running server, and
-verify the copy. It is a data directory like any other: to restore it, put it in
-the place of the lost one, with the master key where that was, and start the
-server. What happened after the backup is gone; webhooks deliver once more what
-they delivered since.
+		Short: "Copy a ledger and verify the copy",
+		Long: `Copy the ledger to an empty or new directory and verify the copy. The server may
+run meanwhile. The copy is a complete data directory: to restore it, put it in
+the place of the lost one, put the master key back, and start the server. Events
+after the backup are lost, and webhooks deliver again what they delivered since.
 
-The master key is not copied, so that the copy alone opens no personal data;
-keep the key elsewhere. The key that signs the log (log.key) is: without it the
-copy could not go on. The admin key is not; 'admin-key' makes a new one. The
-keys of accounts erased after the backup are still in it: keep backups no longer
-than you may.`,
+The command does not copy the master key, so nobody can decrypt personal data with
+the copy alone; keep the key elsewhere. It copies the key that signs the log
+(log.key), which the restored ledger needs. It does not copy the admin key:
+'admin-key' creates a new one. The backup still contains the keys of accounts that
+are erased later, so do not keep it longer than you may.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
@@ -38,7 +37,7 @@ than you may.`,
 				return err
 			}
 			if to == "" {
-				return cli.Usagef("name the directory to write with --to")
+				return cli.Usagef("no directory given: use --to DIRECTORY")
 			}
 			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
@@ -46,8 +45,8 @@ than you may.`,
 		},
 	}
 	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
-	cmd.Flags().StringVar(&to, "to", "", "directory to write; it must be empty or not exist")
-	cmd.Flags().BoolVar(&withMaster, "include-master-key", false, "copy the master key too: who has the copy then has all personal data")
+	cmd.Flags().StringVar(&to, "to", "", "directory for the backup; it must be empty or not exist")
+	cmd.Flags().BoolVar(&withMaster, "include-master-key", false, "also copy the master key; the copy alone then gives access to all personal data")
 	return cmd
 }
 
@@ -65,7 +64,7 @@ func backup(ctx context.Context, c cli.Config, out cli.Console, to string, withM
 		return fmt.Errorf("backup: %w", err)
 	}
 	if err := copyLedger(ctx, c, out, dest, withMaster); err != nil {
-		return fmt.Errorf("backup: %w; what is in %s is not complete", err, to)
+		return fmt.Errorf("backup: %w; the copy in %s is incomplete", err, to)
 	}
 	copied := c
 	copied.Data = to
@@ -81,15 +80,15 @@ func backup(ctx context.Context, c cli.Config, out cli.Console, to string, withM
 	}
 	out.Printf("backed up %d events to %s and verified them\n", v.Events, to)
 	if !withMaster {
-		out.Printf("the master key is not in it: keep it elsewhere, or nobody can open the copy\n")
+		out.Printf("the backup does not contain the master key: without it, nobody can use the copy\n")
 	}
 	return nil
 }
 
-// copyLedger copies each file as it is at one moment: who follows before what
-// they follow, so that none is ahead of it, and the keys after the events that
-// need them. The log's keys come last: without them a directory is not taken
-// for a ledger.
+// copyLedger copies a snapshot of each file: first the files that follow the log,
+// so that none is ahead of it, then the log, and then the keys its events need.
+// The log's keys are last, because a directory without them is not a ledger.
+// Creating them also makes the names of the other copies durable.
 func copyLedger(ctx context.Context, c cli.Config, out cli.Console, dest directory, withMaster bool) error {
 	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
@@ -155,7 +154,8 @@ func copyLedger(ctx context.Context, c cli.Config, out cli.Console, dest directo
 	return nil
 }
 
-// ownOnly makes a copy durable and its owner's only.
+// ownOnly makes the contents of a copy durable, and the copy accessible only to
+// its owner.
 func ownOnly(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -164,8 +164,8 @@ func ownOnly(path string) error {
 	return errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
 }
 
-// makeEmpty makes the directory, or sees that it is empty, and keeps others
-// out of it.
+// makeEmpty creates the directory, or checks that it is empty, and makes it
+// accessible only to its owner.
 func (d directory) makeEmpty() error {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return err

@@ -12,10 +12,10 @@ import (
 func catalogueCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "catalogue",
-		Short: "List the public events that webhooks and the feed tell of",
-		Long: `List the public events: their names, when they are told, and the other names
-that they can be asked for by. With --json there is the JSON Schema of each
-besides, complete in itself, as the feed has it. It needs no ledger.`,
+		Short: "List the public events, which webhooks and the feed send",
+		Long: `List the public events: their names, when they are sent, and the aliases that
+select them. With --json the list includes the JSON Schema of each event in the
+feed, which is self-contained. The command needs no ledger.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
@@ -38,7 +38,7 @@ besides, complete in itself, as the feed has it. It needs no ledger.`,
 				}
 				rows = append(rows, []any{e.Name, e.About, e.When, strings.Join(names, ", ")})
 			}
-			out.Table([]any{"event", "about", "told when", "also"}, rows)
+			out.Table([]any{"event", "about", "sent when", "aliases"}, rows)
 			return nil
 		},
 	}

@@ -17,14 +17,14 @@ func checkCommand() *cobra.Command {
 	var views bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Check that all files are whole and fit together",
-		Long: `Check each file of the data directory for damage, and that they fit together:
-every event opens with its account's key or was erased, no view and no webhook
-is ahead of the log, nothing is parked. With --views the views are made again
-in a temporary file and compared. Also beside a running server; needs the
-master key. If anything is wrong the exit code is 3.
+		Short: "Check that the files are undamaged and consistent",
+		Long: `Check the files of the data directory for damage and consistency: every event can
+be decrypted with its account's key or was erased, no view and no webhook is ahead
+of the log, and no stream is parked. With --views, rebuild the account view in a
+temporary file and compare it. The server may run meanwhile. The command needs the
+master key. The exit code is 3 if it finds a fault.
 
-That the log was not altered by someone who knows how is for 'verify' to prove.`,
+This command does not detect deliberate changes of the log; 'verify' does.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
@@ -42,7 +42,7 @@ That the log was not altered by someone who knows how is for 'verify' to prove.`
 		},
 	}
 	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
-	cmd.Flags().BoolVar(&views, "views", false, "compare the views with a rebuild")
+	cmd.Flags().BoolVar(&views, "views", false, "compare the account view with a rebuild")
 	return cmd
 }
 
@@ -54,7 +54,7 @@ type checked struct {
 	Findings []finding           `json:"findings"`
 	Unlisted int64               `json:"unlisted,omitzero"`
 
-	readable bool // each event of the log can be read
+	readable bool // every event of the log could be read
 }
 
 // finding is something wrong with a file.
@@ -63,8 +63,8 @@ type finding struct {
 	Detail string `json:"detail"`
 }
 
-// maxFindings is how many findings are listed: one damaged page can cause as
-// many as there are events.
+// maxFindings limits the list of findings: one damaged page may cause a finding
+// for every event.
 const maxFindings = 100
 
 func (ch *checked) add(file, format string, args ...any) {
@@ -75,8 +75,8 @@ func (ch *checked) add(file, format string, args ...any) {
 	ch.Findings = append(ch.Findings, finding{file, fmt.Sprintf(format, args...)})
 }
 
-// check checks the ledger in c.Data. An error means that it could not be
-// carried out.
+// check checks the ledger in c.Data. It returns an error only if it could not
+// complete the check.
 func check(ctx context.Context, c cli.Config, out cli.Console, compareViews bool) (checked, error) {
 	var ch checked
 	r, err := openReadOnly(ctx, c, out.Logger())
@@ -124,7 +124,7 @@ func check(ctx context.Context, c cli.Config, out cli.Console, compareViews bool
 	if err := ch.events(ctx, r, codec, out); err != nil {
 		return ch, err
 	}
-	// A log that cannot be read to its end would keep a rebuild waiting.
+	// A rebuild would wait forever for events that cannot be read.
 	if compareViews && ch.readable {
 		if err := ch.views(ctx, r, views, codec, out); err != nil {
 			return ch, err
@@ -134,7 +134,7 @@ func check(ctx context.Context, c cli.Config, out cli.Console, compareViews bool
 	return ch, nil
 }
 
-// followers checks that nobody who follows the log is ahead of it.
+// followers checks that no view and no webhook is ahead of the log.
 func (ch *checked) followers(ctx context.Context, r *reader) error {
 	delivered, err := deliveryPosition(ctx, r.dir.path(deliveryFile))
 	if err != nil {
@@ -144,16 +144,16 @@ func (ch *checked) followers(ctx context.Context, r *reader) error {
 	if err != nil {
 		return err
 	}
-	// The head last: the log goes on while the others are read.
+	// Read the head last: a server may append while the positions are read.
 	if ch.Head, err = r.log.Head(ctx); err != nil {
 		return err
 	}
 	if delivered > ch.Head {
-		ch.add(deliveryFile, "a webhook is at position %d, the log ends at %d", delivered, ch.Head)
+		ch.add(deliveryFile, "a webhook is at position %d, but the log ends at %d", delivered, ch.Head)
 	}
 	for _, v := range states {
 		if v.Position > ch.Head {
-			ch.add(viewsFile, "the view %s is at position %d, the log ends at %d", v.Name, v.Position, ch.Head)
+			ch.add(viewsFile, "the view %s is at position %d, but the log ends at %d", v.Name, v.Position, ch.Head)
 		}
 		for _, p := range v.Parked {
 			ch.add(viewsFile, "the view %s has parked %s at position %d: %s", v.Name, p.Stream, p.Position, p.Error)
@@ -162,10 +162,10 @@ func (ch *checked) followers(ctx context.Context, r *reader) error {
 	return nil
 }
 
-// events checks that every event up to the head can be opened and decoded, or
+// events checks that every event up to the head can be decrypted and decoded, or
 // that its account was erased.
 func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, out cli.Console) error {
-	gone := map[eventstore.KeyID]eventstore.Position{} // keys whose erasure is not met yet
+	gone := map[eventstore.KeyID]eventstore.Position{} // missing keys whose erasure was not found yet
 	p := out.Progress("events", int64(ch.Head))
 	defer p.End()
 	ch.readable = true
@@ -174,8 +174,8 @@ func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, ou
 			if ctx.Err() != nil {
 				return err
 			}
-			ch.add(logFile, "%v", err) // and what follows cannot be read
-			ch.readable = false
+			ch.add(logFile, "%v", err)
+			ch.readable = false // neither can the events that follow
 			break
 		}
 		for _, rec := range page {
@@ -186,7 +186,7 @@ func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, ou
 			}
 			entry, err := codec.Decode(rec)
 			if err != nil {
-				ch.add(keysFile, "the event at position %d does not open: %v", rec.Position, err)
+				ch.add(keysFile, "the event at position %d cannot be decrypted: %v", rec.Position, err)
 			} else if _, known := gone[rec.KeyID]; entry.Erased && !known {
 				gone[rec.KeyID] = rec.Position
 			}
@@ -194,7 +194,7 @@ func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, ou
 		p.Add(int64(len(page)))
 	}
 	for _, position := range gone {
-		ch.add(keysFile, "the key of the event at position %d is gone, and no erasure says why", position)
+		ch.add(keysFile, "the key of the event at position %d is missing, and no erasure explains it", position)
 	}
 	return nil
 }
@@ -214,9 +214,9 @@ func (ch checked) print(out cli.Console) error {
 		out.Printf("and %d more\n", ch.Unlisted)
 	}
 	if ch.OK {
-		out.Printf("checked: all files are whole and fit together, %d events", ch.Head)
+		out.Printf("checked: all files are undamaged and consistent, %d events", ch.Head)
 		if ch.Compared > 0 {
-			out.Printf(", %d accounts as in a rebuild", ch.Compared)
+			out.Printf(", %d accounts equal a rebuild", ch.Compared)
 		}
 		out.Printf("\n")
 	}

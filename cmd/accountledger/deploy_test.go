@@ -122,8 +122,8 @@ func longer(t *testing.T, wait string) {
 	t.Helper()
 	i := slices.IndexFunc(cli.Settings(), func(s cli.Setting) bool { return s.Name == "shutdown-grace" })
 	grace, _ := time.ParseDuration(cli.Settings()[i].Default)
-	if d, err := time.ParseDuration(wait); err != nil || d < grace+moment {
-		t.Errorf("the server gets %s to end, and may take %s: %v", wait, grace+moment, err)
+	if d, err := time.ParseDuration(wait); err != nil || d < grace+minGrace {
+		t.Errorf("the server gets %s to end, and may take %s: %v", wait, grace+minGrace, err)
 	}
 }
 

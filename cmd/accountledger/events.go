@@ -16,7 +16,7 @@ import (
 	"accountledger/eventstore"
 )
 
-// eventsOptions says which events to print, and how.
+// eventsOptions selects the events to print and how to print them.
 type eventsOptions struct {
 	after  int64
 	sub    string
@@ -28,10 +28,10 @@ func eventsCommand() *cobra.Command {
 	var o eventsOptions
 	cmd := &cobra.Command{
 		Use:   "events",
-		Short: "Print the log, and follow it",
-		Long: `Print the events of the log, also beside a running server: position, time,
-type, stream, revision and actor. No personal data is shown, unless --open asks
-for it; that needs the master key.`,
+		Short: "Print the log and follow it",
+		Long: `Print the events of the log: position, time, type, stream, revision and actor. The
+server may run meanwhile. The command prints personal data only with --open, which
+needs the master key.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
@@ -39,22 +39,22 @@ for it; that needs the master key.`,
 				return err
 			}
 			if o.after < 0 {
-				return cli.Usagef("after is %d; positions begin at 1", o.after)
+				return cli.Usagef("after is %d; it must be 0 or more", o.after)
 			}
 			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
 			err = printEvents(ctx, c, cli.NewConsole(cmd, c), o)
 			if o.follow && errors.Is(err, context.Canceled) {
-				return nil // that is how following ends
+				return nil // an interrupt is the normal end
 			}
 			return err
 		},
 	}
 	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
-	cmd.Flags().Int64Var(&o.after, "after", 0, "print events after this position")
-	cmd.Flags().StringVar(&o.sub, "sub", "", "print the events of this account only")
-	cmd.Flags().BoolVar(&o.follow, "follow", false, "go on with new events until interrupted")
-	cmd.Flags().BoolVar(&o.open, "open", false, "open the sealed data and print it")
+	cmd.Flags().Int64Var(&o.after, "after", 0, "print only events after this position")
+	cmd.Flags().StringVar(&o.sub, "sub", "", "print only events of this account")
+	cmd.Flags().BoolVar(&o.follow, "follow", false, "print new events as they are appended, until interrupted")
+	cmd.Flags().BoolVar(&o.open, "open", false, "decrypt personal data and print it")
 	cmd.AddCommand(catalogueCommand())
 	return cmd
 }
@@ -69,8 +69,8 @@ type eventLine struct {
 	ID       uuid.UUID           `json:"id"`
 	Actor    string              `json:"actor"`
 	Erased   bool                `json:"erased,omitzero"`
-	Clear    jsontext.Value      `json:"clear"`         // what the log holds in clear
-	Data     jsontext.Value      `json:"data,omitzero"` // all of it, with --open
+	Clear    jsontext.Value      `json:"clear"`         // the part that is not encrypted
+	Data     jsontext.Value      `json:"data,omitzero"` // all data, with --open
 }
 
 func printEvents(ctx context.Context, c cli.Config, out cli.Console, o eventsOptions) error {
@@ -104,7 +104,7 @@ func printEvents(ctx context.Context, c cli.Config, out cli.Console, o eventsOpt
 	return buffer.Flush()
 }
 
-// selected yields the events o asks for, in pages.
+// selected yields the events that o selects, in pages.
 func (r *reader) selected(ctx context.Context, o eventsOptions) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {
 		after := eventstore.Position(o.after)
@@ -159,7 +159,7 @@ func printEvent(out cli.Console, codec domain.Codec, rec eventstore.Recorded, op
 	if out.JSON {
 		return out.Line(eventLine{rec.Position, rec.Time, rec.Type, rec.Stream, rec.Revision, rec.ID, rec.Actor, erased, rec.Clear, data})
 	}
-	// Columns of a fixed width: a stream has no last row to align to.
+	// The columns have fixed widths, because the events to come are not known.
 	out.Printf("%9d  %s  %-32s %-45s %4d  %s", rec.Position, rec.Time.Format(cli.TimeFormat), rec.Type, rec.Stream, rec.Revision, rec.Actor)
 	if erased {
 		out.Printf("  erased")

@@ -16,7 +16,7 @@ import (
 	"accountledger/domain/importer"
 )
 
-// importOptions says what to import, and how.
+// importOptions selects the input and how to import it.
 type importOptions struct {
 	mapping string
 	input   string
@@ -30,28 +30,29 @@ func importCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import --mapping FILE INPUT",
 		Short: "Create or update accounts from another system's records",
-		Long: `Import the records of INPUT: a JSON list, a JSON document with a list in it,
-NDJSON or CSV with a header, of any size; - is standard input. A mapping file
-says what becomes of each member of a record; testdata/imports has two, and the
-commented example in domain/importer/mapping.go has all.
+		Long: `Import the records in INPUT, or on standard input if INPUT is -: a JSON list, a
+JSON document that contains a list, NDJSON, or CSV with a header, of any size. A
+mapping file maps the members of a record to those of an account. testdata/imports
+has two mappings; docs/import.md describes all of the mapping language.
 
-Each record is a row. Its account is created, or brought to what the row says:
-what a row does not mention stays, null unsets. Running an import again changes
-nothing. The server must not be running.
+Each record is a row. The command creates its account, or updates it: members that
+the row does not mention do not change, and null removes a value. Running the same
+import again changes nothing. The server must not be running.
 
-A mapping may make groups and roles of those of the source, before any row; what
-the ledger has is left as it is. For that INPUT is read more than once, so it
-must be a file. Rows then become memberships: a row's list of groups is whole.
+A mapping may create groups and roles from those in the source, before it imports
+rows. It does not change groups and roles that exist. Such a mapping reads INPUT
+more than once, so INPUT must be a file. A row's groups then become memberships,
+and replace those that the account has.
 
-Every row's outcome is a line of the results file: row, key, sub, CREATED,
-UPDATED, UNCHANGED or FAILED, and warnings and faults by field and rule, never
-by value. With --json and without --results they go to standard output, and the
-summary follows them. Members of the source that the mapping neither takes nor
-ignores are counted in the summary, so that nothing is lost in silence.
+The results file has a line for each row: row, key, sub, the outcome (CREATED,
+UPDATED, UNCHANGED or FAILED), and warnings and errors by field and rule, without
+values. With --json and without --results, the results go to standard output,
+followed by the summary. The summary counts the members of the source that the
+mapping neither uses nor ignores, so that no data is lost unnoticed.
 
-A journal beside the results remembers how far the import is. After an
-interrupt, or a crash, the same command goes on from there; when it is complete
-the journal is removed. The exit code is 5 if rows failed; the others are in.`,
+A journal next to the results file records the progress. After an interrupt or a
+crash, the same command continues from there. It removes the journal when the
+import is complete. The exit code is 5 if rows failed; the others were imported.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := cli.Load(cmd)
@@ -59,10 +60,10 @@ the journal is removed. The exit code is 5 if rows failed; the others are in.`,
 				return err
 			}
 			if o.mapping == "" {
-				return cli.Usagef("name the mapping with --mapping")
+				return cli.Usagef("no mapping given: use --mapping FILE")
 			}
 			if o.workers < 1 {
-				return cli.Usagef("workers is %d; there must be one at least", o.workers)
+				return cli.Usagef("workers is %d; it must be at least 1", o.workers)
 			}
 			o.input = args[0]
 			ctx, stop := cli.Interruptible(cmd.Context())
@@ -71,10 +72,10 @@ the journal is removed. The exit code is 5 if rows failed; the others are in.`,
 		},
 	}
 	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
-	cmd.Flags().StringVar(&o.mapping, "mapping", "", "YAML file that says what becomes of each member")
-	cmd.Flags().StringVar(&o.results, "results", "", "file for the rows' outcomes; default <INPUT>.results.ndjson")
-	cmd.Flags().BoolVar(&o.resume, "resume", true, "go on where an import of the same input was interrupted")
-	cmd.Flags().IntVar(&o.workers, "workers", 64, "rows at a time; they share commits")
+	cmd.Flags().StringVar(&o.mapping, "mapping", "", "YAML file that maps members of a record to members of an account")
+	cmd.Flags().StringVar(&o.results, "results", "", "file for the outcome of each row; default <INPUT>.results.ndjson")
+	cmd.Flags().BoolVar(&o.resume, "resume", true, "continue an interrupted import of the same input")
+	cmd.Flags().IntVar(&o.workers, "workers", 64, "number of rows imported concurrently")
 	return cmd
 }
 
@@ -115,7 +116,7 @@ func importFile(ctx context.Context, c cli.Config, out cli.Console, stdin io.Rea
 		ResultsFile: results, Journal: results + ".journal", Resume: o.resume, Workers: o.workers,
 	}
 	if o.input == "-" {
-		job.Journal = "" // nobody can hand in the same again from the start
+		job.Journal = "" // standard input cannot be read again from the start
 	}
 	if out.JSON && o.results == "" {
 		job.ResultsFile, job.Results = "", out.Out
@@ -124,7 +125,7 @@ func importFile(ctx context.Context, c cli.Config, out cli.Console, stdin io.Rea
 	job.Progress = func(s importer.Summary, read int64) {
 		total := int64(-1)
 		if input.Size > 0 && read > 0 {
-			// The rows so far tell how many the rest of the input has.
+			// Estimate the total from the size of the rows read so far.
 			total = max(s.Rows, int64(float64(s.Rows)*float64(input.Size)/float64(read)))
 		}
 		p.Set(s.Rows, total)
@@ -132,7 +133,7 @@ func importFile(ctx context.Context, c cli.Config, out cli.Console, stdin io.Rea
 	before, begun := int64(0), time.Now()
 	job.Resumed = func(s importer.Summary) {
 		if before = s.Rows; before > 0 {
-			fmt.Fprintf(out.Err, "going on after row %d\n", before)
+			fmt.Fprintf(out.Err, "continuing after row %d\n", before)
 		}
 	}
 	summary, err := job.Run(ctx)
@@ -141,7 +142,7 @@ func importFile(ctx context.Context, c cli.Config, out cli.Console, stdin io.Rea
 	took := time.Since(begun).Seconds()
 	if err != nil {
 		if job.Journal != "" {
-			err = fmt.Errorf("import stopped after row %d; the same command goes on from there: %w", summary.Rows, err)
+			err = fmt.Errorf("import stopped after row %d; run the same command again to continue: %w", summary.Rows, err)
 		}
 		return err
 	}
@@ -149,7 +150,7 @@ func importFile(ctx context.Context, c cli.Config, out cli.Console, stdin io.Rea
 	return done.print(out)
 }
 
-// open reads the mapping and opens the input, before anything is changed.
+// open reads the mapping and opens the input.
 func (o importOptions) open(stdin io.Reader) (*importer.Mapping, importer.Input, error) {
 	input := importer.Input{Name: o.input, Reader: stdin}
 	text, err := os.ReadFile(o.mapping)
@@ -207,7 +208,7 @@ func (i imported) print(out cli.Console) error {
 			rows = append(rows, []any{"role", id})
 		}
 		out.Printf("\n")
-		out.Table([]any{"made", "id"}, rows)
+		out.Table([]any{"created", "id"}, rows)
 	}
 	if len(i.Findings) > 0 {
 		var rows [][]any
@@ -219,25 +220,25 @@ func (i imported) print(out cli.Console) error {
 			rows = append(rows, []any{f.Rows, f.Field, f.Rule, what})
 		}
 		out.Printf("\n")
-		out.Table([]any{"rows", "field", "rule", "what became of it"}, rows)
+		out.Table([]any{"rows", "field", "rule", "effect"}, rows)
 	}
 	if len(i.Missed) > 0 {
 		var rows [][]any
 		for _, name := range slices.Sorted(maps.Keys(i.Missed)) {
 			rows = append(rows, []any{i.Missed[name], name})
 		}
-		out.Printf("\nThe source has members that the mapping neither takes nor ignores:\n")
+		out.Printf("\nThe source has members that the mapping neither uses nor ignores:\n")
 		out.Table([]any{"rows", "member"}, rows)
 	}
 	out.Printf("\n%d events in %.1f s, %.0f rows/s", i.Events, i.Seconds, i.RowsPerSecond)
 	if i.Results != "" {
-		out.Printf("; every row's outcome is in %s", i.Results)
+		out.Printf("; the outcome of each row is in %s", i.Results)
 	}
 	out.Printf("\n")
 	return i.err()
 }
 
-// err is what an import in which rows failed ends the command with.
+// err returns an error if rows failed.
 func (i imported) err() error {
 	if i.Failed == 0 {
 		return nil

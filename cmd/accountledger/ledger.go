@@ -23,11 +23,11 @@ import (
 	"accountledger/projections/webhooks"
 )
 
-// ledger is a data directory opened as a whole, for writing. There is one at a
-// time.
+// ledger is a data directory opened for writing. Only one process can have it
+// open.
 type ledger struct {
 	dir       directory
-	vkey      string // verifies the log's checkpoints
+	vkey      string // public key of the log's checkpoints
 	keys      *seal.Keys
 	log       eventstore.Store
 	codec     domain.Codec
@@ -40,16 +40,16 @@ type ledger struct {
 	metrics   *metrics
 	tracing   *tracing // nil: none
 	lock      *os.File
-	work      chan func(context.Context) // for run to start
+	work      chan func(context.Context) // started by run
 }
 
-// openLedger opens the ledger in c.Data, or makes one there. It fails with
-// errLocked if another process has it.
+// openLedger opens the ledger in c.Data, and creates it if there is none. It
+// returns errLocked if another process has it open.
 func openLedger(ctx context.Context, c cli.Config, logger *slog.Logger) (*ledger, error) {
 	return openTraced(ctx, c, logger, nil)
 }
 
-// openTraced is openLedger with traces.
+// openTraced is openLedger with tracing; t may be nil.
 func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *tracing) (_ *ledger, err error) {
 	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), tracing: t, work: make(chan func(context.Context), 16)}
 	defer func() {
@@ -71,7 +71,7 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 	if l.keys, err = seal.Open(ctx, seal.Config{Path: l.dir.path(keysFile), Master: id.master}); err != nil {
 		return nil, err
 	}
-	// The name of keys.db must be durable before there is a log that needs it.
+	// The name of keys.db must be durable before events depend on its keys.
 	if err := cli.SyncDir(c.Data); err != nil {
 		return nil, err
 	}
@@ -121,14 +121,14 @@ func publicURL(c cli.Config) (string, error) {
 	}
 	u, err := url.Parse(c.PublicURL)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return "", cli.Usagef("public-url is %q; it can be an https URL without query and credentials", c.PublicURL)
+		return "", cli.Usagef("public-url is %q; it must be an https URL without query and credentials", c.PublicURL)
 	}
 	return strings.TrimRight(u.String(), "/"), nil
 }
 
-// run keeps the views up to date, delivers webhooks, executes schedules and
-// completes erasures until ctx is done. It
-// returns nil when it ended because of that.
+// run keeps the views up to date, delivers webhooks, executes schedules,
+// completes erasures and writes scheduled exports until ctx is done. It then
+// returns nil.
 func (l *ledger) run(ctx context.Context) error {
 	loops, ctx := errgroup.WithContext(ctx)
 	loops.Go(func() error { return l.views.Run(ctx) })
@@ -154,11 +154,11 @@ func (l *ledger) run(ctx context.Context) error {
 	return nil
 }
 
-// background has run run work, with a context that ends with it.
+// background makes run start work, with a context that ends with run.
 func (l *ledger) background(work func(context.Context)) { l.work <- work }
 
-// close closes what is open, those who follow the log before the log, which
-// signs its last checkpoint, and gives the directory free.
+// close closes everything that is open and unlocks the directory. It closes the
+// followers of the log before the log, which signs a last checkpoint.
 func (l *ledger) close() error {
 	var errs []error
 	if l.hooks != nil {
@@ -179,8 +179,8 @@ func (l *ledger) close() error {
 	return errors.Join(errs...)
 }
 
-// reader is a data directory opened to be read, beside a running server or
-// without one. Only what a command asks for is opened.
+// reader is a data directory opened for reading, also while a server runs. Only
+// the log is open; commands open the other files they need.
 type reader struct {
 	config cli.Config
 	dir    directory
@@ -188,7 +188,7 @@ type reader struct {
 	logger *slog.Logger
 }
 
-// openReadOnly opens the log of the ledger in c.Data to be read.
+// openReadOnly opens the ledger in c.Data for reading.
 func openReadOnly(ctx context.Context, c cli.Config, logger *slog.Logger) (*reader, error) {
 	if err := requireStore(c); err != nil {
 		return nil, err
@@ -202,8 +202,8 @@ func openReadOnly(ctx context.Context, c cli.Config, logger *slog.Logger) (*read
 
 func (r *reader) close() error { return r.log.Close() }
 
-// verifier is the key that checkpoints are verified with: the one in the text
-// vkey, or the directory's own.
+// verifier returns the key that verifies checkpoints: vkey, or the directory's if
+// vkey is empty.
 func (r *reader) verifier(vkey string) (note.Verifier, error) {
 	if vkey == "" {
 		var err error
@@ -216,12 +216,12 @@ func (r *reader) verifier(vkey string) (note.Verifier, error) {
 	}
 	v, err := note.NewVerifier(vkey)
 	if err != nil {
-		return nil, fmt.Errorf("not a verifier key: %w", err)
+		return nil, fmt.Errorf("not a public key of a log: %w", err)
 	}
 	return v, nil
 }
 
-// keys opens the accounts' keys, for which it needs the master key.
+// keys opens the accounts' keys. It needs the master key.
 func (r *reader) keys(ctx context.Context) (*seal.Keys, error) {
 	master, err := r.dir.masterKey(r.config, false, r.logger)
 	if err != nil {

@@ -21,10 +21,10 @@ import (
 	"accountledger/projections/webhooks"
 )
 
-// secretEnv holds the secret of the webhook that listen receives for.
+// secretEnv holds the webhook's secret.
 const secretEnv = cli.EnvPrefix + "WEBHOOK_SECRET"
 
-// listenOptions says where to listen and how to answer.
+// listenOptions say where to listen and how to respond.
 type listenOptions struct {
 	address    string
 	secret     string
@@ -41,19 +41,18 @@ func listenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "listen",
 		Short: "Receive webhooks, verify and print them",
-		Long: `Receive webhooks on this machine in any of their formats, verify their
-signatures as Standard Webhooks says, v1 and v1a, and print one line for each
-event: when it came, its type, account and sequence, and whether it is verified,
-or why not. Deliveries that come twice, and events of one account that come out
-of order or with a gap, are pointed out. Personal data is not printed, unless
---show-body asks for it.
+		Long: `Receive webhooks on this machine in any format, verify their signatures (Standard
+Webhooks, v1 and v1a), and print one line for each event: the time, type, account
+and sequence, and whether it is verified, or why not. The line marks duplicates,
+and events of an account that are out of order or follow a gap. The command prints
+personal data only with --show-body.
 
-A verified delivery is answered with 204, another one with 401. Without a secret
-nothing is verified and everything answered with 204.
+It answers a verified delivery with 204 and any other with 401. Without a secret it
+verifies nothing and answers every delivery with 204.
 
-The secret is the one shown when the webhook was created. Give it in a file or
-in ` + secretEnv + `: a flag can be read by every process. The ledger reaches
-this receiver if it runs with --webhook-allow 127.0.0.0/8.`,
+The secret was shown when the webhook was created. Pass it in a file or in
+` + secretEnv + `, because every process can read flags. The ledger
+delivers to this receiver only with --webhook-allow 127.0.0.0/8.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
@@ -69,25 +68,25 @@ this receiver if it runs with --webhook-allow 127.0.0.0/8.`,
 			return listen(ctx, o.address, r)
 		},
 	}
-	cmd.Flags().StringVar(&o.address, "listen", "127.0.0.1:9900", "address to listen on; port 0 takes a free one")
-	cmd.Flags().StringVar(&o.secret, "secret", "", "secret of the webhook, whsec_... or whsk_..., or its public key, whpk_...")
+	cmd.Flags().StringVar(&o.address, "listen", "127.0.0.1:9900", "address to listen on; port 0 selects a free port")
+	cmd.Flags().StringVar(&o.secret, "secret", "", "secret of the webhook (whsec_... or whsk_...) or its public key (whpk_...)")
 	cmd.Flags().StringVar(&o.secretFile, "secret-file", "", "file with the secret of the webhook")
-	cmd.Flags().IntVar(&o.status, "status", http.StatusNoContent, "status to answer verified deliveries with")
-	cmd.Flags().DurationVar(&o.delay, "delay", 0, "how long to wait before each answer")
-	cmd.Flags().IntVar(&o.failFirst, "fail-first", 0, "answer so many deliveries with 503 first")
-	cmd.Flags().IntVar(&o.failEvery, "fail-every", 0, "answer each delivery of this number with 503: 3 fails the third, the sixth, ...")
-	cmd.Flags().BoolVar(&o.showBody, "show-body", false, "print what was delivered, with personal data")
+	cmd.Flags().IntVar(&o.status, "status", http.StatusNoContent, "HTTP status that answers verified deliveries")
+	cmd.Flags().DurationVar(&o.delay, "delay", 0, "how long to wait before each response")
+	cmd.Flags().IntVar(&o.failFirst, "fail-first", 0, "answer this number of deliveries with 503 first")
+	cmd.Flags().IntVar(&o.failEvery, "fail-every", 0, "answer every n-th delivery with 503: 3 fails the third, the sixth, ...")
+	cmd.Flags().BoolVar(&o.showBody, "show-body", false, "print the body of each delivery, which contains personal data")
 	return cmd
 }
 
 func (o listenOptions) receiver(out cli.Console) (*receiver, error) {
 	switch {
 	case o.status < 200 || o.status > 599:
-		return nil, cli.Usagef("status is %d; it can be 200 to 599", o.status)
+		return nil, cli.Usagef("status is %d; it must be 200 to 599", o.status)
 	case o.delay < 0 || o.failFirst < 0 || o.failEvery < 0:
 		return nil, cli.Usagef("delay, fail-first and fail-every cannot be negative")
 	case o.secret != "" && o.secretFile != "":
-		return nil, cli.Usagef("give one of --secret and --secret-file")
+		return nil, cli.Usagef("use only one of --secret and --secret-file")
 	}
 	secret := o.secret
 	if o.secretFile != "" {
@@ -109,7 +108,7 @@ func (o listenOptions) receiver(out cli.Console) (*receiver, error) {
 	return r, nil
 }
 
-// listen receives until ctx is done, and then says what came.
+// listen receives deliveries until ctx is done, and then prints a summary.
 func listen(ctx context.Context, address string, r *receiver) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
@@ -142,21 +141,20 @@ func receive(ctx context.Context, listener net.Listener, r *receiver) error {
 	return nil
 }
 
-// receiver is the other end of a webhook.
+// receiver receives the deliveries of a webhook.
 type receiver struct {
 	out       cli.Console
-	keys      []webhooks.Verifier // none: nothing is verified
-	failEvery int                 // each request of this number is answered with 503; 0: none
-	status    int                 // of the answer to a verified delivery
+	keys      []webhooks.Verifier // if empty, deliveries are not verified
+	failEvery int                 // every failEvery-th request is answered with 503; 0 for none
+	status    int                 // answers a verified delivery
 	delay     time.Duration
 	showBody  bool
 	now       func() time.Time
-	accepted  func(delivery) // called for each that was answered with success; may be nil
+	accepted  func(delivery) // called for each delivery answered with success; may be nil
 
-	// What was received, and printing it, in the order of arrival.
-	mu       sync.Mutex
-	failing  int // so many more are answered with 503
-	requests int // that are verified
+	mu       sync.Mutex // guards what follows, and keeps lines in the order of arrival
+	failing  int        // number of requests still to be answered with 503
+	requests int        // verified, or not checked
 	seen     map[string]bool
 	last     map[string]eventstore.Revision // highest sequence accepted, by account
 	total    tally
@@ -168,14 +166,13 @@ type tally struct {
 	Accepted   int `json:"accepted"`
 	Unverified int `json:"unverified"` // answered with 401
 	Failed     int `json:"failed"`     // answered with another error, on purpose
-	Duplicates int `json:"duplicates"` // accepted before under the same id
-	Disorder   int `json:"disorder"`   // older than what the account had told
-	Gaps       int `json:"gaps"`       // with sequences between it and the one before that did not come
+	Duplicates int `json:"duplicates"` // accepted before with the same id
+	Disorder   int `json:"disorder"`   // older than the last event of the account
+	Gaps       int `json:"gaps"`       // events before it were missing
 	Accounts   int `json:"accounts"`
 }
 
-// delivery is a request as listen prints it. It holds no personal data but
-// the body.
+// delivery is an event as listen prints it. Only the body holds personal data.
 type delivery struct {
 	Time      time.Time           `json:"time"`
 	ID        string              `json:"id"`
@@ -183,22 +180,22 @@ type delivery struct {
 	Sub       string              `json:"sub,omitzero"`
 	Sequence  eventstore.Revision `json:"sequence"`
 	Verified  bool                `json:"verified"`
-	Problem   string              `json:"problem,omitzero"` // why it is not verified, or is no event
-	Status    int                 `json:"status"`           // of the answer
+	Problem   string              `json:"problem,omitzero"` // why it is not verified, or not an event
+	Status    int                 `json:"status"`           // of the response
 	Duplicate bool                `json:"duplicate,omitzero"`
 	Disorder  string              `json:"disorder,omitzero"` // what is wrong with its sequence
 	Body      jsontext.Value      `json:"body,omitzero"`
 }
 
-// notChecked is why a delivery is not verified when there is no secret.
+// notChecked is the problem of a delivery if there is no secret.
 const notChecked = "not checked"
 
-// maxDelivery bounds what is read of a request: an event is at most a megabyte,
-// a batch eight.
+// maxDelivery limits the body of a request: an event has at most 1 MiB, a batch
+// 8 MiB.
 const maxDelivery = 9 << 20
 
-// remembered bounds how many ids and accounts a receiver remembers; beyond, it
-// starts to forget, so that it may run for days.
+// remembered limits the ids and accounts that a receiver keeps in memory. When
+// one list is full, it clears both.
 const remembered = 1 << 20
 
 func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
@@ -221,7 +218,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		d.Verified = true
 	}
 	all := []delivery{d}
-	if d.Verified || len(r.keys) == 0 { // what is not from the ledger is not to be printed
+	if d.Verified || len(r.keys) == 0 { // do not print what the ledger did not send
 		all = d.read(request.Header, body)
 	}
 	if r.showBody && jsontext.Value(body).IsValid() {
@@ -230,14 +227,14 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	if r.delay > 0 {
 		select {
 		case <-time.After(r.delay):
-		case <-request.Context().Done(): // it has given up
+		case <-request.Context().Done(): // the sender has given up
 			return
 		}
 	}
 	w.WriteHeader(r.take(all))
 }
 
-// read is the events a request tells of, as lines.
+// read returns a delivery for each event in a request.
 func (d delivery) read(header http.Header, body []byte) []delivery {
 	events, err := webhooks.ReadDelivery(header, body)
 	if err != nil || len(events) == 0 {
@@ -252,8 +249,7 @@ func (d delivery) read(header http.Header, body []byte) []delivery {
 	return all
 }
 
-// take decides the answer to a request, notes what its events say, and prints
-// them.
+// take chooses the response to a request, counts its events and prints them.
 func (r *receiver) take(all []delivery) (status int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -264,7 +260,7 @@ func (r *receiver) take(all []delivery) (status int) {
 	return status
 }
 
-// answer is the status of a request.
+// answer returns the status of the response to a request.
 func (r *receiver) answer(d delivery) int {
 	if !d.Verified && len(r.keys) > 0 {
 		return http.StatusUnauthorized
@@ -293,7 +289,7 @@ func (r *receiver) takeOne(d *delivery, status int) {
 		r.note(d)
 	}
 	if r.out.JSON {
-		r.out.Line(*d) // a reader that has gone away does not stop the receiver
+		r.out.Line(*d) // ignore errors: the receiver continues without a reader
 	} else {
 		r.out.Printf("%s\n", d)
 	}
@@ -302,8 +298,8 @@ func (r *receiver) takeOne(d *delivery, status int) {
 	}
 }
 
-// note compares d with what was accepted before. Several public events may
-// come of one change; they have its sequence.
+// note compares d with the deliveries accepted before. Several public events may
+// have the same sequence, if one change caused them.
 func (r *receiver) note(d *delivery) {
 	if r.seen == nil || len(r.seen) >= remembered || len(r.last) >= remembered {
 		r.seen, r.last = map[string]bool{}, map[string]eventstore.Revision{}
@@ -325,13 +321,13 @@ func (r *receiver) note(d *delivery) {
 		r.total.Disorder++
 		return
 	case d.Sequence > last+1:
-		d.Disorder = fmt.Sprintf("gap: the one before was sequence %d", last)
+		d.Disorder = fmt.Sprintf("gap: follows sequence %d", last)
 		r.total.Gaps++
 	}
 	r.last[d.Sub] = d.Sequence
 }
 
-// String is d as a line for people.
+// String returns d as a line of text.
 func (d *delivery) String() string {
 	line := fmt.Sprintf("%s  %-20s %-36s %5d  ", d.Time.Format(cli.TimeFormat), orDash(d.Type), orDash(d.Sub), d.Sequence)
 	switch {
@@ -352,7 +348,7 @@ func (d *delivery) String() string {
 	if d.Body != nil {
 		line += "  " + string(d.Body)
 	}
-	// Whoever can send may send what a terminal would obey.
+	// A sender could otherwise control the terminal with escape sequences.
 	return strings.Map(func(c rune) rune {
 		if !unicode.IsPrint(c) {
 			return '?'
@@ -368,7 +364,7 @@ func orDash(text string) string {
 	return text
 }
 
-// close says what was received.
+// close prints a summary.
 func (r *receiver) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

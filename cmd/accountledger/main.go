@@ -1,5 +1,6 @@
 // Accountledger is an event-sourced ledger of user accounts in one binary: the
-// server, and the tools an operator and an auditor use on its data directory.
+// server, tools for operators and auditors that use its data directory, and a
+// client of a running server.
 package main
 
 import (
@@ -28,9 +29,9 @@ func exitCode(err error) int {
 	return cli.ExitCode(err)
 }
 
-// run is the program: it carries out args and returns the exit code. Commands
-// that only print end with ctx or at a first interrupt; serve, which has
-// something to finish, sees to signals itself.
+// run executes the command in args and returns the exit code. Most commands end
+// with ctx or at the first interrupt; serve handles signals itself, because it
+// has to shut down.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
@@ -63,7 +64,7 @@ func newRoot() *cobra.Command {
 		title    string
 		commands []*cobra.Command
 	}{
-		{"Run a ledger, and look after its data directory:", []*cobra.Command{serveCommand(), importCommand(), exportCommand(), reconcileCommand(),
+		{"Run a ledger and manage its data directory:", []*cobra.Command{serveCommand(), importCommand(), exportCommand(), reconcileCommand(),
 			eventsCommand(), viewsCommand(), verifyCommand(), checkCommand(), backupCommand(), adminKeyCommand(), masterKeyCommand()}},
 		{"Use a running server:", remote.Commands()},
 		{"Other commands:", []*cobra.Command{listenCommand(), demoCommand(), settingsCommand(), manCommand(), versionCommand()}},
@@ -81,10 +82,10 @@ func newRoot() *cobra.Command {
 func rootHelp() string {
 	var b strings.Builder
 	b.WriteString(`An event-sourced ledger of user accounts: every change is an appended event,
-personal data is sealed under a key per account, and the whole log is one tree
-that an auditor can verify.
+personal data is encrypted with a key per account, and the whole log is a Merkle
+tree that an auditor can verify.
 
-Settings come from flags, then from the environment, then from a YAML file; see
+Settings are flags, environment variables, or members of a YAML file; see
 'accountledger settings'.
 
 Exit codes:

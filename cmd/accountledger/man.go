@@ -18,8 +18,8 @@ func manCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "man",
 		Short: "Write the manual pages",
-		Long: `Write a manual page for each command, to be read with man and its -l, or put where
-man finds them, as /usr/local/share/man/man1.`,
+		Long: `Write a manual page for each command. Read one with man -l, or write them to a
+directory that man searches, like /usr/local/share/man/man1.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
@@ -41,16 +41,16 @@ man finds them, as /usr/local/share/man/man1.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", "man", "directory to write them to")
+	cmd.Flags().StringVar(&dir, "dir", "man", "directory for the pages")
 	return cmd
 }
 
-// writeManual writes the pages of all commands. They are dated by what the
-// program was built from, so that the same program writes the same pages.
+// writeManual writes the pages of all commands. Their date is that of the commit
+// the program was built from, so the same program writes the same pages.
 func writeManual(root *cobra.Command, dir string) (pages int, err error) {
 	root.InitDefaultCompletionCmd()
 	markDown(root)
-	root.DisableAutoGenTag = true // it has the date of today
+	root.DisableAutoGenTag = true // it contains the current date
 	built := builtFrom()
 	header := doc.GenManHeader{Section: "1", Manual: "accountledger", Source: "accountledger " + built.Version}
 	if t, err := time.Parse(time.RFC3339, built.Time); err == nil {
@@ -63,8 +63,8 @@ func writeManual(root *cobra.Command, dir string) (pages int, err error) {
 	return len(files), err
 }
 
-// markDown makes Markdown of what the commands say of themselves, for that is
-// what the library makes pages of.
+// markDown converts the descriptions of the commands to Markdown, which the
+// library expects.
 func markDown(cmd *cobra.Command) {
 	cmd.Long = markdown(cmd.Long)
 	flags := func(f *pflag.Flag) { f.Usage = markdown(f.Usage) }
@@ -75,7 +75,7 @@ func markDown(cmd *cobra.Command) {
 	}
 }
 
-// markdown is text as Markdown; indented lines are shown as they are.
+// markdown converts text to Markdown. Indented lines become code.
 func markdown(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {

@@ -16,16 +16,16 @@ func reconcileCommand() *cobra.Command {
 	var known int64
 	cmd := &cobra.Command{
 		Use:   "reconcile FILE",
-		Short: "Compare what another system has with the ledger",
-		Long: `Compare the accounts another system has, which it has written to FILE, with the
-ledger, also beside a running server. FILE is .ndjson, .csv or .parquet with the
-sub and the revision of each account, as an export has them. A system that
-follows the events has them too: an account's revision is its last sequence.
+		Short: "Compare the accounts of another system with the ledger",
+		Long: `Compare the accounts of another system, listed in FILE, with the ledger. The
+server may run meanwhile. FILE is a .ndjson, .csv or .parquet file with the sub
+and the revision of each account, like an export. A system that follows events
+knows the revision: it is the last sequence of the account.
 
-Each account that differs is a line: missing or behind in the other system, ahead
-of the ledger, surplus because the ledger does not have it or has erased it, or
-there twice. With --at, the position up to which the other system has taken the
-events, accounts that changed later are not compared. The exit code is 6 if
+The command prints a line for each account that differs: missing or behind in the
+other system, ahead of the ledger, surplus (unknown to the ledger, or erased), or
+listed more than once. With --at, the position up to which the other system has processed
+events, it does not compare accounts that changed later. The exit code is 6 if
 accounts differ.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -34,7 +34,7 @@ accounts differ.`,
 				return err
 			}
 			if known < 0 {
-				return cli.Usagef("at is %d; positions begin at 1", known)
+				return cli.Usagef("at is %d; positions start at 1", known)
 			}
 			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
@@ -42,7 +42,7 @@ accounts differ.`,
 		},
 	}
 	cli.AddSettings(cmd.Flags(), "data")
-	cmd.Flags().Int64Var(&known, "at", 0, "position up to which the other system has taken the events; default: compare all")
+	cmd.Flags().Int64Var(&known, "at", 0, "position up to which the other system has processed events; default: compare all accounts")
 	return cmd
 }
 
@@ -92,7 +92,7 @@ func reconcile(ctx context.Context, c cli.Config, out cli.Console, path string, 
 			Summary reconciled `json:"summary"`
 		}{summary})
 	}
-	out.Printf("%d accounts of the target, the ledger at position %d: %d equal, %d changed later, %d differ\n",
+	out.Printf("compared %d accounts of the target with the ledger at position %d: %d equal, %d changed later, %d differ\n",
 		summary.Target, summary.Position, summary.Equal, summary.Later, differ)
 	if err == nil && differ > 0 {
 		err = cli.Exitf(cli.ExitDiffer, "%d accounts differ", differ)

@@ -13,12 +13,11 @@ import (
 func settingsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "settings",
-		Short: "List all settings: flag, environment variable, value in effect, default, meaning",
-		Long: `List all settings and the values in effect. Each can be given as a flag of the
-commands that use it, as an environment variable, or as a member of a YAML file
-(--config); the first of these that has it wins. The master key itself is never
-a setting but in ` + masterKeyEnv + ` or in a file, and so is an API key, in
-` + remote.KeyEnv + ` or in a file.`,
+		Short: "List all settings, their values and defaults",
+		Long: `List all settings and their current values. A setting is a flag of the commands
+that use it, an environment variable, or a member of a YAML file (--config); the
+first of these wins. The master key and the API key are not settings: they are in
+a file, or in ` + masterKeyEnv + ` and ` + remote.KeyEnv + `.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)

@@ -70,7 +70,7 @@ func TestCertificateChanges(t *testing.T) {
 	}
 	change := func(write func()) {
 		write()
-		now = now.Add(lookEvery)
+		now = now.Add(checkInterval)
 		// Two writes within a tick of the file system's clock look the same.
 		if err := os.Chtimes(certFile, now, now); err != nil {
 			t.Fatal(err)

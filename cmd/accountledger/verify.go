@@ -15,16 +15,16 @@ func verifyCommand() *cobra.Command {
 	var anchors []string
 	cmd := &cobra.Command{
 		Use:   "verify",
-		Short: "Prove that the log was not altered",
-		Long: `Check every event of the log against its hash, the tree, its predecessor and
-the signed checkpoints, also beside a running server. Each fault is named with
-its position, as in altered@123, and the exit code is 3. No key is needed but
-the public one, log.vkey.
+		Short: "Verify that the log was not altered",
+		Long: `Verify every event of the log against its hash, the Merkle tree, its predecessor
+and the signed checkpoints. The server may run meanwhile. The command prints each
+fault with its position, like altered@123; the exit code is then 3. It needs only
+the public key, log.vkey.
 
-The log vouches for itself only as far as its signing key is safe. An auditor
-names a key and checkpoints that were kept elsewhere, with --vkey and --anchor:
-without an anchor, a log that lost its end together with its last checkpoints
-looks complete.`,
+An attacker with the log's signing key could sign an altered log. An auditor thus
+uses a public key and checkpoints that were kept elsewhere, with --vkey and
+--anchor. Without an anchor, a log that has lost its last events together with
+their checkpoints looks complete.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
@@ -43,11 +43,11 @@ looks complete.`,
 	}
 	cli.AddSettings(cmd.Flags(), "data")
 	cmd.Flags().StringVar(&vkey, "vkey", "", "file with the log's public key; default <data>/log.vkey")
-	cmd.Flags().StringArrayVar(&anchors, "anchor", nil, "file with a checkpoint of the log that was kept elsewhere; may be repeated")
+	cmd.Flags().StringArrayVar(&anchors, "anchor", nil, "file with a checkpoint that was kept elsewhere; may be repeated")
 	return cmd
 }
 
-// trustFiles name what a verification believes besides the directory itself.
+// trustFiles are files that a verification trusts besides the data directory.
 type trustFiles struct {
 	vkey    string
 	anchors []string
@@ -58,15 +58,15 @@ type verified struct {
 	OK          bool         `json:"ok"`
 	Origin      string       `json:"origin"`
 	Events      int64        `json:"events"`
-	Covered     int64        `json:"covered"` // events under the last checkpoint
+	Covered     int64        `json:"covered"` // by the last checkpoint
 	Checkpoints int          `json:"checkpoints"`
 	Faults      []foundFault `json:"faults"`
-	Unlisted    int64        `json:"unlisted,omitzero"` // further faults
+	Unlisted    int64        `json:"unlisted,omitzero"` // number of further faults
 	Warnings    []foundFault `json:"warnings"`
 }
 
 type foundFault struct {
-	Name     string              `json:"name"` // as in altered@123
+	Name     string              `json:"name"` // like altered@123
 	Kind     string              `json:"kind"`
 	Position eventstore.Position `json:"position"`
 	Detail   string              `json:"detail"`
@@ -105,7 +105,7 @@ func verify(ctx context.Context, c cli.Config, out cli.Console, files trustFiles
 	return r.log.verify(ctx, t, p.Set)
 }
 
-// err is what a verification that found faults ends a command with.
+// err returns an error if there are faults.
 func (v verified) err() error {
 	if v.OK {
 		return nil
@@ -130,7 +130,7 @@ func (v verified) print(out cli.Console) error {
 		out.Printf("warning: %s: %s\n", w.Name, w.Detail)
 	}
 	if v.OK {
-		out.Printf("verified: %d events of %s, %d of them under %d signed checkpoints\n", v.Events, v.Origin, v.Covered, v.Checkpoints)
+		out.Printf("verified: %d events of %s, %d of them covered by %d signed checkpoints\n", v.Events, v.Origin, v.Covered, v.Checkpoints)
 	}
 	return v.err()
 }

@@ -13,8 +13,8 @@ import (
 // linkedVersion is set by the linker, see the Makefile.
 var linkedVersion string
 
-// version is the version of this program: what the linker was told, or what Go
-// knows of the module it built.
+// version returns the version of the program: the one the linker set, or that of
+// the module.
 func version() string {
 	if linkedVersion != "" {
 		return linkedVersion
@@ -25,12 +25,12 @@ func version() string {
 	return "dev"
 }
 
-// build is what a report of a fault should name.
+// build identifies a build of the program, for bug reports.
 type build struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit"`
 	Time    string `json:"time"`
-	Changed bool   `json:"changed"` // built from files that were not committed
+	Changed bool   `json:"changed"` // the working tree had uncommitted changes
 	Go      string `json:"go"`
 	SQLite  string `json:"sqlite"`
 }
@@ -58,9 +58,10 @@ func builtFrom() build {
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Print the version, and what it was built from",
-		Long:  `Print the version, and what it was built from: what a report of a fault should name.`,
-		Args:  cobra.NoArgs,
+		Short: "Print the version and the build",
+		Long: `Print the version, the commit and the versions of Go and SQLite. Include them in
+bug reports.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
 			if err != nil {

@@ -17,10 +17,10 @@ import (
 func viewsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "views",
-		Short: "Show where the views stand, and rebuild them",
-		Long: `Show where each view stands against the log, also beside a running server, and
-which streams are parked: an event of theirs could not be applied, so their
-later events wait.`,
+		Short: "Show the state of the views, and rebuild them",
+		Long: `Show how far each view is behind the log, and which streams are parked: the view
+could not apply one of their events, so the later ones wait. The server may run
+meanwhile.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
@@ -38,10 +38,10 @@ later events wait.`,
 func rebuildCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rebuild [view]",
-		Short: "Make a view again from the log",
-		Long: `Make a view again from the log, beside the live one, which goes on answering
-until the two are switched. Where a server has the data directory, ask it with
---server URL; the key is read from <data>/admin.key or --key-file.`,
+		Short: "Rebuild a view from the log",
+		Long: `Rebuild a view from the log. The live view answers queries until the new one
+replaces it. If a server uses the data directory, make the server rebuild the view
+with --server URL; the API key is read from <data>/admin.key or --key-file.`,
 		Args:      cobra.MaximumNArgs(1),
 		ValidArgs: []string{projections.AccountsView, projections.SearchView},
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -68,7 +68,7 @@ until the two are switched. Where a server has the data directory, ask it with
 			}
 			err = rebuildHere(ctx, c, out, view)
 			if errors.Is(err, errLocked) {
-				return fmt.Errorf("%w; if it is the server, ask it with --server URL", err)
+				return fmt.Errorf("%w; if that is the server, use --server URL", err)
 			}
 			return err
 		},
@@ -77,7 +77,7 @@ until the two are switched. Where a server has the data directory, ask it with
 	return cmd
 }
 
-// viewState is a view as --json shows it.
+// viewState is the state of a view.
 type viewState struct {
 	Name     string              `json:"name"`
 	Position eventstore.Position `json:"position"`
@@ -97,8 +97,8 @@ type parkedStream struct {
 	Attempts int64               `json:"attempts"`
 }
 
-// viewStates is where the views stand against the log. The head is read last,
-// so that no view seems to be before it.
+// viewStates returns the states of the views. It reads the log's head last, so
+// that no view seems to be ahead of it.
 func (r *reader) viewStates(ctx context.Context) ([]viewState, error) {
 	views, err := projections.OpenReader(ctx, r.dir.path(viewsFile))
 	if err != nil {

@@ -23,7 +23,7 @@ func accountsCommand() *cobra.Command {
 		accountsMergeCommand(), accountsUnmergeCommand(), accountsDeleteCommand(), accountsRestoreCommand(), accountsDeletionCommand())
 }
 
-// accountPath is where the account of this sub is.
+// accountPath returns the path of the account sub, followed by more.
 func accountPath(sub string, more string) string { return "/v1/accounts/" + url.PathEscape(sub) + more }
 
 func accountsGetCommand() *cobra.Command {
@@ -32,10 +32,10 @@ func accountsGetCommand() *cobra.Command {
 		Use:   "get SUB",
 		Short: "Show an account",
 		Long: `Show an account: its status, identities, identifiers, groups, consents, custom
-fields and schedules, as they are or as they were at a revision.`,
+fields and schedules, now or at an earlier revision.`,
 		Args: cobra.ExactArgs(1),
 	}
-	cmd.Flags().Int64Var(&revision, "revision", -1, "show the account as it was at this revision")
+	cmd.Flags().Int64Var(&revision, "revision", -1, "show the account at this revision")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		r := get(accountPath(args[0], ""))
 		if revision >= 0 {
@@ -45,7 +45,7 @@ fields and schedules, as they are or as they were at a revision.`,
 	})
 }
 
-// account prints an account for people.
+// account prints an account.
 func (c printer) account(a domain.Account) {
 	c.Properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "combined into", a.CombinedInto, "created", a.CreatedTime,
 		"updated", a.UpdatedTime, "last login", a.LastLoggedInTime, "by identity", a.LastUsedIdentity, "revision", int64(a.Revision))
@@ -91,7 +91,7 @@ func yes(b bool) string {
 	return "no"
 }
 
-// personName is what a profile calls its person.
+// personName returns the full name in a profile.
 func personName(p domain.Profile) string {
 	return strings.Join(strings.Fields(p.GivenName+" "+p.MiddleName+" "+p.FamilyName), " ")
 }
@@ -101,8 +101,8 @@ func accountsCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create FILE",
 		Short: "Create an account",
-		Long: `Create an account from the JSON in FILE, or for - on standard input, as
-POST /v1/accounts takes it:
+		Long: `Create an account from the JSON in FILE, or on standard input if FILE is -. It
+has the form of the body of POST /v1/accounts:
 
   {"identities":[{"provider":"self","given_name":"Ada","email":"ada@example.com"}]}`,
 		Args: cobra.ExactArgs(1),
@@ -135,8 +135,8 @@ account whose deletion is scheduled.`,
 		},
 	}
 	w.add(cmd.Flags())
-	cmd.Flags().StringVar(&reason, "reason", "", "why; it is personal data, and the shell's history has it then")
-	cmd.Flags().StringVar(&reasonFile, "reason-file", "", "file that says why, - for standard input")
+	cmd.Flags().StringVar(&reason, "reason", "", "reason of the change; personal data, which the shell's history keeps")
+	cmd.Flags().StringVar(&reasonFile, "reason-file", "", "file with the reason, - for standard input")
 	cmd.MarkFlagsMutuallyExclusive("reason", "reason-file")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		if reasonFile != "" {
@@ -177,9 +177,9 @@ func accountsHistoryCommand() *cobra.Command {
 	var p pageFlags
 	cmd := &cobra.Command{
 		Use:   "history SUB",
-		Short: "Show what happened to an account",
-		Long: `Show every event of an account, oldest first: what happened, when, and who did
-it. The history of an erased account stays, without its personal data.`,
+		Short: "Show the events of an account",
+		Long: `Show the events of an account, oldest first: what changed, when, and who changed
+it. An erased account keeps its history, without personal data.`,
 		Args: cobra.ExactArgs(1),
 	}
 	p.add(cmd.Flags(), "events")

@@ -16,9 +16,10 @@ import (
 )
 
 func keysCommand() *cobra.Command {
-	return serverCommand("keys", "List, make, change and revoke API keys",
-		`List, make, change and revoke API keys of a running server. The key that was there
-from the start is replaced by 'accountledger admin-key', on the data directory.`,
+	return serverCommand("keys", "List, create, change and revoke API keys",
+		`List, create, change and revoke the API keys of a running server. The first key,
+the admin key, is not among them: 'accountledger admin-key' replaces it in the
+data directory.`,
 		keysListCommand(), keysCreateCommand(), keysUpdateCommand(), keysRevokeCommand())
 }
 
@@ -34,8 +35,8 @@ func keysListCommand() *cobra.Command {
 	return onServer(&cobra.Command{
 		Use:   "list",
 		Short: "List the API keys",
-		Long: `List the API keys, oldest first, without those that were revoked. The last use is
-up to an hour late.`,
+		Long: `List the API keys that were not revoked, oldest first. The time of the last use is
+updated at most once an hour.`,
 		Args: cobra.NoArgs,
 	}, func(ctx context.Context, s *session, _ []string) error {
 		return ask(ctx, s, get("/v1/api-keys"), func(list struct {
@@ -46,7 +47,7 @@ up to an hour late.`,
 	})
 }
 
-// keyFlags are what an API key can be set to.
+// keyFlags are the properties of an API key.
 type keyFlags struct {
 	name    string
 	scopes  []string
@@ -54,13 +55,13 @@ type keyFlags struct {
 }
 
 func (f *keyFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.name, "name", "", "what it is for; it stays in the log, so nobody's name")
-	cmd.Flags().StringSliceVar(&f.scopes, "scope", nil, "what it may do: "+strings.Join(httpapi.Scopes(), ", "))
+	cmd.Flags().StringVar(&f.name, "name", "", "name of the key; the log keeps it forever, so no personal data")
+	cmd.Flags().StringSliceVar(&f.scopes, "scope", nil, "scopes of the key: "+strings.Join(httpapi.Scopes(), ", "))
 	cmd.RegisterFlagCompletionFunc("scope", complete(httpapi.Scopes()...))
-	timeFlag(cmd.Flags(), &f.expires, "expires", 1, "until when it is valid; by default for good")
+	timeFlag(cmd.Flags(), &f.expires, "expires", 1, "when the key expires; default never")
 }
 
-// body is what is given of them.
+// body returns a request with the properties that are set.
 func (f *keyFlags) body() ([]byte, error) {
 	return json.Marshal(struct {
 		Name    string    `json:"name,omitzero"`
@@ -75,9 +76,9 @@ func keysCreateCommand() *cobra.Command {
 	var kept secretFile
 	cmd := &cobra.Command{
 		Use:   "create",
-		Short: "Make an API key",
-		Long: `Make an API key, which is shown this once: the server keeps a hash of it. Nobody
-can grant a scope that they do not have.`,
+		Short: "Create an API key",
+		Long: `Create an API key and print it. The server stores only a hash of the key, so this
+is the only time it is shown. You can grant only scopes that your own key has.`,
 		Args: cobra.NoArgs,
 	}
 	w.add(cmd.Flags())
@@ -100,7 +101,7 @@ can grant a scope that they do not have.`,
 		}) {
 			s.out.keys(made.APIKey)
 			if made.Key == "" {
-				failed = fmt.Errorf("the key %s was made by the request this one repeats, and shown then, or lost: revoke it and make another", cli.Printable(made.KeyID))
+				failed = fmt.Errorf("an earlier request with this idempotency key created the key %s, and only its answer contained the key itself; if that is lost, revoke the key and create another", cli.Printable(made.KeyID))
 				return
 			}
 			var shown string
@@ -112,7 +113,7 @@ can grant a scope that they do not have.`,
 	})
 }
 
-// keyPath is where the API key of this id is.
+// keyPath returns the path of an API key.
 func keyPath(id string) string { return "/v1/api-keys/" + url.PathEscape(id) }
 
 func keysUpdateCommand() *cobra.Command {
@@ -121,14 +122,14 @@ func keysUpdateCommand() *cobra.Command {
 	var forever bool
 	cmd := &cobra.Command{
 		Use:   "update KEY",
-		Short: "Change the name, scopes or end of an API key",
-		Long: `Change what is given of an API key; scopes take the place of those it has. KEY is
-its id.`,
+		Short: "Change the name, scopes or expiry of an API key",
+		Long: `Change the name, the scopes or the expiry of the API key with the id KEY. Scopes
+replace all scopes the key has.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
 	f.add(cmd)
-	cmd.Flags().BoolVar(&forever, "no-expiry", false, "let it be valid for good")
+	cmd.Flags().BoolVar(&forever, "no-expiry", false, "let the key never expire")
 	cmd.MarkFlagsMutuallyExclusive("expires", "no-expiry")
 	cmd.MarkFlagsOneRequired("name", "scope", "expires", "no-expiry")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
@@ -153,12 +154,12 @@ func keysRevokeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke KEY",
 		Short: "Revoke an API key",
-		Long: `Revoke an API key, at once and for good. KEY is its id. It is asked for, unless
---yes is given.`,
+		Long: `Revoke the API key with the id KEY, immediately and permanently. The command asks
+for confirmation, unless --yes is set.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
-	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask for confirmation")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		if err := s.confirm(sure || w.dryRun, "Revoke the key %s?", cli.Printable(args[0])); err != nil {
 			return err

@@ -25,8 +25,8 @@ import (
 
 // Client sends requests to a running server.
 type Client struct {
-	base string // "http://127.0.0.1:8080"
-	key  string // an API key
+	base string // like http://127.0.0.1:8080
+	key  string // the API key
 	http *http.Client
 }
 
@@ -34,20 +34,20 @@ type Client struct {
 // can read a flag.
 const KeyEnv = cli.EnvPrefix + "KEY"
 
-// Limits of what is waited for, and read.
+// Limits of a response.
 const (
-	answerTimeout = 60 * time.Second // webhooks test and resend wait for a receiver, too
-	maxAnswer     = 64 << 20         // bytes; a page of 1000 large accounts
+	answerTimeout = 60 * time.Second // includes the receiver's time in webhooks test and resend
+	maxAnswer     = 64 << 20         // bytes; enough for a page of 1000 large accounts
 )
 
 // NewClient returns a client of c.Server.
 func NewClient(c cli.Config) (*Client, error) {
 	u, err := url.Parse(c.Server)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return nil, cli.Usagef("server can be a URL like https://ledger.example, without a password") // which is not repeated
+		return nil, cli.Usagef("server must be a URL like https://ledger.example, without credentials or query") // the value may hold a password
 	}
 	if u.Scheme == "http" && !cli.Loopback(u.Hostname()) && !c.InsecureServer {
-		return nil, cli.Usagef("server is %q, another machine without TLS, which the API key would be sent to in clear: give an https URL, or --insecure-server", c.Server)
+		return nil, cli.Usagef("server is %q, another machine, and the API key would be sent to it without TLS: use an https URL, or --insecure-server", c.Server)
 	}
 	key, err := apiKey(c)
 	if err != nil {
@@ -60,13 +60,13 @@ func NewClient(c cli.Config) (*Client, error) {
 		}
 	}
 	return &Client{base: strings.TrimRight(c.Server, "/"), key: key, http: &http.Client{Timeout: answerTimeout, Transport: transport,
-		// The API redirects nobody, and a key is for one server.
+		// The API never redirects, and the key must reach no other server.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
 
-// apiKey is the key to ask a server with: in the file that is named, in the
-// environment, or in the data directory.
+// apiKey reads the API key from the configured file, the environment, or the
+// data directory.
 func apiKey(c cli.Config) (string, error) {
 	key, path := os.Getenv(KeyEnv), c.KeyFile
 	if path == "" && key == "" {
@@ -76,18 +76,19 @@ func apiKey(c cli.Config) (string, error) {
 		var err error
 		key, err = cli.ReadTrimmed(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("API key: %s is not there: name a file with --key-file, or put the key into %s", path, KeyEnv)
+			return "", fmt.Errorf("API key: there is no file %s: name one with --key-file, or set %s", path, KeyEnv)
 		} else if err != nil {
 			return "", fmt.Errorf("API key: %w", err)
 		}
 	}
 	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) || key == "" {
-		return "", fmt.Errorf("API key: what is in %s is not one", cmp.Or(path, KeyEnv))
+		return "", fmt.Errorf("API key: %s does not contain an API key", cmp.Or(path, KeyEnv))
 	}
 	return key, nil
 }
 
-// trusting trusts the certificates in a file besides the system's.
+// trusting returns a TLS configuration that trusts the certificates in a file
+// besides the system's.
 func trusting(path string) (*tls.Config, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -98,30 +99,30 @@ func trusting(path string) (*tls.Config, error) {
 		roots = x509.NewCertPool()
 	}
 	if !roots.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("ca-file: %s has no certificate in PEM", path)
+		return nil, fmt.Errorf("ca-file: %s contains no certificate in PEM", path)
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}, nil
 }
 
-// request is what a server is asked. There is no personal data in path and
-// query, which are kept in logs.
+// request is a request to the server. Its path and query hold no personal data,
+// because servers and proxies log them.
 type request struct {
-	method, path   string // the path is escaped already
+	method, path   string // the path is escaped
 	query          url.Values
-	body           []byte // JSON; nil for none
-	revision       int64  // the object must be at; -1 for any
+	body           []byte // JSON, or nil
+	revision       int64  // for If-Match; -1 for none
 	idempotencyKey string
-	repeatable     bool // asked twice, it is carried out once
+	repeatable     bool // sending it twice has the effect of sending it once
 }
 
-// get asks for what is at path.
+// get returns a request for the resource at path.
 func get(path string) request {
 	return request{method: "GET", path: path, revision: -1, repeatable: true}
 }
 
-// refusal is a problem that the server answered with.
+// Refusal is a problem document that the server answered with.
 type Refusal struct {
-	answer    []byte // as it came
+	answer    []byte // the document, unchanged
 	Status    int    `json:"status"`
 	Code      string `json:"code"`
 	Detail    string `json:"detail"`
@@ -150,7 +151,7 @@ func (r *Refusal) Error() string {
 		fmt.Fprintf(&b, "\n  %s (%s)", e.Detail, place)
 	}
 	if r.Merge.From != "" {
-		fmt.Fprintf(&b, "\n  it belongs to %s, which could be merged", r.Merge.From)
+		fmt.Fprintf(&b, "\n  the identifier belongs to %s, which could be merged", r.Merge.From)
 	}
 	return cli.Printable(b.String(), '\n')
 }
@@ -158,10 +159,10 @@ func (r *Refusal) Error() string {
 // ExitCode returns the exit code for r.
 func (r *Refusal) ExitCode() int { return cli.ExitRefused }
 
-// noAnswer is why a server did not answer.
+// NoAnswer reports that the server did not answer.
 type NoAnswer struct {
 	base string
-	sent bool // something was, so it may have been carried out
+	sent bool // the request was sent, so the server may have executed it
 	err  error
 }
 
@@ -172,7 +173,7 @@ func (e *NoAnswer) Error() string {
 	}
 	var unknown x509.UnknownAuthorityError
 	if errors.As(e.err, &unknown) {
-		return fmt.Sprintf("%s %s: %v; name the certificate of its authority with --ca-file", e.base, what, e.err)
+		return fmt.Sprintf("%s %s: %v; name the CA's certificate with --ca-file", e.base, what, e.err)
 	}
 	return fmt.Sprintf("%s %s: %v", e.base, what, e.err)
 }
@@ -188,9 +189,9 @@ const (
 	triesPause = time.Second
 )
 
-// send asks the server and returns its answer's body. What was refused is a
-// *refusal, and what was not answered a *noAnswer, also where whoever asked was
-// interrupted.
+// send sends r and returns the body of the answer. It returns a *Refusal if the
+// server refused r, and a *NoAnswer if no answer arrived, or the user
+// interrupted the command first.
 func (c *Client) send(ctx context.Context, r request) ([]byte, error) {
 	ctx, stop := cli.Interruptible(ctx)
 	defer stop()
@@ -247,19 +248,19 @@ func (c *Client) try(ctx context.Context, r request) ([]byte, error) {
 	case err != nil:
 		return nil, c.silence(err)
 	case len(text) > maxAnswer:
-		return nil, fmt.Errorf("%s %s: the answer is larger than %d bytes; ask for less with --limit", r.method, r.path, maxAnswer)
+		return nil, fmt.Errorf("%s %s: the answer is larger than %d bytes; use a smaller --limit", r.method, r.path, maxAnswer)
 	case response.StatusCode < 300:
 		return text, nil
 	}
 	refused := &Refusal{answer: text}
 	if json.Unmarshal(text, refused) != nil || refused.Code == "" {
-		// It was no ledger, or something before it.
+		// The answer is from a proxy, or from another kind of server.
 		return nil, fmt.Errorf("%s %s: %s", r.method, r.path, response.Status)
 	}
 	return nil, refused
 }
 
-// silence is why there is no answer, without the request's address.
+// silence returns the reason why there is no answer, without the request's URL.
 func (c *Client) silence(err error) error {
 	var dial *net.OpError
 	var certificate *tls.CertificateVerificationError
@@ -288,13 +289,13 @@ func (c *Client) Call(ctx context.Context, method, path string, body, answer any
 	if err != nil || answer == nil {
 		return err
 	}
-	return understood(text, answer)
+	return decode(text, answer)
 }
 
-// understood reads an answer.
-func understood(text []byte, into any) error {
+// decode decodes an answer of the server.
+func decode(text []byte, into any) error {
 	if err := json.Unmarshal(text, into); err != nil {
-		return fmt.Errorf("the server's answer is not understood: %w", err)
+		return fmt.Errorf("cannot decode the server's answer: %w", err)
 	}
 	return nil
 }

@@ -11,7 +11,7 @@ import (
 	"accountledger/projections/erasure"
 )
 
-// deletion is how an account's end stands.
+// deletion is the state of an account's deletion.
 type deletion struct {
 	Deletion *struct {
 		Status  string    `json:"status"`
@@ -29,11 +29,11 @@ func (c printer) deletion(d deletion) {
 		return
 	}
 	c.Properties("erased", x.Sub, "at", x.ErasedTime, "by", x.Actor, "completed", x.CompletedTime, "position", int64(x.Position), "key", x.KeyID, "events", len(x.Events))
-	var told [][]any
+	var subscribers [][]any
 	for _, s := range x.Subscribers {
-		told = append(told, []any{s.WebhookID, s.Status})
+		subscribers = append(subscribers, []any{s.WebhookID, s.Status})
 	}
-	c.Section([]any{"webhook", "USER_DELETED"}, told)
+	c.Section([]any{"webhook", "USER_DELETED"}, subscribers)
 }
 
 func accountsDeleteCommand() *cobra.Command {
@@ -42,25 +42,25 @@ func accountsDeleteCommand() *cobra.Command {
 	var immediate, sure bool
 	cmd := &cobra.Command{
 		Use:   "delete SUB",
-		Short: "Delete an account, after a grace or at once",
-		Long: `Delete an account. It is DELETED at once, and until the grace is over it can be
-restored; then it is erased: its data key is destroyed, and with it all personal
-data of it, its identifiers are free again, and nothing brings it back. With
---immediate that happens now and is answered with a certificate. It is asked for,
-unless --yes is given.`,
+		Short: "Delete an account, after a grace period or immediately",
+		Long: `Delete an account. It gets the status DELETED and can be restored until the grace
+period ends. The server then erases it permanently: it destroys the account's
+data key, and with it all of its personal data, and releases its identifiers.
+With --immediate the server erases the account now and returns a certificate.
+The command asks for confirmation, unless --yes is set.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
-	cmd.Flags().DurationVar(&grace, "grace", 0, "how long it can be restored, like 48h; default the server's")
-	cmd.Flags().BoolVar(&immediate, "immediate", false, "erase it now")
-	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
+	cmd.Flags().DurationVar(&grace, "grace", 0, "grace period in which the account can be restored, like 48h; default the server's")
+	cmd.Flags().BoolVar(&immediate, "immediate", false, "erase the account now")
+	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask for confirmation")
 	cmd.MarkFlagsMutuallyExclusive("grace", "immediate")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		r := w.request("DELETE", accountPath(args[0], ""), nil)
 		question := "Delete %s?"
 		if immediate {
 			r.query.Set("immediate", "true")
-			question = "Erase %s now, for good?"
+			question = "Erase %s now, permanently?"
 		}
 		if cmd.Flags().Changed("grace") {
 			r.query.Set("grace", fmt.Sprint(grace))
@@ -77,7 +77,7 @@ func accountsRestoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore SUB",
 		Short: "Cancel the deletion of an account",
-		Long:  `Cancel the deletion of an account, which gets back the status it had.`,
+		Long:  `Cancel the deletion of an account. It gets the status it had before.`,
 		Args:  cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
@@ -89,10 +89,10 @@ func accountsRestoreCommand() *cobra.Command {
 func accountsDeletionCommand() *cobra.Command {
 	return onServer(&cobra.Command{
 		Use:   "deletion SUB",
-		Short: "Show when an account is erased, or the certificate that it was",
-		Long: `Show when a deleted account is to be erased. Of one that was, show the
-certificate: what was destroyed, when, by whom, and who was told. With --json the
-signed checkpoint is in it, too.`,
+		Short: "Show when an account will be erased, or its certificate of erasure",
+		Long: `Show when a deleted account will be erased. If it has been erased, show the
+certificate: what was destroyed, when, by whom, and which webhooks were notified.
+With --json the certificate includes the signed checkpoint.`,
 		Args: cobra.ExactArgs(1),
 	}, func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, get(accountPath(args[0], "/deletion")), s.out.deletion)

@@ -6,7 +6,7 @@ import (
 	"accountledger/cmd/accountledger/cli"
 )
 
-// TestHealthURL: the server is asked where it listens, on this machine.
+// TestHealthURL tests that health uses the address on which the server listens.
 func TestHealthURL(t *testing.T) {
 	for _, tt := range []struct {
 		config cli.Config

@@ -12,7 +12,7 @@ import (
 	"accountledger/domain"
 )
 
-// mergeOutcome is what a merge does, or would do.
+// mergeOutcome is the outcome of a merge or of its preview.
 type mergeOutcome struct {
 	Account   domain.Account `json:"account"`
 	Conflicts []struct {
@@ -20,16 +20,16 @@ type mergeOutcome struct {
 		Kept    jsontext.Value `json:"kept"`
 		Dropped jsontext.Value `json:"dropped"`
 	} `json:"conflicts"`
-	Events   []plannedEvent `json:"events"` // of a preview
+	Events   []plannedEvent `json:"events"` // only in a preview
 	Webhooks []struct {
 		WebhookID string   `json:"webhookId"`
 		Events    []string `json:"events"`
-	} `json:"webhooks"` // likewise
+	} `json:"webhooks"` // only in a preview
 }
 
 func (c printer) merged(m mergeOutcome) {
 	c.account(m.Account)
-	var conflicts, events, told [][]any
+	var conflicts, events, notified [][]any
 	for _, x := range m.Conflicts {
 		conflicts = append(conflicts, []any{x.Field, string(x.Kept), string(x.Dropped)})
 	}
@@ -39,13 +39,13 @@ func (c printer) merged(m mergeOutcome) {
 	}
 	c.Section([]any{"event", "account", "revision"}, events)
 	for _, w := range m.Webhooks {
-		told = append(told, []any{w.WebhookID, strings.Join(w.Events, ", ")})
+		notified = append(notified, []any{w.WebhookID, strings.Join(w.Events, ", ")})
 	}
-	c.Section([]any{"webhook", "is told"}, told)
+	c.Section([]any{"webhook", "receives"}, notified)
 }
 
-// before is the revision of the account sub that a preview went by; -1 where
-// it does not say.
+// before returns the revision of the account sub on which a preview is based, or
+// -1 if the preview has no event of it.
 func (m mergeOutcome) before(sub string) int64 {
 	for _, e := range m.Events {
 		if e.Sub == sub {
@@ -61,15 +61,15 @@ func accountsMergeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "merge INTO FROM",
 		Short: "Merge an account into another",
-		Long: `Merge the account FROM into the account INTO, which goes on: the identities,
-identifiers, memberships and decisions of FROM lead to it, until that is taken
-back with unmerge. What would come of it is shown first, with every conflict and
-what each webhook would be told, and then asked for, unless --yes is given. The
-account INTO must not change between the two. --dry-run shows it and ends.`,
+		Long: `Merge the account FROM into the account INTO. INTO gets the identities,
+identifiers, memberships and consents of FROM, until 'unmerge' reverts the merge.
+The command first shows a preview, with every conflict and the events that each
+webhook would receive, and asks for confirmation, unless --yes is set. It refuses
+the merge if INTO changes in between. --dry-run only shows the preview.`,
 		Args: cobra.ExactArgs(2),
 	}
 	w.add(cmd.Flags())
-	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "merge without showing and asking first")
+	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "merge without preview and confirmation")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		into := strings.ToLower(args[0])
 		body, err := json.Marshal(map[string]string{"from": args[1]})
@@ -86,12 +86,12 @@ account INTO must not change between the two. --dry-run shows it and ends.`,
 				return err
 			}
 			var outcome mergeOutcome
-			if err := understood(answer, &outcome); err != nil {
+			if err := decode(answer, &outcome); err != nil {
 				return err
 			}
 			aside := printer{cli.Console{Out: s.out.Err, Err: s.out.Err}}
 			aside.merged(outcome)
-			if err := s.confirm(false, "\nSo it would be. Merge %s into %s?", cli.Printable(args[1]), cli.Printable(into)); err != nil {
+			if err := s.confirm(false, "\nThis is a preview. Merge %s into %s?", cli.Printable(args[1]), cli.Printable(into)); err != nil {
 				return err
 			}
 			if w.revision < 0 {
@@ -107,20 +107,20 @@ func accountsUnmergeCommand() *cobra.Command {
 	var sure bool
 	cmd := &cobra.Command{
 		Use:   "unmerge INTO FROM",
-		Short: "Take a merge back",
-		Long: `Take the merge of FROM into INTO back: FROM gets its identities, as they have
-become, its identifiers and its status again. It is asked for, unless --yes is
-given.`,
+		Short: "Revert a merge",
+		Long: `Revert the merge of FROM into INTO. FROM gets back its identities, with the
+changes made to them since, its identifiers and its status. The command asks for
+confirmation, unless --yes is set.`,
 		Args: cobra.ExactArgs(2),
 	}
 	w.add(cmd.Flags())
-	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask for confirmation")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := json.Marshal(map[string]string{"sub": args[1]})
 		if err != nil {
 			return err
 		}
-		if err := s.confirm(sure || w.dryRun, "Take %s out of %s again?", cli.Printable(args[1]), cli.Printable(args[0])); err != nil {
+		if err := s.confirm(sure || w.dryRun, "Separate %s from %s?", cli.Printable(args[1]), cli.Printable(args[0])); err != nil {
 			return err
 		}
 		return write(ctx, s, &w, w.request("POST", accountPath(args[0], "/unmerge"), body), func(unmerged struct {

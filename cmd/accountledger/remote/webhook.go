@@ -16,30 +16,30 @@ import (
 )
 
 func webhooksCommand() *cobra.Command {
-	return serverCommand("webhooks", "Look after webhooks and their deliveries",
-		`Register webhooks at a running server, see how their deliveries go, stop them, and
-send again.`,
+	return serverCommand("webhooks", "Manage webhooks and their deliveries",
+		`Register, change, pause and delete the webhooks of a running server, show their
+deliveries, and send events again.`,
 		webhooksListCommand(), webhooksGetCommand(), webhooksCreateCommand(), webhooksUpdateCommand(),
-		webhooksStateCommand("pause", domain.WebhookPaused, "Let the events of a webhook wait", `Let the events of a webhook wait until it is resumed.`),
-		webhooksStateCommand("resume", domain.WebhookEnabled, "Deliver to a webhook again", `Deliver to a webhook again that was paused or disabled, from where it was.`),
-		webhooksStateCommand("disable", domain.WebhookDisabled, "Disable a webhook", `Disable a webhook. Its events wait, as those of a paused one do.`),
+		webhooksStateCommand("pause", domain.WebhookPaused, "Pause a webhook", `Pause a webhook. Its events wait until it is resumed.`),
+		webhooksStateCommand("resume", domain.WebhookEnabled, "Resume a webhook", `Resume a paused or disabled webhook. Delivery continues where it stopped.`),
+		webhooksStateCommand("disable", domain.WebhookDisabled, "Disable a webhook", `Disable a webhook. Its events wait, as those of a paused webhook do.`),
 		webhooksDeleteCommand(), webhooksRotateCommand(), webhooksTestCommand(), webhooksVerifyCommand(),
 		webhooksDeliveriesCommand(), webhooksLanesCommand(), webhooksResendCommand(),
 		webhooksRecoverCommand(), webhooksReplayCommand(), webhooksReplaysCommand(), webhooksCancelReplayCommand())
 }
 
-// webhookPath is where the webhook of this id is.
+// webhookPath returns the path of the webhook id, followed by more.
 func webhookPath(id, more string) string { return "/v1/webhooks/" + url.PathEscape(id) + more }
 
 type webhookList struct {
 	Webhooks []webhooks.Endpoint `json:"webhooks"`
 }
 
-// completionTimeout is how long whoever presses a key waits for the server.
+// completionTimeout is how long a shell completion waits for the server.
 const completionTimeout = 2 * time.Second
 
-// webhookIDs completes the first argument: it asks the server. Where that
-// cannot be done there is nothing to complete with.
+// webhookIDs completes the first argument with the ids of the server's webhooks,
+// or with nothing if the server cannot be reached.
 func webhookIDs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	const none = cobra.ShellCompDirectiveNoFileComp
 	c, err := cli.Load(cmd)
@@ -63,7 +63,7 @@ func webhookIDs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.Sh
 	return ids, none
 }
 
-// host is where a webhook's address leads, without what may be secret in it.
+// host returns the host of a webhook's URL. The rest of the URL may be secret.
 func host(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -72,7 +72,7 @@ func host(address string) string {
 	return cli.Printable(u.Host)
 }
 
-// onWebhook is a command about one webhook, the first of its arguments.
+// onWebhook returns a command whose first argument is the id of a webhook.
 func onWebhook(use, short, long string) *cobra.Command {
 	use += " "
 	name, arguments, _ := strings.Cut(use, " ")
@@ -84,10 +84,10 @@ func onWebhook(use, short, long string) *cobra.Command {
 func webhooksListCommand() *cobra.Command {
 	return onServer(&cobra.Command{
 		Use:   "list",
-		Short: "List the webhooks, and how their deliveries go",
-		Long: `List the webhooks, oldest first, and how their deliveries go: how many events of
-the log are not settled (backlog), how many accounts wait because their next event
-was refused (waiting), and how many events were given up (dead).`,
+		Short: "List the webhooks and the state of their deliveries",
+		Long: `List the webhooks, oldest first, and the state of their deliveries: the number of
+events in the log that are not settled (backlog), of accounts that wait because
+the receiver refused their next event (waiting), and of events given up (dead).`,
 		Args: cobra.NoArgs,
 	}, func(ctx context.Context, s *session, _ []string) error {
 		return ask(ctx, s, get("/v1/webhooks"), func(list webhookList) {
@@ -100,7 +100,7 @@ was refused (waiting), and how many events were given up (dead).`,
 	})
 }
 
-// webhook prints how a webhook is configured.
+// webhook prints the settings of a webhook.
 func (c printer) webhook(w webhooks.Endpoint) {
 	c.Properties("webhook", w.WebhookID, "url", w.URL, "description", w.Description, "state", w.State, "reason", w.StateReason,
 		"events", strings.Join(w.Events, ", "), "format", w.Format, "payload", w.Payload, "preset", w.Preset, "order", w.Order, "dead letters", w.DeadLetter,
@@ -113,7 +113,7 @@ func (c printer) webhook(w webhooks.Endpoint) {
 }
 
 func webhooksGetCommand() *cobra.Command {
-	return onServer(onWebhook("get", "Show a webhook", `Show how a webhook is configured, and how its deliveries go.`), func(ctx context.Context, s *session, args []string) error {
+	return onServer(onWebhook("get", "Show a webhook", `Show the settings of a webhook and the state of its deliveries.`), func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, get(webhookPath(args[0], "")), func(w webhooks.Endpoint) {
 			s.out.webhook(w)
 			breaker := w.Breaker.State
@@ -127,13 +127,13 @@ func webhooksGetCommand() *cobra.Command {
 	})
 }
 
-// secretWebhook is a webhook with a secret that is shown once.
+// secretWebhook is a webhook with a new secret, which is shown only once.
 type secretWebhook struct {
 	webhooks.Endpoint
 	Secret string `json:"secret"`
 }
 
-// writeSecret is write of what answers a secret, which goes to f.
+// writeSecret sends r, whose answer has a secret, and gives the secret to f.
 func writeSecret(ctx context.Context, s *session, w *writeFlags, f secretFile, r request) error {
 	if err := f.check(s); err != nil {
 		return err
@@ -158,12 +158,13 @@ func webhooksCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create FILE",
 		Short: "Register a webhook",
-		Long: `Register a webhook as the JSON in FILE says, or for - on standard input, as
-POST /v1/webhooks takes it:
+		Long: `Register a webhook with the JSON in FILE, or on standard input if FILE is -. It
+has the form of the body of POST /v1/webhooks:
 
   {"url":"https://crm.example/hook","events":["USER_*"]}
 
-The secret that deliveries are signed with is shown this once.`,
+The command prints the secret that signs the deliveries. This is the only time it
+is shown.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
@@ -179,8 +180,8 @@ The secret that deliveries are signed with is shown this once.`,
 
 func webhooksUpdateCommand() *cobra.Command {
 	var w writeFlags
-	cmd := onWebhook("update FILE", "Change how a webhook is configured", `Change the settings of a webhook by the JSON merge patch (RFC 7396) in FILE, or for
-- on standard input; null sets a default:
+	cmd := onWebhook("update FILE", "Change the settings of a webhook", `Change the settings of a webhook with the JSON merge patch (RFC 7396) in FILE, or
+on standard input if FILE is -. null resets a setting to its default:
 
   {"events":["USER_CREATED"],"description":null}`)
 	w.add(cmd.Flags())
@@ -198,7 +199,7 @@ func webhooksStateCommand(name string, state domain.WebhookState, short, long st
 	var reason string
 	cmd := onWebhook(name, short, long)
 	w.add(cmd.Flags())
-	cmd.Flags().StringVar(&reason, "reason", "", "why, in a word; it stays in the log, so nobody's personal data")
+	cmd.Flags().StringVar(&reason, "reason", "", "short reason; the log keeps it forever, so no personal data")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := json.Marshal(struct {
 			State  domain.WebhookState `json:"state"`
@@ -216,10 +217,10 @@ func webhooksStateCommand(name string, state domain.WebhookState, short, long st
 func webhooksDeleteCommand() *cobra.Command {
 	var w writeFlags
 	var sure bool
-	cmd := onWebhook("delete", "Delete a webhook", `Delete a webhook. Its secrets are destroyed, and what has not been delivered is
-not. It is asked for, unless --yes is given.`)
+	cmd := onWebhook("delete", "Delete a webhook", `Delete a webhook. The server destroys its secrets and sends none of the events
+that wait. The command asks for confirmation, unless --yes is set.`)
 	w.add(cmd.Flags())
-	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask for confirmation")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		if err := s.confirm(sure || w.dryRun, "Delete the webhook %s?", cli.Printable(args[0])); err != nil {
 			return err
@@ -236,15 +237,16 @@ func webhooksRotateCommand() *cobra.Command {
 	var kind, given string
 	var overlap time.Duration
 	var all bool
-	cmd := onWebhook("rotate-secret", "Change the key a webhook's deliveries are signed with", `Make a new signing key, and show its secret this once. The key of the same type
-before it goes on signing for a while, so that the receiver can change over.`)
+	cmd := onWebhook("rotate-secret", "Replace the signing key of a webhook", `Create a new signing key and print its secret. This is the only time it is shown.
+The previous key of the same type also signs for a while, so that the receiver can
+switch.`)
 	w.add(cmd.Flags())
 	f.add(cmd.Flags(), "secret")
-	cmd.Flags().StringVar(&kind, "type", "", "v1, HMAC-SHA256, or v1a, Ed25519; default v1")
+	cmd.Flags().StringVar(&kind, "type", "", "type of the key: v1 (HMAC-SHA256) or v1a (Ed25519); default v1")
 	cmd.RegisterFlagCompletionFunc("type", complete(string(domain.KeyHMAC), string(domain.KeyEd25519)))
-	cmd.Flags().DurationVar(&overlap, "overlap", 24*time.Hour, "how long the key before it goes on signing, up to 720h")
+	cmd.Flags().DurationVar(&overlap, "overlap", 24*time.Hour, "how long the previous key also signs, up to 720h")
 	cmd.Flags().BoolVar(&all, "all", false, "replace the keys of all types")
-	cmd.Flags().StringVar(&given, "secret-file", "", "file with the secret, instead of making one")
+	cmd.Flags().StringVar(&given, "secret-file", "", "file with a secret to use instead of a new one")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		secret := ""
 		if given != "" {
@@ -267,21 +269,21 @@ before it goes on signing for a while, so that the receiver can change over.`)
 	})
 }
 
-// probe prints what a receiver answered.
+// probe prints a receiver's response to a test or a verification.
 func (c printer) probe(p webhooks.Probe) {
 	c.Properties("accepted", yes(p.OK), "status", p.Status, "error", p.Error, "took", fmt.Sprintf("%.0f ms", p.DurationMs), "response", p.Response)
 }
 
 func webhooksTestCommand() *cobra.Command {
-	return onServer(onWebhook("test", "Send a webhook an event that never happened", `Send a webhook an event of the type WEBHOOK_TEST, signed and in the form of its
-deliveries, and show what the receiver answered.`), func(ctx context.Context, s *session, args []string) error {
+	return onServer(onWebhook("test", "Send a test event to a webhook", `Send a WEBHOOK_TEST event to a webhook, in the format of its deliveries and signed
+like them, and show the receiver's response.`), func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, post(webhookPath(args[0], "/test")), s.out.probe)
 	})
 }
 
 func webhooksVerifyCommand() *cobra.Command {
-	return onServer(onWebhook("verify", "Ask a webhook whether it wants deliveries", `Ask a webhook whether it wants deliveries, as the CloudEvents webhook specification
-has it, and show what it answered.`), func(ctx context.Context, s *session, args []string) error {
+	return onServer(onWebhook("verify", "Ask a receiver whether it accepts deliveries", `Ask a webhook's receiver whether it accepts deliveries, with the handshake of the
+CloudEvents webhook specification, and show its response.`), func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, post(webhookPath(args[0], "/verify")), func(v struct {
 			Answer  webhooks.Probe    `json:"answer"`
 			Webhook webhooks.Endpoint `json:"webhook"`
@@ -292,6 +294,6 @@ has it, and show what it answered.`), func(ctx context.Context, s *session, args
 	})
 }
 
-// post asks for something to be done that is done again where it is asked for
-// again, so it is sent once.
+// post returns a POST request that the client sends only once, because the
+// server repeats its effect each time.
 func post(path string) request { return request{method: "POST", path: path, revision: -1} }
