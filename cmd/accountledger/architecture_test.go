@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// mayImport is the table of ARCHITECTURE.md: which packages of ours a package
-// may import. Tests may import more.
+// mayImport is the import table of ARCHITECTURE.md: the packages of this module
+// that a package may import. Tests may import more.
 var mayImport = map[string][]string{
 	"eventstore":                  {},
 	"eventstore/tlog":             {"eventstore"},
@@ -60,7 +60,7 @@ func TestImports(t *testing.T) {
 			}
 		}
 		if !listed {
-			t.Errorf("%s is in no line of the table", name)
+			t.Errorf("%s is not in the table", name)
 			continue
 		}
 		for _, path := range p.Imports {
@@ -69,17 +69,17 @@ func TestImports(t *testing.T) {
 				t.Errorf("%s imports %s", name, imported)
 			}
 			if name == "eventstore" && strings.Contains(path, ".") {
-				t.Errorf("%s imports %s, but the port needs the standard library only", name, path)
+				t.Errorf("%s imports %s, but the port may import only the standard library", name, path)
 			}
 			if strings.Contains(path, "labstack/echo") && name != "httpapi" {
-				t.Errorf("%s imports %s, which is httpapi's alone", name, path)
+				t.Errorf("%s imports %s, which only httpapi may import", name, path)
 			}
 		}
 	}
 }
 
-// TestOneFileNamesTheStore holds that store.go alone imports the store's package,
-// so that another store is another case in that file.
+// TestOneFileNamesTheStore tests that only store.go imports the store's package, so
+// that another store needs changes only in that file.
 func TestOneFileNamesTheStore(t *testing.T) {
 	var importing []string
 	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {

@@ -25,11 +25,11 @@ run meanwhile. The copy is a complete data directory: to restore it, put it in
 the place of the lost one, put the master key back, and start the server. Events
 after the backup are lost, and webhooks deliver again what they delivered since.
 
-The command does not copy the master key, so nobody can decrypt personal data with
-the copy alone; keep the key elsewhere. It copies the key that signs the log
-(log.key), which the restored ledger needs. It does not copy the admin key:
-'admin-key' creates a new one. The backup still contains the keys of accounts that
-are erased later, so do not keep it longer than you may.`,
+The command does not copy the master key, so nobody can decrypt personal data
+with the copy alone; keep the key elsewhere. It copies the key that signs the
+log (log.key), which the restored ledger needs. It does not copy the admin key:
+'admin-key' creates a new one. The backup still contains the keys of accounts
+that are erased later, so do not keep it longer than you may.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)

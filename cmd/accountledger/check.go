@@ -18,11 +18,11 @@ func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check that the files are undamaged and consistent",
-		Long: `Check the files of the data directory for damage and consistency: every event can
-be decrypted with its account's key or was erased, no view and no webhook is ahead
-of the log, and no stream is parked. With --views, rebuild the account view in a
-temporary file and compare it. The server may run meanwhile. The command needs the
-master key. The exit code is 3 if it finds a fault.
+		Long: `Check the files of the data directory for damage and consistency: every event
+can be decrypted with its account's key or was erased, no view and no webhook is
+ahead of the log, and no stream is parked. With --views, rebuild the account
+view in a temporary file and compare it. The server may run meanwhile. The
+command needs the master key. The exit code is 3 if it finds a fault.
 
 This command does not detect deliberate changes of the log; 'verify' does.`,
 		Args: cobra.NoArgs,

@@ -36,13 +36,13 @@ func demoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Demonstrate the ledger with invented people, in seconds",
-		Long: `Demonstrate the ledger in a temporary data directory: import 208 invented people,
-start a server, register a webhook and receive its deliveries, link an identity,
-suspend and restore an account, merge a second account into it and revert that,
-record a consent, execute a reminder, show the account's history, erase the second
-account, verify the log, and detect a changed byte in a copy of it. The demo is
-also a test: it ends with exit code 1 if a step does not have the expected result.
-It listens only on this machine.`,
+		Long: `Demonstrate the ledger in a temporary data directory: import 208 invented
+people, start a server, register a webhook and receive its deliveries, link an
+identity, suspend and restore an account, merge a second account into it and
+revert that, record a consent, execute a reminder, show the account's history,
+erase the second account, verify the log, and detect a changed byte in a copy of
+it. The demo is also a test: it ends with exit code 1 if a step does not have
+the expected result. It listens only on this machine.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)

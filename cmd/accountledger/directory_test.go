@@ -12,15 +12,15 @@ import (
 	"accountledger/cmd/accountledger/cli"
 )
 
-// TestInterruptedFirstStart puts a directory into each state that a first
-// start can leave behind, and others it cannot, and opens it.
+// TestInterruptedFirstStart opens directories in each state that an interrupted
+// first start can leave, and in states that it cannot leave.
 func TestInterruptedFirstStart(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "whole")
 	open := func(data string) error {
 		l, err := openLedger(t.Context(), cli.Config{Data: data}, slog.New(slog.DiscardHandler))
-		// Tests beside this one start servers: until such a child has become
-		// another program it holds what this process had locked.
+		// Parallel tests start servers. Between fork and exec, such a child holds
+		// the locks of this process.
 		for i := 0; i < 100 && errors.Is(err, errLocked); i++ {
 			time.Sleep(10 * time.Millisecond)
 			l, err = openLedger(t.Context(), cli.Config{Data: data}, slog.New(slog.DiscardHandler))
@@ -33,7 +33,7 @@ func TestInterruptedFirstStart(t *testing.T) {
 	if err := open(whole); err != nil {
 		t.Fatal(err)
 	}
-	const fresh = "fresh" // the ledger is another one
+	const fresh = "fresh" // a new ledger was created
 	for _, tt := range []struct {
 		name  string
 		files []string
@@ -72,13 +72,13 @@ func TestInterruptedFirstStart(t *testing.T) {
 			}
 			if tt.want == "error" {
 				if after := list(t, data); !slices.Equal(before, after) {
-					t.Errorf("a refused directory has changed from %q to %q", before, after)
+					t.Errorf("a refused directory changed from %q to %q", before, after)
 				}
 				return
 			}
 			same := content(t, filepath.Join(data, logVKeyFile)) == content(t, filepath.Join(whole, logVKeyFile))
 			if same != (tt.want == "same") {
-				t.Errorf("its key is the whole ledger's: %t, want %s", same, tt.want)
+				t.Errorf("it has the key of the complete ledger: %t, want %s", same, tt.want)
 			}
 			if err := open(data); err != nil {
 				t.Errorf("the second start: %v", err)
@@ -87,7 +87,7 @@ func TestInterruptedFirstStart(t *testing.T) {
 	}
 }
 
-// TestSweep: what a crash left of files being made goes at the next start.
+// TestSweep tests that a start removes incomplete files that a crash left.
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	d := directory(t.TempDir())
@@ -103,7 +103,7 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// TestCreateFile: a file that is there is never replaced.
+// TestCreateFile tests that CreateFile never replaces a file.
 func TestCreateFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "key")
@@ -111,14 +111,15 @@ func TestCreateFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := cli.CreateFile(path, "second", 0o600); err == nil || content(t, path) != "first" {
-		t.Errorf("creating it again = %v, and it holds %q", err, content(t, path))
+		t.Errorf("creating it again = %v, and it contains %q", err, content(t, path))
 	}
 	if left := list(t, filepath.Dir(path)); len(left) != 1 {
 		t.Errorf("there is %q", left)
 	}
 }
 
-// TestLock: one at a time, in one process as in two.
+// TestLock tests that only one ledger can have the directory open, also within a
+// process.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	c := cli.Config{Data: filepath.Join(t.TempDir(), "data")}

@@ -29,9 +29,9 @@ func eventsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "events",
 		Short: "Print the log and follow it",
-		Long: `Print the events of the log: position, time, type, stream, revision and actor. The
-server may run meanwhile. The command prints personal data only with --open, which
-needs the master key.`,
+		Long: `Print the events of the log: position, time, type, stream, revision and actor.
+The server may run meanwhile. The command prints personal data only with --open,
+which needs the master key.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)

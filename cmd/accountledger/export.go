@@ -25,10 +25,10 @@ func exportCommand() *cobra.Command {
 		Use:   "export",
 		Short: "Write all accounts as of one position",
 		Long: `Write all accounts to standard output or, with --out, to a file, which appears
-only when it is complete. The export shows all accounts as of one position of the
-log, which the command prints on standard error. The server may run meanwhile. The
-export contains personal data that is not encrypted; the file is readable only by
-its owner.
+only when it is complete. The export shows all accounts as of one position of
+the log, which the command prints on standard error. The server may run
+meanwhile. The export contains personal data that is not encrypted; the file is
+readable only by its owner.
 
 With --since, export only the accounts that changed after a position. If that is
 the position of an earlier export, both exports together contain all accounts as
@@ -36,14 +36,15 @@ they are now. An account erased since then is included with its erasedTime and
 without personal data. A consumer that follows the feed or a webhook from the
 position of an export receives every later change exactly once.
 
-A csv export (RFC 4180) has a header and one column for each member of an account.
-Lists and maps are JSON, and the members of the primary identity have additional
-columns. Values are not escaped for spreadsheets, which may interpret one that
-begins with = or + as a formula. A parquet export has the same columns, typed, and
-the position in the file's metadata. --fields selects columns; in ndjson, members.
+A csv export (RFC 4180) has a header and one column for each member of an
+account. Lists and maps are JSON, and the members of the primary identity have
+additional columns. Values are not escaped for spreadsheets, which may interpret
+one that begins with = or + as a formula. A parquet export has the same columns,
+typed, and the position in the file's metadata. --fields selects columns; in
+ndjson, members.
 
-With --json the summary is JSON, on standard output if the accounts are written to
-a file.`,
+With --json the summary is JSON, on standard output if the accounts are written
+to a file.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)

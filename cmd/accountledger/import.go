@@ -32,23 +32,24 @@ func importCommand() *cobra.Command {
 		Short: "Create or update accounts from another system's records",
 		Long: `Import the records in INPUT, or on standard input if INPUT is -: a JSON list, a
 JSON document that contains a list, NDJSON, or CSV with a header, of any size. A
-mapping file maps the members of a record to those of an account. testdata/imports
-has two mappings; docs/import.md describes all of the mapping language.
+mapping file maps the members of a record to those of an account.
+testdata/imports has two mappings; docs/import.md describes all of the mapping
+language.
 
-Each record is a row. The command creates its account, or updates it: members that
-the row does not mention do not change, and null removes a value. Running the same
-import again changes nothing. The server must not be running.
+Each record is a row. The command creates its account, or updates it: members
+that the row does not mention do not change, and null removes a value. Running
+the same import again changes nothing. The server must not be running.
 
-A mapping may create groups and roles from those in the source, before it imports
-rows. It does not change groups and roles that exist. Such a mapping reads INPUT
-more than once, so INPUT must be a file. A row's groups then become memberships,
-and replace those that the account has.
+A mapping may create groups and roles from those in the source, before it
+imports rows. It does not change groups and roles that exist. Such a mapping
+reads INPUT more than once, so INPUT must be a file. A row's groups then become
+memberships, and replace those that the account has.
 
 The results file has a line for each row: row, key, sub, the outcome (CREATED,
-UPDATED, UNCHANGED or FAILED), and warnings and errors by field and rule, without
-values. With --json and without --results, the results go to standard output,
-followed by the summary. The summary counts the members of the source that the
-mapping neither uses nor ignores, so that no data is lost unnoticed.
+UPDATED, UNCHANGED or FAILED), and warnings and errors by field and rule,
+without values. With --json and without --results, the results go to standard
+output, followed by the summary. The summary counts the members of the source
+that the mapping neither uses nor ignores, so that no data is lost unnoticed.
 
 A journal next to the results file records the progress. After an interrupt or a
 crash, the same command continues from there. It removes the journal when the

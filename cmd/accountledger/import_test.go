@@ -33,7 +33,7 @@ func TestImportPeople(t *testing.T) {
 		t.Errorf("import again = %d\n%s%s", code, stdout, stderr)
 	}
 	if lines, err := os.ReadFile(results); err != nil || bytes.Count(lines, []byte("\n")) != 208 || bytes.Contains(lines, []byte("@")) {
-		t.Errorf("the results: %v, %d lines, want 208 without any address", err, bytes.Count(lines, []byte("\n")))
+		t.Errorf("the results: %v, %d lines, want 208 without e-mail addresses", err, bytes.Count(lines, []byte("\n")))
 	}
 	if left, err := filepath.Glob(filepath.Join(filepath.Dir(results), "*journal*")); err != nil || len(left) > 0 {
 		t.Errorf("a complete import left %v", left)
@@ -75,14 +75,14 @@ func TestImportRefusals(t *testing.T) {
 	}{
 		{"no input", []string{"--mapping", mapping}, cli.ExitUsage, "accepts 1 arg"},
 		{"no mapping", []string{input}, cli.ExitUsage, "--mapping"},
-		{"mapping not there", []string{"--mapping", dir + "/none.yaml", input}, cli.ExitUsage, "no such file"},
-		{"mapping with a fault", []string{"--mapping", bad, input}, cli.ExitUsage, `line 2: mapping: unknown member "kye"`},
-		{"input not there", []string{"--mapping", mapping, dir + "/none.json"}, cli.ExitUsage, "no such file"},
+		{"missing mapping", []string{"--mapping", dir + "/none.yaml", input}, cli.ExitUsage, "no such file"},
+		{"invalid mapping", []string{"--mapping", bad, input}, cli.ExitUsage, `line 2: mapping: unknown member "kye"`},
+		{"missing input", []string{"--mapping", mapping, dir + "/none.json"}, cli.ExitUsage, "no such file"},
 		{"input a directory", []string{"--mapping", mapping, write("d.json", "") + "/.."}, cli.ExitUsage, ""},
 		{"no format", []string{"--mapping", mapping, noEnding}, cli.ExitUsage, "format is required"},
 		{"no workers", []string{"--mapping", mapping, "--workers", "0", input}, cli.ExitUsage, "workers"},
 		{"a row fails", []string{"--mapping", mapping, input}, cli.ExitRows, "1 of 2 rows failed"},
-		{"the input breaks off", []string{"--mapping", mapping, broken}, cli.ExitFailed, "stopped after row 1; the same command goes on from there"},
+		{"the input is truncated", []string{"--mapping", mapping, broken}, cli.ExitFailed, "stopped after row 1; run the same command again to continue"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -95,7 +95,7 @@ func TestImportRefusals(t *testing.T) {
 	}
 }
 
-// Standard input, to standard output.
+// TestImportPipe imports standard input and prints results to standard output.
 func TestImportPipe(t *testing.T) {
 	t.Parallel()
 	mapping := filepath.Join(t.TempDir(), "m.yaml")
@@ -111,8 +111,8 @@ func TestImportPipe(t *testing.T) {
 	}
 }
 
-// An import is killed in the middle and called again: it goes on behind the
-// rows it knows as done, and no row is done twice.
+// TestImportKilled kills an import in the middle and runs it again. The second
+// run continues after the rows that the journal lists, and imports no row twice.
 func TestImportKilled(t *testing.T) {
 	t.Parallel()
 	const rows = 3000
@@ -129,7 +129,7 @@ func TestImportKilled(t *testing.T) {
 	}
 	args := []string{"import", "--json", "--data", data, "--mapping", mapping, input}
 
-	// One worker, so that there is a middle: a row is an fsync.
+	// With one worker each row needs an fsync, which makes the import slow enough.
 	victim := exec.Command("accountledger", append(args, "--workers", "1")...)
 	stdout, err := victim.StdoutPipe()
 	if err != nil {
@@ -138,7 +138,7 @@ func TestImportKilled(t *testing.T) {
 	if err := victim.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// A row is told before the journal knows it, so look there at each one.
+	// The command prints a row before the journal has it, so wait for the journal.
 	var journal struct {
 		Summary importer.Summary `json:"summary"`
 	}
@@ -174,7 +174,7 @@ func TestImportKilled(t *testing.T) {
 		t.Errorf("import = %d, %+v, %d lines from row %d on\n%s", code, s, len(lines), first.Row, stderr)
 	}
 	if first.Row <= journal.Summary.Rows || !strings.Contains(stderr, fmt.Sprintf("going on after row %d\n", first.Row-1)) {
-		t.Errorf("it went on at row %d and said:\n%s", first.Row, stderr)
+		t.Errorf("it continued at row %d and printed:\n%s", first.Row, stderr)
 	}
 	code, out, stderr = accountledger(t, "events", "--json", "--data", data)
 	if got := strings.Count(out, `"account.created.v1"`); code != cli.ExitOK || got != rows || strings.Count(out, "\n") != rows {
@@ -182,8 +182,8 @@ func TestImportKilled(t *testing.T) {
 	}
 }
 
-// TestServerKilledImporting: an import over HTTP goes on after kill -9 when it is
-// sent again, and no row is imported twice.
+// TestServerKilledImporting kills the server during an import over HTTP and sends
+// the import again: it continues, and imports no row twice.
 func TestServerKilledImporting(t *testing.T) {
 	t.Parallel()
 	const rows = 2000
@@ -219,7 +219,7 @@ func TestServerKilledImporting(t *testing.T) {
 		return done, json.UnmarshalRead(response.Body, &done)
 	}
 	victim := startServer(t, data, "--import-mappings", dir)
-	r, w := io.Pipe() // its end is never sent, so it is killed in the middle
+	r, w := io.Pipe() // the body never ends, so the server is killed during the import
 	cut := make(chan error, 1)
 	go func() { _, err := send(victim, r); cut <- err }()
 	go io.WriteString(w, people.String()[:people.Len()/2])
@@ -239,7 +239,7 @@ func TestServerKilledImporting(t *testing.T) {
 	victim.kill()
 	w.Close()
 	if err := <-cut; err == nil {
-		t.Fatal("the import came to an end")
+		t.Fatal("the import was not interrupted")
 	}
 	p := startServer(t, data, "--import-mappings", dir)
 	_, text, err := p.do(t.Context(), "GET", "/v1/imports", "")

@@ -41,14 +41,14 @@ func listenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "listen",
 		Short: "Receive webhooks, verify and print them",
-		Long: `Receive webhooks on this machine in any format, verify their signatures (Standard
-Webhooks, v1 and v1a), and print one line for each event: the time, type, account
-and sequence, and whether it is verified, or why not. The line marks duplicates,
-and events of an account that are out of order or follow a gap. The command prints
-personal data only with --show-body.
+		Long: `Receive webhooks on this machine in any format, verify their signatures
+(Standard Webhooks, v1 and v1a), and print one line for each event: the time,
+type, account and sequence, and whether it is verified, or why not. The line
+marks duplicates, and events of an account that are out of order or follow a
+gap. The command prints personal data only with --show-body.
 
-It answers a verified delivery with 204 and any other with 401. Without a secret it
-verifies nothing and answers every delivery with 204.
+It answers a verified delivery with 204 and any other with 401. Without a secret
+it verifies nothing and answers every delivery with 204.
 
 The secret was shown when the webhook was created. Pass it in a file or in
 ` + secretEnv + `, because every process can read flags. The ledger

@@ -23,7 +23,7 @@ import (
 
 const listenSecret = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
-// deliver sends a body as the reference library of Standard Webhooks signs it.
+// deliver sends a body signed with the reference library of Standard Webhooks.
 func deliver(t *testing.T, r http.Handler, secret, id string, at time.Time, body string) int {
 	t.Helper()
 	wh, err := standardwebhooks.NewWebhook(secret)
@@ -65,18 +65,18 @@ func TestListen(t *testing.T) {
 		line             string
 	}{
 		{"fails first", listenSecret, "e1", now, deliveredEvent("USER_CREATED", "a", 0), 503, "USER_CREATED         a                                        0  verified -> 503"},
-		{"the same again", listenSecret, "e1", now, deliveredEvent("USER_CREATED", "a", 0), 204, "verified -> 204"},
+		{"retry", listenSecret, "e1", now, deliveredEvent("USER_CREATED", "a", 0), 204, "verified -> 204"},
 		{"another event of one change", listenSecret, "e1b", now, deliveredEvent("USER_REGISTERED", "a", 0), 204, "verified -> 204"},
 		{"next", listenSecret, "e2", now, deliveredEvent("USER_UPDATED", "a", 1), 204, "verified -> 204"},
 		{"duplicate", listenSecret, "e2", now, deliveredEvent("USER_UPDATED", "a", 1), 204, "verified, duplicate -> 204"},
-		{"gap", listenSecret, "e4", now, deliveredEvent("USER_UPDATED", "a", 3), 204, "verified, gap: the one before was sequence 1 -> 204"},
+		{"gap", listenSecret, "e4", now, deliveredEvent("USER_UPDATED", "a", 3), 204, "verified, gap: follows sequence 1 -> 204"},
 		{"late", listenSecret, "e3", now, deliveredEvent("USER_UPDATED", "a", 2), 204, "verified, out of order: after sequence 3 -> 204"},
-		{"another account begins anywhere", listenSecret, "f7", now, deliveredEvent("USER_UPDATED", "b", 7), 204, "verified -> 204"},
+		{"first event of another account", listenSecret, "f7", now, deliveredEvent("USER_UPDATED", "b", 7), 204, "verified -> 204"},
 		{"not about an account", listenSecret, "w1", now, deliveredEvent("WEBHOOK_CREATED", "", 0), 204, "WEBHOOK_CREATED      -"},
 		{"another secret", other, "x1", now, deliveredEvent("USER_UPDATED", "a", 4), 401, "no signature matches -> 401"},
 		{"too old", listenSecret, "x2", now.Add(-6 * time.Minute), deliveredEvent("USER_UPDATED", "a", 4), 401, "its timestamp is 6m0s away from now -> 401"},
 		{"no event", listenSecret, "x3", now, "hello \x1b[2J", 204, "the body is not an event -> 204"},
-		{"a terminal's commands", listenSecret, "x4", now, deliveredEvent("X\u009b2J", "c", 0), 204, "X?2J"},
+		{"escape sequences", listenSecret, "x4", now, deliveredEvent("X\u009b2J", "c", 0), 204, "X?2J"},
 	} {
 		out.Reset()
 		if got := deliver(t, r, tt.secret, tt.id, tt.at, tt.body); got != tt.status {
@@ -96,8 +96,8 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// A batch of CloudEvents is a line for each, and one answer; every second
-// request fails where that is asked for.
+// TestListenBatch tests that a batch of CloudEvents gets one response and a line
+// for each event, and that --fail-every fails every second request.
 func TestListenBatch(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
@@ -143,7 +143,7 @@ func TestListenWithoutSecret(t *testing.T) {
 	}
 	var d delivery
 	if err := json.Unmarshal(out.Bytes(), &d); err != nil || d.Verified || d.Problem != notChecked || !strings.Contains(string(d.Body), "ada@example.com") {
-		t.Errorf("printed %+v, %v, want it not checked, and its body", d, err)
+		t.Errorf("printed %+v, %v, want the problem %q and the body", d, err, notChecked)
 	}
 	answer := httptest.NewRecorder()
 	r.ServeHTTP(answer, httptest.NewRequest("GET", "/", nil))
@@ -153,7 +153,7 @@ func TestListenWithoutSecret(t *testing.T) {
 	answer = httptest.NewRecorder()
 	r.ServeHTTP(answer, httptest.NewRequest("POST", "/", bytes.NewReader(make([]byte, maxDelivery+1))))
 	if answer.Code != http.StatusBadRequest {
-		t.Errorf("a body without end is answered with %d", answer.Code)
+		t.Errorf("a body that is too long is answered with %d", answer.Code)
 	}
 }
 
@@ -173,7 +173,8 @@ func TestListenRefusals(t *testing.T) {
 	}
 }
 
-// A whole life: it listens, receives, waits as told, and ends with its context.
+// TestListenServes tests that listen receives, waits before it responds, and ends
+// with its context.
 func TestListenServes(t *testing.T) {
 	t.Parallel()
 	r, err := listenOptions{secret: listenSecret, status: 500, delay: time.Millisecond}.receiver(cli.Console{Out: newBuffer(), Err: newBuffer()})

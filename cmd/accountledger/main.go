@@ -48,6 +48,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return exitCode(err)
 }
 
+// helpWidth is the width of help, in columns.
+const helpWidth = 80
+
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "accountledger",
@@ -76,6 +79,10 @@ func newRoot() *cobra.Command {
 		}
 	}
 	cli.WrapArgs(root)
+	root.SetUsageTemplate(strings.NewReplacer(
+		".FlagUsages", fmt.Sprintf(".FlagUsagesWrapped %d", helpWidth),
+		`Use "{{.CommandPath}} [command] --help" for more information about a command.`, `See "{{.CommandPath}} COMMAND --help" for details.`,
+	).Replace(root.UsageTemplate()))
 	return root
 }
 

@@ -15,10 +15,10 @@ func masterKeyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "master-key FILE",
 		Short: "Create a master key outside of the data directory",
-		Long: `Create a master key in a new file, readable only by its owner. Use it to create a
-ledger with --master-key-file; its data directory then does not contain the key.
-Keep another copy apart from the backups: without the key all personal data is
-lost.`,
+		Long: `Create a master key in a new file, readable only by its owner. Use it to create
+a ledger with --master-key-file; its data directory then does not contain the
+key. Keep another copy apart from the backups: without the key all personal data
+is lost.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := cli.Load(cmd)

@@ -22,11 +22,11 @@ server may run meanwhile. FILE is a .ndjson, .csv or .parquet file with the sub
 and the revision of each account, like an export. A system that follows events
 knows the revision: it is the last sequence of the account.
 
-The command prints a line for each account that differs: missing or behind in the
-other system, ahead of the ledger, surplus (unknown to the ledger, or erased), or
-listed more than once. With --at, the position up to which the other system has processed
-events, it does not compare accounts that changed later. The exit code is 6 if
-accounts differ.`,
+The command prints a line for each account that differs: missing or behind in
+the other system, ahead of the ledger, surplus (unknown to the ledger, or
+erased), or listed more than once. With --at, the position up to which the other
+system has processed events, it does not compare accounts that changed later.
+The exit code is 6 if accounts differ.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := cli.Load(cmd)

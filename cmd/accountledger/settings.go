@@ -16,8 +16,8 @@ func settingsCommand() *cobra.Command {
 		Short: "List all settings, their values and defaults",
 		Long: `List all settings and their current values. A setting is a flag of the commands
 that use it, an environment variable, or a member of a YAML file (--config); the
-first of these wins. The master key and the API key are not settings: they are in
-a file, or in ` + masterKeyEnv + ` and ` + remote.KeyEnv + `.`,
+first of these wins. The master key and the API key are not settings: they are
+in files, or in ` + masterKeyEnv + ` and ` + remote.KeyEnv + `.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)

@@ -24,7 +24,7 @@ import (
 	"accountledger/cmd/accountledger/cli"
 )
 
-// writeCertificate writes a certificate for 127.0.0.1 that signs itself.
+// writeCertificate writes a self-signed certificate for 127.0.0.1.
 func writeCertificate(t *testing.T, certFile, keyFile, name string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -48,8 +48,8 @@ func writeCertificate(t *testing.T, certFile, keyFile, name string) {
 	}
 }
 
-// TestCertificateChanges holds that a certificate that is replaced is served to
-// new connections, one that is broken is not, and nobody is cut off.
+// TestCertificateChanges tests that new connections get a replaced certificate,
+// and the previous one while the new files are invalid.
 func TestCertificateChanges(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -71,7 +71,7 @@ func TestCertificateChanges(t *testing.T) {
 	change := func(write func()) {
 		write()
 		now = now.Add(checkInterval)
-		// Two writes within a tick of the file system's clock look the same.
+		// Two writes in one tick of the file system's clock have the same time.
 		if err := os.Chtimes(certFile, now, now); err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +81,7 @@ func TestCertificateChanges(t *testing.T) {
 	}
 	writeCertificate(t, certFile, keyFile, "second")
 	if got := served(); got != "first" {
-		t.Errorf("looks at the files at every handshake: serves %s", got)
+		t.Errorf("checks the files at every handshake: serves %s", got)
 	}
 	change(func() {})
 	if got := served(); got != "second" {
@@ -89,19 +89,19 @@ func TestCertificateChanges(t *testing.T) {
 	}
 	change(func() { os.WriteFile(certFile, []byte("half a certifi"), 0o600) })
 	if got := served(); got != "second" {
-		t.Errorf("serves %s after a change that was broken", got)
+		t.Errorf("serves %s after an invalid change", got)
 	}
 	change(func() { writeCertificate(t, certFile, keyFile, "third") })
 	if got := served(); got != "third" {
-		t.Errorf("serves %s after a change that mended it", got)
+		t.Errorf("serves %s after a valid change", got)
 	}
 	if _, err := loadCertificate(certFile, filepath.Join(dir, "none"), time.Now, slog.Default()); err == nil {
-		t.Error("a certificate without a key is taken")
+		t.Error("loadCertificate accepts a certificate without a key")
 	}
 }
 
-// TestServeTLS talks to a server over TLS, replaces its certificate, and has it
-// read its settings again.
+// TestServeTLS uses a server over TLS, replaces its certificate, and makes it read
+// its settings again.
 func TestServeTLS(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -128,7 +128,7 @@ func TestServeTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		io.Copy(io.Discard, response.Body) // or the connection is not used again
+		io.Copy(io.Discard, response.Body) // so that the connection can be reused
 		response.Body.Close()
 		return response
 	}
@@ -141,13 +141,13 @@ func TestServeTLS(t *testing.T) {
 	if err := p.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	for _, says := range []string{`msg="the certificate was reloaded"`, `msg="settings were read again"`, "restart=rate-limit"} {
+	for _, says := range []string{`msg="reloaded the certificate"`, `msg="settings were read again"`, "restart=rate-limit"} {
 		if err := p.log.await(ctx, says); err != nil {
 			t.Fatalf("%v\n%s", err, p.log)
 		}
 	}
 	if r := get(); r.TLS.PeerCertificates[0].Subject.CommonName != "first" {
-		t.Error("a connection was cut when the certificate changed")
+		t.Error("a connection was closed when the certificate changed")
 	}
 	if err := p.log.await(ctx, "level=DEBUG"); err != nil {
 		t.Errorf("the log level did not change: %v", err)
@@ -157,10 +157,10 @@ func TestServeTLS(t *testing.T) {
 		t.Error("a new connection has the old certificate")
 	}
 	if code, out, errs := accountledger(t, "health", "--server", p.url, "--ca-file", certFile); code != cli.ExitOK {
-		t.Errorf("health of a server with a certificate of its own: %d, %s%s", code, out, errs)
+		t.Errorf("health with --ca-file: %d, %s%s", code, out, errs)
 	}
 	if code, _, _ := accountledger(t, "health", "--server", p.url); code == cli.ExitOK {
-		t.Error("health trusts a certificate of nobody it knows")
+		t.Error("health trusts an unknown certificate")
 	}
 }
 

@@ -17,12 +17,12 @@ func verifyCommand() *cobra.Command {
 		Use:   "verify",
 		Short: "Verify that the log was not altered",
 		Long: `Verify every event of the log against its hash, the Merkle tree, its predecessor
-and the signed checkpoints. The server may run meanwhile. The command prints each
-fault with its position, like altered@123; the exit code is then 3. It needs only
-the public key, log.vkey.
+and the signed checkpoints. The server may run meanwhile. The command prints
+each fault with its position, like altered@123; the exit code is then 3. It
+needs only the public key, log.vkey.
 
-An attacker with the log's signing key could sign an altered log. An auditor thus
-uses a public key and checkpoints that were kept elsewhere, with --vkey and
+An attacker with the log's signing key could sign an altered log. An auditor
+thus uses a public key and checkpoints that were kept elsewhere, with --vkey and
 --anchor. Without an anchor, a log that has lost its last events together with
 their checkpoints looks complete.`,
 		Args: cobra.NoArgs,

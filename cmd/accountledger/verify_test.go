@@ -14,8 +14,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// TestVerifyNamesAlteredEvent flips a byte of an event in the file of the log,
-// and looks for the event's name in what verify says.
+// TestVerifyNamesAlteredEvent flips a bit of an event in the log's file, and checks
+// that verify names the event.
 func TestVerifyNamesAlteredEvent(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -76,7 +76,7 @@ func TestVerifyNamesAlteredEvent(t *testing.T) {
 	}
 }
 
-// TestCheckFindsDamage: each file's damage is found and the file named.
+// TestCheckFindsDamage tests that check finds damage in each file and names it.
 func TestCheckFindsDamage(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -90,13 +90,13 @@ func TestCheckFindsDamage(t *testing.T) {
 	mustRun(t, "check", "--views", "--data", data)
 	for _, tt := range []struct {
 		name, file, sql string
-		named, says     string // the file that is named, and why
+		named, says     string // the file in the finding, and its detail
 	}{
-		{"a key is gone", keysFile, "DROP TRIGGER keys_fence; UPDATE keys SET wrapped = x''", keysFile, "no erasure says why"},
-		{"a key is another", keysFile, "UPDATE keys SET wrapped = (SELECT wrapped FROM keys ORDER BY slot LIMIT 1)", keysFile, "keys do not open"},
+		{"a key is missing", keysFile, "DROP TRIGGER keys_fence; UPDATE keys SET wrapped = x''", keysFile, "no erasure explains it"},
+		{"a key is wrong", keysFile, "UPDATE keys SET wrapped = (SELECT wrapped FROM keys ORDER BY slot LIMIT 1)", keysFile, "keys do not open"},
 		{"the log is shorter", logFile, "DROP TRIGGER events_delete; DELETE FROM sealed WHERE position > 10; DELETE FROM events WHERE position > 10", viewsFile, "the log ends at 10"},
-		{"an account differs", viewsFile, "UPDATE accounts_1 SET json = CAST(replace(CAST(json AS TEXT), 'Ada', 'Eva') AS BLOB) WHERE position = 7", viewsFile, "at revision 0 in the view and 0 in a rebuild, or differs"},
-		{"an account is missing", viewsFile, "DELETE FROM accounts_1 WHERE position = 7", viewsFile, "is in a rebuild and not in the view"},
+		{"an account differs", viewsFile, "UPDATE accounts_1 SET json = CAST(replace(CAST(json AS TEXT), 'Ada', 'Eva') AS BLOB) WHERE position = 7", viewsFile, "differs between the view, at revision 0, and a rebuild, at revision 0"},
+		{"an account is missing", viewsFile, "DELETE FROM accounts_1 WHERE position = 7", viewsFile, "is in a rebuild but not in the view"},
 		{"webhooks are ahead", deliveryFile, "UPDATE follow SET position = 99", deliveryFile, "a webhook is at position 99"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -118,7 +118,7 @@ func TestCheckFindsDamage(t *testing.T) {
 	mustRun(t, "check", "--views", "--data", data)
 }
 
-// alter runs statements on a file, as somebody who has it could.
+// alter runs SQL statements on a file.
 func alter(t *testing.T, path, statements string) {
 	t.Helper()
 	db, err := sql.Open("sqlite3", "file:"+path)

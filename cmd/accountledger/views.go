@@ -40,8 +40,8 @@ func rebuildCommand() *cobra.Command {
 		Use:   "rebuild [view]",
 		Short: "Rebuild a view from the log",
 		Long: `Rebuild a view from the log. The live view answers queries until the new one
-replaces it. If a server uses the data directory, make the server rebuild the view
-with --server URL; the API key is read from <data>/admin.key or --key-file.`,
+replaces it. If a server uses the data directory, make the server rebuild the
+view with --server URL; the API key is read from <data>/admin.key or --key-file.`,
 		Args:      cobra.MaximumNArgs(1),
 		ValidArgs: []string{projections.AccountsView, projections.SearchView},
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -6,8 +6,7 @@ import (
 	"testing"
 )
 
-// TestPrintable holds that nothing people put into their accounts can steer an
-// operator's terminal.
+// TestPrintable tests that personal data cannot control an operator's terminal.
 func TestPrintable(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

@@ -104,7 +104,7 @@ func accountsCreateCommand() *cobra.Command {
 		Long: `Create an account from the JSON in FILE, or on standard input if FILE is -. It
 has the form of the body of POST /v1/accounts:
 
-  {"identities":[{"provider":"self","given_name":"Ada","email":"ada@example.com"}]}`,
+  {"identities":[{"provider":"self","email":"ada@example.com"}]}`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())

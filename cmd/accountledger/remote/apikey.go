@@ -35,8 +35,8 @@ func keysListCommand() *cobra.Command {
 	return onServer(&cobra.Command{
 		Use:   "list",
 		Short: "List the API keys",
-		Long: `List the API keys that were not revoked, oldest first. The time of the last use is
-updated at most once an hour.`,
+		Long: `List the API keys that were not revoked, oldest first. The time of the last use
+is updated at most once an hour.`,
 		Args: cobra.NoArgs,
 	}, func(ctx context.Context, s *session, _ []string) error {
 		return ask(ctx, s, get("/v1/api-keys"), func(list struct {
@@ -77,8 +77,9 @@ func keysCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Create an API key",
-		Long: `Create an API key and print it. The server stores only a hash of the key, so this
-is the only time it is shown. You can grant only scopes that your own key has.`,
+		Long: `Create an API key and print it. The server stores only a hash of the key, so
+this is the only time it is shown. You can grant only scopes that your own key
+has.`,
 		Args: cobra.NoArgs,
 	}
 	w.add(cmd.Flags())
@@ -154,8 +155,8 @@ func keysRevokeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke KEY",
 		Short: "Revoke an API key",
-		Long: `Revoke the API key with the id KEY, immediately and permanently. The command asks
-for confirmation, unless --yes is set.`,
+		Long: `Revoke the API key with the id KEY, immediately and permanently. The command
+asks for confirmation, unless --yes is set.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())

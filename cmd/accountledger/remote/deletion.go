@@ -43,11 +43,11 @@ func accountsDeleteCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete SUB",
 		Short: "Delete an account, after a grace period or immediately",
-		Long: `Delete an account. It gets the status DELETED and can be restored until the grace
-period ends. The server then erases it permanently: it destroys the account's
-data key, and with it all of its personal data, and releases its identifiers.
-With --immediate the server erases the account now and returns a certificate.
-The command asks for confirmation, unless --yes is set.`,
+		Long: `Delete an account. It gets the status DELETED and can be restored until the
+grace period ends. The server then erases it permanently: it destroys the
+account's data key, and with it all of its personal data, and releases its
+identifiers. With --immediate the server erases the account now and returns a
+certificate. The command asks for confirmation, unless --yes is set.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
@@ -91,8 +91,8 @@ func accountsDeletionCommand() *cobra.Command {
 		Use:   "deletion SUB",
 		Short: "Show when an account will be erased, or its certificate of erasure",
 		Long: `Show when a deleted account will be erased. If it has been erased, show the
-certificate: what was destroyed, when, by whom, and which webhooks were notified.
-With --json the certificate includes the signed checkpoint.`,
+certificate: what was destroyed, when, by whom, and which webhooks were
+notified. With --json the certificate includes the signed checkpoint.`,
 		Args: cobra.ExactArgs(1),
 	}, func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, get(accountPath(args[0], "/deletion")), s.out.deletion)

@@ -156,9 +156,9 @@ func webhooksReplayCommand() *cobra.Command {
 		Sub     string              `json:"sub,omitzero"`
 		Missing bool                `json:"missing,omitzero"`
 	}
-	cmd := onWebhook("replay", "Send a part of the log again", `Send the events in a part of the log again, in one attempt each. Only events that
-the webhook selects are sent. Without bounds, the part is the whole log. 'replays'
-shows the progress.`)
+	cmd := onWebhook("replay", "Send a part of the log again", `Send the events in a part of the log again, in one attempt each. Only events
+that the webhook selects are sent. Without bounds, the part is the whole log.
+'replays' shows the progress.`)
 	w.addKey(cmd.Flags())
 	flags := cmd.Flags()
 	flags.Int64Var((*int64)(&body.After), "after", 0, "only events after this position of the log")

@@ -62,10 +62,11 @@ func accountsMergeCommand() *cobra.Command {
 		Use:   "merge INTO FROM",
 		Short: "Merge an account into another",
 		Long: `Merge the account FROM into the account INTO. INTO gets the identities,
-identifiers, memberships and consents of FROM, until 'unmerge' reverts the merge.
-The command first shows a preview, with every conflict and the events that each
-webhook would receive, and asks for confirmation, unless --yes is set. It refuses
-the merge if INTO changes in between. --dry-run only shows the preview.`,
+identifiers, memberships and consents of FROM, until 'unmerge' reverts the
+merge. The command first shows a preview, with every conflict and the events
+that each webhook would receive, and asks for confirmation, unless --yes is set.
+It refuses the merge if INTO changes in between. --dry-run only shows the
+preview.`,
 		Args: cobra.ExactArgs(2),
 	}
 	w.add(cmd.Flags())

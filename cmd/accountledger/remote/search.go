@@ -39,7 +39,7 @@ func (f *searchFlags) add(cmd *cobra.Command) {
 	for _, of := range []struct{ member, name, what string }{
 		{"created", "created", "created"}, {"updated", "updated", "changed last"}, {"lastLogin", "last-login", "that logged in last"},
 	} {
-		for _, end := range []struct{ member, name, what string }{{"From", "-from", "at or after"}, {"To", "-to", "before"}} {
+		for _, end := range []struct{ member, name, what string }{{"From", "-from", "at this time or later"}, {"To", "-to", "before this time"}} {
 			t := new(timeValue)
 			f.times[of.member+end.member] = t
 			timeFlag(flags, t, of.name+end.name, -1, "accounts "+of.what+" "+end.what)
@@ -134,12 +134,12 @@ func accountsSearchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "search",
 		Short: "List and search accounts",
-		Long: `List or search accounts. An account must match all conditions. Without conditions,
-the command lists all accounts except those merged into others.
+		Long: `List or search accounts. An account must match all conditions. Without
+conditions, the command lists all accounts except those merged into others.
 
 The shell's history keeps the values of flags marked as personal data, and other
-processes can read them while the command runs. To avoid that, pass the search on
-standard input with --query-file -:
+processes can read them while the command runs. To avoid that, pass the search
+on standard input with --query-file -:
 
   accountledger accounts search --query-file - <<< '{"q":"lovelace ada@ex"}'`,
 		Args: cobra.NoArgs,

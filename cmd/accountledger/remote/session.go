@@ -323,7 +323,7 @@ func timeFlag(flags *pflag.FlagSet, t *timeValue, name string, sign time.Duratio
 	if sign > 0 {
 		from = "a duration from now, like 720h"
 	}
-	flags.Var(t, name, usage+": a time in RFC 3339, a day like 2026-11-22 (UTC), or "+from)
+	flags.Var(t, name, usage+"; a time in RFC 3339, a day like 2026-11-22 (UTC), or "+from)
 }
 
 // Set implements pflag.Value.

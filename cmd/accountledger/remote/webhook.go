@@ -85,9 +85,10 @@ func webhooksListCommand() *cobra.Command {
 	return onServer(&cobra.Command{
 		Use:   "list",
 		Short: "List the webhooks and the state of their deliveries",
-		Long: `List the webhooks, oldest first, and the state of their deliveries: the number of
-events in the log that are not settled (backlog), of accounts that wait because
-the receiver refused their next event (waiting), and of events given up (dead).`,
+		Long: `List the webhooks, oldest first, and the state of their deliveries: the number
+of events in the log that are not settled (backlog), of accounts that wait
+because the receiver refused their next event (waiting), and of events given up
+(dead).`,
 		Args: cobra.NoArgs,
 	}, func(ctx context.Context, s *session, _ []string) error {
 		return ask(ctx, s, get("/v1/webhooks"), func(list webhookList) {
@@ -163,8 +164,8 @@ has the form of the body of POST /v1/webhooks:
 
   {"url":"https://crm.example/hook","events":["USER_*"]}
 
-The command prints the secret that signs the deliveries. This is the only time it
-is shown.`,
+The command prints the secret that signs the deliveries. This is the only time
+it is shown.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
@@ -180,8 +181,8 @@ is shown.`,
 
 func webhooksUpdateCommand() *cobra.Command {
 	var w writeFlags
-	cmd := onWebhook("update FILE", "Change the settings of a webhook", `Change the settings of a webhook with the JSON merge patch (RFC 7396) in FILE, or
-on standard input if FILE is -. null resets a setting to its default:
+	cmd := onWebhook("update FILE", "Change the settings of a webhook", `Change the settings of a webhook with the JSON merge patch (RFC 7396) in FILE,
+or on standard input if FILE is -. null resets a setting to its default:
 
   {"events":["USER_CREATED"],"description":null}`)
 	w.add(cmd.Flags())
@@ -237,9 +238,9 @@ func webhooksRotateCommand() *cobra.Command {
 	var kind, given string
 	var overlap time.Duration
 	var all bool
-	cmd := onWebhook("rotate-secret", "Replace the signing key of a webhook", `Create a new signing key and print its secret. This is the only time it is shown.
-The previous key of the same type also signs for a while, so that the receiver can
-switch.`)
+	cmd := onWebhook("rotate-secret", "Replace the signing key of a webhook", `Create a new signing key and print its secret. This is the only time it is
+shown. The previous key of the same type also signs for a while, so that the
+receiver can switch.`)
 	w.add(cmd.Flags())
 	f.add(cmd.Flags(), "secret")
 	cmd.Flags().StringVar(&kind, "type", "", "type of the key: v1 (HMAC-SHA256) or v1a (Ed25519); default v1")
@@ -275,15 +276,15 @@ func (c printer) probe(p webhooks.Probe) {
 }
 
 func webhooksTestCommand() *cobra.Command {
-	return onServer(onWebhook("test", "Send a test event to a webhook", `Send a WEBHOOK_TEST event to a webhook, in the format of its deliveries and signed
-like them, and show the receiver's response.`), func(ctx context.Context, s *session, args []string) error {
+	return onServer(onWebhook("test", "Send a test event to a webhook", `Send a WEBHOOK_TEST event to a webhook, in the format of its deliveries and
+signed like them, and show the receiver's response.`), func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, post(webhookPath(args[0], "/test")), s.out.probe)
 	})
 }
 
 func webhooksVerifyCommand() *cobra.Command {
-	return onServer(onWebhook("verify", "Ask a receiver whether it accepts deliveries", `Ask a webhook's receiver whether it accepts deliveries, with the handshake of the
-CloudEvents webhook specification, and show its response.`), func(ctx context.Context, s *session, args []string) error {
+	return onServer(onWebhook("verify", "Ask a receiver whether it accepts deliveries", `Ask a webhook's receiver whether it accepts deliveries, with the handshake of
+the CloudEvents webhook specification, and show its response.`), func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, post(webhookPath(args[0], "/verify")), func(v struct {
 			Answer  webhooks.Probe    `json:"answer"`
 			Webhook webhooks.Endpoint `json:"webhook"`
