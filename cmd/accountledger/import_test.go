@@ -40,14 +40,14 @@ func TestImportPeople(t *testing.T) {
 	}
 	realm := []string{"import", "--data", data, "--mapping", importSamples + "keycloak-realm.yaml", "--results", results, importSamples + "keycloak-quarkus-realm.json"}
 	code, stdout, stderr = accountledger(t, realm...)
-	if code != cli.ExitOK || !strings.Contains(stdout, "CREATED       3") || !strings.Contains(stdout, "role  confidential") {
+	if code != cli.ExitOK || !strings.Contains(stdout, "CREATED       3") || !strings.Contains(stdout, "role     confidential") {
 		t.Errorf("import of a realm = %d\n%s%s", code, stdout, stderr)
 	}
 	code, stdout, stderr = accountledger(t, append(realm, "--json")...)
-	var told struct {
+	var again struct {
 		Summary importer.Summary `json:"summary"`
 	}
-	if err := json.Unmarshal([]byte(stdout), &told); err != nil || code != cli.ExitOK || told.Summary.Unchanged != 3 || told.Summary.Events != 0 {
+	if err := json.Unmarshal([]byte(stdout), &again); err != nil || code != cli.ExitOK || again.Summary.Unchanged != 3 || again.Summary.Events != 0 {
 		t.Errorf("import of a realm again = %d\n%s%s", code, stdout, stderr)
 	}
 }
@@ -173,7 +173,7 @@ func TestImportKilled(t *testing.T) {
 	if code != cli.ExitOK || s.Rows != rows || s.Created+s.Unchanged != rows || int64(len(lines)-1) != rows-first.Row+1 {
 		t.Errorf("import = %d, %+v, %d lines from row %d on\n%s", code, s, len(lines), first.Row, stderr)
 	}
-	if first.Row <= journal.Summary.Rows || !strings.Contains(stderr, fmt.Sprintf("going on after row %d\n", first.Row-1)) {
+	if first.Row <= journal.Summary.Rows || !strings.Contains(stderr, fmt.Sprintf("continuing after row %d\n", first.Row-1)) {
 		t.Errorf("it continued at row %d and printed:\n%s", first.Row, stderr)
 	}
 	code, out, stderr = accountledger(t, "events", "--json", "--data", data)

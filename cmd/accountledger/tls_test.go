@@ -141,7 +141,7 @@ func TestServeTLS(t *testing.T) {
 	if err := p.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	for _, says := range []string{`msg="reloaded the certificate"`, `msg="settings were read again"`, "restart=rate-limit"} {
+	for _, says := range []string{`msg="reloaded the certificate"`, `msg="read the settings again"`, "restart=rate-limit"} {
 		if err := p.log.await(ctx, says); err != nil {
 			t.Fatalf("%v\n%s", err, p.log)
 		}
