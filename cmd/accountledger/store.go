@@ -94,7 +94,7 @@ func openStoreReader(ctx context.Context, c cli.Config) (storeReader, error) {
 type sqliteReader struct{ *sqlite.Reader }
 
 func (r sqliteReader) verify(ctx context.Context, t trust, progress func(done, total int64)) (verified, error) {
-	report, err := r.Verify(ctx, sqlite.Trust{Verifier: t.verifier, Anchors: t.anchors, Erasure: domain.ErasedType, ErasedKey: domain.ErasedKey}, progress)
+	report, err := r.Verify(ctx, sqlite.Trust{Verifier: t.verifier, Anchors: t.anchors, Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}, progress)
 	if err != nil {
 		return verified{}, err
 	}
