@@ -360,8 +360,8 @@ func TestInterrupted(t *testing.T) {
 	t.Cleanup(func() { close(end) })
 	cmd := exec.CommandContext(t.Context(), "accountledger", "accounts", "status", "ada", "VERIFIED", "--server", silent.URL)
 	cmd.Env = append(os.Environ(), remote.KeyEnv+"=alk_somebody_something")
-	said := newBuffer()
-	cmd.Stderr = said
+	stderr := newBuffer()
+	cmd.Stderr = stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -370,7 +370,7 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait() // the exit code is checked below
-	if code := cmd.ProcessState.ExitCode(); code != cli.ExitNoAnswer || !strings.Contains(said.String(), "--idempotency-key ") || strings.Contains(said.String(), "something") {
-		t.Errorf("exit code %d, %s", code, said)
+	if code := cmd.ProcessState.ExitCode(); code != cli.ExitNoAnswer || !strings.Contains(stderr.String(), "--idempotency-key ") || strings.Contains(stderr.String(), "something") {
+		t.Errorf("exit code %d, %s", code, stderr)
 	}
 }

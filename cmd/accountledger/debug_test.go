@@ -22,11 +22,11 @@ func TestDebugListen(t *testing.T) {
 	p := startServer(t, filepath.Join(t.TempDir(), "data"), "--debug-listen", "127.0.0.1:0")
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
-	const says = `msg="debug server listening" address=`
-	if err := p.log.await(ctx, says); err != nil {
+	const prefix = `msg="debug server listening" address=`
+	if err := p.log.await(ctx, prefix); err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(p.log.String(), says)
+	_, rest, _ := strings.Cut(p.log.String(), prefix)
 	url, _, _ := strings.Cut(rest, "\n")
 	ask := func(path, host string, want int) []byte {
 		t.Helper()

@@ -193,10 +193,10 @@ func (d *demonstration) live(ctx context.Context) error {
 	r.accepted = func(x delivery) { d.delivered <- x }
 	running.Go(func() error { return receive(ctx, listener, r) })
 
-	stdout, said := io.Pipe()
+	stdout, writer := io.Pipe()
 	running.Go(func() error {
-		defer said.Close()
-		return serve(ctx, d.config, d.logger(), said, nil)
+		defer writer.Close()
+		return serve(ctx, d.config, d.logger(), writer, nil)
 	})
 	err = d.follow(ctx, stdout, "http://"+listener.Addr().String(), secret)
 	stop()

@@ -274,7 +274,7 @@ func TestNotify(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	p := startServer(t, filepath.Join(t.TempDir(), "data"))
-	told := func() string {
+	notified := func() string {
 		deadline, _ := ctx.Deadline()
 		socket.SetReadDeadline(deadline)
 		text := make([]byte, 64)
@@ -284,13 +284,13 @@ func TestNotify(t *testing.T) {
 		}
 		return string(text[:n])
 	}
-	if is := told(); is != "READY=1" {
+	if is := notified(); is != "READY=1" {
 		t.Errorf("notified of %s, want READY=1", is)
 	}
 	if err := p.stop(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if is := told(); is != "STOPPING=1" {
+	if is := notified(); is != "STOPPING=1" {
 		t.Errorf("notified of %s, want STOPPING=1", is)
 	}
 }

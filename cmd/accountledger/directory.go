@@ -27,8 +27,8 @@ const masterKeyEnv = cli.EnvPrefix + "MASTER_KEY"
 
 // The files of a data directory, in the order in which the first start creates
 // them. Each exists only if those before it do, except the master key, which may
-// be elsewhere. So an incomplete first start can be told from a directory that has
-// lost a file. The first start is complete when log.vkey exists.
+// be elsewhere. This distinguishes an incomplete first start from a directory that
+// has lost a file. The first start is complete when log.vkey exists.
 const (
 	masterKeyFile = "master.key"     // decrypts keys.db; only in a backup on request
 	logKeyFile    = "log.key"        // signs the checkpoints of the log; secret

@@ -16,7 +16,7 @@ import (
 // first start can leave, and in states that it cannot leave.
 func TestInterruptedFirstStart(t *testing.T) {
 	t.Parallel()
-	whole := filepath.Join(t.TempDir(), "whole")
+	complete := filepath.Join(t.TempDir(), "whole")
 	open := func(data string) error {
 		l, err := openLedger(t.Context(), cli.Config{Data: data}, slog.New(slog.DiscardHandler))
 		// Parallel tests start servers. Between fork and exec, such a child holds
@@ -30,7 +30,7 @@ func TestInterruptedFirstStart(t *testing.T) {
 		}
 		return l.close()
 	}
-	if err := open(whole); err != nil {
+	if err := open(complete); err != nil {
 		t.Fatal(err)
 	}
 	const fresh = "fresh" // a new ledger was created
@@ -58,7 +58,7 @@ func TestInterruptedFirstStart(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			data := t.TempDir()
 			for _, name := range tt.files {
-				content, err := os.ReadFile(filepath.Join(whole, name))
+				content, err := os.ReadFile(filepath.Join(complete, name))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -76,7 +76,7 @@ func TestInterruptedFirstStart(t *testing.T) {
 				}
 				return
 			}
-			same := content(t, filepath.Join(data, logVKeyFile)) == content(t, filepath.Join(whole, logVKeyFile))
+			same := content(t, filepath.Join(data, logVKeyFile)) == content(t, filepath.Join(complete, logVKeyFile))
 			if same != (tt.want == "same") {
 				t.Errorf("it has the key of the complete ledger: %t, want %s", same, tt.want)
 			}

@@ -142,8 +142,8 @@ func TestImportKilled(t *testing.T) {
 	var journal struct {
 		Summary importer.Summary `json:"summary"`
 	}
-	told := bufio.NewScanner(stdout)
-	for journal.Summary.Rows == 0 && told.Scan() {
+	results := bufio.NewScanner(stdout)
+	for journal.Summary.Rows == 0 && results.Scan() {
 		if text, err := os.ReadFile(input + ".results.ndjson.journal"); err == nil {
 			err = json.Unmarshal(text, &journal)
 			if err != nil {

@@ -89,8 +89,8 @@ func newRoot() *cobra.Command {
 func rootHelp() string {
 	var b strings.Builder
 	b.WriteString(`An event-sourced ledger of user accounts: every change is an appended event,
-personal data is encrypted with a key per account, and the whole log is a Merkle
-tree that an auditor can verify.
+personal data is encrypted with a key per account, and an auditor can verify the
+log with its Merkle tree.
 
 Settings are flags, environment variables, or members of a YAML file; see
 'accountledger settings'.

@@ -91,13 +91,13 @@ func TestStopEndsStreams(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	data := filepath.Join(t.TempDir(), "data")
-	told := make(chan string, 16)
-	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { told <- r.Header.Get("Ledger-Position") }))
+	delivered := make(chan string, 16)
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { delivered <- r.Header.Get("Ledger-Position") }))
 	defer receiver.Close()
 	await := func(want string) {
 		t.Helper()
 		select {
-		case is := <-told:
+		case is := <-delivered:
 			if is != want {
 				t.Errorf("the event at position %s is delivered, want %s", is, want)
 			}
@@ -158,11 +158,11 @@ func TestSecondSignal(t *testing.T) {
 	defer cancel()
 	p := startServer(t, filepath.Join(t.TempDir(), "data"), "--shutdown-grace", "1h")
 	unfinished(t, p)
-	for _, says := range []string{"msg=stopping", `msg="stopping immediately"`} {
+	for _, message := range []string{"msg=stopping", `msg="stopping immediately"`} {
 		if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.log.await(ctx, says); err != nil {
+		if err := p.log.await(ctx, message); err != nil {
 			t.Fatal(err)
 		}
 	}

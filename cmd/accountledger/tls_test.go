@@ -141,8 +141,8 @@ func TestServeTLS(t *testing.T) {
 	if err := p.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	for _, says := range []string{`msg="reloaded the certificate"`, `msg="read the settings again"`, "restart=rate-limit"} {
-		if err := p.log.await(ctx, says); err != nil {
+	for _, message := range []string{`msg="reloaded the certificate"`, `msg="read the settings again"`, "restart=rate-limit"} {
+		if err := p.log.await(ctx, message); err != nil {
 			t.Fatalf("%v\n%s", err, p.log)
 		}
 	}

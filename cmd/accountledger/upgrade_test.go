@@ -100,13 +100,13 @@ func upgrade(t *testing.T, data string, was kept) {
 	mustRun(t, "check", "--data", data, "--views")
 
 	// Deliveries continue with new events and repeat none.
-	told := make(chan string, 16)
+	received := make(chan string, 16)
 	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if position, err := strconv.ParseInt(r.Header.Get("Ledger-Position"), 10, 64); err != nil || position <= was.Head {
 			t.Errorf("position %d is delivered again: %v", position, err)
 		}
-		told <- string(body)
+		received <- string(body)
 	}))
 	defer receiver.Close()
 	var hooks struct {
@@ -123,7 +123,7 @@ func upgrade(t *testing.T, data string, was kept) {
 	sub := p.create(t, "upgraded@example.com")
 	for range hooks.Webhooks {
 		select {
-		case body := <-told:
+		case body := <-received:
 			if !strings.Contains(body, `"USER_CREATED"`) || !strings.Contains(body, sub) {
 				t.Errorf("another event is delivered: %s", body)
 			}
@@ -231,20 +231,20 @@ func TestKeepDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	live(t, p)
-	say := said(t, p)
+	accounts := accountsOf(t, p)
 	if err := p.stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	pack(t, filepath.Join(directories, *keepName+".tar.gz"), data, say)
+	pack(t, filepath.Join(directories, *keepName+".tar.gz"), data, accounts)
 }
 
 // live uses all features of a ledger. It skips those that its version does not
 // have, which answers with 404 or 405. Add the features of each release.
 func live(t *testing.T, p *process) {
-	told := make(chan string, 1<<10)
+	received := make(chan string, 1<<10)
 	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		told <- string(body)
+		received <- string(body)
 	}))
 	defer receiver.Close()
 	ask := func(method, path, body string) (sub string) {
@@ -299,7 +299,7 @@ func live(t *testing.T, p *process) {
 	last := p.create(t, "last@example.com")
 	for {
 		select {
-		case body := <-told:
+		case body := <-received:
 			if strings.Contains(body, last) {
 				return // events of an account are ordered, and no delivery fails
 			}
@@ -323,9 +323,9 @@ func firstIdentity(t *testing.T, p *process, path string) string {
 	return account.Identities[0].IdentityID
 }
 
-// said returns all accounts of a server as it shows them. It finds them in the
-// feed.
-func said(t *testing.T, p *process) kept {
+// accountsOf returns all accounts of a server as the API shows them. It finds them
+// in the feed.
+func accountsOf(t *testing.T, p *process) kept {
 	t.Helper()
 	is := kept{Accounts: map[string]jsontext.Value{}}
 	var page struct {

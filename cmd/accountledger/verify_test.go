@@ -40,7 +40,7 @@ func TestVerifyNamesAlteredEvent(t *testing.T) {
 	}
 
 	path := filepath.Join(data, logFile)
-	whole, err := os.ReadFile(path)
+	original, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,11 +55,11 @@ func TestVerifyNamesAlteredEvent(t *testing.T) {
 			{"key id", rec.KeyID[:], "altered"},
 			{"sealed part", rec.Sealed, "sealed-altered"},
 		} {
-			at := bytes.Index(whole, part.bytes)
+			at := bytes.Index(original, part.bytes)
 			if at < 0 {
 				t.Fatalf("the %s of event %d is not in the file", part.name, rec.Position)
 			}
-			damaged := bytes.Clone(whole)
+			damaged := bytes.Clone(original)
 			damaged[at+rand.IntN(len(part.bytes))] ^= 1 << rand.IntN(8)
 			if err := os.WriteFile(path, damaged, 0o600); err != nil {
 				t.Fatal(err)
@@ -90,7 +90,7 @@ func TestCheckFindsDamage(t *testing.T) {
 	mustRun(t, "check", "--views", "--data", data)
 	for _, tt := range []struct {
 		name, file, sql string
-		named, says     string // the file in the finding, and its detail
+		named, detail     string // the file in the finding, and its detail
 	}{
 		{"a key is missing", keysFile, "DROP TRIGGER keys_fence; UPDATE keys SET wrapped = x''", keysFile, "no erasure explains it"},
 		{"a key is wrong", keysFile, "UPDATE keys SET wrapped = (SELECT wrapped FROM keys ORDER BY slot LIMIT 1)", keysFile, "keys do not open"},
@@ -101,16 +101,16 @@ func TestCheckFindsDamage(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(data, tt.file)
-			whole, err := os.ReadFile(path)
+			original, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
 			}
 			alter(t, path, tt.sql)
 			code, stdout, stderr := accountledger(t, "check", "--views", "--data", data)
-			if code != cli.ExitFaults || !strings.Contains(stdout, tt.named+": ") || !strings.Contains(stdout, tt.says) {
-				t.Errorf("exit code %d, want %d, %s and %q\n%s%s", code, cli.ExitFaults, tt.named, tt.says, stdout, stderr)
+			if code != cli.ExitFaults || !strings.Contains(stdout, tt.named+": ") || !strings.Contains(stdout, tt.detail) {
+				t.Errorf("exit code %d, want %d, %s and %q\n%s%s", code, cli.ExitFaults, tt.named, tt.detail, stdout, stderr)
 			}
-			if err := os.WriteFile(path, whole, 0o600); err != nil {
+			if err := os.WriteFile(path, original, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		})

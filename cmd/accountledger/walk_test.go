@@ -83,9 +83,9 @@ accountledger check --data "$ROOT/var/lib/accountledger.lost" --master-key-file 
 		log, _ := os.ReadFile(filepath.Join(root, "log"))
 		t.Fatalf("%v\n%s\n%s", err, out, log)
 	}
-	for _, says := range []string{"backed up", "equal a rebuild", "checked: all files are undamaged", "admin.key", `"status":"ready"`, "verified: "} {
-		if !strings.Contains(string(out), says) {
-			t.Errorf("the output lacks %q:\n%s", says, out)
+	for _, text := range []string{"backed up", "equal a rebuild", "checked: all files are undamaged", "admin.key", `"status":"ready"`, "verified: "} {
+		if !strings.Contains(string(out), text) {
+			t.Errorf("the output lacks %q:\n%s", text, out)
 		}
 	}
 }

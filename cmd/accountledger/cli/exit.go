@@ -27,7 +27,7 @@ const (
 	ExitNoAnswer = 8
 )
 
-// ExitCodes says what each exit code means, in the order in which help shows
+// ExitCodes has the meaning of each exit code, in the order in which help shows
 // them.
 var ExitCodes = []struct {
 	Code    int
@@ -118,7 +118,7 @@ func WrapArgs(cmd *cobra.Command) {
 }
 
 // Interruptible returns a copy of ctx that SIGINT or SIGTERM cancels. A second
-// signal ends the process at once.
+// signal ends the process immediately.
 func Interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)

@@ -37,8 +37,8 @@ func serverCommand(use, short, long string, commands ...*cobra.Command) *cobra.C
 
 Name the server with --server or ` + cli.EnvName("server") + `. The API key is
 read from the file in --key-file or ` + cli.EnvName("key-file") + `, or from
-` + KeyEnv + `, or else from <data>/admin.key, which is there on the
-server's machine. It is never an argument, because every process can read
+` + KeyEnv + `, or else from <data>/admin.key if the data directory is
+on this machine. It is never an argument, because every process can read
 arguments. With --json the command prints the server's answer unchanged, also a
 refusal, and each page of a list on a line.`}
 	cli.AddSettings(cmd.PersistentFlags(), append([]string{"data"}, Settings...)...)
