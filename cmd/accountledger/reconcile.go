@@ -34,7 +34,7 @@ The exit code is 6 if accounts differ.`,
 				return err
 			}
 			if known < 0 {
-				return cli.Usagef("at is %d; positions start at 1", known)
+				return cli.Usagef("at is %d; it must be 0 or more", known)
 			}
 			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()

@@ -90,7 +90,7 @@ func TestCheckFindsDamage(t *testing.T) {
 	mustRun(t, "check", "--views", "--data", data)
 	for _, tt := range []struct {
 		name, file, sql string
-		named, detail     string // the file in the finding, and its detail
+		named, detail   string // the file in the finding, and its detail
 	}{
 		{"a key is missing", keysFile, "DROP TRIGGER keys_fence; UPDATE keys SET wrapped = x''", keysFile, "no erasure explains it"},
 		{"a key is wrong", keysFile, "UPDATE keys SET wrapped = (SELECT wrapped FROM keys ORDER BY slot LIMIT 1)", keysFile, "keys do not open"},
