@@ -22,11 +22,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestRenamedTypes renames every event type to its next version, with an
-// upcaster that changes nothing, as CONTRIBUTING.md says. The program built
-// that way must make everything of an older log that this one makes of it:
-// views, exports, histories, the feed, deliveries, verify and check. Code that
-// compares a stored type with a current one passes over the older events.
+// TestRenamedTypes builds a program in which every event type has its next version
+// and an upcaster that changes nothing, as CONTRIBUTING.md describes. On an older
+// log that program must produce the same views, exports, histories, feed and
+// deliveries as this one, and verify and check must pass. Code that compares a
+// stored type with a current one would ignore the older events.
 func TestRenamedTypes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds a copy of the program")
@@ -54,13 +54,13 @@ func TestRenamedTypes(t *testing.T) {
 		}
 	}
 	if len(want["deliveries"]) < 1000 || !strings.Contains(want["views.db"], "schedules_1") {
-		t.Errorf("little was compared: %d bytes of deliveries, views:\n%s", len(want["deliveries"]), want["views.db"])
+		t.Errorf("the test compared too little: %d bytes of deliveries, views:\n%s", len(want["deliveries"]), want["views.db"])
 	}
 }
 
 var storedType = regexp.MustCompile(`"([a-z]+(?:-[a-z]+)*\.[a-z]+(?:-[a-z]+)*\.v)1"`)
 
-// currentTypes gives the types their names of today.
+// currentTypes replaces the renamed types in text by the current ones.
 func currentTypes(text string) string {
 	return regexp.MustCompile(`\b([a-z-]+\.[a-z-]+\.v)2\b`).ReplaceAllString(text, "${1}1")
 }
@@ -87,7 +87,7 @@ func renamed(t *testing.T) string {
 		}
 	}
 	if len(upcasters) < 50 {
-		t.Fatalf("only %d event types were found", len(upcasters))
+		t.Fatalf("found only %d event types", len(upcasters))
 	}
 	entries := ""
 	for literal := range upcasters {
@@ -98,8 +98,8 @@ func renamed(t *testing.T) string {
 	return buildTree(t, tree)
 }
 
-// remade deletes what program can make anew of a copy of a data directory,
-// starts program on it, and returns what it makes, by names.
+// remade copies a data directory without the files that program can rebuild, runs
+// program on it, and returns its outputs by name.
 func remade(t *testing.T, program, data string, receiver *sink) map[string]string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "data")
@@ -135,7 +135,7 @@ func remade(t *testing.T, program, data string, receiver *sink) map[string]strin
 	if err := p.ready(stdout, dir); err != nil {
 		t.Fatal(err)
 	}
-	is := said(t, p)
+	is := accountsOf(t, p)
 	for sub, account := range is.Accounts {
 		made["account "+sub] = string(account)
 		made["history "+sub] = mustDo(t, p, "GET", "/v1/accounts/"+sub+"/events?limit=1000", "")
@@ -155,7 +155,7 @@ func remade(t *testing.T, program, data string, receiver *sink) map[string]strin
 	return made
 }
 
-// sink is a receiver that keeps what it is sent.
+// sink is a receiver that keeps the deliveries.
 type sink struct {
 	*httptest.Server
 	mu     sync.Mutex
@@ -173,8 +173,8 @@ func newSink() *sink {
 	return s
 }
 
-// all waits until p has nothing left to send to s, and returns and forgets what
-// came from the log as it was copied: deliveries that fail add to it.
+// all waits until p has delivered everything to s, and returns and clears the
+// deliveries. It omits events about deliveries, which failing deliveries add.
 func (s *sink) all(t *testing.T, p *process) string {
 	t.Helper()
 	for deadline := time.Now().Add(timeout); ; time.Sleep(20 * time.Millisecond) {
@@ -213,8 +213,7 @@ func (s *sink) all(t *testing.T, p *process) string {
 	return strings.Join(all, "\n")
 }
 
-// rows returns the rows of all tables in a SQLite file, but for what depends
-// on the moment.
+// rows returns the rows of all tables in an SQLite file.
 func rows(t *testing.T, path string) string {
 	t.Helper()
 	db, err := sql.Open("sqlite3", "file:"+path+"?mode=ro")
@@ -267,7 +266,7 @@ func mustDo(t *testing.T, p *process, method, path, body string) string {
 	return string(text)
 }
 
-// copyTree copies the source files of the module to a folder of their own.
+// copyTree copies the source files of the module to a temporary directory.
 func copyTree(t *testing.T) string {
 	t.Helper()
 	list := exec.Command("git", "ls-files")
@@ -280,7 +279,7 @@ func copyTree(t *testing.T) string {
 	for name := range strings.FieldsSeq(string(out)) {
 		text, err := os.ReadFile(filepath.Join("../..", name))
 		if os.IsNotExist(err) {
-			continue // deleted, and not committed yet
+			continue // deleted in the working tree
 		}
 		to := filepath.Join(tree, name)
 		if err == nil {
@@ -296,7 +295,7 @@ func copyTree(t *testing.T) string {
 	return tree
 }
 
-// edit replaces a text that a file has once.
+// edit replaces a text that occurs once in a file.
 func edit(t *testing.T, file, old, with string) {
 	t.Helper()
 	text, err := os.ReadFile(file)

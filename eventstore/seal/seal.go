@@ -308,7 +308,8 @@ func column[T any](ctx context.Context, db *sql.DB, query string, args ...any) (
 }
 
 // Backup writes a consistent copy of the file to dest. It fails if dest exists.
-// The copy is durable when Backup returns nil. A key destroyed later remains in
+// The bytes of the copy are durable when Backup returns nil; the caller makes its
+// name durable by syncing the directory. A key destroyed later remains in
 // the copy, wrapped by the master key. So keep copies no longer than the law
 // permits, and after restoring one, destroy again the keys that the log says
 // are erased.
@@ -323,19 +324,6 @@ func (k *Keys) Backup(ctx context.Context, dest string) error {
 	}
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("seal: back up: %w", err)
-	}
-	return syncDir(filepath.Dir(dest))
-}
-
-// syncDir makes a new directory entry in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("seal: %w", err)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"context"
@@ -8,16 +8,17 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/projections"
 )
 
-// searchFlags say what accounts to search for.
+// searchFlags are the conditions of a search.
 type searchFlags struct {
-	texts      map[string]*string // by the member of the request
-	times      map[string]*timeValue
-	identifier [3]string // and its type and provider
-	fields     []string  // key=value
+	texts      map[string]*string    // by member of the request
+	times      map[string]*timeValue // by member of the request
+	identifier [3]string             // the identifier, its type and its provider
+	fields     []string              // key=value
 	file       string
 }
 
@@ -30,34 +31,34 @@ func (f *searchFlags) add(cmd *cobra.Command) {
 			cmd.RegisterFlagCompletionFunc(member, complete(values...))
 		}
 	}
-	const personal = "; personal"
-	text("status", "accounts that have it", names(domain.Statuses)...)
-	text("group", "members of this group, or of one below it")
-	text("role", "accounts with this role: in the group, or in any")
+	const personal = " (personal data)"
+	text("status", "accounts with this status", names(domain.Statuses)...)
+	text("group", "members of this group or of a group below it")
+	text("role", "accounts with this role, in the group or in any group")
 	text("provider", "accounts with an identity of this provider")
 	for _, of := range []struct{ member, name, what string }{
-		{"created", "created", "created"}, {"updated", "updated", "whose last event is"}, {"lastLogin", "last-login", "that logged in last"},
+		{"created", "created", "created"}, {"updated", "updated", "changed last"}, {"lastLogin", "last-login", "that logged in last"},
 	} {
-		for _, end := range []struct{ member, name, what string }{{"From", "-from", "then or later"}, {"To", "-to", "before"}} {
+		for _, end := range []struct{ member, name, what string }{{"From", "-from", "at this time or later"}, {"To", "-to", "before this time"}} {
 			t := new(timeValue)
 			f.times[of.member+end.member] = t
 			timeFlag(flags, t, of.name+end.name, -1, "accounts "+of.what+" "+end.what)
 		}
 	}
-	text("q", "words that each begin a word of a name or an e-mail address"+personal)
-	text("name", "words that each begin a word of a name"+personal)
-	text("email", "beginning of an e-mail address"+personal)
-	flags.StringVar(&f.identifier[0], "identifier", "", "whole identifier: e-mail address, mobile number, username"+personal)
-	flags.StringVar(&f.identifier[1], "identifier-type", "", "what the identifier is: email, mobile_number, username, providerUserId or sub")
-	flags.StringVar(&f.identifier[2], "identifier-provider", "", "provider of an identifier that is a providerUserId")
+	text("q", "prefixes of words in a name or an e-mail address; all must match"+personal)
+	text("name", "prefixes of words in a name; all must match"+personal)
+	text("email", "prefix of an e-mail address"+personal)
+	flags.StringVar(&f.identifier[0], "identifier", "", "complete identifier: e-mail address, mobile number or username"+personal)
+	flags.StringVar(&f.identifier[1], "identifier-type", "", "type of the identifier: email, mobile_number, username, providerUserId or sub")
+	flags.StringVar(&f.identifier[2], "identifier-provider", "", "provider, if the identifier is a providerUserId")
 	cmd.RegisterFlagCompletionFunc("identifier-type", complete("email", "mobile_number", "username", "providerUserId", "sub"))
-	flags.StringArrayVar(&f.fields, "field", nil, `custom field as key=value, where value is JSON, like {"from":10}, or else text`+personal)
+	flags.StringArrayVar(&f.fields, "field", nil, `custom field as key=value; value is JSON, like {"from":10}, or plain text`+personal)
 	text("sort", "createdTime, updatedTime, lastLoggedInTime or name", names(projections.Sorts)...)
-	text("order", "asc or desc; by default the latest first, names from A to Z", "asc", "desc")
-	flags.StringVar(&f.file, "query-file", "", "file with the request as POST /v1/accounts/search takes it, - for standard input; flags are added to it")
+	text("order", "asc or desc; default latest first, and names from A to Z", "asc", "desc")
+	flags.StringVar(&f.file, "query-file", "", "file with the body of POST /v1/accounts/search, - for standard input; flags add to it")
 }
 
-// names are texts of any kind as strings.
+// names converts values to strings.
 func names[S ~string](values []S) []string {
 	all := make([]string, len(values))
 	for i, v := range values {
@@ -66,7 +67,7 @@ func names[S ~string](values []S) []string {
 	return all
 }
 
-// query is the body of the request, without the page.
+// query returns the members of the request, without those of the page.
 func (f *searchFlags) query(s *session) (map[string]any, error) {
 	q := map[string]any{}
 	if f.file != "" {
@@ -76,7 +77,7 @@ func (f *searchFlags) query(s *session) (map[string]any, error) {
 		}
 		var members map[string]jsontext.Value
 		if err := json.Unmarshal(text, &members); err != nil {
-			return nil, usagef("query-file: %s is not a JSON object", f.file) // the error might show what is in it
+			return nil, cli.Usagef("query-file: %s is not a JSON object", f.file) // err might quote personal data
 		}
 		for name, value := range members {
 			q[name] = value
@@ -106,7 +107,7 @@ func (f *searchFlags) query(s *session) (map[string]any, error) {
 		for _, field := range f.fields {
 			key, value, ok := strings.Cut(field, "=")
 			if !ok {
-				return nil, usagef("field is to be key=value")
+				return nil, cli.Usagef("field must be key=value")
 			}
 			if fields[key] = value; jsontext.Value(value).IsValid() {
 				fields[key] = jsontext.Value(value)
@@ -133,12 +134,12 @@ func accountsSearchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "search",
 		Short: "List and search accounts",
-		Long: `List accounts, or search them: all that is given must hold. Without anything all
-accounts are listed, but for those that were combined into others.
+		Long: `List or search accounts. An account must match all conditions. Without
+conditions, the command lists all accounts except those merged into others.
 
-What is marked as personal ends up in the shell's history, and other processes
-can read it while the command runs. --query-file - takes it from standard input
-instead:
+The shell's history keeps the values of flags marked as personal data, and other
+processes can read them while the command runs. To avoid that, pass the search
+on standard input with --query-file -:
 
   accountledger accounts search --query-file - <<< '{"q":"lovelace ada@ex"}'`,
 		Args: cobra.NoArgs,
@@ -151,7 +152,7 @@ instead:
 			return err
 		}
 		if _, err := json.Marshal(query); err != nil {
-			return usagef("what is searched for is not text in UTF-8")
+			return cli.Usagef("the search is not valid UTF-8")
 		}
 		found := func(after string, limit int) request {
 			if after != "" {
@@ -162,7 +163,7 @@ instead:
 			}
 			body, err := json.Marshal(query)
 			if err != nil {
-				panic("accounts search: " + err.Error()) // it was fine without a page
+				panic("accounts search: " + err.Error()) // query was marshalled before
 			}
 			return request{method: "POST", path: "/v1/accounts/search", body: body, revision: -1, repeatable: true}
 		}
@@ -173,7 +174,7 @@ instead:
 				rows = append(rows, []any{a.Sub, a.Status, firstName(a), firstEmail(a), a.CreatedTime, a.LastLoggedInTime})
 			}
 			if len(rows) > 0 {
-				s.out.table([]any{"sub", "status", "name", "e-mail", "created", "last login"}, rows)
+				s.out.Table([]any{"sub", "status", "name", "e-mail", "created", "last login"}, rows)
 			}
 			if first {
 				first = false
@@ -181,14 +182,14 @@ instead:
 				if !page.Count.Exact {
 					most = "at most "
 				}
-				s.out.note("accounts: %s%d", most, page.Count.Value)
+				s.out.Note("accounts: %s%d", most, page.Count.Value)
 			}
 			return page.Next
 		})
 	})
 }
 
-// firstName is the name that an account is listed under.
+// firstName returns the name under which an account is listed.
 func firstName(a domain.Account) string {
 	for _, i := range a.Identities {
 		if name := personName(i.Profile); name != "" {

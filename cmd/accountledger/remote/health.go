@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"cmp"
@@ -11,21 +11,24 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// healthTimeout is how long a server may take to say how it is.
+// healthTimeout is how long the command waits for the server's answer.
 const healthTimeout = 5 * time.Second
 
 func healthCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "health",
-		Short: "Ask the server on this machine whether it is ready",
-		Long: `Ask the server whether it answers and its views have caught up, as GET /readyz
-says: exit code 0 if so, else 1. It is asked at the address of --listen, on this
-machine, or at --server. It is for a container's health check, and needs no key.`,
+		Short: "Check whether the server on this machine is ready",
+		Long: `Check with GET /readyz whether the server answers and its views are up to date.
+The exit code is 0 if so, and 1 otherwise. The command uses the address in
+--listen on this machine, or --server. It needs no key, and is meant for the
+health check of a container.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
@@ -35,18 +38,18 @@ machine, or at --server. It is for a container's health check, and needs no key.
 			}
 			request, err := http.NewRequestWithContext(cmd.Context(), "GET", url, nil)
 			if err != nil {
-				return usagef("health: %w", err)
+				return cli.Usagef("health: %w", err)
 			}
-			// It asks itself and tells nothing: whose name the certificate has
-			// does not matter, and 127.0.0.1 it is not.
+			// On this machine the certificate is not verified: the request has no
+			// secret, and the certificate's name is not that of this address.
 			trust := &tls.Config{InsecureSkipVerify: c.Server == ""}
 			if c.Server != "" && c.CAFile != "" {
 				if trust, err = trusting(c.CAFile); err != nil {
 					return err
 				}
 			}
-			asks := &http.Client{Timeout: healthTimeout, Transport: &http.Transport{TLSClientConfig: trust, DisableKeepAlives: true}}
-			response, err := asks.Do(request)
+			client := &http.Client{Timeout: healthTimeout, Transport: &http.Transport{TLSClientConfig: trust, DisableKeepAlives: true}}
+			response, err := client.Do(request)
 			if err != nil {
 				return fmt.Errorf("health: %w", err)
 			}
@@ -55,23 +58,23 @@ machine, or at --server. It is for a container's health check, and needs no key.
 			if response.StatusCode != http.StatusOK {
 				return fmt.Errorf("health: %s: %s", response.Status, strings.TrimSpace(string(text)))
 			}
-			newConsole(cmd, c).printf("%s\n", strings.TrimSpace(string(text)))
+			cli.NewConsole(cmd, c).Printf("%s\n", strings.TrimSpace(string(text)))
 			return nil
 		},
 	}
-	addSettings(cmd.Flags(), "listen", "tls-cert", "server", "ca-file")
+	cli.AddSettings(cmd.Flags(), "listen", "tls-cert", "server", "ca-file")
 	return cmd
 }
 
-// healthURL is where the server says how it is: one that listens on all
-// addresses is asked at that of this machine.
-func healthURL(c config) (string, error) {
+// healthURL returns the URL of the server's readiness. If the server listens on
+// all addresses, it is that of localhost.
+func healthURL(c cli.Config) (string, error) {
 	if c.Server != "" {
 		return strings.TrimRight(c.Server, "/") + "/readyz", nil
 	}
 	host, port, err := net.SplitHostPort(c.Listen)
 	if err != nil {
-		return "", usagef("listen is %q; write host:port", c.Listen)
+		return "", cli.Usagef("listen is %q; it must be host:port", c.Listen)
 	}
 	if ip := net.ParseIP(cmp.Or(host, "0.0.0.0")); ip != nil && ip.IsUnspecified() {
 		host = "localhost"

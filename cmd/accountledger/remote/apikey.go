@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"context"
@@ -11,30 +11,32 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/httpapi"
 )
 
 func keysCommand() *cobra.Command {
-	return serverCommand("keys", "List, make, change and revoke API keys",
-		`List, make, change and revoke API keys of a running server. The key that was there
-from the start is replaced by 'accountledger admin-key', on the data directory.`,
+	return serverCommand("keys", "List, create, change and revoke API keys",
+		`List, create, change and revoke the API keys of a running server. The first key,
+the admin key, is not among them: 'accountledger admin-key' replaces it in the
+data directory.`,
 		keysListCommand(), keysCreateCommand(), keysUpdateCommand(), keysRevokeCommand())
 }
 
-func (c console) keys(list ...httpapi.APIKey) {
+func (c printer) keys(list ...httpapi.APIKey) {
 	var rows [][]any
 	for _, k := range list {
 		rows = append(rows, []any{k.KeyID, k.Name, strings.Join(k.Scopes, " "), k.CreatedTime, k.ExpiresTime, k.LastUsedTime})
 	}
-	c.table([]any{"key", "name", "scopes", "created", "expires", "last used"}, rows)
+	c.Table([]any{"key", "name", "scopes", "created", "expires", "last used"}, rows)
 }
 
 func keysListCommand() *cobra.Command {
 	return onServer(&cobra.Command{
 		Use:   "list",
 		Short: "List the API keys",
-		Long: `List the API keys, oldest first, without those that were revoked. The last use is
-up to an hour late.`,
+		Long: `List the API keys that were not revoked, oldest first. The time of the last use
+is updated at most once an hour.`,
 		Args: cobra.NoArgs,
 	}, func(ctx context.Context, s *session, _ []string) error {
 		return ask(ctx, s, get("/v1/api-keys"), func(list struct {
@@ -45,7 +47,7 @@ up to an hour late.`,
 	})
 }
 
-// keyFlags are what an API key can be set to.
+// keyFlags are the properties of an API key.
 type keyFlags struct {
 	name    string
 	scopes  []string
@@ -53,13 +55,13 @@ type keyFlags struct {
 }
 
 func (f *keyFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.name, "name", "", "what it is for; it stays in the log, so nobody's name")
-	cmd.Flags().StringSliceVar(&f.scopes, "scope", nil, "what it may do: "+strings.Join(httpapi.Scopes(), ", "))
+	cmd.Flags().StringVar(&f.name, "name", "", "name of the key; the log keeps it forever, so no personal data")
+	cmd.Flags().StringSliceVar(&f.scopes, "scope", nil, "scopes of the key: "+strings.Join(httpapi.Scopes(), ", "))
 	cmd.RegisterFlagCompletionFunc("scope", complete(httpapi.Scopes()...))
-	timeFlag(cmd.Flags(), &f.expires, "expires", 1, "until when it is valid; by default for good")
+	timeFlag(cmd.Flags(), &f.expires, "expires", 1, "when the key expires; default never")
 }
 
-// body is what is given of them.
+// body returns a request with the properties that are set.
 func (f *keyFlags) body() ([]byte, error) {
 	return json.Marshal(struct {
 		Name    string    `json:"name,omitzero"`
@@ -74,9 +76,10 @@ func keysCreateCommand() *cobra.Command {
 	var kept secretFile
 	cmd := &cobra.Command{
 		Use:   "create",
-		Short: "Make an API key",
-		Long: `Make an API key, which is shown this once: the server keeps a hash of it. Nobody
-can grant a scope that they do not have.`,
+		Short: "Create an API key",
+		Long: `Create an API key and print it. The server stores only a hash of the key, so
+this is the only time it is shown. You can grant only scopes that your own key
+has.`,
 		Args: cobra.NoArgs,
 	}
 	w.add(cmd.Flags())
@@ -99,19 +102,19 @@ can grant a scope that they do not have.`,
 		}) {
 			s.out.keys(made.APIKey)
 			if made.Key == "" {
-				failed = fmt.Errorf("the key %s was made by the request this one repeats, and shown then, or lost: revoke it and make another", printable(made.KeyID))
+				failed = fmt.Errorf("an earlier request with this idempotency key created the key %s, and only its answer contained the key itself; if that is lost, revoke the key and create another", cli.Printable(made.KeyID))
 				return
 			}
 			var shown string
 			shown, failed = kept.keep(made.Key)
-			s.out.printf("\n")
-			s.out.properties("key", shown)
+			s.out.Printf("\n")
+			s.out.Properties("key", shown)
 		})
 		return errors.Join(err, failed)
 	})
 }
 
-// keyPath is where the API key of this id is.
+// keyPath returns the path of an API key.
 func keyPath(id string) string { return "/v1/api-keys/" + url.PathEscape(id) }
 
 func keysUpdateCommand() *cobra.Command {
@@ -120,14 +123,14 @@ func keysUpdateCommand() *cobra.Command {
 	var forever bool
 	cmd := &cobra.Command{
 		Use:   "update KEY",
-		Short: "Change the name, scopes or end of an API key",
-		Long: `Change what is given of an API key; scopes take the place of those it has. KEY is
-its id.`,
+		Short: "Change the name, scopes or expiry of an API key",
+		Long: `Change the name, the scopes or the expiry of the API key with the id KEY. Scopes
+replace all scopes the key has.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
 	f.add(cmd)
-	cmd.Flags().BoolVar(&forever, "no-expiry", false, "let it be valid for good")
+	cmd.Flags().BoolVar(&forever, "no-expiry", false, "let the key never expire")
 	cmd.MarkFlagsMutuallyExclusive("expires", "no-expiry")
 	cmd.MarkFlagsOneRequired("name", "scope", "expires", "no-expiry")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
@@ -152,18 +155,18 @@ func keysRevokeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke KEY",
 		Short: "Revoke an API key",
-		Long: `Revoke an API key, at once and for good. KEY is its id. It is asked for, unless
---yes is given.`,
+		Long: `Revoke the API key with the id KEY, immediately and permanently. The command
+asks for confirmation, unless --yes is set.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
-	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask for confirmation")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
-		if err := s.confirm(sure || w.dryRun, "Revoke the key %s?", printable(args[0])); err != nil {
+		if err := s.confirm(sure || w.dryRun, "Revoke the key %s?", cli.Printable(args[0])); err != nil {
 			return err
 		}
 		return write(ctx, s, &w, w.request("DELETE", keyPath(args[0]), nil), func(struct{}) {
-			s.out.printf("revoked %s\n", printable(args[0]))
+			s.out.Printf("revoked %s\n", cli.Printable(args[0]))
 		})
 	})
 }

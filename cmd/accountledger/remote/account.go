@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"context"
@@ -23,7 +23,7 @@ func accountsCommand() *cobra.Command {
 		accountsMergeCommand(), accountsUnmergeCommand(), accountsDeleteCommand(), accountsRestoreCommand(), accountsDeletionCommand())
 }
 
-// accountPath is where the account of this sub is.
+// accountPath returns the path of the account sub, followed by more.
 func accountPath(sub string, more string) string { return "/v1/accounts/" + url.PathEscape(sub) + more }
 
 func accountsGetCommand() *cobra.Command {
@@ -32,10 +32,10 @@ func accountsGetCommand() *cobra.Command {
 		Use:   "get SUB",
 		Short: "Show an account",
 		Long: `Show an account: its status, identities, identifiers, groups, consents, custom
-fields and schedules, as they are or as they were at a revision.`,
+fields and schedules, now or at an earlier revision.`,
 		Args: cobra.ExactArgs(1),
 	}
-	cmd.Flags().Int64Var(&revision, "revision", -1, "show the account as it was at this revision")
+	cmd.Flags().Int64Var(&revision, "revision", -1, "show the account at this revision")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		r := get(accountPath(args[0], ""))
 		if revision >= 0 {
@@ -45,9 +45,9 @@ fields and schedules, as they are or as they were at a revision.`,
 	})
 }
 
-// account prints an account for people.
-func (c console) account(a domain.Account) {
-	c.properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "combined into", a.CombinedInto, "created", a.CreatedTime,
+// account prints an account.
+func (c printer) account(a domain.Account) {
+	c.Properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "combined into", a.CombinedInto, "created", a.CreatedTime,
 		"updated", a.UpdatedTime, "last login", a.LastLoggedInTime, "by identity", a.LastUsedIdentity, "revision", int64(a.Revision))
 	var identities, identifiers, fields, groups, consents, schedules, combined [][]any
 	for _, i := range a.Identities {
@@ -57,39 +57,31 @@ func (c console) account(a domain.Account) {
 		}
 		identities = append(identities, []any{i.IdentityID, i.Provider, i.ProviderUserID, personName(i.Profile), i.CreatedTime, from})
 	}
-	c.section([]any{"identity", "provider", "user id", "name", "since", "from"}, identities)
+	c.Section([]any{"identity", "provider", "user id", "name", "since", "from"}, identities)
 	for _, u := range a.UserIDs {
 		identifiers = append(identifiers, []any{u.Type, u.Value, yes(u.Verified), u.Provider + u.FieldKey})
 	}
-	c.section([]any{"identifier", "value", "verified", "of"}, identifiers)
+	c.Section([]any{"identifier", "value", "verified", "of"}, identifiers)
 	for _, key := range slices.Sorted(maps.Keys(a.CustomFields)) {
 		fields = append(fields, []any{key, string(a.CustomFields[key])})
 	}
-	c.section([]any{"custom field", "value"}, fields)
+	c.Section([]any{"custom field", "value"}, fields)
 	for _, g := range a.Groups {
 		groups = append(groups, []any{g.Path, g.GroupType, strings.Join(g.Roles, ", "), g.JoinedTime})
 	}
-	c.section([]any{"group", "type", "roles", "since"}, groups)
+	c.Section([]any{"group", "type", "roles", "since"}, groups)
 	for _, d := range a.Consents {
 		consents = append(consents, []any{d.ConsentID, d.Version, d.Status, d.Time})
 	}
-	c.section([]any{"consent", "version", "decision", "at"}, consents)
+	c.Section([]any{"consent", "version", "decision", "at"}, consents)
 	for _, d := range a.Schedules {
 		schedules = append(schedules, []any{d.ScheduleID, d.Kind, d.TargetStatus, d.State, d.DueTime})
 	}
-	c.section([]any{"schedule", "kind", "to", "state", "due"}, schedules)
+	c.Section([]any{"schedule", "kind", "to", "state", "due"}, schedules)
 	for _, o := range a.CombinedFrom {
 		combined = append(combined, []any{o.Sub, o.Status, o.CreatedTime, o.CombinedTime})
 	}
-	c.section([]any{"combined from", "was", "created", "combined"}, combined)
-}
-
-// section prints a table after an empty line, if there is anything in it.
-func (c console) section(header []any, rows [][]any) {
-	if len(rows) > 0 {
-		c.printf("\n")
-		c.table(header, rows)
-	}
+	c.Section([]any{"combined from", "was", "created", "combined"}, combined)
 }
 
 func yes(b bool) string {
@@ -99,7 +91,7 @@ func yes(b bool) string {
 	return "no"
 }
 
-// personName is what a profile calls its person.
+// personName returns the full name in a profile.
 func personName(p domain.Profile) string {
 	return strings.Join(strings.Fields(p.GivenName+" "+p.MiddleName+" "+p.FamilyName), " ")
 }
@@ -109,10 +101,10 @@ func accountsCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create FILE",
 		Short: "Create an account",
-		Long: `Create an account from the JSON in FILE, or for - on standard input, as
-POST /v1/accounts takes it:
+		Long: `Create an account from the JSON in FILE, or on standard input if FILE is -. It
+has the form of the body of POST /v1/accounts:
 
-  {"identities":[{"provider":"self","given_name":"Ada","email":"ada@example.com"}]}`,
+  {"identities":[{"provider":"self","email":"ada@example.com"}]}`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
@@ -143,8 +135,8 @@ account whose deletion is scheduled.`,
 		},
 	}
 	w.add(cmd.Flags())
-	cmd.Flags().StringVar(&reason, "reason", "", "why; it is personal data, and the shell's history has it then")
-	cmd.Flags().StringVar(&reasonFile, "reason-file", "", "file that says why, - for standard input")
+	cmd.Flags().StringVar(&reason, "reason", "", "reason of the change; personal data, which the shell's history keeps")
+	cmd.Flags().StringVar(&reasonFile, "reason-file", "", "file with the reason, - for standard input")
 	cmd.MarkFlagsMutuallyExclusive("reason", "reason-file")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		if reasonFile != "" {
@@ -162,7 +154,7 @@ account whose deletion is scheduled.`,
 			return err
 		}
 		return write(ctx, s, &w, w.request("PUT", accountPath(args[0], "/status"), body), func(a domain.Account) {
-			s.out.properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "updated", a.UpdatedTime, "revision", int64(a.Revision))
+			s.out.Properties("sub", a.Sub, "status", a.Status, "reason", a.StatusReason, "updated", a.UpdatedTime, "revision", int64(a.Revision))
 		})
 	})
 }
@@ -185,9 +177,9 @@ func accountsHistoryCommand() *cobra.Command {
 	var p pageFlags
 	cmd := &cobra.Command{
 		Use:   "history SUB",
-		Short: "Show what happened to an account",
-		Long: `Show every event of an account, oldest first: what happened, when, and who did
-it. The history of an erased account stays, without its personal data.`,
+		Short: "Show the events of an account",
+		Long: `Show the events of an account, oldest first: what changed, when, and who changed
+it. An erased account keeps its history, without personal data.`,
 		Args: cobra.ExactArgs(1),
 	}
 	p.add(cmd.Flags(), "events")
@@ -201,7 +193,7 @@ it. The history of an erased account stays, without its personal data.`,
 				}
 				rows = append(rows, []any{e.Revision, e.Position, e.Time, e.Type, e.Actor, data})
 			}
-			s.out.table([]any{"revision", "position", "time", "event", "actor", "data"}, rows)
+			s.out.Table([]any{"revision", "position", "time", "event", "actor", "data"}, rows)
 			return page.Next
 		})
 	})

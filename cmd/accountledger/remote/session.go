@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"bufio"
@@ -16,73 +16,75 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// serverSettings say which server is asked, and with what key. The data
-// directory has the key where none is named.
-var serverSettings = []string{"server", "key-file", "ca-file", "insecure-server"}
+// Settings are the names of the settings that select a server and its API key.
+var Settings = []string{"server", "key-file", "ca-file", "insecure-server"}
 
-// session is a command while it asks a server.
+// session is a running command that uses a server.
 type session struct {
-	*client
-	out   console
+	*Client
+	out   printer
 	in    *bufio.Reader
-	typed bool // in is a terminal
+	typed bool // standard input is a terminal
 }
 
-// serverCommand is the parent of commands that ask a server.
+// serverCommand returns the parent of commands that use a server.
 func serverCommand(use, short, long string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: choose, Long: long + `
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: cli.Choose, Long: long + `
 
-The server is named with --server or ` + envName("server") + `. The API key is never
-an argument, which every process could read, but in a file, --key-file or
-` + envName("key-file") + `, or in ` + keyEnv + `; on the server's own machine
-that of <data>/admin.key is taken. With --json the server's answer is printed as
-it is, of several pages each on a line, and so is a refusal.`}
-	addSettings(cmd.PersistentFlags(), append([]string{"data"}, serverSettings...)...)
+Name the server with --server or ` + cli.EnvName("server") + `. The API key is
+read from the file in --key-file or ` + cli.EnvName("key-file") + `, or from
+` + KeyEnv + `, or else from <data>/admin.key if the data directory is
+on this machine. It is never an argument, because every process can read
+arguments. With --json the command prints the server's answer unchanged, also a
+refusal, and each page of a list on a line.`}
+	cli.AddSettings(cmd.PersistentFlags(), append([]string{"data"}, Settings...)...)
 	cmd.AddCommand(commands...)
 	return cmd
 }
 
-// onServer gives cmd what it does: it asks a server.
+// onServer makes cmd run do with a session, and returns cmd.
 func onServer(cmd *cobra.Command, do func(ctx context.Context, s *session, args []string) error) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := loadConfig(cmd)
+		c, err := cli.Load(cmd)
 		if err != nil {
 			return err
 		}
 		if c.Server == "" {
-			return usagef("there is no server named: give --server URL, or set %s", envName("server"))
+			return cli.Usagef("no server given: use --server URL, or set %s", cli.EnvName("server"))
 		}
-		server, err := newClient(c)
+		server, err := NewClient(c)
 		if err != nil {
 			return err
 		}
-		defer server.http.CloseIdleConnections()
-		s := &session{server, newConsole(cmd, c), bufio.NewReader(cmd.InOrStdin()), isTerminal(cmd.InOrStdin())}
+		defer server.Close()
+		s := &session{server, printer{cli.NewConsole(cmd, c)}, bufio.NewReader(cmd.InOrStdin()), cli.IsTerminal(cmd.InOrStdin())}
 		err = do(cmd.Context(), s, args)
-		if refused, ok := errors.AsType[*refusal](err); ok && s.out.json {
-			s.out.raw(refused.answer)
+		if refused, ok := errors.AsType[*Refusal](err); ok && s.out.JSON {
+			s.out.Raw(refused.answer)
 		}
 		return err
 	}
 	return cmd
 }
 
-// show prints an answer: as it is with --json, and otherwise as print does.
+// show prints an answer: unchanged with --json, and otherwise with print.
 func show[T any](s *session, answer []byte, print func(T)) error {
-	if s.out.json {
-		return s.out.raw(answer)
+	if s.out.JSON {
+		return s.out.Raw(answer)
 	}
 	var v T
-	if err := understood(answer, &v); err != nil {
+	if err := decode(answer, &v); err != nil {
 		return err
 	}
 	print(v)
 	return nil
 }
 
-// ask sends r and shows the answer.
+// ask sends r and prints the answer.
 func ask[T any](ctx context.Context, s *session, r request, print func(T)) error {
 	answer, err := s.send(ctx, r)
 	if err != nil {
@@ -91,26 +93,25 @@ func ask[T any](ctx context.Context, s *session, r request, print func(T)) error
 	return show(s, answer, print)
 }
 
-// writeFlags are those of commands that change something.
+// writeFlags are the flags of commands that change something.
 type writeFlags struct {
 	dryRun   bool
 	revision int64
 	key      string
 }
 
-// add makes the flags. What only sends something has no dry run, and nothing
-// that could have changed.
+// add adds all flags. Commands that change no object of the ledger use addKey.
 func (w *writeFlags) add(flags *pflag.FlagSet) {
-	flags.BoolVar(&w.dryRun, "dry-run", false, "show the events it would append, and store nothing")
-	flags.Int64Var(&w.revision, "if-match", -1, "refuse unless the object is at this revision")
+	flags.BoolVar(&w.dryRun, "dry-run", false, "print the events that the command would append, and store nothing")
+	flags.Int64Var(&w.revision, "if-match", -1, "refuse the change unless the object is at this revision")
 	w.addKey(flags)
 }
 
 func (w *writeFlags) addKey(flags *pflag.FlagSet) {
-	flags.StringVar(&w.key, "idempotency-key", "", "text of your own under which a repetition is answered with the first outcome; default a random one")
+	flags.StringVar(&w.key, "idempotency-key", "", "text that identifies this request: repeating it returns the first outcome; default a random UUID")
 }
 
-// request is a write, which may be sent again when its answer is lost.
+// request returns a write. The client may send it again if its answer is lost.
 func (w *writeFlags) request(method, path string, body []byte) request {
 	if w.key == "" {
 		w.key = uuid.NewString()
@@ -122,18 +123,18 @@ func (w *writeFlags) request(method, path string, body []byte) request {
 	return r
 }
 
-// unconditional is a write of what has no revision.
+// unconditional returns a write of something that has no revision.
 func (w *writeFlags) unconditional(method, path string, body []byte) request {
 	w.revision = -1
 	return w.request(method, path, body)
 }
 
-// write sends r and shows the answer. Where that was lost it says how to find
-// out what became of r.
+// write sends r and prints the answer. If the answer is lost, the error tells
+// the user how to repeat r safely.
 func write[T any](ctx context.Context, s *session, w *writeFlags, r request, print func(T)) error {
 	answer, err := s.send(ctx, r)
-	if lost, ok := errors.AsType[*noAnswer](err); ok && lost.sent {
-		return fmt.Errorf("%w\n  it may have been carried out: the same command with --idempotency-key %s does it once", err, printable(w.key))
+	if lost, ok := errors.AsType[*NoAnswer](err); ok && lost.sent {
+		return fmt.Errorf("%w\n  the server may have executed it; to repeat it safely, add --idempotency-key %s", err, cli.Printable(w.key))
 	}
 	if err != nil {
 		return err
@@ -142,7 +143,7 @@ func write[T any](ctx context.Context, s *session, w *writeFlags, r request, pri
 		return show(s, answer, func(tried planned) { tried.print(s.out) })
 	}
 	if len(answer) == 0 { // 204
-		if !s.out.json {
+		if !s.out.JSON {
 			var none T
 			print(none)
 		}
@@ -151,7 +152,7 @@ func write[T any](ctx context.Context, s *session, w *writeFlags, r request, pri
 	return show(s, answer, print)
 }
 
-// planned is what a dry run shows.
+// planned is the outcome of a dry run.
 type planned struct {
 	Events []plannedEvent `json:"events"`
 }
@@ -162,20 +163,20 @@ type plannedEvent struct {
 	Type     string `json:"type"`
 }
 
-func (p planned) print(out console) {
+func (p planned) print(out printer) {
 	if len(p.Events) == 0 {
-		out.printf("nothing would change\n")
+		out.Printf("the command would change nothing\n")
 		return
 	}
 	var rows [][]any
 	for _, e := range p.Events {
 		rows = append(rows, []any{e.Type, e.Sub, e.Revision})
 	}
-	out.printf("nothing is stored; these events would be:\n")
-	out.table([]any{"event", "account", "revision"}, rows)
+	out.Printf("nothing was stored; the command would append these events:\n")
+	out.Table([]any{"event", "account", "revision"}, rows)
 }
 
-// pageFlags are those of lists.
+// pageFlags are the flags of lists.
 type pageFlags struct {
 	limit int
 	after string
@@ -183,16 +184,16 @@ type pageFlags struct {
 }
 
 func (p *pageFlags) add(flags *pflag.FlagSet, what string) {
-	flags.IntVar(&p.limit, "limit", 0, what+" on a page, 1 to 1000; default 100")
+	flags.IntVar(&p.limit, "limit", 0, what+" per page, 1 to 1000; default 100")
 	flags.StringVar(&p.after, "after", "", "continue after this cursor")
-	flags.BoolVar(&p.all, "all", false, "go on to the last page")
+	flags.BoolVar(&p.all, "all", false, "print all pages")
 }
 
-// maxPage is how much is asked for at once where all is wanted.
+// maxPage is the default limit with --all.
 const maxPage = 1000
 
-// pages asks for a page, or for all that follow, too. print shows one and
-// returns the cursor of the next.
+// pages requests a page, and with --all the pages that follow. print prints a
+// page and returns the cursor of the next one.
 func pages[T any](ctx context.Context, s *session, p pageFlags, ask func(after string, limit int) request, print func(T) (next *string)) error {
 	if p.all && p.limit == 0 {
 		p.limit = maxPage
@@ -203,11 +204,11 @@ func pages[T any](ctx context.Context, s *session, p pageFlags, ask func(after s
 			return err
 		}
 		var next *string
-		if s.out.json {
+		if s.out.JSON {
 			var page struct {
 				Next *string `json:"next"`
 			}
-			if err := understood(answer, &page); err != nil {
+			if err := decode(answer, &page); err != nil {
 				return err
 			}
 			next = page.Next
@@ -219,14 +220,15 @@ func pages[T any](ctx context.Context, s *session, p pageFlags, ask func(after s
 		case next == nil:
 			return nil
 		case !p.all:
-			s.out.note("there are more: --all shows them, or go on with --after %s", printable(*next))
+			s.out.Note("there are more: use --all, or continue with --after %s", cli.Printable(*next))
 			return nil
 		}
 		p.after = *next
 	}
 }
 
-// listed asks for a page of the list at path.
+// listed returns a function that makes the request for a page of the list at
+// path.
 func listed(path string, query url.Values) func(after string, limit int) request {
 	return func(after string, limit int) request {
 		r := get(path)
@@ -244,24 +246,24 @@ func listed(path string, query url.Values) func(after string, limit int) request
 	}
 }
 
-// confirm asks whoever is at the terminal. Where nobody answers, nothing is
-// done.
+// confirm asks the user to confirm the command, unless yes is true. It returns
+// an error unless the answer is yes.
 func (s *session) confirm(yes bool, question string, args ...any) error {
 	if yes {
 		return nil
 	}
-	fmt.Fprintf(s.out.err, question+" Type yes: ", args...)
+	fmt.Fprintf(s.out.Err, question+" Type yes: ", args...)
 	line, _ := s.in.ReadString('\n')
-	if !s.typed { // nobody has ended the line with Enter
-		fmt.Fprintln(s.out.err)
+	if !s.typed { // no Enter was typed, so the line is still open
+		fmt.Fprintln(s.out.Err)
 	}
 	if strings.TrimSpace(line) != "yes" {
-		return errors.New("not confirmed, so nothing was changed; --yes does it without asking")
+		return errors.New("not confirmed, nothing was changed; use --yes to skip the question")
 	}
 	return nil
 }
 
-// read is what is in a file, or for - on standard input.
+// read returns the contents of a file, or of standard input for "-".
 func (s *session) read(path string) (text []byte, err error) {
 	if path == "-" {
 		text, err = io.ReadAll(s.in)
@@ -269,61 +271,62 @@ func (s *session) read(path string) (text []byte, err error) {
 		text, err = os.ReadFile(path)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, usagef("%w", err)
+		return nil, cli.Usagef("%w", err)
 	}
 	return text, err
 }
 
-// secretFile is where a secret goes that the server shows once.
+// secretFile is the file for a secret that the server shows only once.
 type secretFile struct{ path string }
 
 func (f *secretFile) add(flags *pflag.FlagSet, what string) {
-	flags.StringVar(&f.path, "out", "", "new file, readable for its owner only, for the "+what+", which is not printed then")
+	flags.StringVar(&f.path, "out", "", "write the "+what+" to this new file, readable only by its owner, instead of printing it")
 }
 
-// check is done before there is a secret, which would be lost without a place.
+// check refuses a file that keep could not create. It runs before the server
+// makes the secret, which would otherwise be lost.
 func (f secretFile) check(s *session) error {
 	if f.path == "" {
 		return nil
 	}
-	if s.out.json {
-		return usagef("out does not go with json, which prints the whole answer")
+	if s.out.JSON {
+		return cli.Usagef("out cannot be combined with json, which prints the whole answer")
 	}
 	if _, err := os.Lstat(f.path); !errors.Is(err, fs.ErrNotExist) {
-		return usagef("out: %s is there already", f.path)
+		return cli.Usagef("out: %s exists already", f.path)
 	}
 	return nil
 }
 
-// keep writes the secret, or returns what to print of it.
+// keep writes the secret to the file, and returns the text to print.
 func (f secretFile) keep(secret string) (string, error) {
 	if f.path == "" {
-		return printable(secret) + "  (shown this once)", nil
+		return cli.Printable(secret) + "  (shown only once)", nil
 	}
-	err := writeFile(f.path, 0o600, os.Link, func(file *os.File) error {
+	err := cli.WriteFile(f.path, 0o600, os.Link, func(file *os.File) error {
 		_, err := io.WriteString(file, secret+"\n")
 		return err
 	})
 	return "in " + f.path, err
 }
 
-// timeValue is a flag that takes a time: as RFC 3339 has it, a day, or how far
-// it is from now.
+// timeValue is a flag that takes a time in RFC 3339, a day, or a duration from
+// now.
 type timeValue struct {
 	time.Time
-	sign time.Duration // which way from now: -1 or 1
+	sign time.Duration // of durations: -1 for the past, 1 for the future
 }
 
 func timeFlag(flags *pflag.FlagSet, t *timeValue, name string, sign time.Duration, usage string) {
 	t.sign = sign
-	from := "how long ago, like 24h"
+	from := "a duration before now, like 24h"
 	if sign > 0 {
-		from = "how long from now, like 720h"
+		from = "a duration from now, like 720h"
 	}
-	flags.Var(t, name, usage+": a time as RFC 3339 has it, a day like 2026-11-22 (UTC), or "+from)
+	flags.Var(t, name, usage+"; a time in RFC 3339, a day like 2026-11-22 (UTC), or "+from)
 }
 
-// Set is pflag's.
+// Set implements pflag.Value.
 func (t *timeValue) Set(text string) (err error) {
 	for _, layout := range []string{time.RFC3339, time.DateOnly} {
 		if t.Time, err = time.Parse(layout, text); err == nil {
@@ -332,16 +335,16 @@ func (t *timeValue) Set(text string) (err error) {
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d < 0 {
-		return errors.New("it is neither a time, nor a day, nor a duration")
+		return errors.New("not a time in RFC 3339, a day, or a duration")
 	}
 	t.Time = time.Now().Add(t.sign * d).UTC().Truncate(time.Second)
 	return nil
 }
 
-// Type is pflag's.
+// Type implements pflag.Value.
 func (*timeValue) Type() string { return "time" }
 
-// String is pflag's, of the default.
+// String implements pflag.Value.
 func (t *timeValue) String() string {
 	if t.IsZero() {
 		return ""
@@ -349,7 +352,7 @@ func (t *timeValue) String() string {
 	return t.Format(time.RFC3339)
 }
 
-// complete completes a flag with these values, and with no file.
+// complete completes a flag with these values, and not with file names.
 func complete(values ...string) cobra.CompletionFunc {
 	return cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)
 }

@@ -12,12 +12,13 @@ import (
 	"accountledger/eventstore"
 )
 
-// delivery.db can be opened by a server only, because to open it is to take
-// over its endpoints. What the tools need of it is read here.
+// The tools read delivery.db with the functions below and not with package
+// webhooks, whose Open takes over the endpoints from a running server.
 
+// openDatabase opens an SQLite file read-only.
 func openDatabase(path string) (*sql.DB, error) {
 	if _, err := os.Stat(path); err != nil {
-		return nil, err // SQLite would not say which file is missing
+		return nil, err // SQLite's error does not name the missing file
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -31,7 +32,7 @@ func openDatabase(path string) (*sql.DB, error) {
 	return db, nil
 }
 
-// checkDatabase looks for damage in the file.
+// checkDatabase checks the file for damage.
 func checkDatabase(ctx context.Context, path string) error {
 	db, err := openDatabase(path)
 	if err != nil {
@@ -48,7 +49,8 @@ func checkDatabase(ctx context.Context, path string) error {
 	return nil
 }
 
-// deliveryPosition is the position of the last event any webhook has settled.
+// deliveryPosition returns the position of the last event that any webhook has
+// settled.
 func deliveryPosition(ctx context.Context, path string) (eventstore.Position, error) {
 	db, err := openDatabase(path)
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package remote
 
 import (
 	"context"
@@ -10,49 +10,50 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/projections/webhooks"
 )
 
 func webhooksCommand() *cobra.Command {
-	return serverCommand("webhooks", "Look after webhooks and their deliveries",
-		`Register webhooks at a running server, see how their deliveries go, stop them, and
-send again.`,
+	return serverCommand("webhooks", "Manage webhooks and their deliveries",
+		`Register, change, pause and delete the webhooks of a running server, show their
+deliveries, and send events again.`,
 		webhooksListCommand(), webhooksGetCommand(), webhooksCreateCommand(), webhooksUpdateCommand(),
-		webhooksStateCommand("pause", domain.WebhookPaused, "Let the events of a webhook wait", `Let the events of a webhook wait until it is resumed.`),
-		webhooksStateCommand("resume", domain.WebhookEnabled, "Deliver to a webhook again", `Deliver to a webhook again that was paused or disabled, from where it was.`),
-		webhooksStateCommand("disable", domain.WebhookDisabled, "Disable a webhook", `Disable a webhook. Its events wait, as those of a paused one do.`),
+		webhooksStateCommand("pause", domain.WebhookPaused, "Pause a webhook", `Pause a webhook. Its events wait until it is resumed.`),
+		webhooksStateCommand("resume", domain.WebhookEnabled, "Resume a webhook", `Resume a paused or disabled webhook. Delivery continues where it stopped.`),
+		webhooksStateCommand("disable", domain.WebhookDisabled, "Disable a webhook", `Disable a webhook. Its events wait, as those of a paused webhook do.`),
 		webhooksDeleteCommand(), webhooksRotateCommand(), webhooksTestCommand(), webhooksVerifyCommand(),
 		webhooksDeliveriesCommand(), webhooksLanesCommand(), webhooksResendCommand(),
 		webhooksRecoverCommand(), webhooksReplayCommand(), webhooksReplaysCommand(), webhooksCancelReplayCommand())
 }
 
-// webhookPath is where the webhook of this id is.
+// webhookPath returns the path of the webhook id, followed by more.
 func webhookPath(id, more string) string { return "/v1/webhooks/" + url.PathEscape(id) + more }
 
 type webhookList struct {
 	Webhooks []webhooks.Endpoint `json:"webhooks"`
 }
 
-// completionTimeout is how long whoever presses a key waits for the server.
+// completionTimeout is how long a shell completion waits for the server.
 const completionTimeout = 2 * time.Second
 
-// webhookIDs completes the first argument: it asks the server. Where that
-// cannot be done there is nothing to complete with.
+// webhookIDs completes the first argument with the ids of the server's webhooks,
+// or with nothing if the server cannot be reached.
 func webhookIDs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	const none = cobra.ShellCompDirectiveNoFileComp
-	c, err := loadConfig(cmd)
+	c, err := cli.Load(cmd)
 	if len(args) > 0 || err != nil || c.Server == "" {
 		return nil, none
 	}
-	server, err := newClient(c)
+	server, err := NewClient(c)
 	if err != nil {
 		return nil, none
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
 	defer cancel()
 	var list webhookList
-	if err := server.call(ctx, "GET", "/v1/webhooks", nil, &list); err != nil {
+	if err := server.Call(ctx, "GET", "/v1/webhooks", nil, &list); err != nil {
 		return nil, none
 	}
 	var ids []string
@@ -62,16 +63,16 @@ func webhookIDs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.Sh
 	return ids, none
 }
 
-// host is where a webhook's address leads, without what may be secret in it.
+// host returns the host of a webhook's URL. The rest of the URL may be secret.
 func host(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
 		return ""
 	}
-	return printable(u.Host)
+	return cli.Printable(u.Host)
 }
 
-// onWebhook is a command about one webhook, the first of its arguments.
+// onWebhook returns a command whose first argument is the id of a webhook.
 func onWebhook(use, short, long string) *cobra.Command {
 	use += " "
 	name, arguments, _ := strings.Cut(use, " ")
@@ -83,10 +84,11 @@ func onWebhook(use, short, long string) *cobra.Command {
 func webhooksListCommand() *cobra.Command {
 	return onServer(&cobra.Command{
 		Use:   "list",
-		Short: "List the webhooks, and how their deliveries go",
-		Long: `List the webhooks, oldest first, and how their deliveries go: how many events of
-the log are not settled (backlog), how many accounts wait because their next event
-was refused (waiting), and how many events were given up (dead).`,
+		Short: "List the webhooks and the state of their deliveries",
+		Long: `List the webhooks, oldest first, and the state of their deliveries: the number
+of events in the log that are not settled (backlog), of accounts that wait
+because the receiver refused their next event (waiting), and of events given up
+(dead).`,
 		Args: cobra.NoArgs,
 	}, func(ctx context.Context, s *session, _ []string) error {
 		return ask(ctx, s, get("/v1/webhooks"), func(list webhookList) {
@@ -94,45 +96,45 @@ was refused (waiting), and how many events were given up (dead).`,
 			for _, w := range list.Webhooks {
 				rows = append(rows, []any{w.WebhookID, w.State, w.URL, strings.Join(w.Events, ", "), w.Backlog, w.Lanes, w.DeadLetters, w.LastSuccessTime})
 			}
-			s.out.table([]any{"webhook", "state", "url", "events", "backlog", "waiting", "dead", "last success"}, rows)
+			s.out.Table([]any{"webhook", "state", "url", "events", "backlog", "waiting", "dead", "last success"}, rows)
 		})
 	})
 }
 
-// webhook prints how a webhook is configured.
-func (c console) webhook(w webhooks.Endpoint) {
-	c.properties("webhook", w.WebhookID, "url", w.URL, "description", w.Description, "state", w.State, "reason", w.StateReason,
+// webhook prints the settings of a webhook.
+func (c printer) webhook(w webhooks.Endpoint) {
+	c.Properties("webhook", w.WebhookID, "url", w.URL, "description", w.Description, "state", w.State, "reason", w.StateReason,
 		"events", strings.Join(w.Events, ", "), "format", w.Format, "payload", w.Payload, "preset", w.Preset, "order", w.Order, "dead letters", w.DeadLetter,
 		"authenticates", w.Auth.Type, "created", w.CreatedTime, "revision", int64(w.Revision))
 	var keys [][]any
 	for _, k := range w.Keys {
 		keys = append(keys, []any{k.KeyID, k.Type, k.Fingerprint, k.NotAfter})
 	}
-	c.section([]any{"key", "type", "fingerprint", "signs until"}, keys)
+	c.Section([]any{"key", "type", "fingerprint", "signs until"}, keys)
 }
 
 func webhooksGetCommand() *cobra.Command {
-	return onServer(onWebhook("get", "Show a webhook", `Show how a webhook is configured, and how its deliveries go.`), func(ctx context.Context, s *session, args []string) error {
+	return onServer(onWebhook("get", "Show a webhook", `Show the settings of a webhook and the state of its deliveries.`), func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, get(webhookPath(args[0], "")), func(w webhooks.Endpoint) {
 			s.out.webhook(w)
 			breaker := w.Breaker.State
 			if w.Breaker.Reason != "" {
 				breaker += ", " + w.Breaker.Reason
 			}
-			s.out.printf("\n")
-			s.out.properties("position", int64(w.Position), "backlog", w.Backlog, "waiting", w.Lanes, "blocked", w.Blocked, "given up", w.DeadLetters,
+			s.out.Printf("\n")
+			s.out.Properties("position", int64(w.Position), "backlog", w.Backlog, "waiting", w.Lanes, "blocked", w.Blocked, "given up", w.DeadLetters,
 				"breaker", breaker, "until", w.Breaker.Until, "failing since", w.FailingSince, "last success", w.LastSuccessTime)
 		})
 	})
 }
 
-// secretWebhook is a webhook with a secret that is shown once.
+// secretWebhook is a webhook with a new secret, which is shown only once.
 type secretWebhook struct {
 	webhooks.Endpoint
 	Secret string `json:"secret"`
 }
 
-// writeSecret is write of what answers a secret, which goes to f.
+// writeSecret sends r, whose answer has a secret, and gives the secret to f.
 func writeSecret(ctx context.Context, s *session, w *writeFlags, f secretFile, r request) error {
 	if err := f.check(s); err != nil {
 		return err
@@ -142,8 +144,8 @@ func writeSecret(ctx context.Context, s *session, w *writeFlags, f secretFile, r
 		s.out.webhook(made.Endpoint)
 		var shown string
 		shown, failed = f.keep(made.Secret)
-		s.out.printf("\n")
-		s.out.properties("secret", shown)
+		s.out.Printf("\n")
+		s.out.Properties("secret", shown)
 	})
 	if err == nil {
 		err = failed
@@ -157,12 +159,13 @@ func webhooksCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create FILE",
 		Short: "Register a webhook",
-		Long: `Register a webhook as the JSON in FILE says, or for - on standard input, as
-POST /v1/webhooks takes it:
+		Long: `Register a webhook with the JSON in FILE, or on standard input if FILE is -. It
+has the form of the body of POST /v1/webhooks:
 
   {"url":"https://crm.example/hook","events":["USER_*"]}
 
-The secret that deliveries are signed with is shown this once.`,
+The command prints the secret that signs the deliveries. This is the only time
+it is shown.`,
 		Args: cobra.ExactArgs(1),
 	}
 	w.add(cmd.Flags())
@@ -178,8 +181,8 @@ The secret that deliveries are signed with is shown this once.`,
 
 func webhooksUpdateCommand() *cobra.Command {
 	var w writeFlags
-	cmd := onWebhook("update FILE", "Change how a webhook is configured", `Change the settings of a webhook by the JSON merge patch (RFC 7396) in FILE, or for
-- on standard input; null sets a default:
+	cmd := onWebhook("update FILE", "Change the settings of a webhook", `Change the settings of a webhook with the JSON merge patch (RFC 7396) in FILE,
+or on standard input if FILE is -. null resets a setting to its default:
 
   {"events":["USER_CREATED"],"description":null}`)
 	w.add(cmd.Flags())
@@ -197,7 +200,7 @@ func webhooksStateCommand(name string, state domain.WebhookState, short, long st
 	var reason string
 	cmd := onWebhook(name, short, long)
 	w.add(cmd.Flags())
-	cmd.Flags().StringVar(&reason, "reason", "", "why, in a word; it stays in the log, so nobody's personal data")
+	cmd.Flags().StringVar(&reason, "reason", "", "short reason; the log keeps it forever, so no personal data")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		body, err := json.Marshal(struct {
 			State  domain.WebhookState `json:"state"`
@@ -207,7 +210,7 @@ func webhooksStateCommand(name string, state domain.WebhookState, short, long st
 			return err
 		}
 		return write(ctx, s, &w, w.request("PUT", webhookPath(args[0], "/state"), body), func(e webhooks.Endpoint) {
-			s.out.properties("webhook", e.WebhookID, "state", e.State, "reason", e.StateReason)
+			s.out.Properties("webhook", e.WebhookID, "state", e.State, "reason", e.StateReason)
 		})
 	})
 }
@@ -215,16 +218,16 @@ func webhooksStateCommand(name string, state domain.WebhookState, short, long st
 func webhooksDeleteCommand() *cobra.Command {
 	var w writeFlags
 	var sure bool
-	cmd := onWebhook("delete", "Delete a webhook", `Delete a webhook. Its secrets are destroyed, and what has not been delivered is
-not. It is asked for, unless --yes is given.`)
+	cmd := onWebhook("delete", "Delete a webhook", `Delete a webhook. The server destroys its secrets and sends none of the events
+that wait. The command asks for confirmation, unless --yes is set.`)
 	w.add(cmd.Flags())
-	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVarP(&sure, "yes", "y", false, "do not ask for confirmation")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
-		if err := s.confirm(sure || w.dryRun, "Delete the webhook %s?", printable(args[0])); err != nil {
+		if err := s.confirm(sure || w.dryRun, "Delete the webhook %s?", cli.Printable(args[0])); err != nil {
 			return err
 		}
 		return write(ctx, s, &w, w.request("DELETE", webhookPath(args[0], ""), nil), func(struct{}) {
-			s.out.printf("deleted %s\n", printable(args[0]))
+			s.out.Printf("deleted %s\n", cli.Printable(args[0]))
 		})
 	})
 }
@@ -235,15 +238,16 @@ func webhooksRotateCommand() *cobra.Command {
 	var kind, given string
 	var overlap time.Duration
 	var all bool
-	cmd := onWebhook("rotate-secret", "Change the key a webhook's deliveries are signed with", `Make a new signing key, and show its secret this once. The key of the same type
-before it goes on signing for a while, so that the receiver can change over.`)
+	cmd := onWebhook("rotate-secret", "Replace the signing key of a webhook", `Create a new signing key and print its secret. This is the only time it is
+shown. The previous key of the same type also signs for a while, so that the
+receiver can switch.`)
 	w.add(cmd.Flags())
 	f.add(cmd.Flags(), "secret")
-	cmd.Flags().StringVar(&kind, "type", "", "v1, HMAC-SHA256, or v1a, Ed25519; default v1")
+	cmd.Flags().StringVar(&kind, "type", "", "type of the key: v1 (HMAC-SHA256) or v1a (Ed25519); default v1")
 	cmd.RegisterFlagCompletionFunc("type", complete(string(domain.KeyHMAC), string(domain.KeyEd25519)))
-	cmd.Flags().DurationVar(&overlap, "overlap", 24*time.Hour, "how long the key before it goes on signing, up to 720h")
+	cmd.Flags().DurationVar(&overlap, "overlap", 24*time.Hour, "how long the previous key also signs, up to 720h")
 	cmd.Flags().BoolVar(&all, "all", false, "replace the keys of all types")
-	cmd.Flags().StringVar(&given, "secret-file", "", "file with the secret, instead of making one")
+	cmd.Flags().StringVar(&given, "secret-file", "", "file with a secret to use instead of a new one")
 	return onServer(cmd, func(ctx context.Context, s *session, args []string) error {
 		secret := ""
 		if given != "" {
@@ -266,31 +270,31 @@ before it goes on signing for a while, so that the receiver can change over.`)
 	})
 }
 
-// probe prints what a receiver answered.
-func (c console) probe(p webhooks.Probe) {
-	c.properties("accepted", yes(p.OK), "status", p.Status, "error", p.Error, "took", fmt.Sprintf("%.0f ms", p.DurationMs), "response", p.Response)
+// probe prints a receiver's response to a test or a verification.
+func (c printer) probe(p webhooks.Probe) {
+	c.Properties("accepted", yes(p.OK), "status", p.Status, "error", p.Error, "took", fmt.Sprintf("%.0f ms", p.DurationMs), "response", p.Response)
 }
 
 func webhooksTestCommand() *cobra.Command {
-	return onServer(onWebhook("test", "Send a webhook an event that never happened", `Send a webhook an event of the type WEBHOOK_TEST, signed and in the form of its
-deliveries, and show what the receiver answered.`), func(ctx context.Context, s *session, args []string) error {
+	return onServer(onWebhook("test", "Send a test event to a webhook", `Send a WEBHOOK_TEST event to a webhook, in the format of its deliveries and
+signed like them, and show the receiver's response.`), func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, post(webhookPath(args[0], "/test")), s.out.probe)
 	})
 }
 
 func webhooksVerifyCommand() *cobra.Command {
-	return onServer(onWebhook("verify", "Ask a webhook whether it wants deliveries", `Ask a webhook whether it wants deliveries, as the CloudEvents webhook specification
-has it, and show what it answered.`), func(ctx context.Context, s *session, args []string) error {
+	return onServer(onWebhook("verify", "Ask a receiver whether it accepts deliveries", `Ask a webhook's receiver whether it accepts deliveries, with the handshake of
+the CloudEvents webhook specification, and show its response.`), func(ctx context.Context, s *session, args []string) error {
 		return ask(ctx, s, post(webhookPath(args[0], "/verify")), func(v struct {
 			Answer  webhooks.Probe    `json:"answer"`
 			Webhook webhooks.Endpoint `json:"webhook"`
 		}) {
 			s.out.probe(v.Answer)
-			s.out.properties("state", v.Webhook.State)
+			s.out.Properties("state", v.Webhook.State)
 		})
 	})
 }
 
-// post asks for something to be done that is done again where it is asked for
-// again, so it is sent once.
+// post returns a POST request that the client sends only once, because the
+// server repeats its effect each time.
 func post(path string) request { return request{method: "POST", path: path, revision: -1} }
