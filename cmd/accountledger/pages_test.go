@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -41,13 +42,16 @@ func readPage(t *testing.T, path string) string {
 }
 
 var (
-	codeBlock   = regexp.MustCompile("(?ms)^```.*?^```$")
-	codeSpan    = regexp.MustCompile("`[^`\n]*`")
-	pageLink    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	heading     = regexp.MustCompile(`(?m)^#+ (.*)$`)
-	noAnchor    = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
-	decisionRow = regexp.MustCompile(`(?m)^\| \[(\d+)\]\(#([^)]*)\) \| (.*?) \| (\d{4}-\d\d-\d\d) \| .* \|$`)
-	decision    = regexp.MustCompile(`(?m)^## (\d+)\. (.*)\n\n(\d{4}-\d\d-\d\d)\. `)
+	codeBlock    = regexp.MustCompile("(?ms)^```.*?^```$")
+	codeSpan     = regexp.MustCompile("`[^`\n]*`")
+	pageLink     = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	heading      = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	noAnchor     = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+	decisionRow  = regexp.MustCompile(`(?m)^\| \[(\d+)\]\(#([^)]*)\) \| (.*?) \| (\d{4}-\d\d-\d\d) \| .* \|$`)
+	commandStart = regexp.MustCompile(`(?m)^(curl |accountledger )`)
+	subMember    = regexp.MustCompile(`"sub":"([0-9a-f-]{36})"`)
+	demoHeading  = regexp.MustCompile(`(?m)^[ 1]\d\. (.*)$`)
+	decision     = regexp.MustCompile(`(?m)^## (\d+)\. (.*)\n\n(\d{4}-\d\d-\d\d)\. `)
 )
 
 // anchors are the fragments that lead to the headings of a page, as GitHub
@@ -157,5 +161,58 @@ func TestImportTable(t *testing.T) {
 	}
 	for name := range maps.Keys(shown) {
 		t.Errorf("ARCHITECTURE.md says what %s may import, and the test has no such package", name)
+	}
+}
+
+// TestSession runs the first session of README.md on a server, line by line.
+func TestSession(t *testing.T) {
+	t.Parallel()
+	for _, program := range []string{"bash", "curl"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skip(err)
+		}
+	}
+	_, session, _ := strings.Cut(readPage(t, filepath.Join(root, "README.md")), "## A first session\n")
+	_, session, _ = strings.Cut(session, "```sh\n")
+	session, _, ok := strings.Cut(session, "```")
+	if !ok {
+		t.Fatal("README.md has no first session")
+	}
+	dir := t.TempDir()
+	p := startServer(t, filepath.Join(dir, "data"))
+	session = strings.NewReplacer("http://127.0.0.1:8080", p.url, "bin/accountledger", "accountledger", "curl ", "curl -sS --fail-with-body ").Replace(session)
+	setting, commands, _ := strings.Cut(session, "\n\n")
+	sub := ""
+	ran := 0
+	for _, command := range commandStart.Split(commands, -1)[1:] {
+		cmd := exec.CommandContext(t.Context(), "bash", "-c", setting+"\n"+commandStart.FindAllString(commands, -1)[ran]+strings.ReplaceAll(command, "<sub>", sub))
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", command, err, out)
+		}
+		if m := subMember.FindSubmatch(out); m != nil && sub == "" {
+			sub = string(m[1])
+		}
+		ran++
+	}
+	if sub == "" || ran < 7 {
+		t.Errorf("ran %d commands, and the account is %q", ran, sub)
+	}
+}
+
+// TestExcerpt compares the headings of the demo's output in README.md with
+// those in the code of the demo.
+func TestExcerpt(t *testing.T) {
+	t.Parallel()
+	code := readPage(t, "demo.go") + readPage(t, "demolife.go")
+	headings := demoHeading.FindAllStringSubmatch(readPage(t, filepath.Join(root, "README.md")), -1)
+	if len(headings) < 4 {
+		t.Errorf("the excerpt has %d headings", len(headings))
+	}
+	for _, m := range headings {
+		if !strings.Contains(code, m[1]) {
+			t.Errorf("the demo does not print the heading %q", m[1])
+		}
 	}
 }
