@@ -135,6 +135,53 @@ func (e AccountCreated) evolve(a Account, x Entry) Account {
 	return a
 }
 
+func (e AccountCreated) public(x Entry) []publicEvent {
+	created := UserCreated{
+		Sub: x.Sub(), Email: e.Profile.Email, GivenName: e.Profile.GivenName, FamilyName: e.Profile.FamilyName,
+		EmailVerified: e.Profile.EmailVerified, MobileNumber: e.Profile.MobileNumber, Locale: e.Profile.Locale, Status: e.Status, Provider: e.Provider,
+		CreatedTime: x.OccurredTime(), CustomFields: merged(e.CustomFields, e.ClearCustomFields),
+	}
+	events := []publicEvent{{"USER_CREATED", created}}
+	if e.Origin == OriginRegistered {
+		events = append(events, publicEvent{"USER_REGISTERED", userRegistered{created, e.Registration}})
+	}
+	for _, g := range e.Groups {
+		events = append(events, g.public(x)...)
+	}
+	return events
+}
+
+func (AccountCreated) catalogue() []PublicType {
+	return []PublicType{
+		{Name: "USER_CREATED", When: "there is a new account, however it came about", Data: UserCreated{}, Aliases: []Alias{
+			{"ACCOUNT_CREATED_WITH_CIDAAS_IDENTITY", "with an identity of provider self", func(data any) bool { return data.(UserCreated).Provider == ProviderSelf }},
+			{"ACCOUNT_CREATED_WITH_SOCIAL_IDENTITY", "with an identity of another provider", func(data any) bool { return data.(UserCreated).Provider != ProviderSelf }},
+		}},
+		{Name: "USER_REGISTERED", When: "somebody registered; USER_CREATED is told beside it", Data: userRegistered{}},
+	}
+}
+
+// UserCreated is the data of USER_CREATED. It is exported because USER_REGISTERED
+// embeds it, and schemas leave out embedded types that are not exported.
+type UserCreated struct {
+	Sub           string                    `json:"sub"`
+	Email         string                    `json:"email,omitzero"`
+	EmailVerified bool                      `json:"email_verified"`
+	MobileNumber  string                    `json:"mobile_number,omitzero"`
+	Locale        string                    `json:"locale,omitzero"`
+	GivenName     string                    `json:"given_name,omitzero"`
+	FamilyName    string                    `json:"family_name,omitzero"`
+	Status        Status                    `json:"userStatus"`
+	Provider      string                    `json:"provider"`
+	CreatedTime   time.Time                 `json:"createdTime"`
+	CustomFields  map[string]jsontext.Value `json:"customFields"`
+}
+
+type userRegistered struct {
+	UserCreated
+	Situation
+}
+
 // accountEvent is an event of an account's stream.
 type accountEvent interface {
 	Event

@@ -1,25 +1,8 @@
 package domain
 
-import (
-	"slices"
-
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
-)
-
-// verified reports whether a flag was set by the change.
-func (u userUpdated) verified(flag string) bool {
-	changes, ok := u.Changes.(jsontext.Value)
-	if !ok || !slices.Contains(u.Fields, flag) {
-		return false
-	}
-	var members map[string]jsontext.Value
-	return json.Unmarshal(changes, &members, trusted) == nil && string(members[flag]) == "true"
-}
-
 // aliases are the further names of p.
 func (p publicEvent) aliases() (names []string) {
-	for _, a := range catalogued[p.name].Aliases {
+	for _, a := range publicTypes[p.name].Aliases {
 		if a.when == nil || a.when(p.data) {
 			names = append(names, a.Name)
 		}

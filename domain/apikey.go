@@ -49,6 +49,14 @@ type APIKeyCreated struct {
 
 func (APIKeyCreated) eventType() string { return "api-key.created.v1" }
 
+func (e APIKeyCreated) public(Entry) []publicEvent {
+	return objectSet("API_KEY", true, e.KeyID, []string{"name", "scopes", "expiresTime"})
+}
+
+func (APIKeyCreated) catalogue() []PublicType {
+	return []PublicType{{Name: "API_KEY_CREATED", When: "an API key is made", Data: configChanged{}}}
+}
+
 // APIKeyUpdated sets an API key anew.
 type APIKeyUpdated struct {
 	KeyID    string         `json:"keyId" pii:"clear"`
@@ -58,12 +66,26 @@ type APIKeyUpdated struct {
 
 func (APIKeyUpdated) eventType() string { return "api-key.updated.v1" }
 
+func (e APIKeyUpdated) public(Entry) []publicEvent {
+	return objectSet("API_KEY", false, e.KeyID, e.Fields)
+}
+
+func (APIKeyUpdated) catalogue() []PublicType {
+	return []PublicType{{Name: "API_KEY_UPDATED", When: "an API key is changed", Data: configChanged{}}}
+}
+
 // APIKeyRevoked ends an API key for good.
 type APIKeyRevoked struct {
 	KeyID string `json:"keyId" pii:"clear"`
 }
 
 func (APIKeyRevoked) eventType() string { return "api-key.revoked.v1" }
+
+func (e APIKeyRevoked) public(Entry) []publicEvent { return objectDeleted("API_KEY", e.KeyID) }
+
+func (APIKeyRevoked) catalogue() []PublicType {
+	return objectDeletedTypes("API_KEY", "an API key is revoked")
+}
 
 // APIKeyStream is the stream of all API keys. It is apart from the
 // configuration so that a key can be revoked whatever else is under way.

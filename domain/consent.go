@@ -60,6 +60,14 @@ func (e ConsentDefinitionSet) evolve(c *Config, x Entry) {
 	c.Consents[e.ConsentID] = Consent{e.ConsentID, e.Name, e.Purpose, e.LegalBasis, versions, x.Revision}
 }
 
+func (e ConsentDefinitionSet) public(Entry) []publicEvent {
+	return objectSet("CONSENT_DEFINITION", e.Created, e.ConsentID, e.Fields)
+}
+
+func (ConsentDefinitionSet) catalogue() []PublicType {
+	return objectSetTypes("CONSENT_DEFINITION", "a consent")
+}
+
 // ConsentDefinitionDeleted removes a consent nobody has decided on.
 type ConsentDefinitionDeleted struct {
 	ConsentID string `json:"consentId" pii:"clear"`
@@ -68,6 +76,14 @@ type ConsentDefinitionDeleted struct {
 func (ConsentDefinitionDeleted) eventType() string { return "consent-definition.deleted.v1" }
 
 func (e ConsentDefinitionDeleted) evolve(c *Config, _ Entry) { delete(c.Consents, e.ConsentID) }
+
+func (e ConsentDefinitionDeleted) public(Entry) []publicEvent {
+	return objectDeleted("CONSENT_DEFINITION", e.ConsentID)
+}
+
+func (ConsentDefinitionDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("CONSENT_DEFINITION", "a consent is deleted")
+}
 
 // PutConsent defines a consent, or changes it. Versions are all there are to
 // be: those published, unchanged, and then new ones.
@@ -257,6 +273,25 @@ func (e ConsentDecided) evolve(a Account, x Entry) Account {
 	}
 	a.CombinedFrom = decidedSince(a.CombinedFrom, e.ConsentID)
 	return a
+}
+
+func (e ConsentDecided) public(x Entry) []publicEvent {
+	return []publicEvent{{"CONSENT_" + strings.ToUpper(string(e.Status)), consentDecided{x.Sub(), e.ConsentID, e.Version, e.Decision(x).Time}}}
+}
+
+func (ConsentDecided) catalogue() []PublicType {
+	return []PublicType{
+		{Name: "CONSENT_ACCEPTED", When: "a version of a consent is accepted", Data: consentDecided{}},
+		{Name: "CONSENT_DECLINED", When: "a version of a consent is declined", Data: consentDecided{}},
+		{Name: "CONSENT_REVOKED", When: "an accepted consent is revoked", Data: consentDecided{}},
+	}
+}
+
+type consentDecided struct {
+	Sub       string    `json:"sub"`
+	ConsentID string    `json:"consentId"`
+	Version   int       `json:"version"`
+	Time      time.Time `json:"time"`
 }
 
 // decidedSince returns merged without what they brought along of a consent:

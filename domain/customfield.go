@@ -52,6 +52,10 @@ func (e CustomFieldsUpdated) evolve(a Account, _ Entry) Account {
 	return a
 }
 
+func (e CustomFieldsUpdated) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_UPDATED", userUpdated{x.Sub(), "", x.OccurredTime(), prefixed("customFields.", e.Fields), map[string]any{"customFields": e.all()}}}}
+}
+
 // all are the values of e, wherever it keeps them.
 func (e CustomFieldsUpdated) all() map[string]jsontext.Value { return merged(e.Values, e.ClearValues) }
 

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/go-json-experiment/json"
-
 	"accountledger/eventstore"
 )
 
@@ -33,6 +31,23 @@ func (e DeletionScheduled) evolve(a Account, _ Entry) Account {
 	return a
 }
 
+func (e DeletionScheduled) public(x Entry) []publicEvent {
+	return []publicEvent{
+		{"USER_DELETION_SCHEDULED", deletionScheduled{x.Sub(), e.DueTime}},
+		{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, StatusDeleted, x.Meta.ReasonCode}},
+	}
+}
+
+func (DeletionScheduled) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_DELETION_SCHEDULED", When: "the account is to be erased when its grace is over", Data: deletionScheduled{},
+		Aliases: []Alias{{"ACCOUNT_DELETION_SCHEDULED", "", nil}}}}
+}
+
+type deletionScheduled struct {
+	Sub     string    `json:"sub"`
+	DueTime time.Time `json:"dueTime"`
+}
+
 // DeletionCancelled restores an account whose deletion was scheduled.
 type DeletionCancelled struct {
 	To     Status `json:"to" pii:"clear"`
@@ -47,23 +62,45 @@ func (e DeletionCancelled) evolve(a Account, _ Entry) Account {
 	return a
 }
 
+func (e DeletionCancelled) public(x Entry) []publicEvent {
+	return []publicEvent{
+		{"USER_DELETION_CANCELLED", deletionCancelled{x.Sub(), e.To}},
+		{"USER_STATUS_CHANGED", statusChanged{x.Sub(), StatusDeleted, e.To, x.Meta.ReasonCode}},
+	}
+}
+
+func (DeletionCancelled) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_DELETION_CANCELLED", When: "the account is not to be erased after all", Data: deletionCancelled{}}}
+}
+
+type deletionCancelled struct {
+	Sub    string `json:"sub"`
+	Status Status `json:"userStatus"` // restored
+}
+
 // AccountErased ends an account: its personal data is gone. It is the last
 // event of its commit, and nothing of it is sealed.
 type AccountErased struct {
 	KeyID string `json:"kid" pii:"clear"` // the destroyed key, in hexadecimal
 }
 
-func (AccountErased) eventType() string { return ErasedType }
-
-// The types of the events that end an account. ErasedType explains why sealed
-// parts are missing.
-const (
-	ErasedType           = "account.erased.v1"
-	ErasureCompletedType = "account.erasure-completed.v1"
-)
+func (AccountErased) eventType() string { return "account.erased.v1" }
 
 func (AccountErased) evolve(a Account, x Entry) Account {
 	return Account{Sub: a.Sub, Status: StatusDeleted, CreatedTime: a.CreatedTime, ErasedTime: x.Time, commands: a.commands}
+}
+
+func (AccountErased) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
+}
+
+func (AccountErased) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_DELETED", When: "the account has ended and its personal data is destroyed", Data: subOnly{},
+		Aliases: []Alias{{"ACCOUNT_DELETED", "", nil}}}}
+}
+
+type subOnly struct {
+	Sub string `json:"sub"`
 }
 
 // ErasureCompleted says that the key is destroyed and nothing sealed under it
@@ -72,12 +109,14 @@ type ErasureCompleted struct {
 	KeyID string `json:"kid" pii:"clear"`
 }
 
-func (ErasureCompleted) eventType() string { return ErasureCompletedType }
+func (ErasureCompleted) eventType() string { return "account.erasure-completed.v1" }
 
 func (ErasureCompleted) evolve(a Account, _ Entry) Account {
 	a.erasureCompleted = true
 	return a
 }
+
+func (ErasureCompleted) public(Entry) []publicEvent { return internal } // USER_DELETED has told of it
 
 // erasures are the other accounts that end when a does: those combined into it.
 func erasures(a Account) []string { return a.subs()[1:] }
@@ -186,13 +225,17 @@ func (c CompleteErasure) decide(_ Setting, a Account) ([]Event, error) {
 	return []Event{ErasureCompleted(c)}, nil
 }
 
-// ErasedKey reads from the clear bytes of an ErasedType event which key was
-// destroyed: for verifiers, who decode no events.
-func ErasedKey(clear []byte) (key eventstore.KeyID, ok bool) {
-	var d document[AccountErased]
-	if err := json.Unmarshal(clear, &d); err != nil {
+// ErasedKey returns the key that was destroyed, given the stored type and the
+// clear bytes of an AccountErased. Of other and of malformed events ok is false.
+func ErasedKey(storedType string, clear []byte) (key eventstore.KeyID, ok bool) {
+	event, _, err := DecodeEvent(storedType, clear, nil)
+	if err != nil {
 		return key, false
 	}
-	id, err := hex.DecodeString(d.Data.KeyID)
+	erased, ok := event.(AccountErased)
+	if !ok {
+		return key, false
+	}
+	id, err := hex.DecodeString(erased.KeyID)
 	return key, err == nil && copy(key[:], id) == len(key)
 }

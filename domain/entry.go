@@ -1,6 +1,7 @@
 package domain
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -61,7 +62,7 @@ func (m Metadata) WithRequest(id, hash string) Metadata {
 // Entry is one event of the log, opened and decoded.
 type Entry struct {
 	ID       uuid.UUID
-	Type     string // as recorded, before upcasting
+	Type     string // current, after upcasting; see CurrentType
 	Stream   string
 	Revision eventstore.Revision
 	Position eventstore.Position
@@ -70,7 +71,8 @@ type Entry struct {
 	Event    Event
 	Erased   bool // its personal fields are gone
 
-	keyID eventstore.KeyID
+	keyID      eventstore.KeyID
+	storedType string // what the sealed part is bound to; "": Type
 }
 
 // OccurredTime is when x became true in the world: its effective time, or
@@ -132,14 +134,14 @@ func (c Codec) encode(x Entry, key eventstore.KeyID) (eventstore.Event, error) {
 
 // place is what the sealed part of x is bound to.
 func (x Entry) place() seal.Context {
-	return seal.Context{EventID: x.ID, Stream: x.Stream, Revision: x.Revision, Type: x.Type}
+	return seal.Context{EventID: x.ID, Stream: x.Stream, Revision: x.Revision, Type: cmp.Or(x.storedType, x.Type)}
 }
 
 // Decode opens and decodes what the log holds. Of an event whose personal
 // part was erased, or whose key was destroyed, it gives the clear fields.
 func (c Codec) Decode(rec eventstore.Recorded) (Entry, error) {
 	x := Entry{
-		ID: rec.ID, Type: rec.Type, Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position,
+		ID: rec.ID, Type: CurrentType(rec.Type), storedType: rec.Type, Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position,
 		Time: rec.Time, Erased: rec.Erased(), keyID: rec.KeyID,
 	}
 	var personal []byte

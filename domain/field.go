@@ -59,6 +59,12 @@ func (e FieldSet) evolve(c *Config, x Entry) {
 	c.hidden = hidden(c.Fields)
 }
 
+func (e FieldSet) public(Entry) []publicEvent {
+	return objectSet("FIELD", e.Created, e.Field.FieldKey, e.Fields)
+}
+
+func (FieldSet) catalogue() []PublicType { return objectSetTypes("FIELD", "a custom field") }
+
 // FieldDeleted removes a definition. Values stay, as those of any field that
 // is not defined.
 type FieldDeleted struct {
@@ -70,6 +76,12 @@ func (FieldDeleted) eventType() string { return "field.deleted.v1" }
 func (e FieldDeleted) evolve(c *Config, _ Entry) {
 	delete(c.Fields, e.FieldKey)
 	c.hidden = hidden(c.Fields)
+}
+
+func (e FieldDeleted) public(Entry) []publicEvent { return objectDeleted("FIELD", e.FieldKey) }
+
+func (FieldDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("FIELD", "a custom field is deleted")
 }
 
 // claim is the kind of identifier that values of the field are: "" if other

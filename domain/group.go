@@ -139,6 +139,12 @@ func (e GroupTypeSet) evolve(c *Config, x Entry) {
 	c.GroupTypes[e.GroupType] = GroupType{GroupType: e.GroupType, RoleMode: e.RoleMode, AllowedRoles: e.AllowedRoles, Revision: x.Revision}
 }
 
+func (e GroupTypeSet) public(Entry) []publicEvent {
+	return objectSet("GROUP_TYPE", e.Created, e.GroupType, e.Fields)
+}
+
+func (GroupTypeSet) catalogue() []PublicType { return objectSetTypes("GROUP_TYPE", "a group type") }
+
 // GroupTypeDeleted removes a group type that no group has.
 type GroupTypeDeleted struct {
 	GroupType string `json:"groupType" pii:"clear"`
@@ -147,6 +153,14 @@ type GroupTypeDeleted struct {
 func (GroupTypeDeleted) eventType() string { return "group-type.deleted.v1" }
 
 func (e GroupTypeDeleted) evolve(c *Config, _ Entry) { delete(c.GroupTypes, e.GroupType) }
+
+func (e GroupTypeDeleted) public(Entry) []publicEvent {
+	return objectDeleted("GROUP_TYPE", e.GroupType)
+}
+
+func (GroupTypeDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("GROUP_TYPE", "a group type is deleted")
+}
 
 // GroupSet defines a group, or changes one: what is in it, and where it is.
 type GroupSet struct {
@@ -167,6 +181,12 @@ func (e GroupSet) evolve(c *Config, x Entry) {
 		Description: e.Description, CustomFields: e.CustomFields, System: c.Groups[e.GroupID].System, Revision: x.Revision}
 }
 
+func (e GroupSet) public(Entry) []publicEvent {
+	return objectSet("GROUP", e.Created, e.GroupID, e.Fields)
+}
+
+func (GroupSet) catalogue() []PublicType { return objectSetTypes("GROUP", "a group") }
+
 // GroupDeleted removes an empty group.
 type GroupDeleted struct {
 	GroupID string `json:"groupId" pii:"clear"`
@@ -175,6 +195,12 @@ type GroupDeleted struct {
 func (GroupDeleted) eventType() string { return "group.deleted.v1" }
 
 func (e GroupDeleted) evolve(c *Config, _ Entry) { delete(c.Groups, e.GroupID) }
+
+func (e GroupDeleted) public(Entry) []publicEvent { return objectDeleted("GROUP", e.GroupID) }
+
+func (GroupDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("GROUP", "a group is deleted")
+}
 
 // PutGroupType defines a group type, or changes one. A change that
 // memberships break is refused.

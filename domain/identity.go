@@ -91,6 +91,24 @@ func (e IdentityLinked) evolve(a Account, x Entry) Account {
 	return a
 }
 
+func (e IdentityLinked) public(x Entry) []publicEvent {
+	return []publicEvent{{"IDENTITY_LINKED", identityChanged{x.Sub(), e.IdentityID, e.Provider}}}
+}
+
+func (IdentityLinked) catalogue() []PublicType {
+	return []PublicType{{Name: "IDENTITY_LINKED", When: "a way to sign in is added", Data: identityChanged{},
+		Aliases: []Alias{{"ACCOUNT_CIDAASIDENTITY_ADDED", "of provider self", ofSelf}, {"ACCOUNT_SOCIALIDENTITY_ADDED", "of another provider", ofOthers}}}}
+}
+
+type identityChanged struct {
+	Sub        string `json:"sub"`
+	IdentityID string `json:"identityId"`
+	Provider   string `json:"provider"`
+}
+
+func ofSelf(data any) bool   { return data.(identityChanged).Provider == ProviderSelf }
+func ofOthers(data any) bool { return !ofSelf(data) }
+
 // IdentityUnlinked removes a way to sign in from the account.
 type IdentityUnlinked struct {
 	IdentityID string `json:"identityId" pii:"clear"`
@@ -103,6 +121,15 @@ func (e IdentityUnlinked) evolve(a Account, _ Entry) Account {
 	a.Identities = ranked(slices.DeleteFunc(slices.Clone(a.Identities), func(i Identity) bool { return i.IdentityID == e.IdentityID }))
 	a.UserIDs = userIDs(a)
 	return a
+}
+
+func (e IdentityUnlinked) public(x Entry) []publicEvent {
+	return []publicEvent{{"IDENTITY_UNLINKED", identityChanged{x.Sub(), e.IdentityID, e.Provider}}}
+}
+
+func (IdentityUnlinked) catalogue() []PublicType {
+	return []PublicType{{Name: "IDENTITY_UNLINKED", When: "a way to sign in is removed", Data: identityChanged{},
+		Aliases: []Alias{{"ACCOUNT_CIDAASIDENTITY_REMOVED", "of provider self", ofSelf}, {"ACCOUNT_SOCIALIDENTITY_REMOVED", "of another provider", ofOthers}}}}
 }
 
 // ProfileUpdated changes what an identity says about its person.
@@ -124,6 +151,38 @@ func (e ProfileUpdated) evolve(a Account, x Entry) Account {
 	}
 	a.UserIDs = userIDs(a)
 	return a
+}
+
+func (e ProfileUpdated) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_UPDATED", userUpdated{x.Sub(), e.IdentityID, x.OccurredTime(), e.Fields, e.Changes}}}
+}
+
+func (ProfileUpdated) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_UPDATED", When: "the profile, an identifier, a custom field or a verification changes", Data: userUpdated{},
+		From: typesOf(ProfileUpdated{}, CustomFieldsUpdated{}),
+		Aliases: []Alias{
+			{"ACCOUNT_EMAIL_VERIFIED", "that verify an e-mail address", func(data any) bool { return data.(userUpdated).verified("email_verified") }},
+			{"ACCOUNT_MOBILE_NO_VERIFIED", "that verify a mobile number", func(data any) bool { return data.(userUpdated).verified("mobile_number_verified") }},
+			{"ACCOUNT_MODIFIED", "", nil},
+		}}}
+}
+
+type userUpdated struct {
+	Sub        string    `json:"sub"`
+	IdentityID string    `json:"identityId,omitzero"`
+	Timestamp  time.Time `json:"timestamp"`
+	Fields     []string  `json:"fields"`
+	Changes    any       `json:"changes,omitzero"`
+}
+
+// verified reports whether a flag was set by the change.
+func (u userUpdated) verified(flag string) bool {
+	changes, ok := u.Changes.(jsontext.Value)
+	if !ok || !slices.Contains(u.Fields, flag) {
+		return false
+	}
+	var members map[string]jsontext.Value
+	return json.Unmarshal(changes, &members, trusted) == nil && string(members[flag]) == "true"
 }
 
 // NewIdentity is an identity to be: of a new account, or to be linked.

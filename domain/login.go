@@ -40,6 +40,27 @@ func (e LoginRecorded) evolve(a Account, x Entry) Account {
 	return a
 }
 
+func (e LoginRecorded) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_LOGIN", userLogin{x.Sub(), e.IdentityID, e.Provider, e.Method, "", x.OccurredTime(), e.Situation}}}
+}
+
+func (LoginRecorded) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_LOGIN", When: "somebody logs in", Data: userLogin{}, Aliases: []Alias{
+		{"LOGIN_WITH_CIDAAS", "with provider self", func(data any) bool { return data.(userLogin).Provider == ProviderSelf }},
+		{"LOGIN_WITH_SOCIAL", "with another provider", func(data any) bool { return data.(userLogin).Provider != ProviderSelf }},
+	}}}
+}
+
+type userLogin struct {
+	Sub        string       `json:"sub"`
+	IdentityID string       `json:"identity,omitzero"`
+	Provider   string       `json:"provider"`
+	Method     string       `json:"method,omitzero"`
+	Reason     LoginRefusal `json:"reason,omitzero"`
+	Time       time.Time    `json:"time"`
+	Situation
+}
+
 // LoginFailed says that somebody wanted to log in to the account, which may
 // not be logged in to.
 type LoginFailed struct {
@@ -54,6 +75,15 @@ func (LoginFailed) eventType() string { return "account.login-failed.v1" }
 
 func (LoginFailed) evolve(a Account, _ Entry) Account { return a }
 
+func (e LoginFailed) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_LOGIN_FAILED", userLogin{x.Sub(), e.IdentityID, e.Provider, e.Method, e.Reason, x.OccurredTime(), e.Situation}}}
+}
+
+func (LoginFailed) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_LOGIN_FAILED", When: "somebody may not log in to an account there is", Data: userLogin{},
+		Aliases: []Alias{{"LOGIN_FAILURE", "", nil}}}}
+}
+
 // UnknownLogin says that somebody wanted to log in to an account that there is
 // not. Nothing in it is anybody's: not even what was typed.
 type UnknownLogin struct {
@@ -62,6 +92,8 @@ type UnknownLogin struct {
 }
 
 func (UnknownLogin) eventType() string { return "login.unknown.v1" }
+
+func (UnknownLogin) public(Entry) []publicEvent { return internal } // it is nobody's, and subscribers follow accounts
 
 // LoginsStream is the stream of the logins that belong to no account. It is
 // only ever appended to, at whatever revision it is at, so those who write to

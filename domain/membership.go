@@ -63,6 +63,21 @@ func (e GroupJoined) evolve(a Account, x Entry) Account {
 	return a
 }
 
+func (e GroupJoined) public(x Entry) []publicEvent {
+	return []publicEvent{{"GROUP_MEMBER_ADDED", memberChanged{x.Sub(), e.GroupID, e.Roles}}}
+}
+
+func (GroupJoined) catalogue() []PublicType {
+	return []PublicType{{Name: "GROUP_MEMBER_ADDED", When: "the account becomes a member of a group", Data: memberChanged{},
+		From: typesOf(AccountCreated{}, GroupJoined{})}}
+}
+
+type memberChanged struct {
+	Sub     string   `json:"sub"`
+	GroupID string   `json:"groupId"`
+	Roles   []string `json:"roles"`
+}
+
 func (e GroupJoined) membership(x Entry) Membership {
 	return Membership{GroupID: e.GroupID, GroupType: e.GroupType, Path: e.Path, Roles: e.Roles, JoinedTime: x.OccurredTime()}
 }
@@ -87,6 +102,14 @@ func (e GroupRolesChanged) evolve(a Account, _ Entry) Account {
 	}
 	a.CombinedFrom = setSince(a.CombinedFrom, e.GroupID)
 	return a
+}
+
+func (e GroupRolesChanged) public(x Entry) []publicEvent {
+	return []publicEvent{{"GROUP_MEMBER_ROLES_CHANGED", memberChanged{x.Sub(), e.GroupID, e.Roles}}}
+}
+
+func (GroupRolesChanged) catalogue() []PublicType {
+	return []PublicType{{Name: "GROUP_MEMBER_ROLES_CHANGED", When: "a member's roles in a group change", Data: memberChanged{}}}
 }
 
 // setSince returns merged without what they brought along to a group: its
@@ -153,6 +176,19 @@ func (e GroupLeft) evolve(a Account, _ Entry) Account {
 	a.Groups = slices.DeleteFunc(slices.Clone(a.Groups), func(m Membership) bool { return m.GroupID == e.GroupID })
 	a.CombinedFrom = setSince(a.CombinedFrom, e.GroupID)
 	return a
+}
+
+func (e GroupLeft) public(x Entry) []publicEvent {
+	return []publicEvent{{"GROUP_MEMBER_REMOVED", groupLeft{x.Sub(), e.GroupID}}}
+}
+
+func (GroupLeft) catalogue() []PublicType {
+	return []PublicType{{Name: "GROUP_MEMBER_REMOVED", When: "the account is no longer a member of a group", Data: groupLeft{}}}
+}
+
+type groupLeft struct {
+	Sub     string `json:"sub"`
+	GroupID string `json:"groupId"`
 }
 
 // maxGroups keeps an account a small document.

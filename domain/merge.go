@@ -86,6 +86,22 @@ func (e AccountMerged) evolve(a Account, x Entry) Account {
 	return a.regroup().reconsent()
 }
 
+func (e AccountMerged) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_COMBINED", combinedChanged{x.Sub(), e.From, e.IdentityIDs, prefixed("customFields.", e.Conflicts)}}}
+}
+
+func (AccountMerged) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_COMBINED", When: "another account is merged into the account", Data: combinedChanged{},
+		Aliases: []Alias{{"COMBINED", "", nil}}}}
+}
+
+type combinedChanged struct {
+	Sub         string   `json:"sub"`         // of the account that goes on
+	CombinedSub string   `json:"combinedSub"` // of the one that was merged into it, or is its own again
+	IdentityIDs []string `json:"identityIds"`
+	Conflicts   []string `json:"conflicts,omitzero"` // members of which the first account kept its own value
+}
+
 // AccountCombined ends an account that was merged into another: that one has
 // its identities now, and its identifiers lead there.
 type AccountCombined struct {
@@ -99,6 +115,10 @@ func (e AccountCombined) evolve(a Account, _ Entry) Account {
 	a.Status, a.StatusReason, a.CombinedInto = StatusCombined, "", e.Into
 	a.Identities, a.UserIDs = []Identity{}, []UserID{}
 	return a
+}
+
+func (e AccountCombined) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, StatusCombined, x.Meta.ReasonCode}}}
 }
 
 // AccountSeparated takes back a merge in the account that survived it.
@@ -128,6 +148,14 @@ func (e AccountSeparated) evolve(a Account, _ Entry) Account {
 	return a.regroup().reconsent()
 }
 
+func (e AccountSeparated) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_SEPARATED", combinedChanged{x.Sub(), e.From, e.IdentityIDs, nil}}}
+}
+
+func (AccountSeparated) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_SEPARATED", When: "a merge is undone", Data: combinedChanged{}}}
+}
+
 // AccountRestored makes an account that was combined its own again, with its
 // identities as they have become.
 type AccountRestored struct {
@@ -142,7 +170,7 @@ type AccountRestored struct {
 // should be told before what came earlier in either of them, or after what came
 // later. It is "" for all other events.
 func Joined(rec eventstore.Recorded) (stream string) {
-	switch rec.Type {
+	switch CurrentType(rec.Type) {
 	case AccountMerged{}.eventType(), AccountCombined{}.eventType(), AccountSeparated{}.eventType(), AccountRestored{}.eventType():
 	default:
 		return ""
@@ -173,6 +201,10 @@ func (e AccountRestored) evolve(a Account, _ Entry) Account {
 	return a
 }
 
+func (e AccountRestored) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), StatusCombined, e.To, x.Meta.ReasonCode}}}
+}
+
 // IdentitiesReturned follows AccountRestored for each account that had been
 // merged into the restored one before: it is sealed under that one's key.
 type IdentitiesReturned struct {
@@ -188,6 +220,8 @@ func (e IdentitiesReturned) evolve(a Account, _ Entry) Account {
 	a.UserIDs = userIDs(a)
 	return a
 }
+
+func (IdentitiesReturned) public(Entry) []publicEvent { return internal } // USER_SEPARATED has told of them
 
 // ranked marks all identities of provider self but the first as secondary. It
 // changes the slice it is given.

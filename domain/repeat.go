@@ -89,6 +89,8 @@ type CommandRemembered struct {
 
 func (CommandRemembered) eventType() string { return "command.remembered.v1" }
 
+func (CommandRemembered) public(Entry) []publicEvent { return internal } // bookkeeping: nothing happened
+
 func commandStream(id string) string { return "command-" + id }
 
 // remember makes the write that remembers what c came to in a stream, of the

@@ -40,6 +40,12 @@ func (e RoleSet) evolve(c *Config, x Entry) {
 	c.Roles[e.Role] = Role{Role: e.Role, Name: e.Name, Description: e.Description, System: c.Roles[e.Role].System, Revision: x.Revision}
 }
 
+func (e RoleSet) public(Entry) []publicEvent {
+	return objectSet("ROLE", e.Created, e.Role, e.Fields)
+}
+
+func (RoleSet) catalogue() []PublicType { return objectSetTypes("ROLE", "a role") }
+
 // RoleDeleted removes a role that nobody has.
 type RoleDeleted struct {
 	Role string `json:"role" pii:"clear"`
@@ -48,6 +54,10 @@ type RoleDeleted struct {
 func (RoleDeleted) eventType() string { return "role.deleted.v1" }
 
 func (e RoleDeleted) evolve(c *Config, _ Entry) { delete(c.Roles, e.Role) }
+
+func (e RoleDeleted) public(Entry) []publicEvent { return objectDeleted("ROLE", e.Role) }
+
+func (RoleDeleted) catalogue() []PublicType { return objectDeletedTypes("ROLE", "a role is deleted") }
 
 // objectID is what an operator may call a role, a group, a consent.
 var objectID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)

@@ -85,16 +85,7 @@ type SchedulePlanned struct {
 	SetupID       string       `json:"setupId,omitzero" pii:"clear"`
 }
 
-func (SchedulePlanned) eventType() string { return SchedulePlannedType }
-
-// The types of the events that move what is planned, for followers that know
-// no others.
-const (
-	SchedulePlannedType   = "account.schedule-planned.v1"
-	SchedulePostponedType = "account.schedule-postponed.v1"
-	ScheduleCancelledType = "account.schedule-cancelled.v1"
-	ScheduleExecutedType  = "account.schedule-executed.v1"
-)
+func (SchedulePlanned) eventType() string { return "account.schedule-planned.v1" }
 
 func (e SchedulePlanned) evolve(a Account, _ Entry) Account {
 	a.Schedules = append(slices.Clip(a.Schedules), Schedule{
@@ -104,6 +95,19 @@ func (e SchedulePlanned) evolve(a Account, _ Entry) Account {
 	return a
 }
 
+func (e SchedulePlanned) public(x Entry) []publicEvent {
+	return []publicEvent{{"SCHEDULE_PLANNED", schedulePlanned{x.Sub(), e}}}
+}
+
+func (SchedulePlanned) catalogue() []PublicType {
+	return []PublicType{{Name: "SCHEDULE_PLANNED", When: "something is planned for the account", Data: schedulePlanned{}}}
+}
+
+type schedulePlanned struct {
+	Sub string `json:"sub"`
+	SchedulePlanned
+}
+
 // SchedulePostponed moves a schedule to another time, later or earlier.
 type SchedulePostponed struct {
 	ScheduleID string    `json:"scheduleId" pii:"clear"`
@@ -111,10 +115,23 @@ type SchedulePostponed struct {
 	DueTime    time.Time `json:"dueTime" pii:"clear"`
 }
 
-func (SchedulePostponed) eventType() string { return SchedulePostponedType }
+func (SchedulePostponed) eventType() string { return "account.schedule-postponed.v1" }
 
 func (e SchedulePostponed) evolve(a Account, _ Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) { s.DueTime = e.DueTime })
+}
+
+func (e SchedulePostponed) public(x Entry) []publicEvent {
+	return []publicEvent{{"SCHEDULE_POSTPONED", schedulePostponed{x.Sub(), e}}}
+}
+
+func (SchedulePostponed) catalogue() []PublicType {
+	return []PublicType{{Name: "SCHEDULE_POSTPONED", When: "what is planned gets another time", Data: schedulePostponed{}}}
+}
+
+type schedulePostponed struct {
+	Sub string `json:"sub"`
+	SchedulePostponed
 }
 
 // ScheduleCancelled ends a schedule before its time.
@@ -123,10 +140,23 @@ type ScheduleCancelled struct {
 	Reason     string `json:"reason,omitzero" pii:"clear"` // a code; none where somebody cancelled it as such
 }
 
-func (ScheduleCancelled) eventType() string { return ScheduleCancelledType }
+func (ScheduleCancelled) eventType() string { return "account.schedule-cancelled.v1" }
 
 func (e ScheduleCancelled) evolve(a Account, _ Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) { s.State, s.Reason = ScheduleAborted, e.Reason })
+}
+
+func (e ScheduleCancelled) public(x Entry) []publicEvent {
+	return []publicEvent{{"SCHEDULE_CANCELLED", scheduleCancelled{x.Sub(), e}}}
+}
+
+func (ScheduleCancelled) catalogue() []PublicType {
+	return []PublicType{{Name: "SCHEDULE_CANCELLED", When: "what is planned is given up", Data: scheduleCancelled{}}}
+}
+
+type scheduleCancelled struct {
+	Sub string `json:"sub"`
+	ScheduleCancelled
 }
 
 // ScheduleExecuted marks a schedule as done. What it did to the account is in
@@ -142,7 +172,7 @@ type ScheduleExecuted struct {
 	NextDueTime time.Time     `json:"nextDueTime,omitzero" pii:"clear"` // of a periodic one
 }
 
-func (ScheduleExecuted) eventType() string { return ScheduleExecutedType }
+func (ScheduleExecuted) eventType() string { return "account.schedule-executed.v1" }
 
 func (e ScheduleExecuted) evolve(a Account, x Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) {
@@ -153,6 +183,33 @@ func (e ScheduleExecuted) evolve(a Account, x Entry) Account {
 			s.DueTime = e.NextDueTime
 		}
 	})
+}
+
+func (e ScheduleExecuted) public(x Entry) []publicEvent {
+	events := []publicEvent{{"SCHEDULE_EXECUTED", scheduleExecuted{x.Sub(), e}}}
+	if e.Kind == ScheduleReminder && e.State == ScheduleDone {
+		events = append(events, publicEvent{"USER_VERIFICATION_REMINDER", reminder{x.Sub(), e.ScheduleID, e.ReminderNo, e.DueTime}})
+	}
+	return events
+}
+
+func (ScheduleExecuted) catalogue() []PublicType {
+	return []PublicType{
+		{Name: "SCHEDULE_EXECUTED", When: "what was planned is done, skipped or refused", Data: scheduleExecuted{}},
+		{Name: "USER_VERIFICATION_REMINDER", When: "a reminder is due: remind the person", Data: reminder{}},
+	}
+}
+
+type scheduleExecuted struct {
+	Sub string `json:"sub"`
+	ScheduleExecuted
+}
+
+type reminder struct {
+	Sub        string    `json:"sub"`
+	ScheduleID string    `json:"scheduleId"`
+	ReminderNo int       `json:"reminderNo,omitzero"`
+	DueTime    time.Time `json:"dueTime"`
 }
 
 // reschedule changes one planned schedule of a. Those that have ended come

@@ -42,6 +42,14 @@ func (e ScheduleSetupSet) evolve(c *Config, x Entry) {
 	c.ScheduleSetups[e.SetupID] = ScheduleSetup{e.SetupID, e.Kind, e.OffsetSeconds, e.ReminderNo, e.TargetStatus, e.PeriodSeconds, x.Revision}
 }
 
+func (e ScheduleSetupSet) public(Entry) []publicEvent {
+	return objectSet("SCHEDULE_SETUP", e.Created, e.SetupID, e.Fields)
+}
+
+func (ScheduleSetupSet) catalogue() []PublicType {
+	return objectSetTypes("SCHEDULE_SETUP", "a setup of schedules")
+}
+
 // ScheduleSetupDeleted removes a setup. What it planned stays planned.
 type ScheduleSetupDeleted struct {
 	SetupID string `json:"setupId" pii:"clear"`
@@ -50,6 +58,14 @@ type ScheduleSetupDeleted struct {
 func (ScheduleSetupDeleted) eventType() string { return "schedule-setup.deleted.v1" }
 
 func (e ScheduleSetupDeleted) evolve(c *Config, _ Entry) { delete(c.ScheduleSetups, e.SetupID) }
+
+func (e ScheduleSetupDeleted) public(Entry) []publicEvent {
+	return objectDeleted("SCHEDULE_SETUP", e.SetupID)
+}
+
+func (ScheduleSetupDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("SCHEDULE_SETUP", "a setup of schedules is deleted")
+}
 
 // setups are the setups in the order in which they fall due.
 func (c *Config) setups() []ScheduleSetup {

@@ -81,6 +81,29 @@ func (e StatusChanged) evolve(a Account, _ Entry) Account {
 	return a
 }
 
+func (e StatusChanged) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, e.To, x.Meta.ReasonCode}}}
+}
+
+func (StatusChanged) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_STATUS_CHANGED", When: "the status changes, for whatever reason", Data: statusChanged{},
+		From: typesOf(StatusChanged{}, AccountCombined{}, AccountRestored{}, DeletionScheduled{}, DeletionCancelled{}),
+		Aliases: []Alias{
+			{"ACCOUNT_ACTIVATED", "to VERIFIED", func(data any) bool { return data.(statusChanged).To == StatusVerified }},
+			{"ACCOUNT_DEACTIVATED", "to DECLINED or PENDING", func(data any) bool {
+				to := data.(statusChanged).To // deleted and combined ones have names of their own
+				return to == StatusDeclined || to == StatusPending
+			}},
+		}}}
+}
+
+type statusChanged struct {
+	Sub        string `json:"sub"`
+	From       Status `json:"from"`
+	To         Status `json:"to"`
+	ReasonCode string `json:"reasonCode,omitzero"`
+}
+
 // SetStatus asks for a state. Asking for the present one changes nothing.
 type SetStatus struct {
 	Status Status

@@ -136,6 +136,26 @@ type WebhookCreated struct {
 
 func (WebhookCreated) eventType() string { return "webhook.created.v1" }
 
+func (WebhookCreated) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_CREATED", x, WebhookEnabled, "url", "events", "format", "payload")
+}
+
+func (WebhookCreated) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_CREATED", When: "a webhook is registered", Data: webhookChanged{}}}
+}
+
+type webhookChanged struct {
+	WebhookID string       `json:"webhookId"`
+	Fields    []string     `json:"fields"`
+	State     WebhookState `json:"state,omitzero"`
+}
+
+// webhookUpdate returns the public event of a change of these fields. state is
+// "" where the change leaves it.
+func webhookUpdate(name string, x Entry, state WebhookState, fields ...string) []publicEvent {
+	return []publicEvent{{name, webhookChanged{x.WebhookID(), fields, state}}}
+}
+
 func (e WebhookCreated) settings() WebhookSettings {
 	return WebhookSettings{e.URL, e.Events, e.Format, e.Payload, e.Options}
 }
@@ -149,6 +169,15 @@ type WebhookUpdated struct {
 
 func (WebhookUpdated) eventType() string { return "webhook.updated.v1" }
 
+func (e WebhookUpdated) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_UPDATED", x, "", e.Fields...)
+}
+
+func (WebhookUpdated) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_UPDATED", When: "a webhook's settings, keys or state change", Data: webhookChanged{},
+		From: typesOf(WebhookUpdated{}, WebhookKeyRotated{}, WebhookStateChanged{}, WebhookVerified{})}}
+}
+
 // WebhookStateChanged starts or stops deliveries to an endpoint.
 type WebhookStateChanged struct {
 	From   WebhookState `json:"from" pii:"clear"`
@@ -158,10 +187,20 @@ type WebhookStateChanged struct {
 
 func (WebhookStateChanged) eventType() string { return "webhook.state-changed.v1" }
 
+func (e WebhookStateChanged) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_UPDATED", x, e.To, "state")
+}
+
 // WebhookDeleted removes an endpoint for good.
 type WebhookDeleted struct{}
 
 func (WebhookDeleted) eventType() string { return "webhook.deleted.v1" }
+
+func (WebhookDeleted) public(x Entry) []publicEvent { return webhookUpdate("WEBHOOK_DELETED", x, "") }
+
+func (WebhookDeleted) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_DELETED", When: "a webhook is deleted", Data: webhookChanged{}}}
+}
 
 // Evolve returns w after x.
 func (w Webhook) Evolve(x Entry) Webhook {
@@ -197,7 +236,7 @@ func (w Webhook) Evolve(x Entry) Webhook {
 		panic("domain: " + x.Type + " does not belong to a webhook")
 	}
 	w.last = x.Revision
-	if !OfDelivery(typeOf(x.Event)) {
+	if !OfDelivery(TypeOf(x.Event)) {
 		w.Revision = x.Revision
 	}
 	return w

@@ -20,12 +20,35 @@ type WebhookDeliveryFailing struct {
 
 func (WebhookDeliveryFailing) eventType() string { return "webhook.delivery-failing.v1" }
 
+func (e WebhookDeliveryFailing) public(x Entry) []publicEvent {
+	return []publicEvent{{"WEBHOOK_DELIVERY_FAILING", deliveryHealth{x.WebhookID(), e.Since, e.Reason}}}
+}
+
+func (WebhookDeliveryFailing) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_DELIVERY_FAILING",
+		When: "a delivery to a webhook, or the webhook as a whole, has failed twice in a row", Data: deliveryHealth{}}}
+}
+
+type deliveryHealth struct {
+	WebhookID string    `json:"webhookId"`
+	Since     time.Time `json:"since"`
+	Reason    string    `json:"reason,omitzero"`
+}
+
 // WebhookDeliveryRecovered says that nothing fails any more.
 type WebhookDeliveryRecovered struct {
 	Since time.Time `json:"since" pii:"clear"` // it had failed since
 }
 
 func (WebhookDeliveryRecovered) eventType() string { return "webhook.delivery-recovered.v1" }
+
+func (e WebhookDeliveryRecovered) public(x Entry) []publicEvent {
+	return []publicEvent{{"WEBHOOK_DELIVERY_RECOVERED", deliveryHealth{x.WebhookID(), e.Since, ""}}}
+}
+
+func (WebhookDeliveryRecovered) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_DELIVERY_RECOVERED", When: "a delivery arrives and nothing fails any more", Data: deliveryHealth{}}}
+}
 
 // WebhookDeliveryExhausted says that a delivery was given up.
 type WebhookDeliveryExhausted struct {
@@ -39,10 +62,23 @@ type WebhookDeliveryExhausted struct {
 
 func (WebhookDeliveryExhausted) eventType() string { return "webhook.delivery-exhausted.v1" }
 
+func (e WebhookDeliveryExhausted) public(x Entry) []publicEvent {
+	return []publicEvent{{"WEBHOOK_DELIVERY_EXHAUSTED", deliveryGivenUp{x.WebhookID(), e}}}
+}
+
+func (WebhookDeliveryExhausted) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_DELIVERY_EXHAUSTED", When: "a delivery is given up", Data: deliveryGivenUp{}}}
+}
+
+type deliveryGivenUp struct {
+	WebhookID string `json:"webhookId"`
+	WebhookDeliveryExhausted
+}
+
 // deliveryTypes are the events that say how deliveries to an endpoint go.
 var deliveryTypes = []string{WebhookDeliveryFailing{}.eventType(), WebhookDeliveryRecovered{}.eventType(), WebhookDeliveryExhausted{}.eventType()}
 
-// OfDelivery reports whether events of a type say how deliveries to an
+// OfDelivery reports whether events of a current type say how deliveries to an
 // endpoint go: the endpoint itself is not told of them, and a delivery of them
 // that fails causes none.
 func OfDelivery(eventType string) bool { return slices.Contains(deliveryTypes, eventType) }
@@ -77,26 +113,3 @@ func (c ReportExhausted) decide(w Webhook) ([]Event, error) {
 	}
 	return []Event{WebhookDeliveryExhausted(c)}, nil
 }
-
-// deliveryEvent is the public event of one of these.
-func deliveryEvent(x Entry) []publicEvent {
-	switch e := x.Event.(type) {
-	case WebhookDeliveryFailing:
-		return []publicEvent{{"WEBHOOK_DELIVERY_FAILING", deliveryHealth{x.WebhookID(), e.Since, e.Reason}}}
-	case WebhookDeliveryRecovered:
-		return []publicEvent{{"WEBHOOK_DELIVERY_RECOVERED", deliveryHealth{x.WebhookID(), e.Since, ""}}}
-	}
-	return []publicEvent{{"WEBHOOK_DELIVERY_EXHAUSTED", deliveryGivenUp{x.WebhookID(), x.Event.(WebhookDeliveryExhausted)}}}
-}
-
-type (
-	deliveryHealth struct {
-		WebhookID string    `json:"webhookId"`
-		Since     time.Time `json:"since"`
-		Reason    string    `json:"reason,omitzero"`
-	}
-	deliveryGivenUp struct {
-		WebhookID string `json:"webhookId"`
-		WebhookDeliveryExhausted
-	}
-)

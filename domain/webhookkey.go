@@ -42,6 +42,10 @@ type WebhookKeyRotated struct {
 
 func (WebhookKeyRotated) eventType() string { return "webhook.key-rotated.v1" }
 
+func (WebhookKeyRotated) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_UPDATED", x, "", "keys")
+}
+
 // rotated is keys after e, without those that no longer sign at a time.
 func (e WebhookKeyRotated) rotated(keys []WebhookKey, at time.Time) []WebhookKey {
 	after := []WebhookKey{e.Key}

@@ -24,6 +24,10 @@ type WebhookVerified struct {
 
 func (WebhookVerified) eventType() string { return "webhook.verified.v1" }
 
+func (WebhookVerified) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_UPDATED", x, "", "verified")
+}
+
 // VerifyWebhook records that an endpoint wants deliveries, and starts them if
 // that was all they waited for. An endpoint that was configured to another
 // address since it was asked has not said so.

@@ -162,7 +162,7 @@ func (l *ledger) erase(t testing.TB, sub string, at eventstore.Revision) time.Ti
 	t.Helper()
 	receipt, err := l.Log.Append(t.Context(), eventstore.Commit{Writes: []eventstore.Write{{
 		Stream: domain.AccountStream(sub), Expected: at,
-		Events: []eventstore.Event{{ID: uuid.New(), Type: domain.ErasedType, Actor: "system:test",
+		Events: []eventstore.Event{{ID: uuid.New(), Type: domain.TypeOf(domain.AccountErased{}), Actor: "system:test",
 			Clear: []byte(`{"meta":{"actor":{"kind":"system","id":"test"}},"data":{"kid":"00"}}`)}},
 	}}})
 	check(t, err)

@@ -20,7 +20,7 @@ type projection struct {
 	name    string
 	version int64                    // of its rows; those of another version are made again
 	follows func(stream string) bool // what it does not follow is not even opened
-	types   map[string]bool          // of events it applies; nil for all
+	types   map[string]bool          // current types of the events it applies; nil for all
 	tables  string                   // SQL that makes the tables
 	clear   []string                 // SQL that deletes some rows of a table each, to be run until none is left
 	drop    string                   // SQL that drops the empty tables
@@ -47,7 +47,16 @@ type projection struct {
 
 // wants reports whether p applies rec at all: what it does not, is not opened.
 func (p *projection) wants(rec *eventstore.Recorded) bool {
-	return p.follows(rec.Stream) && (p.types == nil || p.types[rec.Type])
+	return p.follows(rec.Stream) && (p.types == nil || p.types[domain.CurrentType(rec.Type)])
+}
+
+// typesOf returns the set of the current types of events.
+func typesOf(events ...domain.Event) map[string]bool {
+	types := make(map[string]bool, len(events))
+	for _, e := range events {
+		types[domain.TypeOf(e)] = true
+	}
+	return types
 }
 
 // writer is the writing side of one generation. Entries of one stream come in
@@ -113,7 +122,7 @@ type decoded struct {
 // decode opens and decodes rec, if there is use for what it says.
 func (w *view) decode(rec eventstore.Recorded) decoded {
 	if w.source != nil {
-		return decoded{Entry: domain.Entry{ID: rec.ID, Type: rec.Type, Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position, Time: rec.Time}}
+		return decoded{Entry: domain.Entry{ID: rec.ID, Type: domain.CurrentType(rec.Type), Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position, Time: rec.Time}}
 	}
 	return w.views.decode(rec)
 }

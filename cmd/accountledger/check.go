@@ -178,8 +178,8 @@ func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, ou
 			break
 		}
 		for _, rec := range page {
-			if rec.Type == domain.ErasedType {
-				if key, ok := domain.ErasedKey(rec.Clear); ok {
+			if domain.Is[domain.AccountErased](&rec) {
+				if key, ok := domain.ErasedKey(rec.Type, rec.Clear); ok {
 					delete(gone, key)
 				}
 			}

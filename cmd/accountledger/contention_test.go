@@ -330,7 +330,7 @@ func (c *contest) once(t *testing.T, sub string) {
 	t.Helper()
 	ends := map[string]int{}
 	for _, x := range c.p.history(t, sub) {
-		if x.Type == domain.ScheduleExecutedType || x.Type == domain.ScheduleCancelledType {
+		if x.Type == domain.TypeOf(domain.ScheduleExecuted{}) || x.Type == domain.TypeOf(domain.ScheduleCancelled{}) {
 			ends[x.Data.ScheduleID]++
 		}
 	}

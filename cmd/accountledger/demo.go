@@ -347,8 +347,11 @@ func (d *demonstration) history(ctx context.Context) error {
 		d.show("%4d  revision %d  %s  %-26s by %s", e.Position, e.Revision, e.Time.Format(timeFormat), e.Type, e.Actor.Kind)
 		types = append(types, e.Type)
 	}
-	want := []string{"account.created.v1", "account.identity-linked.v1", "account.status-changed.v1", "account.status-changed.v1",
-		"account.merged.v1", "account.separated.v1", "account.consent-decided.v1", "account.schedule-planned.v1", "account.schedule-executed.v1"}
+	var want []string
+	for _, e := range []domain.Event{domain.AccountCreated{}, domain.IdentityLinked{}, domain.StatusChanged{}, domain.StatusChanged{},
+		domain.AccountMerged{}, domain.AccountSeparated{}, domain.ConsentDecided{}, domain.SchedulePlanned{}, domain.ScheduleExecuted{}} {
+		want = append(want, domain.TypeOf(e))
+	}
 	if !slices.Equal(types, want) {
 		return fmt.Errorf("the history is %v", types)
 	}

@@ -147,9 +147,9 @@ func (p *process) settled(ctx context.Context, t *testing.T, sub string) []recor
 		all := p.history(t, sub)
 		for _, x := range all {
 			switch x.Type {
-			case domain.SchedulePlannedType:
+			case domain.TypeOf(domain.SchedulePlanned{}):
 				open++
-			case domain.ScheduleExecutedType, domain.ScheduleCancelledType:
+			case domain.TypeOf(domain.ScheduleExecuted{}), domain.TypeOf(domain.ScheduleCancelled{}):
 				open--
 			}
 		}
@@ -169,22 +169,22 @@ func checkSchedules(t *testing.T, all []recorded, started []time.Time, counts ma
 	ends, effects := map[string]int{}, map[domain.ScheduleKind]int{}
 	for _, x := range all {
 		switch x.Type {
-		case domain.SchedulePlannedType:
+		case domain.TypeOf(domain.SchedulePlanned{}):
 			ends[x.Data.ScheduleID] += 0
 			continue
 		case "account.status-changed.v1":
 			effects[domain.ScheduleStatusChange]--
 			continue
-		case domain.ErasedType:
+		case domain.TypeOf(domain.AccountErased{}):
 			effects[domain.ScheduleDeletion]--
 			continue
-		case domain.ScheduleCancelledType:
+		case domain.TypeOf(domain.ScheduleCancelled{}):
 			if x.Data.Reason != "erased" {
 				t.Errorf("a schedule was cancelled: %+v", x)
 			}
 			ends[x.Data.ScheduleID]++
 			continue
-		case domain.ScheduleExecutedType:
+		case domain.TypeOf(domain.ScheduleExecuted{}):
 		default:
 			continue
 		}

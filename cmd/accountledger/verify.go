@@ -82,7 +82,7 @@ func verify(ctx context.Context, c config, out console, files trustFiles) (verif
 		return verified{}, err
 	}
 	defer r.close()
-	trust := sqlite.Trust{Erasure: domain.ErasedType, ErasedKey: domain.ErasedKey}
+	trust := sqlite.Trust{Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}
 	var vkey string
 	if files.vkey != "" {
 		if vkey, err = readTrimmed(files.vkey); err != nil {

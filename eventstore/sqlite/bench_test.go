@@ -223,7 +223,7 @@ func BenchmarkVerify(b *testing.B) {
 	s, verifier, size := filled(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		report, err := s.Verify(b.Context(), sqlite.Trust{Verifier: verifier, Erasure: erasure, ErasedKey: erasedKey}, nil)
+		report, err := s.Verify(b.Context(), sqlite.Trust{Verifier: verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 		if err != nil || !report.OK() {
 			b.Fatalf("%+v, %v", report, err)
 		}

@@ -143,7 +143,7 @@ func (f *fixture) judge(ctx context.Context) (sqlite.Report, []string, error) {
 		return sqlite.Report{}, nil, err
 	}
 	defer r.Close()
-	report, err := r.Verify(ctx, sqlite.Trust{Verifier: f.verifier, Erasure: erasure, ErasedKey: erasedKey}, nil)
+	report, err := r.Verify(ctx, sqlite.Trust{Verifier: f.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 	if err != nil {
 		return report, nil, err
 	}

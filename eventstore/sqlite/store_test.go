@@ -49,7 +49,7 @@ func (l *log) wantSound(t *testing.T, size eventstore.Position) {
 	if head, err := l.Head(t.Context()); err != nil || head != size {
 		t.Errorf("Head = %d, %v, want %d", head, err, size)
 	}
-	report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier, Erasure: erasure, ErasedKey: erasedKey}, nil)
+	report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 	if err != nil || !report.OK() || report.Events != int64(size) {
 		t.Errorf("Verify = %+v, %v", report, err)
 	}

@@ -24,11 +24,11 @@ type Trust struct {
 	// Anchors are checkpoints of the log that were kept outside. Without one a
 	// log that lost its end together with its last checkpoints looks complete.
 	Anchors [][]byte
-	// Erasure is the type of the event that explains why sealed parts are gone,
-	// and ErasedKey reads from its clear bytes which key was destroyed. Earlier
+	// Erasures are the stored types of the event that explains why sealed parts
+	// are gone, and ErasedKey reads from one which key was destroyed. Earlier
 	// events sealed under that key may lack their sealed part, in any stream.
-	Erasure   string
-	ErasedKey func(clear []byte) (eventstore.KeyID, bool)
+	Erasures  []string
+	ErasedKey func(storedType string, clear []byte) (eventstore.KeyID, bool)
 }
 
 // Verify checks the log up to its present head against t: each row against its

@@ -24,7 +24,7 @@ import (
 const erasure = "account.erased.v1"
 
 // erasedKey takes the whole clear part for the key's id.
-func erasedKey(clear []byte) (key eventstore.KeyID, ok bool) {
+func erasedKey(_ string, clear []byte) (key eventstore.KeyID, ok bool) {
 	return key, copy(key[:], clear) == len(key)
 }
 
@@ -162,7 +162,7 @@ func (f *fixture) verify(t *testing.T, anchors ...[]byte) sqlite.Report {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasure: erasure, ErasedKey: erasedKey, Anchors: anchors}, nil)
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey, Anchors: anchors}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +187,7 @@ func TestVerifySound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasure: erasure, ErasedKey: erasedKey, Anchors: anchors}, func(done, total int64) {
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey, Anchors: anchors}, func(done, total int64) {
 		if total != fixtureEvents {
 			t.Errorf("progress of %d, want %d", total, fixtureEvents)
 		}
@@ -442,7 +442,7 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 	// Another ledger's key: every checkpoint is worth nothing.
 	_, other := newSigner(t)
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: other, Erasure: erasure, ErasedKey: erasedKey}, nil)
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: other, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 	if err != nil || len(report.Faults) != 7 || report.Checkpoints != 0 || report.Covered != 0 {
 		t.Errorf("under another key: %+v, %v", report, err)
 	}

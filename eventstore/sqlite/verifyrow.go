@@ -170,17 +170,19 @@ func (v *verification) readErasures() error {
 	if v.trust.ErasedKey == nil {
 		return nil
 	}
-	rows, err := v.erasures.query(v.trust.Erasure, v.head)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for row := make([]driver.Value, 2); rows.Next(row) == nil; {
-		f := fields{row: row}
-		position, clear := f.int(), f.blob()
-		if key, ok := v.trust.ErasedKey(clear); ok && !f.bad {
-			v.erased[key] = position
+	for _, storedType := range v.trust.Erasures {
+		rows, err := v.erasures.query(storedType, v.head)
+		if err != nil {
+			return err
 		}
+		for row := make([]driver.Value, 2); rows.Next(row) == nil; {
+			f := fields{row: row}
+			position, clear := f.int(), f.blob()
+			if key, ok := v.trust.ErasedKey(storedType, clear); ok && !f.bad {
+				v.erased[key] = position
+			}
+		}
+		rows.Close()
 	}
 	return nil
 }

@@ -198,7 +198,7 @@ func (w *world) gone(t *testing.T, sub string, secrets map[string][]byte) {
 
 func (w *world) verify(t *testing.T, r running) {
 	t.Helper()
-	report, err := r.log.Verify(t.Context(), sqlite.Trust{Verifier: w.verifier, Erasure: domain.ErasedType, ErasedKey: domain.ErasedKey}, nil)
+	report, err := r.log.Verify(t.Context(), sqlite.Trust{Verifier: w.verifier, Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}, nil)
 	check(t, err)
 	if !report.OK() {
 		t.Errorf("verify: %v", report.Faults)

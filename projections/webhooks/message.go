@@ -84,7 +84,7 @@ func (s *slot) open(o opener, now time.Time) ([]*message, error) {
 	messages := make([]*message, len(public))
 	for i, e := range public {
 		messages[i] = &message{event: e, position: s.rec.Position, part: i}
-		if domain.OfDelivery(s.rec.Type) {
+		if domain.OfDelivery(domain.CurrentType(s.rec.Type)) {
 			messages[i].reports = domain.Entry{Stream: s.rec.Stream}.WebhookID()
 		}
 	}

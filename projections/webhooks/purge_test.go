@@ -33,7 +33,7 @@ func TestErased(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := w.log.Append(t.Context(), eventstore.Commit{Writes: []eventstore.Write{{Stream: domain.AccountStream("ada"), Expected: eventstore.Any,
-			Events: []eventstore.Event{{ID: [16]byte(domain.NewID()), Type: erasedType, Clear: []byte(`{"meta":{"actor":{"kind":"system","id":"x"}},"data":{}}`)}}}}}); err != nil {
+			Events: []eventstore.Event{{ID: [16]byte(domain.NewID()), Type: domain.TypeOf(domain.AccountErased{}), Clear: []byte(`{"meta":{"actor":{"kind":"system","id":"x"}},"data":{}}`)}}}}}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)

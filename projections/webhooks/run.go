@@ -138,9 +138,6 @@ func (r *runner) follow(after, head eventstore.Position, fresh bool) {
 	}
 }
 
-// erasedType is the event after which nothing of an account may be left.
-const erasedType = "account.erased.v1"
-
 // learn takes from a page what concerns endpoints; it reports whether there
 // was anything.
 func (r *runner) learn(page []eventstore.Recorded) bool {
@@ -151,7 +148,7 @@ func (r *runner) learn(page []eventstore.Recorded) bool {
 			found = true
 			r.again("endpoint", func() error { return r.refresh(r.ctx, id) })
 		}
-		if rec.Type == erasedType {
+		if domain.Is[domain.AccountErased](&rec) { // after which nothing of the account may be left
 			found = true
 			r.again("erasure", func() error { return r.forget(r.ctx, place.Sub()) })
 		}
