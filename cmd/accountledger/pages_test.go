@@ -15,7 +15,7 @@ import (
 // root is the module, as seen from this package.
 const root = "../.."
 
-// pagePaths are the paths of the pages for people, relative to root.
+// pagePaths returns the paths of all pages, as seen from this package.
 func pagePaths(t *testing.T) []string {
 	t.Helper()
 	var all []string
@@ -54,8 +54,7 @@ var (
 	decision     = regexp.MustCompile(`(?m)^## (\d+)\. (.*)\n\n(\d{4}-\d\d-\d\d)\. `)
 )
 
-// anchors are the fragments that lead to the headings of a page, as GitHub
-// makes them.
+// anchors returns the fragments of a page's headings, as GitHub makes them.
 func anchors(page string) map[string]bool {
 	all := map[string]bool{}
 	for _, m := range heading.FindAllStringSubmatch(codeBlock.ReplaceAllString(page, ""), -1) {

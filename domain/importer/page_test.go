@@ -26,8 +26,8 @@ func importPage(t *testing.T) string {
 	return string(page)
 }
 
-// TestPageExample runs the example of docs/import.md: the inputs in their order
-// on one ledger, with the first mapping, have the results that the page shows.
+// TestPageExample imports the inputs of docs/import.md, in their order, into one
+// ledger with the first mapping, and compares the results with the page.
 func TestPageExample(t *testing.T) {
 	t.Parallel()
 	ledger := openLedger(t)
@@ -61,8 +61,8 @@ func TestPageExample(t *testing.T) {
 	}
 }
 
-// TestPageMappings parses every mapping of docs/import.md. One that shows some
-// keys only gets the required ones.
+// TestPageMappings parses every mapping of docs/import.md. It adds the required
+// keys to those that show only some keys.
 func TestPageMappings(t *testing.T) {
 	t.Parallel()
 	parsed := 0
@@ -86,9 +86,9 @@ func TestPageMappings(t *testing.T) {
 	}
 }
 
-// TestPageIsWhole holds the tables of docs/import.md to the parser: every key,
-// every transformation, every member of an identity and every member of a
-// result is in the first column of a table.
+// TestPageIsWhole compares the tables of docs/import.md with the parser: every
+// key, transformation, member of an identity and member of a result is in the
+// first column of a table.
 func TestPageIsWhole(t *testing.T) {
 	t.Parallel()
 	shown := map[string]bool{}
@@ -102,7 +102,7 @@ func TestPageIsWhole(t *testing.T) {
 	const base = "source: s\nkey: /id\n"
 	const identity = base + "identities:\n  - provider: self\n"
 	want := map[string]bool{"personal": true, "provider": true, "providerUserId": true, "each": true, "address": true}
-	// What there is, the parser says where something else stands.
+	// The error for an unknown name lists the known ones.
 	for _, misspelled := range []string{
 		identity + "x: /x\n",
 		identity + "    email: {x: /x}\n",
@@ -112,7 +112,7 @@ func TestPageIsWhole(t *testing.T) {
 	} {
 		_, err := ParseMapping([]byte(misspelled))
 		if err == nil {
-			t.Fatalf("a misspelled key is taken: %s", misspelled)
+			t.Fatalf("ParseMapping accepts an unknown name in %s", misspelled)
 		}
 		found := false
 		for text := range strings.SplitSeq(err.Error(), "; line ") {
@@ -124,7 +124,7 @@ func TestPageIsWhole(t *testing.T) {
 			}
 		}
 		if !found {
-			t.Fatalf("the error does not list what there is: %v", err)
+			t.Fatalf("the error does not list the known names: %v", err)
 		}
 	}
 	page := importPage(t)
