@@ -72,6 +72,7 @@ func (r Result[S]) Position() eventstore.Position { return r.State.end().positio
 // of which the first is the one that the caller addressed.
 type order[S aggregate[S]] struct {
 	Request
+	noun string // of the object, in refusals
 	// revision returns what Expected is compared with: the revision of the
 	// object, or NoStream if it does not exist.
 	revision func(S) eventstore.Revision
@@ -117,9 +118,9 @@ func carryOut[S aggregate[S]](ctx context.Context, l *Ledger, o order[S], states
 	var stale error
 	if at := o.revision(states[0]); o.Expected != nil && *o.Expected != at {
 		if at != eventstore.NoStream {
-			return Result[S]{}, refuse(CodeStaleRevision, "The object is at revision %d, not %d.", at, *o.Expected)
+			return Result[S]{}, refuse(CodeStaleRevision, "The %s is at revision %d, not %d.", o.noun, at, *o.Expected)
 		}
-		stale = refuse(CodeStaleRevision, "The object does not exist, so it is not at revision %d.", *o.Expected)
+		stale = refuse(CodeStaleRevision, "The %s does not exist, so it is not at revision %d.", o.noun, *o.Expected)
 	}
 	now := l.now().UTC().Truncate(time.Microsecond)
 	decided, err := o.decide(now, states)
@@ -165,11 +166,6 @@ func record[S aggregate[S]](s S, m Metadata, events []Event, now time.Time) (S, 
 // append appends entries as one commit, gives them their places and their time,
 // and sets after to the states that they lead to.
 func (o order[S]) append(ctx context.Context, l *Ledger, before, after []S, entries [][]Entry) error {
-	if o.Prepare != nil {
-		if err := o.Prepare(ctx); err != nil {
-			return err
-		}
-	}
 	var commit eventstore.Commit
 	for i, s := range before {
 		if len(entries[i]) == 0 {
@@ -197,6 +193,11 @@ func (o order[S]) append(ctx context.Context, l *Ledger, before, after []S, entr
 	}
 	if o.claims != nil {
 		commit.Claim, commit.Release = o.claims(before, after)
+	}
+	if o.Prepare != nil {
+		if err := o.Prepare(ctx); err != nil {
+			return err
+		}
 	}
 	receipt, err := l.log.Append(ctx, commit)
 	if err != nil {

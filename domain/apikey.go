@@ -297,6 +297,7 @@ func (l *Ledger) ChangeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand)
 			}
 			return carryOut(ctx, l, order[*APIKeys]{
 				Request: r,
+				noun:    "API key",
 				revision: func(k *APIKeys) eventstore.Revision {
 					key, ok := k.Get(cmd.id())
 					if !ok {

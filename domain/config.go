@@ -173,6 +173,7 @@ func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (R
 			}
 			return carryOut(ctx, l, order[*Config]{
 				Request:  r,
+				noun:     "object",
 				revision: cmd.revision,
 				decide: func(now time.Time, _ []*Config) ([][]Event, error) {
 					cmd, err := l.informed(ctx, before, cmd, seen)

@@ -166,6 +166,7 @@ func (l *Ledger) decide(ctx context.Context, r Request, cmd Command, before []Ac
 	}
 	result, err := carryOut(ctx, l, order[Account]{
 		Request: r,
+		noun:    "account",
 		revision: func(a Account) eventstore.Revision {
 			if a.Erased() {
 				return eventstore.NoStream

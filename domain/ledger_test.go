@@ -250,24 +250,24 @@ func TestWebhook(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	cmd := CreateWebhook{URL: "https://crm.example/hook", Events: []string{"USER_*"}, Format: FormatStandard, Payload: PayloadFull}
-	w, at, err := l.ExecuteWebhook(t.Context(), by("", ""), "w", cmd)
-	if err != nil || at != 1 || w.State != WebhookEnabled {
-		t.Fatalf("create: %+v at %d, %v", w, at, err)
+	got, err := l.ChangeWebhook(t.Context(), by("", ""), "w", cmd)
+	if err != nil || got.Position() != 1 || got.State.State != WebhookEnabled {
+		t.Fatalf("create: %+v, %v", got, err)
 	}
-	if w, at, err = l.ExecuteWebhook(t.Context(), by("", ""), "w", SetWebhookState{WebhookPaused, "maintenance"}); err != nil || w.State != WebhookPaused {
-		t.Fatalf("pause: %+v at %d, %v", w, at, err)
+	if got, err = l.ChangeWebhook(t.Context(), by("", ""), "w", SetWebhookState{WebhookPaused, "maintenance"}); err != nil || got.State.State != WebhookPaused {
+		t.Fatalf("pause: %+v, %v", got, err)
 	}
-	if _, _, err = l.ExecuteWebhook(t.Context(), by("", ""), "w", DeleteWebhook{}); err != nil {
+	if _, err = l.ChangeWebhook(t.Context(), by("", ""), "w", DeleteWebhook{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, at, err = l.ExecuteWebhook(t.Context(), by("", ""), "w", DeleteWebhook{}); err != nil || at != 0 {
-		t.Errorf("delete again: at %d, %v; want no event", at, err)
+	if got, err = l.ChangeWebhook(t.Context(), by("", ""), "w", DeleteWebhook{}); err != nil || len(got.Events) != 0 || got.Position() != 3 {
+		t.Errorf("delete again: %+v, %v; want no event", got, err)
 	}
-	if _, _, err = l.ExecuteWebhook(t.Context(), by("", ""), "w", SetWebhookState{State: WebhookEnabled}); CodeOf(err) != CodeWebhookNotFound {
+	if _, err = l.ChangeWebhook(t.Context(), by("", ""), "w", SetWebhookState{State: WebhookEnabled}); CodeOf(err) != CodeWebhookNotFound {
 		t.Errorf("resume a deleted one: %v, want %s", err, CodeWebhookNotFound)
 	}
 	bad := CreateWebhook{URL: "ftp://user@crm.example", Events: []string{"NOBODY"}, Format: "fax", Payload: "all"}
-	_, _, err = l.ExecuteWebhook(t.Context(), by("", ""), "w2", bad)
+	_, err = l.ChangeWebhook(t.Context(), by("", ""), "w2", bad)
 	refused, ok := errors.AsType[*Error](err)
 	if !ok || len(refused.Faults) != 4 {
 		t.Errorf("create with four faults: %v", err)

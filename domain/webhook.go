@@ -2,7 +2,6 @@ package domain
 
 import (
 	"context"
-	"errors"
 	"net/url"
 	"regexp"
 	"slices"
@@ -513,6 +512,7 @@ func (l *Ledger) ChangeWebhook(ctx context.Context, r Request, id string, cmd We
 			}
 			return carryOut(ctx, l, order[Webhook]{
 				Request: r,
+				noun:    "webhook",
 				revision: func(w Webhook) eventstore.Revision {
 					if !w.Exists() {
 						return eventstore.NoStream
@@ -527,24 +527,4 @@ func (l *Ledger) ChangeWebhook(ctx context.Context, r Request, id string, cmd We
 			}, []Webhook{before})
 		})
 	})
-}
-
-// ExecuteWebhook is ChangeWebhook for callers that want the position only.
-func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, eventstore.Position, error) {
-	result, err := l.ChangeWebhook(ctx, r, id, cmd)
-	if err != nil || result.Repeated {
-		w, loadErr := l.Webhook(ctx, id)
-		return w, 0, errors.Join(err, loadErr)
-	}
-	if len(result.Events) == 0 {
-		return result.State, 0, nil
-	}
-	return result.State, result.Position(), nil
-}
-
-// TryWebhook is a dry run of ChangeWebhook.
-func (l *Ledger) TryWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, []Entry, error) {
-	r.DryRun = true
-	result, err := l.ChangeWebhook(ctx, r, id, cmd)
-	return result.State, result.Events, err
 }

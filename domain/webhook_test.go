@@ -108,7 +108,7 @@ func TestWebhookRules(t *testing.T) {
 		{name: "a batch that is too small", given: standing(), when: UpdateWebhook{settings(func(s *WebhookSettings) { s.Format, s.BatchBytes = FormatBatch, 1 })}, code: CodeInvalidRequest, fault: "/batchBytes"},
 		{name: "rotate", given: standing(), when: rotate("k1", KeyHMAC), then: []Event{rotated("k1", KeyHMAC, FirstKey)}},
 		{name: "rotate again", given: standing(rotated("k1", KeyHMAC, FirstKey)), when: rotate("k2", KeyHMAC), then: []Event{rotated("k2", KeyHMAC, "k1")}},
-		{name: "rotate the same again", given: standing(rotated("k1", KeyHMAC, FirstKey)), when: rotate("k1", KeyHMAC)},
+		{name: "rotate to a key that is there", given: standing(rotated("k1", KeyHMAC, FirstKey)), when: rotate("k1", KeyHMAC), code: CodeIdempotencyKeyReused},
 		{name: "row 7: add a key of another type", given: standing(), when: rotate("k1", KeyEd25519), then: []Event{rotated("k1", KeyEd25519)}},
 		{name: "rotate one of two types", given: standing(rotated("k1", KeyEd25519)), when: rotate("k2", KeyHMAC), then: []Event{rotated("k2", KeyHMAC, FirstKey)}},
 		{name: "rotate all", given: standing(rotated("k1", KeyEd25519)), when: all, then: []Event{rotated("k2", KeyHMAC, "k1", FirstKey)}},

@@ -66,7 +66,7 @@ func (k WebhookKey) Signs(at time.Time) bool { return k.NotAfter.IsZero() || k.N
 // RotateWebhookKey gives a webhook a new key. It replaces the webhook's keys of the
 // same type and, if All is set, those of the other type, too.
 type RotateWebhookKey struct {
-	KeyID   string // of the new key; if the webhook has it already, nothing changes
+	KeyID   string // of the new key
 	Type    WebhookKeyType
 	Overlap time.Duration // for which replaced keys go on signing
 	All     bool          // replace the keys of all types
@@ -78,7 +78,7 @@ func (c RotateWebhookKey) decide(w Webhook) ([]Event, error) {
 		return nil, refuse(CodeWebhookNotFound, "There is no such webhook.")
 	}
 	if slices.ContainsFunc(w.Keys, func(k WebhookKey) bool { return k.KeyID == c.KeyID }) {
-		return nil, nil
+		return nil, refuse(CodeIdempotencyKeyReused, "This Idempotency-Key was used for another key of the webhook.")
 	}
 	var f faults
 	if c.Type != KeyHMAC && c.Type != KeyEd25519 {

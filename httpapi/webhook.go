@@ -84,10 +84,10 @@ type newWebhook struct {
 	KeyType domain.WebhookKeyType `json:"keyType,omitzero" enum:"v1,v1a" default:"v1" doc:"Type of the generated key: v1 (HMAC-SHA256) or v1a (Ed25519)."`
 }
 
-// newEndpoint is a webhook with its secret. No other response contains the secret.
+// newEndpoint is a webhook with its secret, which only the first response contains.
 type newEndpoint struct {
 	webhooks.Endpoint
-	Secret string `json:"secret" doc:"The signing secret. Only this response contains it."`
+	Secret string `json:"secret,omitzero" doc:"The signing secret. Only the first response contains it: a repeated request with the same Idempotency-Key gets none."`
 }
 
 func (s *server) createWebhook(ctx context.Context, c *call, in *createWebhookInput) (*answer, error) {
@@ -182,12 +182,9 @@ func (s *server) rotateSecret(ctx context.Context, c *call, in *rotateSecretInpu
 	return s.endpointAnswer(ctx, endpoint, p).rendered(newEndpoint{endpoint, secret})
 }
 
-// endpointAnswer starts the answer to a command that returned webhook e. p is 0
-// if the command changed nothing.
+// endpointAnswer starts the answer to a command that returned webhook e. p is the
+// position of its last event.
 func (s *server) endpointAnswer(ctx context.Context, e webhooks.Endpoint, p eventstore.Position) *answer {
-	if p == 0 {
-		p = s.Views.Accounts().Position()
-	}
 	a := s.settled(ctx, p)
 	a.ETag = etag(e.Revision)
 	return a
@@ -199,21 +196,16 @@ type triedWebhook struct {
 	Webhook domain.Webhook `json:"webhook" doc:"The webhook after the command."`
 }
 
-func triedWebhookAnswer(w domain.Webhook, entries []domain.Entry, err error) (*answer, error) {
+// triedWebhookAnswer answers a dry run with the webhook as it would be.
+func triedWebhookAnswer(result domain.Result[domain.Webhook], err error) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	events, err := planned(entries)
+	events, err := planned(result.Events)
 	if err != nil {
 		return nil, err
 	}
-	return (&answer{Status: http.StatusOK}).rendered(triedWebhook{events, w})
-}
-
-// tryWebhook answers a dry run with the webhook as it would be.
-func (s *server) tryWebhook(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (*answer, error) {
-	w, events, err := s.Ledger.TryWebhook(ctx, r, id, cmd)
-	return triedWebhookAnswer(w, events, err)
+	return (&answer{Status: http.StatusOK}).rendered(triedWebhook{events, result.State})
 }
 
 // WebhookID identifies the webhook a request is about.
@@ -294,7 +286,7 @@ func (s *server) setWebhookState(ctx context.Context, c *call, in *setWebhookSta
 	}
 	cmd := domain.SetWebhookState{State: in.value.State, Reason: in.value.Reason}
 	if in.DryRun {
-		return s.tryWebhook(ctx, r, id, cmd)
+		return triedWebhookAnswer(s.Webhooks.TrySetState(ctx, r, id, cmd))
 	}
 	endpoint, p, err := s.Webhooks.SetState(ctx, r, id, cmd)
 	if err != nil {
@@ -318,7 +310,7 @@ func (s *server) deleteWebhook(ctx context.Context, c *call, in *deleteWebhookIn
 		return nil, err
 	}
 	if in.DryRun {
-		return s.tryWebhook(ctx, r, id, domain.DeleteWebhook{})
+		return triedWebhookAnswer(s.Webhooks.TryDelete(ctx, r, id))
 	}
 	p, err := s.Webhooks.Delete(ctx, r, id)
 	if err != nil {

@@ -85,86 +85,48 @@ func origin(text string) string {
 // registry registers and configures webhooks.
 type registry struct{ status }
 
-// Create registers a webhook under id. It returns the webhook, its secret, which
-// no other call shows, and the position of the creation's event.
-//
-// If the same creation is repeated, as a client does that lost the response,
-// Create returns the same secret. It refuses another creation under the same id
-// with CodeIdempotencyKeyReused.
+// Create registers a webhook under id. It returns the webhook, its signing
+// secret, and the position of the creation's event. Only the first outcome has
+// the secret: a repetition returns "".
 func (r registry) Create(ctx context.Context, by domain.Request, id string, c Creation) (Endpoint, string, eventstore.Position, error) {
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	before, err := r.ledger.webhook(ctx, id)
+	c, fresh, tried, err := r.validate(ctx, by, id, c)
 	if err != nil {
 		return Endpoint{}, "", 0, err
 	}
-	if before.Exists() {
-		return r.created(ctx, before, c)
-	}
-	c, fresh, err := r.validate(ctx, by, id, c)
-	if err != nil {
-		return Endpoint{}, "", 0, err
+	if tried.Repeated {
+		e, err := r.of(ctx, tried.State)
+		return e, "", tried.Position(), err
 	}
 	if c.Secret == "" {
 		c.Secret = wire.NewSecret(c.KeyType)
 	}
-	// Store the secret first: a webhook without one cannot be delivered to, a
-	// secret without a webhook does no harm.
 	fresh[c.Keys[0].KeyID] = c.Secret
-	if err := r.secrets.put(ctx, id, fresh); err != nil {
-		return Endpoint{}, "", 0, err
-	}
-	conf, at, err := r.ledger.execute(ctx, by, id, c.CreateWebhook)
+	result, err := r.changeWith(ctx, by, id, c.CreateWebhook, fresh)
 	if err != nil {
-		if !conf.Exists() && domain.CodeOf(err) != "" {
-			err = errors.Join(err, r.secrets.drop(ctx, id))
-		}
 		return Endpoint{}, "", 0, err
 	}
-	if err := r.copy(ctx, conf); err != nil {
-		return Endpoint{}, "", 0, err
-	}
-	e, err := r.of(ctx, conf)
-	return e, c.Secret, at, err
+	e, err := r.of(ctx, result.State)
+	return e, c.Secret, result.Position(), err
 }
 
-// created returns the result of a repeated creation.
-func (r registry) created(ctx context.Context, before domain.Webhook, c Creation) (Endpoint, string, eventstore.Position, error) {
-	kept, err := r.secrets.load(ctx, before.WebhookID)
-	if err != nil {
-		return Endpoint{}, "", 0, fmt.Errorf("webhooks: create: %w", err)
-	}
-	first := before.Keys[len(before.Keys)-1]
-	asked, was := c.Settings(), before.WebhookSettings
-	asked.Auth.SecretID, asked.ClientCertificate.SecretID = was.Auth.SecretID, was.ClientCertificate.SecretID
-	same := asked.Same(was) && c.Auth == kept[was.Auth.SecretID] && c.ClientKey == kept[was.ClientCertificate.SecretID] && (c.After < 0 || c.After == before.After) &&
-		(c.Secret == "" || c.Secret == kept[first.KeyID])
-	if !same {
-		return Endpoint{}, "", 0, &domain.Error{Code: domain.CodeIdempotencyKeyReused, Detail: "There is another webhook with this id."}
-	}
-	e, err := r.of(ctx, before)
-	return e, kept[first.KeyID], 0, err
-}
-
-// Try decides like Create and changes nothing. It returns the webhook and the
-// events that Create would record.
-func (r registry) Try(ctx context.Context, by domain.Request, id string, c Creation) (domain.Webhook, []domain.Entry, error) {
-	c, _, err := r.validate(ctx, by, id, c)
-	if err != nil {
-		return domain.Webhook{}, nil, err
-	}
-	return r.ledger.try(ctx, by, id, c.CreateWebhook)
+// Try decides like Create and changes nothing.
+func (r registry) Try(ctx context.Context, by domain.Request, id string, c Creation) (domain.Result[domain.Webhook], error) {
+	_, _, tried, err := r.validate(ctx, by, id, c)
+	return tried, err
 }
 
 // validate collects everything that is wrong with a creation: by the rules of
 // the domain and by those of delivery. It returns c with the position to start
-// after and the ids of its secrets; and the new secrets except that of the first
-// key.
-func (r registry) validate(ctx context.Context, by domain.Request, id string, c Creation) (Creation, secrets, error) {
+// after and the ids of its secrets; the new secrets except that of the first key;
+// and the outcome of a dry run, which may be that of a repetition.
+func (r registry) validate(ctx context.Context, by domain.Request, id string, c Creation) (Creation, secrets, domain.Result[domain.Webhook], error) {
+	var tried domain.Result[domain.Webhook]
 	if c.After < 0 {
 		var err error
 		if c.After, err = r.config.Log.Head(ctx); err != nil {
-			return c, nil, fmt.Errorf("webhooks: create: %w", err)
+			return c, nil, tried, fmt.Errorf("webhooks: create: %w", err)
 		}
 	}
 	settings := c.Settings()
@@ -178,8 +140,11 @@ func (r registry) validate(ctx context.Context, by domain.Request, id string, c 
 	}
 	c.KeyType = cmp.Or(c.KeyType, domain.KeyHMAC)
 	c.Keys = []domain.WebhookKey{{KeyID: domain.NewID().String(), Type: c.KeyType}}
-	_, _, err := r.ledger.try(ctx, by, id, c.CreateWebhook)
-	return c, fresh, r.check(settings, faults, err)
+	tried, err := r.ledger.try(ctx, by, id, c.CreateWebhook)
+	if err == nil && tried.Repeated {
+		return c, nil, tried, nil
+	}
+	return c, fresh, tried, r.check(settings, faults, err)
 }
 
 // check adds the faults that were found already, and those that only delivery
@@ -222,61 +187,75 @@ type Change func(before domain.Webhook) (domain.WebhookSettings, Secrets, error)
 func (r registry) Update(ctx context.Context, by domain.Request, id string, change Change) (Endpoint, eventstore.Position, error) {
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	cmd, fresh, err := r.updated(ctx, by, id, change)
+	cmd, fresh, _, err := r.updated(ctx, by, id, change)
 	if err != nil {
 		return Endpoint{}, 0, err
 	}
-	conf, at, err := r.changeWith(ctx, by, id, cmd, fresh)
-	if err != nil {
-		return Endpoint{}, 0, err
-	}
-	e, err := r.of(ctx, conf)
-	return e, at, err
+	result, err := r.changeWith(ctx, by, id, cmd, fresh)
+	return r.outcome(ctx, result, err)
 }
 
 // TryUpdate decides like Update and changes nothing.
-func (r registry) TryUpdate(ctx context.Context, by domain.Request, id string, change Change) (domain.Webhook, []domain.Entry, error) {
-	cmd, _, err := r.updated(ctx, by, id, change)
-	if err != nil {
-		return domain.Webhook{}, nil, err
-	}
-	return r.ledger.try(ctx, by, id, cmd)
+func (r registry) TryUpdate(ctx context.Context, by domain.Request, id string, change Change) (domain.Result[domain.Webhook], error) {
+	_, _, tried, err := r.updated(ctx, by, id, change)
+	return tried, err
 }
 
-func (r registry) updated(ctx context.Context, by domain.Request, id string, change Change) (cmd domain.UpdateWebhook, fresh secrets, err error) {
+func (r registry) updated(ctx context.Context, by domain.Request, id string, change Change) (cmd domain.UpdateWebhook, fresh secrets, tried domain.Result[domain.Webhook], err error) {
 	before, err := r.ledger.webhook(ctx, id)
 	if err != nil {
-		return cmd, nil, err
+		return cmd, nil, tried, err
 	}
-	if !before.Exists() {
-		return cmd, nil, errNotFound()
+	var faults []domain.Fault
+	if before.Exists() { // else the ledger refuses, or recognises a repetition
+		settings, given, err := change(before)
+		if err != nil {
+			return cmd, nil, tried, err
+		}
+		fresh, faults = given.assign(&settings, before.WebhookSettings)
+		cmd.Settings = settings
 	}
-	settings, secrets, err := change(before)
-	if err != nil {
-		return cmd, nil, err
+	tried, err = r.ledger.try(ctx, by, id, cmd)
+	if err == nil && tried.Repeated {
+		return cmd, nil, tried, nil
 	}
-	fresh, faults := secrets.assign(&settings, before.WebhookSettings)
-	cmd.Settings = settings
-	_, _, err = r.ledger.try(ctx, by, id, cmd)
-	return cmd, fresh, r.check(settings, faults, err)
+	return cmd, fresh, tried, r.check(cmd.Settings, faults, err)
 }
 
 // SetState pauses, resumes or disables a webhook. Events that were not sent wait.
 // Resuming closes the breaker, so that the endpoint is tried immediately.
 func (r registry) SetState(ctx context.Context, by domain.Request, id string, cmd domain.SetWebhookState) (Endpoint, eventstore.Position, error) {
-	conf, at, err := r.change(ctx, by, id, cmd)
+	result, err := r.change(ctx, by, id, cmd)
+	return r.outcome(ctx, result, err)
+}
+
+// TrySetState decides like SetState and changes nothing.
+func (r registry) TrySetState(ctx context.Context, by domain.Request, id string, cmd domain.SetWebhookState) (domain.Result[domain.Webhook], error) {
+	return r.ledger.try(ctx, by, id, cmd)
+}
+
+// outcome adds the state of its delivery to the webhook that a command returned.
+func (r registry) outcome(ctx context.Context, result domain.Result[domain.Webhook], err error) (Endpoint, eventstore.Position, error) {
 	if err != nil {
 		return Endpoint{}, 0, err
 	}
-	e, err := r.of(ctx, conf)
-	return e, at, err
+	e, err := r.of(ctx, result.State)
+	return e, result.Position(), err
 }
 
 // Delete deletes a webhook, its progress, its dead letters and its secrets. It
 // does not abort the requests in flight; no others follow.
 func (r registry) Delete(ctx context.Context, by domain.Request, id string) (eventstore.Position, error) {
-	_, at, err := r.change(ctx, by, id, domain.DeleteWebhook{})
-	return at, err
+	result, err := r.change(ctx, by, id, domain.DeleteWebhook{})
+	if err != nil {
+		return 0, err
+	}
+	return result.Position(), nil
+}
+
+// TryDelete decides like Delete and changes nothing.
+func (r registry) TryDelete(ctx context.Context, by domain.Request, id string) (domain.Result[domain.Webhook], error) {
+	return r.ledger.try(ctx, by, id, domain.DeleteWebhook{})
 }
 
 // StartingAt returns the position before the first event that was recorded at a

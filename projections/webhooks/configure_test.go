@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"accountledger/domain"
 	"accountledger/eventstore/seal"
@@ -78,21 +79,25 @@ func TestCreateAgain(t *testing.T) {
 	w.account("ada")
 	cmd := creation("https://crm.example")
 	cmd.After = -1
-	first, secret, at, err := w.hooks.Create(t.Context(), asAdmin, "crm", cmd)
-	if err != nil || first.After != 1 || at != 2 || first.Position != 1 || first.Backlog != 1 {
+	request := func(hash string) domain.Request { return domain.Request{Meta: asAdmin.Meta.WithRequest("c1", hash)} }
+	first, secret, at, err := w.hooks.Create(t.Context(), request("h"), "crm", cmd)
+	if err != nil || secret == "" || first.After != 1 || at != 2 || first.Position != 1 || first.Backlog != 1 {
 		t.Fatalf("Create = %+v at %d, %v; want it to start after 1", first, at, err)
 	}
-	again, same, at, err := w.hooks.Create(t.Context(), asAdmin, "crm", cmd)
-	if diff := cmp.Diff(first, again, cmp.AllowUnexported(domain.Webhook{})); diff != "" || same != secret || at != 0 || err != nil {
-		t.Errorf("repeated: %s, secret the same: %t, at %d, %v", diff, same == secret, at, err)
+	again, shown, at, err := w.hooks.Create(t.Context(), request("h"), "crm", cmd)
+	if diff := cmp.Diff(first, again, cmpopts.IgnoreUnexported(domain.Webhook{})); diff != "" || shown != "" || at != 2 || err != nil {
+		t.Errorf("repeated: %s, secret shown again: %t, at %d, %v", diff, shown != "", at, err)
+	}
+	if kept, err := w.hooks.secrets.load(t.Context(), "crm"); err != nil || len(kept) != 1 || kept[first.Keys[0].KeyID] != secret {
+		t.Errorf("a repetition changed the secrets: %d, %v", len(kept), err)
 	}
 	other := cmd
 	other.URL = "https://other.example"
-	if _, leaked, _, err := w.hooks.Create(t.Context(), asAdmin, "crm", other); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused || leaked != "" {
+	if _, leaked, _, err := w.hooks.Create(t.Context(), request("h2"), "crm", other); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused || leaked != "" {
 		t.Errorf("another creation: %v, want CodeIdempotencyKeyReused", err)
 	}
-	if would, events, err := w.hooks.Try(t.Context(), asAdmin, "dry", cmd); err != nil || len(events) != 1 || would.URL != cmd.URL {
-		t.Errorf("dry run: %+v, %v, %v", would, events, err)
+	if tried, err := w.hooks.Try(t.Context(), asAdmin, "dry", cmd); err != nil || len(tried.Events) != 1 || tried.State.URL != cmd.URL {
+		t.Errorf("dry run: %+v, %v", tried, err)
 	}
 	if list, err := w.hooks.List(t.Context()); err != nil || len(list) != 1 {
 		t.Errorf("%d webhooks, %v; want 1", len(list), err)

@@ -85,7 +85,7 @@ func (e *engine) sync(ctx context.Context, id string) {
 }
 
 // change has the ledger decide on a command, and applies the new configuration.
-func (e *engine) change(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (domain.Webhook, eventstore.Position, error) {
+func (e *engine) change(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (domain.Result[domain.Webhook], error) {
 	e.changing.Lock()
 	defer e.changing.Unlock()
 	return e.changeWith(ctx, r, id, cmd, nil)
@@ -93,20 +93,20 @@ func (e *engine) change(ctx context.Context, r domain.Request, id string, cmd do
 
 // changeWith is change with a command that refers to new secrets. The caller
 // holds changing.
-func (e *engine) changeWith(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand, more secrets) (domain.Webhook, eventstore.Position, error) {
-	if err := e.secrets.add(ctx, id, more); err != nil {
-		return domain.Webhook{}, 0, err
+func (e *engine) changeWith(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand, more secrets) (domain.Result[domain.Webhook], error) {
+	// First the secrets: a webhook without them cannot be delivered to, secrets
+	// that nothing refers to do no harm.
+	r.Prepare = func(ctx context.Context) error { return e.secrets.add(ctx, id, more) }
+	result, err := e.ledger.execute(ctx, r, id, cmd)
+	if err != nil || result.Repeated {
+		return result, err
 	}
-	conf, at, err := e.ledger.execute(ctx, r, id, cmd)
-	if err != nil {
-		return conf, at, err
-	}
-	if at > 0 && conf.Exists() {
-		if err := e.secrets.prune(ctx, conf); err != nil {
+	if len(result.Events) > 0 && result.State.Exists() {
+		if err := e.secrets.prune(ctx, result.State); err != nil {
 			e.config.Logger.WarnContext(ctx, "unused secrets of a webhook stay until its next change", "webhook", id, "err", err)
 		}
 	}
-	return conf, at, e.copy(ctx, conf)
+	return result, e.copy(ctx, result.State)
 }
 
 // refresh applies a webhook's current configuration.
@@ -268,7 +268,7 @@ func requestLimit(conf domain.Webhook, inFlight int) int {
 // disable has the ledger disable a webhook.
 func (r *run) disable(id, code string) {
 	retry(r.ctx, r.config.Logger, "disable", func() error {
-		_, _, err := r.change(r.ctx, bySystem, id, disabling(code))
+		_, err := r.change(r.ctx, bySystem, id, disabling(code))
 		if domain.CodeOf(err) == domain.CodeWebhookNotFound {
 			return nil
 		}

@@ -2,7 +2,6 @@ package webhooks
 
 import (
 	"context"
-	"fmt"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
@@ -16,69 +15,54 @@ type Rotation struct {
 }
 
 // Rotate gives a webhook a new signing key. It returns the webhook, the key's
-// secret, which no other call shows, and the position of the event. If the same
-// rotation is repeated, it returns the same secret.
+// secret, and the position of the event. Only the first outcome has the secret:
+// a repetition returns "".
 func (r registry) Rotate(ctx context.Context, by domain.Request, id string, c Rotation) (Endpoint, string, eventstore.Position, error) {
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	c, before, err := r.checkRotation(ctx, by, id, c)
+	c, tried, err := r.checkRotation(ctx, by, id, c)
 	if err != nil {
 		return Endpoint{}, "", 0, err
 	}
-	kept, err := r.secrets.load(ctx, id)
-	if err != nil {
-		return Endpoint{}, "", 0, fmt.Errorf("webhooks: rotate: %w", err)
-	}
-	for _, k := range before.Keys {
-		if k.KeyID != c.KeyID {
-			continue
-		}
-		if c.Secret != "" && c.Secret != kept[k.KeyID] {
-			return Endpoint{}, "", 0, &domain.Error{Code: domain.CodeIdempotencyKeyReused, Detail: "There is another key with this id."}
-		}
-		e, err := r.of(ctx, before)
-		return e, kept[k.KeyID], 0, err
+	if tried.Repeated {
+		e, err := r.of(ctx, tried.State)
+		return e, "", tried.Position(), err
 	}
 	if c.Secret == "" {
 		c.Secret = wire.NewSecret(c.Type)
 	}
-	conf, at, err := r.changeWith(ctx, by, id, c.RotateWebhookKey, secrets{c.KeyID: c.Secret})
+	result, err := r.changeWith(ctx, by, id, c.RotateWebhookKey, secrets{c.KeyID: c.Secret})
 	if err != nil {
 		return Endpoint{}, "", 0, err
 	}
-	e, err := r.of(ctx, conf)
-	return e, c.Secret, at, err
+	e, err := r.of(ctx, result.State)
+	return e, c.Secret, result.Position(), err
 }
 
 // TryRotate decides like Rotate and changes nothing.
-func (r registry) TryRotate(ctx context.Context, by domain.Request, id string, c Rotation) (domain.Webhook, []domain.Entry, error) {
-	c, _, err := r.checkRotation(ctx, by, id, c)
-	if err != nil {
-		return domain.Webhook{}, nil, err
-	}
-	return r.ledger.try(ctx, by, id, c.RotateWebhookKey)
+func (r registry) TryRotate(ctx context.Context, by domain.Request, id string, c Rotation) (domain.Result[domain.Webhook], error) {
+	_, tried, err := r.checkRotation(ctx, by, id, c)
+	return tried, err
 }
 
 // checkRotation validates c and completes it: without a type, the key has that of
-// its secret, or that of the newest key.
-func (r registry) checkRotation(ctx context.Context, by domain.Request, id string, c Rotation) (Rotation, domain.Webhook, error) {
+// its secret, or that of the newest key. It returns the outcome of a dry run, which
+// may be that of a repetition.
+func (r registry) checkRotation(ctx context.Context, by domain.Request, id string, c Rotation) (Rotation, domain.Result[domain.Webhook], error) {
 	c.Now = r.config.Now()
 	before, err := r.ledger.webhook(ctx, id)
 	if err != nil {
-		return c, before, err
-	}
-	if !before.Exists() {
-		return c, before, errNotFound()
+		return c, domain.Result[domain.Webhook]{}, err
 	}
 	if c.Secret != "" {
 		if fault := wire.SecretFault(c.Secret, c.Type); fault != "" {
-			return c, before, faulty(domain.Fault{Pointer: "/secret", Detail: fault})
+			return c, domain.Result[domain.Webhook]{}, faulty(domain.Fault{Pointer: "/secret", Detail: fault})
 		}
 		c.Type = wire.KeyType(c.Secret)
 	}
-	if c.Type == "" {
+	if c.Type == "" && before.Exists() {
 		c.Type = before.Keys[0].Type
 	}
-	_, _, err = r.ledger.try(ctx, by, id, c.RotateWebhookKey)
-	return c, before, err
+	tried, err := r.ledger.try(ctx, by, id, c.RotateWebhookKey)
+	return c, tried, err
 }

@@ -93,9 +93,14 @@ func TestRotateRefused(t *testing.T) {
 	if kept, err := w.hooks.secrets.load(t.Context(), "crm"); err != nil || len(kept) != 1 || w.head() != 1 {
 		t.Errorf("%d secrets, %v, at %d; want no change", len(kept), err, w.head())
 	}
-	e, second := w.rotate("crm", rotation("k1", "", time.Hour))
-	if again, same := w.rotate("crm", rotation("k1", "", time.Hour)); same != second || second == first || len(again.Keys) != len(e.Keys) || w.head() != 2 {
-		t.Errorf("row 14: a repeated rotation returns another secret or another key: %+v", again.Keys)
+	by := domain.Request{Meta: asAdmin.Meta.WithRequest("c1", "h")}
+	e, second, _, err := w.hooks.Rotate(t.Context(), by, "crm", rotation("k1", "", time.Hour))
+	if err != nil || second == "" || second == first {
+		t.Fatalf("row 14: a rotation returns no new secret: %v", err)
+	}
+	again, shown, _, err := w.hooks.Rotate(t.Context(), by, "crm", rotation("k1", "", time.Hour))
+	if err != nil || shown != "" || len(again.Keys) != len(e.Keys) || w.head() != 2 {
+		t.Errorf("row 14: a repeated rotation shows the secret again, or changes the keys: %+v, %v", again.Keys, err)
 	}
 	if _, _, _, err := w.hooks.Rotate(t.Context(), asAdmin, "crm", Rotation{RotateWebhookKey: domain.RotateWebhookKey{KeyID: "k1"}, Secret: first}); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused {
 		t.Errorf("another secret under the same id: %v, want %s", err, domain.CodeIdempotencyKeyReused)
@@ -106,7 +111,7 @@ func TestRotateRefused(t *testing.T) {
 	if _, _, _, err := w.hooks.Rotate(t.Context(), asAdmin, "crm", rotation("eleventh", "", time.Hour)); domain.CodeOf(err) != domain.CodeTooManyKeys {
 		t.Errorf("row 15: %v, want %s", err, domain.CodeTooManyKeys)
 	}
-	if _, _, err := w.hooks.TryRotate(t.Context(), asAdmin, "nobody", rotation("k", "", 0)); domain.CodeOf(err) != domain.CodeWebhookNotFound {
+	if _, err := w.hooks.TryRotate(t.Context(), asAdmin, "nobody", rotation("k", "", 0)); domain.CodeOf(err) != domain.CodeWebhookNotFound {
 		t.Errorf("an unknown webhook: %v, want %s", err, domain.CodeWebhookNotFound)
 	}
 }

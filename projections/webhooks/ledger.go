@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"accountledger/domain"
-	"accountledger/eventstore"
 )
 
 // ledger is what deliveries need of the ledger. Everywhere else the package
@@ -48,21 +47,22 @@ func (l ledger) without(ctx context.Context, entry domain.Entry) (domain.Entry, 
 }
 
 // try decides on a command and records nothing.
-func (l ledger) try(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (domain.Webhook, []domain.Entry, error) {
-	return l.domain.TryWebhook(ctx, r, id, cmd)
+func (l ledger) try(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (domain.Result[domain.Webhook], error) {
+	r.DryRun = true
+	return l.domain.ChangeWebhook(ctx, r, id, cmd)
 }
 
 // execute decides on a command and records the events. engine.change calls it
 // for every command that changes the configuration, and report for the others.
-func (l ledger) execute(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (domain.Webhook, eventstore.Position, error) {
-	return l.domain.ExecuteWebhook(ctx, r, id, cmd)
+func (l ledger) execute(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (domain.Result[domain.Webhook], error) {
+	return l.domain.ChangeWebhook(ctx, r, id, cmd)
 }
 
 // report records how deliveries to a webhook go: domain.ReportFailing,
 // ReportRecovered or ReportExhausted. It records even if ctx is done, because
 // the reporting worker does not detect the same change again.
 func (l ledger) report(ctx context.Context, id string, cmd domain.WebhookCommand) error {
-	_, _, err := l.execute(context.WithoutCancel(ctx), bySystem, id, cmd)
+	_, err := l.execute(context.WithoutCancel(ctx), bySystem, id, cmd)
 	return err
 }
 

@@ -90,9 +90,10 @@ func (p probes) verify(ctx context.Context, by domain.Request, id string) (Probe
 	o, rate := s.client.Ask(p.senders.origin(), conf.RateLimit)
 	probe := p.result(start, o)
 	if probe.OK {
-		conf, _, err = p.change(ctx, by, id, verified(conf, rate))
+		result, err := p.change(ctx, by, id, verified(conf, rate))
+		return probe, result.State, err
 	}
-	return probe, conf, err
+	return probe, conf, nil
 }
 
 // verifyBySystem verifies an endpoint once. If it does not permit deliveries, it
