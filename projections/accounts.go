@@ -15,42 +15,42 @@ import (
 	"accountledger/eventstore"
 )
 
-// AccountsView is the name of the account view: each account as it goes over
-// the wire, found by its sub and by every identifier that leads to it.
+// AccountsView is the name of the account view. It holds each account as the
+// API returns it, indexed by its sub and its identifiers.
 const AccountsView = "accounts"
 
-// ErrNotFound is returned where no account matches.
+// ErrNotFound is returned if no account matches.
 var ErrNotFound = errors.New("projections: no such account")
 
-// Accounts answers questions about accounts from the account view. Its
-// methods may be called at once by many goroutines.
+// Accounts queries the account view. Its methods are safe for concurrent use.
 type Accounts struct {
 	views *Views
 	view  *view
-	reads atomic.Pointer[accountReads] // of the live generation; nil for a reader, which asks each time
+	reads atomic.Pointer[accountReads] // of the live generation; nil after OpenReader, where one looks it up
 }
 
-// AccountRow is one account.
+// AccountRow is one account in the account view.
 type AccountRow struct {
 	Sub        string
-	JSON       []byte              // exactly domain.Account.JSON; without personal data once it is erased
+	JSON       []byte              // the result of domain.Account.JSON; without personal data once the account is erased
 	Revision   eventstore.Revision // of the account
 	Position   eventstore.Position // of its last event
-	ErasedTime time.Time           // UTC; zero unless the account's personal data is gone
+	ErasedTime time.Time           // UTC; zero unless the account is erased
 }
 
-// Account is the row's document, decoded.
+// Account decodes the row's document.
 func (r AccountRow) Account() (domain.Account, error) {
 	a, err := domain.ParseAccount(r.JSON)
 	if err != nil {
-		return a, fmt.Errorf("projections: a row of the account view does not parse: %T", err) // it may quote what it stumbled over
+		// Only the error's type: a JSON error may quote personal data.
+		return a, fmt.Errorf("projections: a row of the account view does not parse: %T", err)
 	}
 	return a, nil
 }
 
-// An account's number follows the order of arrival, and its row stays where
-// it is for good: keys in random order cost four times as much to write. Rows
-// are never deleted, so the highest number is their count.
+// Accounts are numbered in order of creation, because writing rows in random
+// key order costs four times as much. Rows are never deleted, so the highest
+// id is the number of accounts.
 const accountTables = `
 CREATE TABLE accounts_%[1]d (
 	id       INTEGER PRIMARY KEY,
@@ -62,11 +62,11 @@ CREATE TABLE accounts_%[1]d (
 ) STRICT;
 CREATE TABLE identifiers_%[1]d (
 	kind    TEXT    NOT NULL,
-	key     TEXT    NOT NULL, -- as compared
+	key     TEXT    NOT NULL, -- normalized for comparison
 	account INTEGER NOT NULL,
 	PRIMARY KEY (kind, key)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE members_%[1]d ( -- how many; who they are is in their accounts
+CREATE TABLE members_%[1]d ( -- numbers of members; the accounts have the memberships
 	group_id TEXT    NOT NULL,
 	role     TEXT    NOT NULL, -- '' counts all members, domain.NoRole those without a role
 	count    INTEGER NOT NULL, -- never 0
@@ -91,12 +91,12 @@ func (a *Accounts) projection() projection {
 	}
 }
 
-// accountReads are the questions to one generation.
+// accountReads are the prepared queries of one generation.
 type accountReads struct {
 	get, lookup *sql.Stmt
 
-	gate sync.RWMutex // readers hold it while they ask
-	gone bool         // the generation is about to be dropped: ask the live one
+	mu     sync.RWMutex // read-locked during a query
+	closed bool         // another generation is live; use its statements
 }
 
 const (
@@ -122,27 +122,27 @@ func (a *Accounts) serve(ctx context.Context, generation int64) (swap func(), er
 		if old == nil {
 			return
 		}
-		old.gate.Lock()
-		defer old.gate.Unlock()
-		old.gone = true
+		old.mu.Lock()
+		defer old.mu.Unlock()
+		old.closed = true
 		old.get.Close()
 		old.lookup.Close()
 	}, nil
 }
 
-// acquire returns the live generation's reads, with their gate held.
+// acquire returns the live generation's queries, read-locked.
 func (a *Accounts) acquire() *accountReads {
 	for {
 		r := a.reads.Load()
-		r.gate.RLock()
-		if !r.gone {
+		r.mu.RLock()
+		if !r.closed {
 			return r
 		}
-		r.gate.RUnlock()
+		r.mu.RUnlock()
 	}
 }
 
-// Get returns the account sub, or ErrNotFound.
+// Get returns the account with a sub, or ErrNotFound.
 func (a *Accounts) Get(ctx context.Context, sub string) (AccountRow, error) {
 	row, err := a.one(ctx, getAccount, func(r *accountReads) *sql.Stmt { return r.get }, sub)
 	if err != nil && !errors.Is(err, ErrNotFound) {
@@ -151,8 +151,8 @@ func (a *Accounts) Get(ctx context.Context, sub string) (AccountRow, error) {
 	return row, err
 }
 
-// Lookup returns the account that the first of the candidates leads to that
-// leads to any, or ErrNotFound.
+// Lookup tries the candidates in order and returns the account of the first
+// that is an identifier of one, or ErrNotFound.
 func (a *Accounts) Lookup(ctx context.Context, candidates []domain.Candidate) (AccountRow, error) {
 	for _, c := range candidates {
 		row, err := a.one(ctx, lookupAccount, func(r *accountReads) *sql.Stmt { return r.lookup }, string(c.Kind), c.Key)
@@ -166,19 +166,19 @@ func (a *Accounts) Lookup(ctx context.Context, candidates []domain.Candidate) (A
 	return AccountRow{}, ErrNotFound
 }
 
-// one asks for one row: with a prepared statement of the live generation or,
-// beside another process that may replace it at any time, in a transaction
-// that finds out first which one is live.
+// one queries one row. In the process that writes the views it uses a prepared
+// statement of the live generation. A reader uses a transaction that first
+// looks up which generation is live, because the writer may replace it.
 func (a *Accounts) one(ctx context.Context, query string, prepared func(*accountReads) *sql.Stmt, args ...any) (AccountRow, error) {
 	if err := ctx.Err(); err != nil {
 		return AccountRow{}, err
 	}
-	// The read takes microseconds. A ctx that can be canceled would cost as
-	// much again, for the goroutine with which the driver watches over it.
+	// The query takes microseconds. A cancelable ctx would double that, because
+	// the driver starts a goroutine to watch it.
 	ctx = context.WithoutCancel(ctx)
 	if a.views.write != nil {
 		r := a.acquire()
-		defer r.gate.RUnlock()
+		defer r.mu.RUnlock()
 		return scanAccount(prepared(r).QueryRowContext(ctx, args...))
 	}
 	tx, generation, _, err := a.snapshot(ctx)
@@ -189,7 +189,8 @@ func (a *Accounts) one(ctx context.Context, query string, prepared func(*account
 	return scanAccount(tx.QueryRowContext(ctx, fmt.Sprintf(query, generation), args...))
 }
 
-// snapshot begins a transaction that reads the live generation as it is now.
+// snapshot begins a read transaction and looks up the live generation in it and
+// the position it has applied.
 func (a *Accounts) snapshot(ctx context.Context) (tx *sql.Tx, generation int64, at eventstore.Position, err error) {
 	if tx, err = a.views.read.BeginTx(ctx, nil); err != nil {
 		return nil, 0, 0, err
@@ -201,8 +202,8 @@ func (a *Accounts) snapshot(ctx context.Context) (tx *sql.Tx, generation int64, 
 	return tx, generation, at, nil
 }
 
-// Next returns the accounts whose subs come after a sub, at most limit of
-// them, in the order of their subs; erased ones too.
+// Next returns up to limit accounts in the order of their subs, starting after
+// a sub. It includes erased accounts.
 func (a *Accounts) Next(ctx context.Context, after string, limit int) ([]AccountRow, error) {
 	tx, generation, _, err := a.snapshot(ctx)
 	if err != nil {
@@ -238,37 +239,37 @@ func scanAccount(row interface{ Scan(...any) error }) (AccountRow, error) {
 	return r, err
 }
 
-// Position is the position of the last event the view has applied. It comes
-// from memory; for Views of OpenReader, which follow nothing, it is 0.
+// Position returns the position of the last event the view has applied, without
+// a query. It is 0 after OpenReader, which does not follow the log.
 func (a *Accounts) Position() eventstore.Position {
 	return eventstore.Position(a.view.position.Load())
 }
 
-// Lag is how many events of the log the view has not applied, as far as it
-// has heard of them. It comes from memory.
+// Lag returns how many events the view is behind the highest position of the
+// log it knows of, without a query.
 func (a *Accounts) Lag() int64 { return max(0, a.view.head.Load()-a.view.position.Load()) }
 
-// All yields all accounts, erased ones too, in the order of their subs, as
-// they were when the view had applied the events up to at, and no other. The
-// caller ranges over rows, once, or cancels ctx: until then a connection is
-// taken and the write-ahead log grows.
+// All returns a consistent snapshot of all accounts, erased ones included, in
+// the order of their subs: the state after the event at position at. total is
+// their number. The caller must range over rows once or cancel ctx; until then
+// the snapshot occupies a connection and the write-ahead log grows.
 func (a *Accounts) All(ctx context.Context) (at eventstore.Position, total int64, rows iter.Seq2[AccountRow, error], err error) {
 	return a.Changed(ctx, 0)
 }
 
-// Changed is All for the accounts that have an event after a position: those
-// that differ from what All yielded when at was that position.
+// Changed is All restricted to accounts with an event after position since. To
+// update a copy of All, pass the position that All returned.
 func (a *Accounts) Changed(ctx context.Context, since eventstore.Position) (at eventstore.Position, total int64, rows iter.Seq2[AccountRow, error], err error) {
 	return a.scan(ctx, allAccounts, since)
 }
 
-// Revisions is All without the accounts' documents and in any order, which
-// takes a fraction of the time.
+// Revisions is All without the documents (JSON is empty) and in no particular
+// order. It takes a fraction of the time.
 func (a *Accounts) Revisions(ctx context.Context) (at eventstore.Position, total int64, rows iter.Seq2[AccountRow, error], err error) {
 	return a.scan(ctx, allRevisions, 0)
 }
 
-// scan asks for the accounts that have an event after a position.
+// scan runs a query for the accounts with an event after position since.
 func (a *Accounts) scan(ctx context.Context, query string, since eventstore.Position) (at eventstore.Position, total int64, rows iter.Seq2[AccountRow, error], err error) {
 	tx, generation, at, err := a.snapshot(ctx)
 	if err != nil {

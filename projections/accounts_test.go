@@ -22,8 +22,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden tables")
 
-// TestGolden holds that a log gives the tables it gave before: rows in
-// views.db of released programs are such rows.
+// TestGolden checks that a log results in the same rows as before, because the
+// views.db of released versions contains such rows.
 func TestGolden(t *testing.T) {
 	t.Parallel()
 	logs, err := filepath.Glob("testdata/*.jsonl")
@@ -54,7 +54,7 @@ func TestGolden(t *testing.T) {
 			}
 			v := f.open(t)
 			run(t, v)
-			f.indexedUp(t, v)
+			f.awaitIndexed(t, v)
 			got, golden := dump(t, f.path())+dumpSearch(t, f.path()), strings.TrimSuffix(name, ".jsonl")+".golden"
 			if *update {
 				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
@@ -72,8 +72,8 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// TestLookup holds that an account is found by every identifier it has, and
-// by none that it had.
+// TestLookup checks that an account is found by every identifier it has, and by
+// none that it no longer has.
 func TestLookup(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -97,7 +97,7 @@ func TestLookup(t *testing.T) {
 		{domain.LinkIdentity{Identity: google}, found{ada: true, mobile: true, username: true, gmail: true, provider: true}},
 		{domain.UpdateProfile{IdentityID: self.IdentityID, Patch: jsontext.Value(`{"email":"countess@example.org","username":null}`)},
 			found{countess: true, mobile: true, gmail: true, provider: true}},
-		// The same address twice: it goes with the second.
+		// Two identities with the same address: it remains found until the second is changed.
 		{domain.UpdateProfile{IdentityID: google.IdentityID, Patch: jsontext.Value(`{"email":"countess@example.org"}`)},
 			found{countess: true, mobile: true, provider: true}},
 		{domain.UpdateProfile{IdentityID: self.IdentityID, Patch: jsontext.Value(`{"email":"ada@example.org"}`)},
@@ -118,18 +118,18 @@ func TestLookup(t *testing.T) {
 		f.checkFolds(t, v, []string{sub})
 	}
 	if row, err := v.Accounts().Lookup(t.Context(), []domain.Candidate{username, gmail, mobile}); err != nil || row.Sub != sub {
-		t.Errorf("Lookup, the third leads there = %v", err)
+		t.Errorf("Lookup by three candidates, of which the third matches = %v", err)
 	}
 	if _, err := v.Accounts().Lookup(t.Context(), nil); !errors.Is(err, ErrNotFound) {
 		t.Errorf("Lookup of nothing = %v", err)
 	}
 	if _, err := v.Accounts().Get(t.Context(), uuid.NewString()); !errors.Is(err, ErrNotFound) {
-		t.Errorf("Get of nobody = %v", err)
+		t.Errorf("Get of an unknown sub = %v", err)
 	}
 }
 
-// TestIdentifierMoves holds that an identifier that goes from account to
-// account within one batch ends at the last one.
+// TestIdentifierMoves checks that an identifier that moves between accounts
+// within one batch belongs to the last one.
 func TestIdentifierMoves(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -139,9 +139,9 @@ func TestIdentifierMoves(t *testing.T) {
 		f.execute(t, subs[i], domain.UpdateProfile{Patch: jsontext.Value(fmt.Sprintf(`{"email":%q}`, email))})
 	}
 	stop := run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	stop()
-	// Round and round, all in one batch.
+	// All of these are applied in one batch.
 	for range 2 {
 		move(0, "x@example.org")
 		move(1, "a@example.org")
@@ -156,11 +156,11 @@ func TestIdentifierMoves(t *testing.T) {
 	move(2, "a@example.org")
 	move(0, "c@example.org")
 	run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	f.checkFolds(t, v, subs)
 }
 
-// erase ends an account as the erase protocol does: log first, then the key.
+// erase erases an account as package erasure does: first the event, then the key.
 func erase(t testing.TB, f *fixture, sub string) eventstore.Position {
 	t.Helper()
 	var last eventstore.Recorded
@@ -180,8 +180,8 @@ func erase(t testing.TB, f *fixture, sub string) eventstore.Position {
 	return p
 }
 
-// TestErased holds that of an erased account the view keeps that it was
-// erased, and nothing of the person, in the file or out of it.
+// TestErased checks that the view still shows that an account was erased, and
+// that its file contains no personal data of it.
 func TestErased(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -189,16 +189,16 @@ func TestErased(t *testing.T) {
 	run(t, v)
 	a, b := f.create(t, "canary@example.org"), f.create(t, "neighbour@example.org")
 	f.execute(t, a.Sub, domain.UpdateProfile{Patch: jsontext.Value(`{"given_name":"Canary"}`)})
-	f.caughtUp(t, v)
-	f.indexedUp(t, v)
+	f.awaitHead(t, v)
+	f.awaitIndexed(t, v)
 	if !strings.Contains(dumpSearch(t, f.path()), "canary") {
-		t.Error("the index never had what is to be erased")
+		t.Error("the index does not have the account's name before the erasure")
 	}
 	erase(t, f, a.Sub)
-	f.indexedUp(t, v)
+	f.awaitIndexed(t, v)
 	row, err := v.Accounts().Get(t.Context(), a.Sub)
 	if err != nil || row.ErasedTime.IsZero() || row.Revision != 2 {
-		t.Errorf("Get = %+v, %v, want that it was erased", row, err)
+		t.Errorf("Get = %+v, %v, want an erased account", row, err)
 	}
 	if _, err := v.Accounts().Lookup(t.Context(), domain.Candidates("", "", "canary@example.org")); !errors.Is(err, ErrNotFound) {
 		t.Errorf("Lookup = %v, want not found", err)
@@ -212,19 +212,19 @@ func TestErased(t *testing.T) {
 		t.Fatal(err)
 	}
 	if text := strings.ToLower(string(data)); strings.Contains(text, "canary") || !strings.Contains(text, "neighbour") {
-		t.Error("the file still has what was erased, or has lost what was not")
+		t.Error("the file contains data of the erased account, or none of the other")
 	}
 }
 
-// TestAll holds that all accounts come in order and as of one position,
-// whatever is written meanwhile.
+// TestAll checks that All returns all accounts in order and as of one position,
+// even if more are created meanwhile.
 func TestAll(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	v := f.open(t)
 	run(t, v)
-	f.live(t, 10, 3)
-	f.caughtUp(t, v)
+	f.populate(t, 10, 3)
+	f.awaitHead(t, v)
 	at, total, rows, err := v.Accounts().All(t.Context())
 	if err != nil || total != 10 || at != v.Accounts().Position() {
 		t.Fatalf("All = %d at %d, %v", total, at, err)
@@ -239,12 +239,12 @@ func TestAll(t *testing.T) {
 		}
 		before, n = row.Sub, n+1
 		f.create(t, fmt.Sprintf("late%d@example.org", n))
-		f.caughtUp(t, v)
+		f.awaitHead(t, v)
 	}
 	if n != 10 {
 		t.Errorf("%d rows, want 10", n)
 	}
-	for range 100 { // who stops early gives the connection back
+	for range 100 { // a caller that stops early returns the connection
 		_, _, rows, err := v.Accounts().All(t.Context())
 		if err != nil {
 			t.Fatal(err)

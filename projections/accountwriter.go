@@ -11,54 +11,54 @@ import (
 	"accountledger/eventstore"
 )
 
-// accountWriter folds accounts and writes their rows.
+// accountWriter folds events into accounts and writes the accounts' rows.
 type accountWriter struct {
-	load, update, release *sql.Stmt
-	count, uncount        *sql.Stmt // members
-	insert, take, offer   insertion
+	load, update, release  *sql.Stmt
+	count, uncount         *sql.Stmt // members
+	insert, take, takeFree insertion
 
-	recent, older map[string]account // accounts as committed, see remember
+	recent, older map[string]account // cache of committed accounts, see finish
 	touched       map[string]*touched
 	order         []*touched // in order of their first event in the batch
 }
 
-// account is a row and what it shows.
+// account is an account and the id of its row.
 type account struct {
 	id int64 // 0 before it has a row
 	domain.Account
 }
 
-// touched is an account that a batch changes.
+// touched is an account that the batch changes.
 type touched struct {
 	account
-	before  []domain.UserID
-	groups  []domain.Membership // before
-	first   domain.Entry
-	written bool // its row is as it is
+	userIDs []domain.UserID     // before the batch
+	groups  []domain.Membership // before the batch
+	first   domain.Entry        // the account's first entry in the batch
+	written bool                // the row has been written
 }
 
 const (
-	insertAccount   = `INSERT INTO accounts_%[1]d (json, revision, position, erased, sub) VALUES (?, ?, ?, ?, ?)`
-	takeIdentifier  = `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET account = excluded.account`
-	offerIdentifier = `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`
+	insertAccount      = `INSERT INTO accounts_%[1]d (json, revision, position, erased, sub) VALUES (?, ?, ?, ?, ?)`
+	takeIdentifier     = `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET account = excluded.account`
+	takeFreeIdentifier = `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`
 )
 
 func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error) {
 	w := &accountWriter{recent: map[string]account{}, touched: map[string]*touched{}}
 	closing, err := a.views.prepare(ctx, generation, map[**sql.Stmt]string{
-		&w.load:        `SELECT id, json FROM accounts_%[1]d WHERE sub = ?`,
-		&w.update:      `UPDATE accounts_%[1]d SET json = ?, revision = ?, position = ?, erased = ? WHERE id = ?`,
-		&w.release:     `DELETE FROM identifiers_%[1]d WHERE kind = ? AND key = ? AND account = ?`,
-		&w.count:       countMembers,
-		&w.uncount:     uncountMembers,
-		&w.insert.one:  insertAccount,
-		&w.insert.many: manyRows(insertAccount),
-		&w.take.one:    takeIdentifier,
-		&w.take.many:   manyRows(takeIdentifier),
-		&w.offer.one:   offerIdentifier,
-		&w.offer.many:  manyRows(offerIdentifier),
+		&w.load:          `SELECT id, json FROM accounts_%[1]d WHERE sub = ?`,
+		&w.update:        `UPDATE accounts_%[1]d SET json = ?, revision = ?, position = ?, erased = ? WHERE id = ?`,
+		&w.release:       `DELETE FROM identifiers_%[1]d WHERE kind = ? AND key = ? AND account = ?`,
+		&w.count:         countMembers,
+		&w.uncount:       uncountMembers,
+		&w.insert.one:    insertAccount,
+		&w.insert.many:   manyRows(insertAccount),
+		&w.take.one:      takeIdentifier,
+		&w.take.many:     manyRows(takeIdentifier),
+		&w.takeFree.one:  takeFreeIdentifier,
+		&w.takeFree.many: manyRows(takeFreeIdentifier),
 	})
-	return writer{apply: w.apply, flush: w.flush, end: w.end, close: closing}, err
+	return writer{apply: w.apply, flush: w.flush, finish: w.finish, close: closing}, err
 }
 
 func (w *accountWriter) apply(ctx context.Context, b *batch, x domain.Entry) error {
@@ -69,18 +69,18 @@ func (w *accountWriter) apply(ctx context.Context, b *batch, x domain.Entry) err
 		if err != nil {
 			return err
 		}
-		t = &touched{account: a, before: a.UserIDs, groups: a.Groups, first: x}
+		t = &touched{account: a, userIDs: a.UserIDs, groups: a.Groups, first: x}
 	}
 	switch {
 	case x.Revision <= t.Revision:
 		return nil
 	case x.Revision != t.Revision+1:
 		gap := fmt.Errorf("projections: revision %d follows %d", x.Revision, t.Revision)
-		x.Revision = t.Revision + 1 // what is missing is read, too, when it is tried again
+		x.Revision = t.Revision + 1 // so that the retry reads the missing revisions, too
 		b.park(x, gap)
 		return nil
 	}
-	x.Meta.CommandID = "" // which commands were executed is the ledger's to remember
+	x.Meta.CommandID = "" // only the ledger needs the ids of executed commands
 	t.Account = domain.Evolve(t.Account, x)
 	if !known {
 		w.touched[sub] = t
@@ -89,10 +89,10 @@ func (w *accountWriter) apply(ctx context.Context, b *batch, x domain.Entry) err
 	return nil
 }
 
-// find gives the account as committed: from memory, or its row.
+// find returns the account as last committed, from the cache or from its row.
 func (w *accountWriter) find(ctx context.Context, b *batch, sub string, next eventstore.Revision) (account, error) {
 	if next == 0 {
-		return account{Account: domain.NewAccount(sub)}, nil // it cannot have a row
+		return account{Account: domain.NewAccount(sub)}, nil // a new account has no row
 	}
 	if a, ok := w.recent[sub]; ok {
 		return a, nil
@@ -100,7 +100,7 @@ func (w *accountWriter) find(ctx context.Context, b *batch, sub string, next eve
 	if a, ok := w.older[sub]; ok {
 		return a, nil
 	}
-	tx, err := b.open(ctx)
+	tx, err := b.begin(ctx)
 	if err != nil {
 		return account{}, err
 	}
@@ -118,19 +118,20 @@ func (w *accountWriter) find(ctx context.Context, b *batch, sub string, next eve
 		return account{}, err
 	}
 	if a.Account, err = domain.ParseAccount(document); err != nil {
-		// A JSON error may quote what it stumbled over.
-		return account{}, unfitError{fmt.Errorf("projections: the account's own row does not parse: %T", err)}
+		// Only the error's type: a JSON error may quote personal data.
+		return account{}, entryError{fmt.Errorf("projections: the account's own row does not parse: %T", err)}
 	}
 	return a, nil
 }
 
-// identifier is one row of the identifiers.
+// identifier is a row of the identifiers table.
 type identifier struct {
 	kind    domain.Kind
 	key     string
 	account int64
 }
 
+// identifiers returns the rows of an account with these user IDs.
 func identifiers(ids []domain.UserID, account int64) map[identifier]bool {
 	m := make(map[identifier]bool, len(ids))
 	for _, u := range ids {
@@ -139,12 +140,13 @@ func identifiers(ids []domain.UserID, account int64) map[identifier]bool {
 	return m
 }
 
-// flush writes each touched account's row once.
+// flush writes the batch: each touched account's row once, then the rows of
+// identifiers and members that changed.
 func (w *accountWriter) flush(ctx context.Context, b *batch) error {
 	if len(w.order) == 0 {
 		return nil
 	}
-	tx, err := b.open(ctx)
+	tx, err := b.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -157,8 +159,8 @@ func (w *accountWriter) flush(ctx context.Context, b *batch) error {
 	return w.writeMembers(ctx, tx)
 }
 
-// writeRows writes the accounts' rows. It parks the stream of one that has no
-// JSON.
+// writeRows writes the accounts' rows. It parks an account that cannot be
+// encoded as JSON.
 func (w *accountWriter) writeRows(ctx context.Context, tx *sql.Tx, b *batch) error {
 	var fresh []*touched
 	var rows [][]any
@@ -166,7 +168,7 @@ func (w *accountWriter) writeRows(ctx context.Context, tx *sql.Tx, b *batch) err
 	for _, t := range w.order {
 		document, err := t.JSON()
 		if err != nil {
-			b.park(t.first, unfitError{fmt.Errorf("projections: the account has no JSON: %T", err)})
+			b.park(t.first, entryError{fmt.Errorf("projections: encode the account: %T", err)})
 			continue
 		}
 		t.written = true
@@ -180,25 +182,25 @@ func (w *accountWriter) writeRows(ctx context.Context, tx *sql.Tx, b *batch) err
 	}
 	last, err := w.insert.exec(ctx, tx, rows)
 	for i, t := range fresh {
-		// Nobody else writes and no row is ever deleted: they are numbered on.
+		// The ids are consecutive, because this is the only writer and no row
+		// is ever deleted.
 		t.id = last - int64(len(fresh)-1-i)
 	}
 	return err
 }
 
-// writeIdentifiers frees what the batch frees before anything is taken, so
-// that it does not matter in which order an identifier goes from account to
-// account.
+// writeIdentifiers removes all identifiers that the batch releases before it
+// adds any, so that an identifier can move between accounts in either order.
 //
-// A row of a parked stream is older than the others, so one of its
-// identifiers may meanwhile be another account's: it never takes one away.
+// The row of a parked account is older than the others, and its identifiers may
+// belong to other accounts by now: it gets only those that are free.
 func (w *accountWriter) writeIdentifiers(ctx context.Context, tx *sql.Tx, b *batch) error {
-	var release, take, offer []identifier
+	var release, take, takeFree []identifier
 	for _, t := range w.order {
-		if !t.written || !b.replay && slices.Equal(t.before, t.UserIDs) {
+		if !t.written || !b.replay && slices.Equal(t.userIDs, t.UserIDs) {
 			continue
 		}
-		before, after := identifiers(t.before, t.id), identifiers(t.UserIDs, t.id)
+		before, after := identifiers(t.userIDs, t.id), identifiers(t.UserIDs, t.id)
 		for i := range before {
 			if !after[i] {
 				release = append(release, i)
@@ -206,9 +208,9 @@ func (w *accountWriter) writeIdentifiers(ctx context.Context, tx *sql.Tx, b *bat
 		}
 		for i := range after {
 			switch {
-			case before[i] && !b.replay: // while it was parked, another may have taken and left it
-			case b.cut(t.first.Stream):
-				offer = append(offer, i)
+			case before[i] && !b.replay: // in a replay its row may be gone: another account may have taken and released it
+			case b.hasParked(t.first.Stream):
+				takeFree = append(takeFree, i)
 			default:
 				take = append(take, i)
 			}
@@ -222,12 +224,12 @@ func (w *accountWriter) writeIdentifiers(ctx context.Context, tx *sql.Tx, b *bat
 	if _, err := w.take.exec(ctx, tx, ordered(take)); err != nil {
 		return err
 	}
-	_, err := w.offer.exec(ctx, tx, ordered(offer))
+	_, err := w.takeFree.exec(ctx, tx, ordered(takeFree))
 	return err
 }
 
-// ordered makes rows of identifiers in the order of the keys, which is that of
-// the pages.
+// ordered returns identifiers as rows in key order, the order of the table's
+// pages.
 func ordered(all []identifier) [][]any {
 	slices.SortFunc(all, func(a, b identifier) int {
 		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.key, b.key))
@@ -239,20 +241,20 @@ func ordered(all []identifier) [][]any {
 	return rows
 }
 
-// rememberAccounts bounds what is kept folded in memory.
-const rememberAccounts = 2048
+// cachedAccounts is the capacity of each of the two maps of the cache.
+const cachedAccounts = 2048
 
-// end keeps what was committed and forgets what was not; in a bulk build, which
-// meets each account once, it keeps nothing. Two maps make a
-// cache: when the recent one is full it becomes the older one, and what was
-// not touched since is forgotten.
-func (w *accountWriter) end(keep bool) {
+// finish caches the accounts that the batch has written, unless it was rolled
+// back or is part of a bulk build, which sees each account once. The cache
+// consists of two maps: when recent is full, it replaces older, which drops the
+// accounts not written since.
+func (w *accountWriter) finish(keep bool) {
 	for _, t := range w.order {
 		if !keep || !t.written {
-			continue // the row is as it was, and so is what we remember of it
+			continue // the row has not changed, nor has its cached copy
 		}
-		if len(w.recent) >= rememberAccounts {
-			w.recent, w.older = make(map[string]account, rememberAccounts), w.recent
+		if len(w.recent) >= cachedAccounts {
+			w.recent, w.older = make(map[string]account, cachedAccounts), w.recent
 		}
 		w.recent[t.Sub] = t.account
 	}

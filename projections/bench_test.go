@@ -25,7 +25,7 @@ import (
 )
 
 // BenchmarkRebuild measures events per second. ACCOUNTLEDGER_BENCH_EVENTS sets
-// the size of the log, of which a tenth are accounts.
+// the number of events in the log.
 func BenchmarkRebuild(b *testing.B) {
 	events := 100_000
 	if s := os.Getenv("ACCOUNTLEDGER_BENCH_EVENTS"); s != "" {
@@ -42,7 +42,7 @@ func BenchmarkRebuild(b *testing.B) {
 		b.Run(fmt.Sprintf("events=%d/accounts=%d/interleaved=%t", h.Events, h.Accounts, h.Interleaved), func(b *testing.B) {
 			f := newFixture(b)
 			h.Write(b, f.log, f.keys)
-			f.keys.Close() // what it has in memory
+			f.keys.Close() // bench opens it again with an empty cache
 			b.Run("rebuild", func(b *testing.B) {
 				for range b.N {
 					f.bench(b, h.Events, func(v *Views, head eventstore.Position) error {
@@ -62,10 +62,10 @@ func BenchmarkRebuild(b *testing.B) {
 	}
 }
 
-// limit is what a rebuild is held against: a program that reads the same
-// events, whole and unsealed, from a table page by page in a goroutine, decodes
-// each, folds them in a map and writes each account's row once, all at the end,
-// without any other index. Its memory grows with the accounts.
+// limit measures a lower bound for comparison with a rebuild: a program that
+// reads the same events, unsealed, page by page from a table in a goroutine,
+// decodes each, folds them in a map and at the end writes each account's row
+// once, without any other index. Its memory grows with the number of accounts.
 func limit(b *testing.B, h projectionstest.History) {
 	db, err := sql.Open("sqlite3", "file:"+filepath.Join(b.TempDir(), "limit.db")+"?_journal_mode=WAL&_synchronous=NORMAL&_txlock=immediate&_cache_size=-16384")
 	if err != nil {
@@ -104,7 +104,7 @@ func limit(b *testing.B, h projectionstest.History) {
 	b.ResetTimer()
 	before := cpu(b)
 	for n := range b.N {
-		accounts, order := foldPlainly(b, db)
+		accounts, order := foldPlain(b, db)
 		within(func(tx *sql.Tx) {
 			exec(tx, fmt.Sprintf("CREATE TABLE accounts_%d (id INTEGER PRIMARY KEY, json BLOB NOT NULL) STRICT", n))
 			insert, err := tx.Prepare(fmt.Sprintf("INSERT INTO accounts_%d (json) VALUES (?)", n))
@@ -127,15 +127,15 @@ func limit(b *testing.B, h projectionstest.History) {
 	b.ReportMetric(float64(h.Events)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
 
-// plainAccount is the account of limit: the members of the events' data.
+// plainAccount is the account that limit folds: the members of the events' data.
 type plainAccount struct {
 	Clear    map[string]jsontext.Value `json:"clear"`
 	Personal map[string]jsontext.Value `json:"personal"`
 	Last     domain.Metadata           `json:"last"`
 }
 
-// foldPlainly folds limit's log: a later member replaces an earlier one.
-func foldPlainly(b *testing.B, db *sql.DB) (accounts map[string]*plainAccount, order []string) {
+// foldPlain folds limit's log; later members replace earlier ones.
+func foldPlain(b *testing.B, db *sql.DB) (accounts map[string]*plainAccount, order []string) {
 	type row struct {
 		stream string
 		bytes  []byte
@@ -208,8 +208,8 @@ func (f *fixture) bench(b *testing.B, events int, work func(*Views, eventstore.P
 		b.Fatal(err)
 	}
 	debug.FreeOSMemory()
-	// From here on the peak is the work's and not that of writing the log;
-	// where the kernel cannot do it, it is that of both.
+	// Reset the process's peak memory, so that it does not include writing the
+	// log. Kernels without this feature report the peak of both.
 	_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0)
 	before := cpu(b)
 	b.StartTimer()
@@ -223,8 +223,8 @@ func (f *fixture) bench(b *testing.B, events int, work func(*Views, eventstore.P
 	b.StartTimer()
 }
 
-// cpu is the processor time the process has used: what a busy machine leaves
-// comparable.
+// cpu returns the CPU time the process has used, which is comparable even on a
+// busy machine.
 func cpu(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -233,7 +233,7 @@ func cpu(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// peakMiB is the most memory the process has had since bench reset it.
+// peakMiB returns the process's peak memory since bench reset it.
 func peakMiB(b *testing.B) float64 {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -254,7 +254,7 @@ func BenchmarkGet(b *testing.B) {
 	projectionstest.History{Accounts: accounts, Events: accounts}.Write(b, f.log, f.keys)
 	v := f.open(b)
 	run(b, v)
-	f.caughtUp(b, v)
+	f.awaitHead(b, v)
 	var subs []string
 	_, _, rows, err := v.Accounts().All(b.Context())
 	if err != nil {
@@ -289,7 +289,7 @@ func BenchmarkGet(b *testing.B) {
 	})
 }
 
-// BenchmarkLive measures what following costs an event while it happens.
+// BenchmarkLive measures creations per second, each awaited in the account view.
 func BenchmarkLive(b *testing.B) {
 	f := newFixture(b)
 	v := f.open(b)

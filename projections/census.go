@@ -19,15 +19,15 @@ const (
 	sumMembers     = `SELECT coalesce(sum(count), 0) FROM members_%[1]d WHERE `
 )
 
-// membership is what members are counted by.
+// membership is the key of a row of the members table.
 type membership struct{ group, role string }
 
-// writeMembers counts those who came and those who went: per batch one row for
-// each group and role, however many accounts there are.
+// writeMembers adds the batch's changes to the numbers of members, with one
+// statement for each group and role.
 func (w *accountWriter) writeMembers(ctx context.Context, tx *sql.Tx) error {
 	counts := map[membership]int{}
 	for _, t := range w.order {
-		// Most changes are not of groups, and then the slice is the same one.
+		// Most batches change no groups.
 		if !t.written || slices.EqualFunc(t.groups, t.Groups, sameRoles) {
 			continue
 		}
@@ -58,6 +58,7 @@ func sameRoles(a, b domain.Membership) bool {
 	return a.GroupID == b.GroupID && slices.Equal(a.Roles, b.Roles)
 }
 
+// countAll adds sign to the counts of all memberships in groups.
 func countAll(counts map[membership]int, groups []domain.Membership, sign int) {
 	for _, m := range groups {
 		counts[membership{m.GroupID, ""}] += sign
@@ -70,8 +71,8 @@ func countAll(counts map[membership]int, groups []domain.Membership, sign int) {
 	}
 }
 
-// Census answers the ledger's questions about all accounts together from the
-// account view, once that has applied all there is in the log.
+// Census returns a domain.Census that answers from the account view. Members
+// waits until the view has applied the log's current head.
 func (v *Views) Census() domain.Census { return census{v} }
 
 type census struct{ views *Views }
@@ -91,9 +92,9 @@ func (c census) Members(ctx context.Context, groupID, role string) (n int64, err
 	return n, nil
 }
 
-// current asks the live generation of the account view when it has applied
-// the log's head.
-func (c census) current(ctx context.Context, ask func(tx *sql.Tx, generation int64) error) error {
+// current waits until the account view has applied the log's head, then calls
+// query with a transaction and the live generation.
+func (c census) current(ctx context.Context, query func(tx *sql.Tx, generation int64) error) error {
 	head, err := c.views.log.Head(ctx)
 	if err != nil {
 		return err
@@ -106,15 +107,19 @@ func (c census) current(ctx context.Context, ask func(tx *sql.Tx, generation int
 		return err
 	}
 	defer tx.Rollback()
-	// An account that waits may have joined or left since.
+	// A parked account's memberships may have changed since.
 	parked, err := loadParked(ctx, tx, AccountsView, generation)
 	if err != nil {
 		return err
 	}
 	if len(parked) > 0 {
-		return fmt.Errorf("%d accounts wait because an event of theirs could not be applied", len(parked))
+		return errParkedAccounts(len(parked))
 	}
-	return ask(tx, generation)
+	return query(tx, generation)
+}
+
+func errParkedAccounts(n int) error {
+	return fmt.Errorf("the account view could not apply an event of %d accounts", n)
 }
 
 // Accounts implements domain.Census.
@@ -125,7 +130,7 @@ func (c census) Accounts(ctx context.Context) (eventstore.Position, iter.Seq2[do
 	}
 	for _, s := range status {
 		if s.Name == AccountsView && len(s.Parked) > 0 {
-			return 0, nil, fmt.Errorf("projections: %d accounts wait because an event of theirs could not be applied", len(s.Parked))
+			return 0, nil, fmt.Errorf("projections: read all accounts: %w", errParkedAccounts(len(s.Parked)))
 		}
 	}
 	at, _, rows, err := c.views.accounts.All(ctx)

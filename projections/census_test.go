@@ -8,8 +8,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// TestMembers holds that members are counted as they come, change and go, and
-// that an answer includes what was appended just before the question.
+// TestMembers checks the numbers of members after accounts join, change and
+// leave groups, and that an answer includes all events appended before it.
 func TestMembers(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -37,7 +37,7 @@ func TestMembers(t *testing.T) {
 	f.execute(t, b, domain.LeaveGroup{GroupID: club})
 	wants("changing", map[question]int64{{club, ""}: 1, {club, "ADMIN"}: 0, {club, "CUSTOMER"}: 1, {club, domain.NoRole}: 0, {"", "USER"}: 2})
 	if rows := dump(t, f.path()); strings.Contains(rows, "|0\n") {
-		t.Errorf("a count of nobody is a row:\n%s", rows)
+		t.Errorf("a row has a count of 0:\n%s", rows)
 	}
 	before := dump(t, f.path())
 	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
@@ -49,7 +49,7 @@ func TestMembers(t *testing.T) {
 	erase(t, f, a)
 	wants("erasure", map[question]int64{{club, ""}: 0, {users, ""}: 1})
 
-	// While an account waits, nobody can say how many there are.
+	// While an account is parked, the numbers are unknown.
 	f.append(t, domain.AccountStream(b), revisionOf(t, f, b), "account.teleported.v1", `{"meta":{},"data":{}}`)
 	if n, err := v.Census().Members(t.Context(), users, ""); err == nil {
 		t.Errorf("Members beside a parked account = %d, want an error", n)

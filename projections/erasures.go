@@ -11,27 +11,27 @@ import (
 	"accountledger/eventstore"
 )
 
-// ErasuresView is the name of the view of erasures that are under way.
+// ErasuresView is the name of the view of erasures that are not completed.
 const ErasuresView = "erasures"
 
-// Erasures answers which accounts have ended while something of them is still
-// to be removed. Its methods may be called at once by many goroutines.
+// Erasures queries the accounts whose erasure has begun and is not completed.
+// Its methods are safe for concurrent use.
 type Erasures struct {
 	views   *Views
-	reads   atomic.Int64 // the live generation
-	changed signal       // rows have
+	live    atomic.Int64 // the live generation's number
+	changed signal       // raised when rows change
 }
 
-// Erasure is an account that has ended.
+// Erasure is an account whose erasure is not completed.
 type Erasure struct {
 	Sub      string
 	KeyID    string              // of the key to destroy, in hexadecimal
-	Position eventstore.Position // of the event that ended it
+	Position eventstore.Position // of the event that erased the account
 }
 
 const erasureTables = `
 CREATE TABLE erasures_%[1]d (
-	position INTEGER PRIMARY KEY, -- of the event that ended the account
+	position INTEGER PRIMARY KEY, -- of the event that erased the account
 	sub      TEXT NOT NULL UNIQUE,
 	kid      TEXT NOT NULL
 ) STRICT;`
@@ -48,27 +48,28 @@ func (e *Erasures) projection() projection {
 		count:   `SELECT count(*) FROM erasures_%[1]d`,
 		writer:  e.writer,
 		serve: func(_ context.Context, generation int64) (func(), error) {
-			return func() { e.reads.Store(generation); e.changed.raise() }, nil
+			return func() { e.live.Store(generation); e.changed.raise() }, nil
 		},
 	}
 }
 
-// erasureWriter writes what a batch leaves open.
+// erasureWriter writes the erasures that a batch begins and removes those it
+// completes.
 type erasureWriter struct {
 	put, remove *sql.Stmt
 
-	open  map[string]Erasure // by sub
-	done  map[string]bool
-	after func()
+	open    map[string]Erasure // begun in the batch and not completed, by sub
+	done    map[string]bool    // completed in the batch, by sub
+	changed *signal
 }
 
 func (e *Erasures) writer(ctx context.Context, generation int64) (writer, error) {
-	w := &erasureWriter{open: map[string]Erasure{}, done: map[string]bool{}, after: e.changed.raise}
+	w := &erasureWriter{open: map[string]Erasure{}, done: map[string]bool{}, changed: &e.changed}
 	closing, err := e.views.prepare(ctx, generation, map[**sql.Stmt]string{
 		&w.put:    `INSERT INTO erasures_%[1]d (position, sub, kid) VALUES (?, ?, ?)`,
 		&w.remove: `DELETE FROM erasures_%[1]d WHERE sub = ?`,
 	})
-	return writer{apply: w.apply, flush: w.flush, end: w.end, close: closing}, err
+	return writer{apply: w.apply, flush: w.flush, finish: w.finish, close: closing}, err
 }
 
 func (w *erasureWriter) apply(_ context.Context, _ *batch, x domain.Entry) error {
@@ -86,7 +87,7 @@ func (w *erasureWriter) flush(ctx context.Context, b *batch) error {
 	if len(w.open) == 0 && len(w.done) == 0 {
 		return nil
 	}
-	tx, err := b.open(ctx)
+	tx, err := b.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -104,23 +105,23 @@ func (w *erasureWriter) flush(ctx context.Context, b *batch) error {
 	return nil
 }
 
-func (w *erasureWriter) end(bool) {
+func (w *erasureWriter) finish(bool) {
 	if len(w.open) > 0 || len(w.done) > 0 {
-		w.after()
+		w.changed.raise()
 	}
 	clear(w.open)
 	clear(w.done)
 }
 
-// Changed is closed when an account has ended or its erasure is completed.
-// Take it before asking, or a change between the two is missed.
+// Changed returns a channel that is closed at the next change of the view. Call
+// it before a query, so that no change after the query is missed.
 func (e *Erasures) Changed() <-chan struct{} { return e.changed.next() }
 
-// Next returns erasures that are not completed, the oldest first: at most
-// limit of those after a position.
+// Next returns up to limit erasures that are not completed, oldest first,
+// starting after a position.
 func (e *Erasures) Next(ctx context.Context, after eventstore.Position, limit int) ([]Erasure, error) {
 	rows, err := e.views.read.QueryContext(ctx, fmt.Sprintf(`SELECT sub, kid, position FROM erasures_%d
-		WHERE position > ? ORDER BY position LIMIT ?`, e.reads.Load()), after, limit)
+		WHERE position > ? ORDER BY position LIMIT ?`, e.live.Load()), after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("projections: next erasures: %w", err)
 	}
@@ -136,9 +137,9 @@ func (e *Erasures) Next(ctx context.Context, after eventstore.Position, limit in
 	return all, rows.Err()
 }
 
-// Open reports whether the account has ended and its erasure is not completed.
+// Open reports whether the account's erasure has begun and is not completed.
 func (e *Erasures) Open(ctx context.Context, sub string) (open bool, err error) {
-	err = e.views.read.QueryRowContext(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM erasures_%d WHERE sub = ?)`, e.reads.Load()), sub).Scan(&open)
+	err = e.views.read.QueryRowContext(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM erasures_%d WHERE sub = ?)`, e.live.Load()), sub).Scan(&open)
 	if err != nil {
 		return false, fmt.Errorf("projections: erasure: %w", err)
 	}

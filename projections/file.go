@@ -17,9 +17,9 @@ import (
 //go:embed schema.sql
 var schema string
 
-// What the header of views.db says: whose file it is and how it is laid out.
-// The application id is at a fixed place of a SQLite file, so that it can be
-// read when the rest is damaged.
+// The header of views.db identifies the file and its layout. The application
+// id has a fixed offset in a SQLite file, so that it can be read even if the
+// rest is damaged.
 const (
 	applicationID       = 0x414c5657 // "ALVW"
 	applicationIDOffset = 68         // https://sqlite.org/fileformat2.html#application_id
@@ -27,13 +27,13 @@ const (
 )
 
 var (
-	errForeign  = errors.New("not a file of views; move it away") // why a file is left alone
-	errOutdated = errors.New("of another layout, or condemned")   // why it is made new
+	errForeign  = errors.New("the file is not a views file; move it away")                   // Open refuses the file
+	errOutdated = errors.New("the file has another layout or was found damaged before this") // Open replaces the file
 )
 
-// openWriter opens the file for its one writer. A file that is missing, of an
-// older layout, or ours and damaged is made new: the log has everything in it.
-// A file of someone else, or of a newer program, is refused and left as it is.
+// openWriter opens the file for its one writer. It creates a missing file, and
+// replaces a views file that has an older layout or is damaged, because the log
+// has all of its data. It refuses any other file, and that of a newer version.
 func openWriter(ctx context.Context, path string) (db *sql.DB, made bool, err error) {
 	made, err = identify(ctx, path)
 	if errors.Is(err, errOutdated) || damaged(err) && headerIsOurs(path) {
@@ -42,7 +42,8 @@ func openWriter(ctx context.Context, path string) (db *sql.DB, made bool, err er
 	if err != nil {
 		return nil, false, err
 	}
-	// SQLite would let others read it; its side files take this file's mode.
+	// SQLite would make the file readable for other users; its -wal and -shm
+	// files get this file's mode.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, false, err
@@ -52,7 +53,7 @@ func openWriter(ctx context.Context, path string) (db *sql.DB, made bool, err er
 	if err != nil {
 		return nil, false, err
 	}
-	// What a rebuild let the write-ahead log grow to is given back.
+	// Shrink the write-ahead log after a rebuild has grown it.
 	_, err = db.ExecContext(ctx, "PRAGMA journal_size_limit = 16777216")
 	if err == nil && made {
 		err = create(ctx, db)
@@ -64,8 +65,8 @@ func openWriter(ctx context.Context, path string) (db *sql.DB, made bool, err er
 	return db, made, nil
 }
 
-// identify looks whose the file is, without changing it. A file with nothing
-// in it yet is missing.
+// identify checks that the file is a views file of this version, without
+// changing it. An empty file or database counts as missing.
 func identify(ctx context.Context, path string) (missing bool, err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 {
@@ -90,14 +91,14 @@ func identify(ctx context.Context, path string) (missing bool, err error) {
 	case id != applicationID:
 		return false, errForeign
 	case version > schemaVersion:
-		return false, fmt.Errorf("layout %d is a newer program's, this one knows %d", version, schemaVersion)
+		return false, fmt.Errorf("a newer version wrote the file: it has layout %d, this version supports %d", version, schemaVersion)
 	case version < schemaVersion:
 		return false, errOutdated
 	}
 	return false, nil
 }
 
-// create makes the tables of a new file.
+// create creates the tables of a new file.
 func create(ctx context.Context, db *sql.DB) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
@@ -110,13 +111,14 @@ func create(ctx context.Context, db *sql.DB) error {
 	if err := tx.Commit(); err != nil {
 		return err
 	}
-	// Out of the write-ahead log, into the place where headerIsOurs looks.
+	// Move the header from the write-ahead log into the file, where
+	// headerIsOurs reads it.
 	_, err = db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
 	return err
 }
 
-// openPool opens the file for reading. SQLite lets readers work while the
-// writer writes.
+// openPool opens the file for reading. In WAL mode, readers do not wait for
+// the writer.
 func openPool(path string) (*sql.DB, error) {
 	return connect(path, "mode=ro&_query_only=true&_txlock=deferred", max(4, 2*runtime.GOMAXPROCS(0)))
 }
@@ -132,18 +134,19 @@ func connect(path, options string, connections int) (*sql.DB, error) {
 	return db, nil
 }
 
-// condemn marks a damaged file, so that the next openWriter makes it new.
+// condemn marks a damaged file, so that the next openWriter replaces it.
 func condemn(db *sql.DB) error {
 	_, err := db.Exec("PRAGMA user_version = 0")
 	return err
 }
 
-// damaged reports whether SQLite found the file broken.
+// damaged reports whether err says that the file is corrupt.
 func damaged(err error) bool {
 	e, ok := errors.AsType[sqlite3.Error](err)
 	return ok && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
 }
 
+// headerIsOurs reports whether the file has the application id of a views file.
 func headerIsOurs(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {

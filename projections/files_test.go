@@ -13,19 +13,19 @@ import (
 	"accountledger/domain"
 )
 
-// TestFile holds which files are opened, made new and refused.
+// TestFile checks which files Open opens, replaces and refuses.
 func TestFile(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	subs := f.live(t, 3, 2)
+	subs := f.populate(t, 3, 2)
 	v := f.open(t)
 	stop := run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	want := dump(t, f.path())
 	stop()
 	v.Close()
 	if info, err := os.Stat(f.path()); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode = %v, %v: others may not read it", info.Mode(), err)
+		t.Errorf("mode = %v, %v, want 0600", info.Mode(), err)
 	}
 	good, err := os.ReadFile(f.path())
 	if err != nil {
@@ -59,14 +59,14 @@ func TestFile(t *testing.T) {
 		data    []byte
 		refused bool
 	}{
-		{"whole", good, false},
+		{"intact", good, false},
 		{"empty", []byte{}, false},
-		{"of an older layout", sqlFile(`PRAGMA application_id = 0x414c5657; CREATE TABLE old (x)`), false},
+		{"older layout", sqlFile(`PRAGMA application_id = 0x414c5657; CREATE TABLE old (x)`), false},
 		{"first page damaged", damage(100, 4096), false},
-		{"cut off", good[:4096], false},
-		{"of a newer program", sqlFile(`PRAGMA application_id = 0x414c5657; PRAGMA user_version = 2; CREATE TABLE newer (x)`), true},
+		{"truncated", good[:4096], false},
+		{"newer version", sqlFile(`PRAGMA application_id = 0x414c5657; PRAGMA user_version = 2; CREATE TABLE newer (x)`), true},
 		{"another application's", sqlFile(`PRAGMA application_id = 7; CREATE TABLE foreign_table (x)`), true},
-		{"nobody's", sqlFile(`CREATE TABLE notes (x)`), true},
+		{"no application id", sqlFile(`CREATE TABLE notes (x)`), true},
 		{"not a database", []byte(strings.Repeat("a diary, and not a database ", 100)), true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -88,7 +88,7 @@ func TestFile(t *testing.T) {
 			defer v.Close()
 			stop := run(t, v)
 			defer stop()
-			f.caughtUp(t, v)
+			f.awaitHead(t, v)
 			f.checkFolds(t, v, subs)
 			if diff := cmp.Diff(want, dump(t, path)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -97,15 +97,15 @@ func TestFile(t *testing.T) {
 	}
 }
 
-// TestDamagedWhileRunning holds that a damaged file ends Run, and that the
-// next start makes it new.
+// TestDamagedWhileRunning checks that Run ends if the file is damaged, and that
+// the next start replaces it.
 func TestDamagedWhileRunning(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	subs := f.live(t, 50, 1)
+	subs := f.populate(t, 50, 1)
 	v := f.open(t)
 	stop := run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	stop()
 	v.Close()
 	data, err := os.ReadFile(f.path())
@@ -126,27 +126,27 @@ func TestDamagedWhileRunning(t *testing.T) {
 		t.Error("Check of a damaged file = nil")
 	}
 	if err := v.Run(t.Context()); !damaged(err) {
-		t.Errorf("Run = %v, want that the file is damaged", err)
+		t.Errorf("Run = %v, want an error that says that the file is damaged", err)
 	}
 	v.Close()
 	v = f.open(t)
 	run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	f.checkFolds(t, v, subs)
 }
 
-// TestAnotherLog holds that views of a log that is no longer there, because
-// an older copy was put in its place, start over.
+// TestAnotherLog checks that views start over if they were built from another
+// log, as after an operator has restored an older copy.
 func TestAnotherLog(t *testing.T) {
 	t.Parallel()
 	f, g := newFixture(t), newFixture(t)
-	f.live(t, 3, 2)
+	f.populate(t, 3, 2)
 	v := f.open(t)
 	stop := run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	stop()
 	v.Close()
-	subs := g.live(t, 3, 3) // longer
+	subs := g.populate(t, 3, 3) // longer
 	g.dir = f.dir
 	v = g.open(t)
 	stop = run(t, v)
@@ -156,13 +156,13 @@ func TestAnotherLog(t *testing.T) {
 	v.Close()
 
 	h := newFixture(t)
-	subs = h.live(t, 2, 1) // shorter
+	subs = h.populate(t, 2, 1) // shorter
 	h.dir = f.dir
 	v = h.open(t)
 	run(t, v)
 	h.untilLive(t, v, subs)
 	if dump(t, v.path) == want {
-		t.Error("the view is still of the other log")
+		t.Error("the view still has the rows of the other log")
 	}
 }
 
@@ -179,7 +179,7 @@ func (f *fixture) untilLive(t *testing.T, v *Views, subs []string) {
 	f.checkFolds(t, v, subs)
 }
 
-// TestReader holds what a second process sees beside the one that runs.
+// TestReader checks what a reader sees while another process runs the views.
 func TestReader(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -188,8 +188,8 @@ func TestReader(t *testing.T) {
 	}
 	v := f.open(t)
 	run(t, v)
-	subs := f.live(t, 3, 4)
-	f.caughtUp(t, v)
+	subs := f.populate(t, 3, 4)
+	f.awaitHead(t, v)
 	r, err := OpenReader(t.Context(), f.path())
 	if err != nil {
 		t.Fatal(err)
@@ -201,15 +201,15 @@ func TestReader(t *testing.T) {
 		if err != nil || status[0].Position != v.Accounts().Position() || status[0].Lag != -1 {
 			t.Errorf("Status = %+v, %v", status, err)
 		}
-		// Its tables are replaced under its feet.
+		// The other process replaces the tables.
 		if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
 			t.Fatal(err)
 		}
 		f.change(t, subs[0], 1)
-		f.caughtUp(t, v)
+		f.awaitHead(t, v)
 	}
 	if err := r.Rebuild(t.Context(), AccountsView, nil); err == nil {
-		t.Error("a reader rebuilt")
+		t.Error("Rebuild by a reader = nil")
 	}
 }
 
@@ -218,8 +218,8 @@ func TestBackup(t *testing.T) {
 	f := newFixture(t)
 	v := f.open(t)
 	run(t, v)
-	f.live(t, 3, 4)
-	f.caughtUp(t, v)
+	f.populate(t, 3, 4)
+	f.awaitHead(t, v)
 	dest := filepath.Join(t.TempDir(), "copy.db")
 	if err := v.Backup(t.Context(), dest); err != nil {
 		t.Fatal(err)
@@ -237,8 +237,8 @@ func TestBackup(t *testing.T) {
 	c.Close()
 }
 
-// TestOlderFile holds that a file without a view that programs have by now can
-// be read.
+// TestOlderFile checks that a file of a version that did not have one of the
+// views can be read.
 func TestOlderFile(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

@@ -25,10 +25,11 @@ import (
 	"accountledger/eventstore/tlog"
 )
 
-// fixture is a ledger over real files, and the place of its views.
+// fixture is a ledger with real files in a directory, which is also that of the
+// views.
 type fixture struct {
 	dir    string
-	log    *warpedLog
+	log    *rewritingLog
 	keys   *seal.Keys
 	master seal.Master
 	ledger *domain.Ledger
@@ -58,50 +59,50 @@ func newFixture(t testing.TB) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.keys.Close() })
-	f.log = &warpedLog{Store: log}
+	f.log = &rewritingLog{Store: log}
 	f.ledger = domain.NewLedger(domain.LedgerConfig{Log: log, Codec: domain.Codec{Keys: f.keys}})
 	return f
 }
 
-// warpedLog shows the log through glasses: what it holds is not changed.
-type warpedLog struct {
+// rewritingLog is a log that changes records as they are read.
+type rewritingLog struct {
 	eventstore.Store
-	glasses atomic.Pointer[func(*eventstore.Recorded)]
+	rewriter atomic.Pointer[func(*eventstore.Recorded)]
 }
 
-func (l *warpedLog) warp(f func(*eventstore.Recorded)) { l.glasses.Store(&f) }
+func (l *rewritingLog) rewrite(f func(*eventstore.Recorded)) { l.rewriter.Store(&f) }
 
-func (l *warpedLog) through(rec eventstore.Recorded) eventstore.Recorded {
-	if f := l.glasses.Load(); f != nil {
+func (l *rewritingLog) rewritten(rec eventstore.Recorded) eventstore.Recorded {
+	if f := l.rewriter.Load(); f != nil {
 		(*f)(&rec)
 	}
 	return rec
 }
 
-func (l *warpedLog) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+func (l *rewritingLog) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
 	return func(yield func(eventstore.Recorded, error) bool) {
 		for rec, err := range l.Store.ReadStream(ctx, stream, from) {
-			if !yield(l.through(rec), err) {
+			if !yield(l.rewritten(rec), err) {
 				return
 			}
 		}
 	}
 }
 
-func (l *warpedLog) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+func (l *rewritingLog) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return l.pages(l.Store.Subscribe(ctx, after))
 }
 
-func (l *warpedLog) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
+func (l *rewritingLog) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return l.pages(l.Store.(eventstore.StreamReader).ByStream(ctx, to))
 }
 
-func (l *warpedLog) pages(pages iter.Seq2[[]eventstore.Recorded, error]) iter.Seq2[[]eventstore.Recorded, error] {
+func (l *rewritingLog) pages(pages iter.Seq2[[]eventstore.Recorded, error]) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {
 		for page, err := range pages {
 			page = slices.Clone(page)
 			for i := range page {
-				page[i] = l.through(page[i])
+				page[i] = l.rewritten(page[i])
 			}
 			if !yield(page, err) {
 				return
@@ -123,7 +124,7 @@ func (f *fixture) open(t testing.TB) *Views {
 	return v
 }
 
-// run runs v until the test's end, or until stop is called.
+// run runs v until the test ends or calls stop.
 func run(t testing.TB, v *Views) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -139,8 +140,9 @@ func run(t testing.TB, v *Views) (stop func()) {
 	return stop
 }
 
-// caughtUp waits until the account view has applied the whole log.
-func (f *fixture) caughtUp(t testing.TB, v *Views) eventstore.Position {
+// awaitHead waits until the account view has applied the whole log, and returns
+// the head.
+func (f *fixture) awaitHead(t testing.TB, v *Views) eventstore.Position {
 	t.Helper()
 	head, err := f.log.Head(t.Context())
 	if err != nil {
@@ -180,8 +182,8 @@ func (f *fixture) create(t testing.TB, email string) domain.Account {
 		Identities: []domain.NewIdentity{newIdentity(domain.ProviderSelf, "", domain.Profile{Email: email})}})
 }
 
-// live lets accounts live: n changes each to some, in turns.
-func (f *fixture) live(t testing.TB, accounts, changes int) []string {
+// populate creates accounts and applies a number of changes to each, interleaved.
+func (f *fixture) populate(t testing.TB, accounts, changes int) []string {
 	t.Helper()
 	var subs []string
 	for i := range accounts {
@@ -227,7 +229,7 @@ func (f *fixture) change(t testing.TB, sub string, n int) {
 	}
 }
 
-// append appends an event as it is, bypassing the rules.
+// append appends an event directly to the log, bypassing the domain's rules.
 func (f *fixture) append(t testing.TB, stream string, expected eventstore.Revision, eventType, clear string) eventstore.Position {
 	t.Helper()
 	receipt, err := f.log.Append(t.Context(), eventstore.Commit{Writes: []eventstore.Write{{Stream: stream, Expected: expected,
@@ -238,8 +240,8 @@ func (f *fixture) append(t testing.TB, stream string, expected eventstore.Revisi
 	return receipt.Last
 }
 
-// dump is what the live generation's tables hold, in a fixed order. Numbers
-// of rows and generations are not part of what a view says.
+// dump returns the contents of the live generation's tables in a fixed order,
+// without row ids, which differ between generations.
 func dump(t testing.TB, path string) string {
 	t.Helper()
 	return dumpView(t, path, AccountsView,
@@ -248,7 +250,7 @@ func dump(t testing.TB, path string) string {
 		`SELECT concat_ws('|', group_id, role, count) FROM members_%[1]d ORDER BY group_id, role`)
 }
 
-// dumpSearch is dump for the index.
+// dumpSearch is dump for the search index.
 func dumpSearch(t testing.TB, path string) string {
 	t.Helper()
 	return dumpView(t, path, SearchView,
@@ -294,7 +296,7 @@ func dumpView(t testing.TB, path, view string, queries ...string) string {
 	return out.String()
 }
 
-// checkFolds holds every row against the stream it was folded from.
+// checkFolds compares the accounts' rows with a fold of their streams.
 func (f *fixture) checkFolds(t testing.TB, v *Views, subs []string) {
 	t.Helper()
 	for _, sub := range subs {

@@ -11,34 +11,35 @@ import (
 	"accountledger/eventstore"
 )
 
-// generation is one set of a view's tables. Whoever writes the live one holds
-// the view's turn; one that is being built is known to its builder only.
+// generation is one set of a view's tables. Writing the live one requires the
+// view's mutex; only its builder has access to an unfinished one.
 type generation struct {
 	view     *view
 	number   int64
-	version  int64 // of the projection that made it
+	version  int64 // of the projection that wrote it
 	writer   writer
-	position eventstore.Position // of the last event applied, as committed
-	event    [16]byte            // its id
+	position eventstore.Position // of the last event applied and committed
+	event    [16]byte            // the id of that event
 	parked   map[string]Parked   // by stream
 }
 
-// batch is what changes in one transaction: rows, parked streams and the
-// checkpoint, together or not at all.
+// batch is the changes of one transaction: rows, parked streams and the
+// checkpoint.
 type batch struct {
 	g      *generation
-	tx     *sql.Tx           // nil until the file is needed
-	fresh  map[string]Parked // streams that parked in this batch
-	replay bool              // it is of a stream that had been parked
-	whole  bool              // its streams are read to their ends and not met again soon
+	tx     *sql.Tx           // nil until begin
+	fresh  map[string]Parked // streams parked in this batch, by stream
+	replay bool              // the batch replays a parked stream
+	bulk   bool              // the batch belongs to a bulk build, which sees each stream once
 }
 
-func (g *generation) begin() *batch { return &batch{g: g} }
+func (g *generation) newBatch() *batch { return &batch{g: g} }
 
-// open begins the transaction, as late as possible, because until it ends
-// nobody else writes. Nothing in it waits, so it does not look at ctx: the
-// driver would start a goroutine for each statement to watch over it.
-func (b *batch) open(ctx context.Context) (*sql.Tx, error) {
+// begin begins the batch's transaction unless it has begun. Callers do so as
+// late as possible, because it blocks all other writers. The transaction
+// ignores cancellation: it does not wait for anything, and the driver would
+// start a goroutine for each statement to watch ctx.
+func (b *batch) begin(ctx context.Context) (*sql.Tx, error) {
 	if b.tx == nil {
 		tx, err := b.g.view.views.write.BeginTx(context.WithoutCancel(ctx), nil)
 		if err != nil {
@@ -49,17 +50,17 @@ func (b *batch) open(ctx context.Context) (*sql.Tx, error) {
 	return b.tx, nil
 }
 
-// add applies d, or parks its stream if d is at fault. What comes after that
-// in the stream waits. Any other error ends the batch.
+// add applies d. If d causes an entryError, add parks its stream and skips the
+// rest of it. Any other error ends the batch.
 func (b *batch) add(ctx context.Context, d decoded) error {
-	if b.cut(d.Stream) {
+	if b.hasParked(d.Stream) {
 		return nil
 	}
 	err := d.err
 	if err == nil {
 		err = b.apply(ctx, d.Entry)
 	}
-	if unfit, ok := errors.AsType[unfitError](err); ok {
+	if unfit, ok := errors.AsType[entryError](err); ok {
 		b.park(d.Entry, unfit)
 		return nil
 	}
@@ -71,7 +72,7 @@ func (b *batch) apply(ctx context.Context, x domain.Entry) (err error) {
 	return b.g.writer.apply(ctx, b, x)
 }
 
-// park makes the stream wait from x on.
+// park parks x's stream from x on, because of err.
 func (b *batch) park(x domain.Entry, err error) {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	if b.fresh == nil {
@@ -83,40 +84,41 @@ func (b *batch) park(x domain.Entry, err error) {
 	}
 }
 
-// cut reports whether the stream has parked, so that what the batch makes of
-// it is older than what it makes of the others.
-func (b *batch) cut(stream string) bool {
+// hasParked reports whether the batch has parked the stream; its rows are then
+// older than those of other streams.
+func (b *batch) hasParked(stream string) bool {
 	_, parked := b.fresh[stream]
 	return parked
 }
 
-// write writes the rows and what more has to change with them, and commits.
-func (b *batch) write(ctx context.Context, more func(ctx context.Context, tx *sql.Tx) error) error {
+// write flushes the rows, calls extra for further changes in the same
+// transaction, and commits.
+func (b *batch) write(ctx context.Context, extra func(ctx context.Context, tx *sql.Tx) error) error {
 	ctx = context.WithoutCancel(ctx)
 	if err := b.g.writer.flush(ctx, b); err != nil {
 		return err
 	}
-	tx, err := b.open(ctx)
+	tx, err := b.begin(ctx)
 	if err != nil {
 		return err
 	}
-	if err := more(ctx, tx); err != nil {
+	if err := extra(ctx, tx); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
 		return err
 	}
 	b.tx = nil
-	b.g.writer.end(!b.whole)
+	b.g.writer.finish(!b.bulk)
 	return nil
 }
 
-// commit writes everything and moves the checkpoint to the event at position.
+// commit commits the batch with the checkpoint moved to the event at position.
 func (b *batch) commit(ctx context.Context, position eventstore.Position, event [16]byte) error {
 	g := b.g
 	err := b.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		for _, p := range b.fresh {
-			if err := g.savePark(ctx, tx, p); err != nil {
+			if err := g.saveParked(ctx, tx, p); err != nil {
 				return err
 			}
 		}
@@ -142,15 +144,16 @@ func (b *batch) rollback() {
 		b.tx.Rollback()
 	}
 	b.tx = nil
-	b.g.writer.end(false)
+	b.g.writer.finish(false)
 }
 
-// apply applies a run of the log that goes on where g is, as one batch. What of
-// it is part of a trace is told to trace, if there is somebody.
+// apply applies recs, consecutive records of the log that begin at or before
+// g's next position, as one batch. It calls trace, which may be nil, for each
+// applied event with a traceparent.
 func (g *generation) apply(ctx context.Context, recs []eventstore.Recorded, trace func(Applied)) error {
 	begun := time.Now()
 	for len(recs) > 0 && recs[0].Position <= g.position {
-		recs = recs[1:] // a switch took the checkpoint past them
+		recs = recs[1:] // a rebuilt generation already has them
 	}
 	if len(recs) == 0 {
 		return nil
@@ -158,9 +161,9 @@ func (g *generation) apply(ctx context.Context, recs []eventstore.Recorded, trac
 	mine := make([]eventstore.Recorded, 0, len(recs))
 	for i, rec := range recs {
 		if want := g.position + 1 + eventstore.Position(i); rec.Position != want {
-			return fmt.Errorf("the log goes from position %d to %d", want-1, rec.Position)
+			return fmt.Errorf("the log skips from position %d to %d", want-1, rec.Position)
 		}
-		if _, waits := g.parked[rec.Stream]; !waits && g.view.wants(&rec) {
+		if _, parked := g.parked[rec.Stream]; !parked && g.view.wants(&rec) {
 			mine = append(mine, rec)
 		}
 	}
@@ -169,7 +172,7 @@ func (g *generation) apply(ctx context.Context, recs []eventstore.Recorded, trac
 			return err
 		}
 	}
-	b := g.begin()
+	b := g.newBatch()
 	defer b.rollback()
 	entries := g.view.decodeAll(mine)
 	for _, d := range entries {
@@ -182,14 +185,14 @@ func (g *generation) apply(ctx context.Context, recs []eventstore.Recorded, trac
 		return err
 	}
 	for _, d := range entries {
-		if d.Meta.Traceparent != "" && !b.cut(d.Stream) {
+		if d.Meta.Traceparent != "" && !b.hasParked(d.Stream) {
 			trace(Applied{View: g.view.name, Entry: d.Entry, Begun: begun, Ended: time.Now()})
 		}
 	}
 	return nil
 }
 
-// retryParked tries the streams again whose time has come.
+// retryParked replays the parked streams that are due for a retry.
 func (g *generation) retryParked(ctx context.Context) error {
 	for _, p := range g.parked {
 		if time.Now().Before(p.next) {
@@ -202,7 +205,8 @@ func (g *generation) retryParked(ctx context.Context) error {
 	return nil
 }
 
-// nextRetry is when retryParked has something to do; zero for never.
+// nextRetry returns the time of the next retry of a parked stream; zero for
+// never.
 func (g *generation) nextRetry() (next time.Time) {
 	for _, p := range g.parked {
 		if next.IsZero() || p.next.Before(next) {
@@ -214,11 +218,11 @@ func (g *generation) nextRetry() (next time.Time) {
 
 var errStillParked = errors.New("still parked")
 
-// replay applies a parked stream from the first event that waits up to where
-// the view is: further, and it would know more than the others. It is applied
-// as a whole or stays parked.
+// replay applies a parked stream from its first unapplied event up to g's
+// position, not beyond, so that all rows have the same position. If an event
+// still cannot be applied, the whole stream stays parked.
 func (g *generation) replay(ctx context.Context, p Parked) error {
-	b := g.begin()
+	b := g.newBatch()
 	b.replay = true
 	defer b.rollback()
 	applied := 0
@@ -235,10 +239,10 @@ func (g *generation) replay(ctx context.Context, p Parked) error {
 		}
 	}
 	if applied == 0 {
-		b.park(domain.Entry{Stream: p.Stream}, errors.New("projections: the stream does not have the event that waits"))
+		b.park(domain.Entry{Stream: p.Stream}, errors.New("projections: the log does not have the event at which the stream is parked"))
 	}
 	err := b.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		if b.cut(p.Stream) {
+		if b.hasParked(p.Stream) {
 			return errStillParked
 		}
 		_, err := tx.ExecContext(ctx, `DELETE FROM parked WHERE view = ? AND generation = ? AND stream = ?`,
@@ -257,17 +261,18 @@ func (g *generation) replay(ctx context.Context, p Parked) error {
 	return nil
 }
 
-// repark records a vain attempt. The next one is twice as far away.
-func (g *generation) repark(ctx context.Context, p, again Parked) error {
-	p.Error = again.Error
-	p.next = again.Since.Add(g.view.views.retry << min(p.Attempts, maxDoublings))
+// repark records a failed attempt to replay p and doubles the delay until the
+// next one.
+func (g *generation) repark(ctx context.Context, p, failed Parked) error {
+	p.Error = failed.Error
+	p.next = failed.Since.Add(g.view.views.retry << min(p.Attempts, maxDoublings))
 	p.Attempts++
 	tx, err := g.view.views.write.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	if err := g.savePark(ctx, tx, p); err != nil {
+	if err := g.saveParked(ctx, tx, p); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
@@ -277,7 +282,7 @@ func (g *generation) repark(ctx context.Context, p, again Parked) error {
 	return nil
 }
 
-func (g *generation) savePark(ctx context.Context, tx *sql.Tx, p Parked) error {
+func (g *generation) saveParked(ctx context.Context, tx *sql.Tx, p Parked) error {
 	_, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO parked (view, generation, stream, revision, position, error, since, attempts, next)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`, g.view.name, g.number, p.Stream, p.Revision, p.Position, p.Error,
 		p.Since.UnixMicro(), p.Attempts, p.next.UnixMicro())

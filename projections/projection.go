@@ -14,38 +14,39 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// projection folds events into tables that it alone writes. Each generation
-// of a view has tables of its own; %[1]d in SQL here is its number.
+// projection defines a view: the events it applies and the tables it writes.
+// Each generation of a view has its own set of tables; in the SQL here, %[1]d
+// stands for the generation's number.
 type projection struct {
 	name    string
-	version int64                    // of its rows; those of another version are made again
-	follows func(stream string) bool // what it does not follow is not even opened
+	version int64                    // of the rows; increase it to have the view rebuilt
+	follows func(stream string) bool // events of other streams are not even opened
 	types   map[string]bool          // current types of the events it applies; nil for all
-	tables  string                   // SQL that makes the tables
-	clear   []string                 // SQL that deletes some rows of a table each, to be run until none is left
+	tables  string                   // SQL that creates the tables
+	clear   []string                 // SQL statements that each delete some rows of a table; run until no row is left
 	drop    string                   // SQL that drops the empty tables
-	count   string                   // SQL that counts what a new generation must not have less of
+	count   string                   // SQL for a number of rows; a rebuild must not lower it
 
-	// source is the view whose rows it is made of, where it is not made of
-	// events: those are then not opened, only who changed matters, and it never
-	// gets ahead of its source.
+	// source, if not nil, is the view whose rows this one derives its rows
+	// from. Events then only tell which accounts changed and are not opened,
+	// and this view never gets ahead of its source.
 	source *view
-	pause  time.Duration // lets events gather that long, unless somebody awaits them
+	pause  time.Duration // between batches, so that a batch covers several changes; skipped while a caller awaits the view
 
-	// stale reports whether the live generation is to be made again because of
-	// something it follows. It is asked when the writer raises view.outdated.
-	// Nil: it never is.
+	// stale reports whether the live generation has to be rebuilt because the
+	// configuration changed. The runner calls it when view.outdated is raised.
+	// Nil: never.
 	stale func(ctx context.Context) (bool, error)
 
-	// writer makes the writing side of a generation.
+	// writer returns the writer of a generation's tables.
 	writer func(ctx context.Context, generation int64) (writer, error)
 
-	// serve gets ready to answer from a generation; swap lets it answer, and
-	// returns when no reader is left on the one before.
+	// serve prepares to answer queries from a generation. swap switches
+	// queries to it and returns when no query uses the previous one any more.
 	serve func(ctx context.Context, generation int64) (swap func(), err error)
 }
 
-// wants reports whether p applies rec at all: what it does not, is not opened.
+// wants reports whether p applies rec. Records it does not want are not opened.
 func (p *projection) wants(rec *eventstore.Recorded) bool {
 	return p.follows(rec.Stream) && (p.types == nil || p.types[domain.CurrentType(rec.Type)])
 }
@@ -59,22 +60,23 @@ func typesOf(events ...domain.Event) map[string]bool {
 	return types
 }
 
-// writer is the writing side of one generation. Entries of one stream come in
-// order; those of different streams in any, for a rebuild reads stream by
-// stream. They are folded in memory, then the rows are written, each once.
+// writer writes the tables of one generation. apply gets the entries of one
+// stream in order, but those of different streams in any order, because a
+// rebuild reads stream by stream. It folds them in memory; flush then writes
+// each changed row once.
 type writer struct {
-	apply func(ctx context.Context, b *batch, x domain.Entry) error // parks what does not fit, or returns an unfitError
-	flush func(ctx context.Context, b *batch) error                 // parks what it cannot write
-	end   func(keep bool)                                           // of the batch; whether what it made is worth keeping in memory
-	close func() error
+	apply  func(ctx context.Context, b *batch, x domain.Entry) error // parks a stream it cannot apply, or returns an entryError
+	flush  func(ctx context.Context, b *batch) error                 // parks streams it cannot write
+	finish func(keep bool)                                           // ends the batch; keep: it was committed, and its rows may be cached
+	close  func() error
 
-	// bulk fills an empty generation up to head, where there is a better way
-	// than to read the log. Nil: there is none.
+	// bulk fills an empty generation up to head faster than reading the log
+	// would. Nil: the log is read.
 	bulk func(ctx context.Context, g *generation, head eventstore.Position, progress func(done, total int64)) error
 }
 
-// prepare prepares a writer's statements for the tables of a generation. What
-// it returns closes them.
+// prepare prepares a writer's statements for the tables of a generation. The
+// returned function closes them.
 func (v *Views) prepare(ctx context.Context, generation int64, statements map[**sql.Stmt]string) (closing func() error, err error) {
 	var prepared []*sql.Stmt
 	closing = func() error {
@@ -93,33 +95,35 @@ func (v *Views) prepare(ctx context.Context, generation int64, statements map[**
 	return closing, nil
 }
 
-// unfitError is of the entry and not of the machinery: its stream parks.
-type unfitError struct{ error }
+// entryError is an error caused by the entry itself, as opposed to the database
+// or the key store. The entry's stream is parked.
+type entryError struct{ error }
 
-func (e unfitError) Unwrap() error { return e.error }
+func (e entryError) Unwrap() error { return e.error }
 
-// catch turns a panic into an unfitError: one malformed event must not stop
-// the others. Of what it panicked with, a plain string and the runtime's
-// errors are shown, for they are text of the code and not data.
+// catch turns a panic into an entryError: one malformed event must not stop
+// the others. It shows the panic's value only if that is a plain string or a
+// runtime error, because other values may contain personal data.
 func catch(err *error) {
 	switch p := recover().(type) {
 	case nil:
 	case string:
-		*err = unfitError{errors.New("panic: " + p)}
+		*err = entryError{errors.New("panic: " + p)}
 	case runtime.Error:
-		*err = unfitError{fmt.Errorf("panic: %w", p)}
+		*err = entryError{fmt.Errorf("panic: %w", p)}
 	default:
-		*err = unfitError{fmt.Errorf("panic: %T", p)}
+		*err = entryError{fmt.Errorf("panic: %T", p)}
 	}
 }
 
-// decoded is an entry, or why there is none; then it has its place only.
+// decoded is an entry, or the error of decoding it; then the entry has only its
+// stream, revision and position.
 type decoded struct {
 	domain.Entry
 	err error
 }
 
-// decode opens and decodes rec, if there is use for what it says.
+// decode opens and decodes rec, unless the view does not need the event's data.
 func (w *view) decode(rec eventstore.Recorded) decoded {
 	if w.source != nil {
 		return decoded{Entry: domain.Entry{ID: rec.ID, Type: domain.CurrentType(rec.Type), Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position, Time: rec.Time}}
@@ -127,8 +131,8 @@ func (w *view) decode(rec eventstore.Recorded) decoded {
 	return w.views.decode(rec)
 }
 
-// decode opens and decodes rec; a second time, if the first fails, in case it
-// was the key store's bad moment.
+// decode opens and decodes rec. It tries twice, in case the key store failed
+// temporarily.
 func (v *Views) decode(rec eventstore.Recorded) (d decoded) {
 	defer catch(&d.err)
 	d.Entry = domain.Entry{Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position}
@@ -137,9 +141,9 @@ func (v *Views) decode(rec eventstore.Recorded) (d decoded) {
 		if err == nil {
 			return decoded{Entry: x}
 		}
-		d.err = unfitError{err}
+		d.err = entryError{err}
 	}
-	// If keys cannot be read at all, that is not the entry's fault.
+	// If the key store itself fails, the stream must not be parked for it.
 	if rec.Sealed != nil {
 		_, err := v.codec.Keys.Open(rec.KeyID, seal.Context{EventID: rec.ID, Stream: rec.Stream, Revision: rec.Revision, Type: rec.Type}, rec.Sealed)
 		if err != nil && !errors.Is(err, seal.ErrErased) && !errors.Is(err, seal.ErrKey) && !errors.Is(err, seal.ErrOpen) {
@@ -149,11 +153,11 @@ func (v *Views) decode(rec eventstore.Recorded) (d decoded) {
 	return d
 }
 
-// decodeAll decodes on all cores what is too much for one.
+// decodeAll decodes recs on all cores.
 func (w *view) decodeAll(recs []eventstore.Recorded) []decoded {
-	const few = 32 // are not worth waking another core for
+	const minShare = 32 // below this, another goroutine costs more than it gains
 	cores := runtime.GOMAXPROCS(0)
-	share := max(few, (len(recs)+cores-1)/cores)
+	share := max(minShare, (len(recs)+cores-1)/cores)
 	all := make([]decoded, len(recs))
 	var working sync.WaitGroup
 	for from := 0; from < len(recs); from += share {

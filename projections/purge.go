@@ -8,24 +8,24 @@ import (
 	"accountledger/eventstore"
 )
 
-// ErrBusy is returned by Purge when old pages cannot be removed, because
-// someone reads the file for long. Ask again.
-var ErrBusy = errors.New("projections: old pages are still on disk, another reader holds them")
+// ErrBusy is returned by Purge if a reader of the file prevents it from
+// emptying the write-ahead log. Retry when the reader has finished.
+var ErrBusy = errors.New("projections: a reader of views.db keeps the write-ahead log from being emptied")
 
-// Purge returns when nothing that the event at p made the views drop is left
-// in their file, neither in a row nor in a free page nor in the write-ahead
-// log. The event is one of the stream. A view that is being made again may
-// have read what is dropped, so Purge waits for its end.
+// Purge waits until the data that the views delete because of the event at p,
+// an event of the stream, is gone from views.db: from the rows, the free pages
+// and the write-ahead log. A rebuild may have read data that the event deletes,
+// so Purge also waits for a running rebuild to end.
 func (v *Views) Purge(ctx context.Context, stream string, p eventstore.Position) error {
 	if v.write == nil {
-		return errors.New("projections: opened for reading only")
+		return errors.New("projections: views.db is open read-only")
 	}
 	for _, w := range v.all {
 		if err := w.purge(ctx, p); err != nil {
 			return fmt.Errorf("projections: purge %s: %w", w.name, err)
 		}
 	}
-	// A view passes the events of a stream it has parked, and keeps the row.
+	// A view skips the events of a parked stream and keeps its rows.
 	var parked int
 	err := v.read.QueryRowContext(ctx, `SELECT count(*) FROM parked WHERE stream = ? AND position <= ?`, stream, p).Scan(&parked)
 	if err == nil && parked > 0 {
@@ -34,8 +34,8 @@ func (v *Views) Purge(ctx context.Context, stream string, p eventstore.Position)
 	if err != nil {
 		return fmt.Errorf("projections: purge: %w", err)
 	}
-	// SQLite overwrites what it deletes (secure_delete); what the write-ahead
-	// log still has of it goes with the checkpoint that empties it.
+	// SQLite overwrites deleted rows in the file (secure_delete). The
+	// write-ahead log may still have them; this checkpoint empties it.
 	var busy, pages, moved int
 	if err := v.write.QueryRowContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &pages, &moved); err != nil {
 		return fmt.Errorf("projections: purge: %w", err)
@@ -46,14 +46,14 @@ func (v *Views) Purge(ctx context.Context, stream string, p eventstore.Position)
 	return nil
 }
 
-// purge returns when there is one generation of the view, and it has applied
-// the event at p.
+// purge drops all generations but the live one, and waits until that has
+// applied the event at p.
 func (w *view) purge(ctx context.Context, p eventstore.Position) error {
 	if err := w.views.claimBuilder(ctx); err != nil {
 		return err
 	}
 	err := w.dropOld(ctx)
-	// Not held any longer: the view may need it to get to p.
+	// Release it before await: the view may have to rebuild to reach p.
 	w.views.releaseBuilder()
 	if err != nil {
 		return err

@@ -12,7 +12,7 @@ import (
 	"accountledger/eventstore"
 )
 
-// create makes the tables of a new, empty generation.
+// create creates a new, empty generation and its tables.
 func (w *view) create(ctx context.Context, state string) (*generation, error) {
 	tx, err := w.views.write.BeginTx(ctx, nil)
 	if err != nil {
@@ -37,8 +37,8 @@ func (w *view) create(ctx context.Context, state string) (*generation, error) {
 	return g, err
 }
 
-// rebuild makes a new generation from the whole log while the live one goes
-// on, and then lets it take over.
+// rebuild builds a new generation from the whole log while the live one
+// continues to follow the log, then switches to the new one.
 func (w *view) rebuild(ctx context.Context, progress func(done, total int64)) error {
 	if err := w.views.claimBuilder(ctx); err != nil {
 		return err
@@ -58,24 +58,24 @@ func (w *view) rebuild(ctx context.Context, progress func(done, total int64)) er
 		err = errors.Join(err, mark)
 	}
 	if drop := w.dropOld(ctx); drop != nil {
-		// They no longer matter and are dropped some other time.
+		// A later call of dropOld drops it; the rebuild itself has succeeded.
 		w.views.logger.WarnContext(ctx, "old generation not dropped", "view", w.name, "err", drop)
 	}
 	return err
 }
 
-// build brings an empty generation near the head of the log.
+// build fills an empty generation up to within one batch of the log's head.
 func (g *generation) build(ctx context.Context, progress func(done, total int64)) error {
-	head, err := g.view.end(ctx)
+	head, err := g.view.target(ctx)
 	if err != nil {
 		return err
 	}
 	if err := g.bulk(ctx, head, progress); err != nil {
 		return err
 	}
-	// What was appended meanwhile; each round has less to do.
+	// Apply the events appended meanwhile, in rounds that get shorter.
 	for {
-		if head, err = g.view.end(ctx); err != nil {
+		if head, err = g.view.target(ctx); err != nil {
 			return err
 		}
 		if err := g.catchUp(ctx, head); err != nil {
@@ -88,8 +88,9 @@ func (g *generation) build(ctx context.Context, progress func(done, total int64)
 	}
 }
 
-// end is how far the view can get now.
-func (w *view) end(ctx context.Context) (eventstore.Position, error) {
+// target returns the position up to which the view can be built now: the log's
+// head, or the source's position.
+func (w *view) target(ctx context.Context) (eventstore.Position, error) {
 	head, err := w.views.log.Head(ctx)
 	if w.source != nil {
 		head = min(head, eventstore.Position(w.source.position.Load()))
@@ -97,23 +98,23 @@ func (w *view) end(ctx context.Context) (eventstore.Position, error) {
 	return head, err
 }
 
-// piece is a page of the log on its way from the reader through a worker that
-// decodes it to the one who applies it.
-type piece struct {
-	events  int // of the log; some may not be the view's
+// chunk is a page of the log. The reader sends it to a worker, which decodes
+// it, and to applyChunks.
+type chunk struct {
+	events  int // in the page, including those the view does not want
 	recs    []eventstore.Recorded
 	decoded chan []decoded // of recs
 }
 
-// bulkStreams is how many streams are written in one transaction; the live
-// generation waits that long.
+// bulkStreams is the number of streams written in one transaction, which blocks
+// the live generations.
 const bulkStreams = 2 << 10
 
 // bulk fills an empty generation with the log up to head, stream by stream, if
-// the log can be read so. Each row is then written once, however the events of
-// the accounts are interleaved, and memory does not depend on their number. It
-// pays because going from stream to stream in the log costs less than loading,
-// parsing and writing a row each time one of its events comes by.
+// the log is an eventstore.StreamReader. It writes each row once, however the
+// accounts' events are interleaved, and its memory does not depend on the
+// number of accounts. Reading the log stream by stream costs less than loading,
+// parsing and writing a row for each of its events.
 func (g *generation) bulk(ctx context.Context, head eventstore.Position, progress func(done, total int64)) error {
 	if head > 0 && g.writer.bulk != nil {
 		return g.writer.bulk(ctx, g, head, progress)
@@ -124,7 +125,7 @@ func (g *generation) bulk(ctx context.Context, head eventstore.Position, progres
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	workers := runtime.GOMAXPROCS(0)
-	work, order := make(chan *piece, workers), make(chan *piece, 2*workers)
+	work, order := make(chan *chunk, workers), make(chan *chunk, 2*workers)
 	group.Go(func() error {
 		defer close(work)
 		defer close(order)
@@ -132,13 +133,13 @@ func (g *generation) bulk(ctx context.Context, head eventstore.Position, progres
 			if err != nil {
 				return err
 			}
-			p := &piece{events: len(page), decoded: make(chan []decoded, 1)}
+			p := &chunk{events: len(page), decoded: make(chan []decoded, 1)}
 			for i := range page {
 				if g.view.wants(&page[i]) {
 					p.recs = append(p.recs, page[i])
 				}
 			}
-			for _, to := range []chan *piece{order, work} {
+			for _, to := range []chan *chunk{order, work} {
 				select {
 				case to <- p:
 				case <-ctx.Done():
@@ -160,16 +161,16 @@ func (g *generation) bulk(ctx context.Context, head eventstore.Position, progres
 			return nil
 		})
 	}
-	group.Go(func() error { return g.collect(ctx, order, head, progress) })
+	group.Go(func() error { return g.applyChunks(ctx, order, head, progress) })
 	return group.Wait()
 }
 
-// collect applies what the workers have decoded. A batch ends where a stream
-// does.
-func (g *generation) collect(ctx context.Context, order <-chan *piece, head eventstore.Position, progress func(done, total int64)) error {
+// applyChunks applies the decoded chunks in order. Each batch ends at the end of
+// a stream.
+func (g *generation) applyChunks(ctx context.Context, order <-chan *chunk, head eventstore.Position, progress func(done, total int64)) error {
 	begin := func() *batch {
-		b := g.begin()
-		b.whole = true
+		b := g.newBatch()
+		b.bulk = true
 		return b
 	}
 	b, stream, streams, done := begin(), "", 0, 0
@@ -179,14 +180,14 @@ func (g *generation) collect(ctx context.Context, order <-chan *piece, head even
 		select {
 		case all = <-p.decoded:
 		case <-ctx.Done():
-			return ctx.Err() // the worker may be gone
+			return ctx.Err() // the worker may have stopped
 		}
 		for _, d := range all {
 			if d.Stream != stream {
 				stream, streams = d.Stream, streams+1
 			}
 			if streams > bulkStreams {
-				if err := b.commit(ctx, d.Position, d.ID); err != nil { // nobody goes on from there, but it can be seen
+				if err := b.commit(ctx, d.Position, d.ID); err != nil { // this position only shows progress in Status
 					return err
 				}
 				b, streams = begin(), 1
@@ -199,7 +200,7 @@ func (g *generation) collect(ctx context.Context, order <-chan *piece, head even
 		progress(int64(done), int64(head))
 	}
 	if ctx.Err() != nil {
-		return ctx.Err() // and not the end of the log
+		return ctx.Err() // order was closed early
 	}
 	last, err := g.view.eventAt(ctx, head)
 	if err != nil {
@@ -208,14 +209,14 @@ func (g *generation) collect(ctx context.Context, order <-chan *piece, head even
 	return b.commit(ctx, head, last)
 }
 
-// catchUp applies the log in order up to head.
+// catchUp applies the log in order until g's position is at least head.
 func (g *generation) catchUp(ctx context.Context, head eventstore.Position) error {
 	if g.position >= head {
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	err := g.view.gather(ctx, g.position, head, func(recs []eventstore.Recorded) error {
+	err := g.view.readBatches(ctx, g.position, head, func(recs []eventstore.Recorded) error {
 		if err := g.apply(ctx, recs, nil); err != nil {
 			return err
 		}
@@ -230,11 +231,12 @@ func (g *generation) catchUp(ctx context.Context, head eventstore.Position) erro
 	return err
 }
 
-// switchTo lets g take over from the live generation. Nothing is written
-// while it does, so g can stand exactly where the live one stands, or later.
+// switchTo replaces the live generation with g, after bringing g to the live
+// one's position or beyond. It holds the mutex, so that the live one does not
+// advance meanwhile.
 func (w *view) switchTo(ctx context.Context, g *generation) error {
-	w.turn.Lock()
-	defer w.turn.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if err := g.catchUp(ctx, w.live.position); err != nil {
 		return err
 	}
@@ -244,7 +246,7 @@ func (w *view) switchTo(ctx context.Context, g *generation) error {
 	return w.replace(ctx, g)
 }
 
-// replace makes g the live generation. The turn is held.
+// replace makes g the live generation. The caller holds w.mu.
 func (w *view) replace(ctx context.Context, g *generation) error {
 	swap, err := w.serve(ctx, g.number)
 	if err != nil {
@@ -269,7 +271,7 @@ func (w *view) replace(ctx context.Context, g *generation) error {
 	}
 	old := w.live
 	w.live = g
-	swap() // before the turn ends: who awaits g's next position must not be answered by the old one
+	swap() // before publish, so that a query after await does not use the old generation
 	w.publish()
 	if w.interrupt != nil {
 		w.interrupt()
@@ -277,9 +279,8 @@ func (w *view) replace(ctx context.Context, g *generation) error {
 	return old.writer.close()
 }
 
-// compare refuses a generation that would lose what the live one has: with
-// the same events behind them, no view has fewer rows than before, except for
-// streams that are parked, which can be seen.
+// compare returns an error if the new generation g has lost rows that the live
+// one has. From the same events, only parked streams explain missing rows.
 func (w *view) compare(ctx context.Context, old, g *generation) error {
 	count := func(g *generation) (n int64, err error) {
 		err = w.views.write.QueryRowContext(ctx, fmt.Sprintf(w.count, g.number)).Scan(&n)
@@ -300,7 +301,8 @@ func (w *view) compare(ctx context.Context, old, g *generation) error {
 	return nil
 }
 
-// startOver replaces a live generation that is of another log by an empty one.
+// startOver replaces the live generation, built from another log, with an empty
+// one.
 func (w *view) startOver(ctx context.Context) error {
 	if err := w.views.claimBuilder(ctx); err != nil {
 		return err
@@ -310,15 +312,16 @@ func (w *view) startOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.turn.Lock()
+	w.mu.Lock()
 	err = w.replace(ctx, g)
-	w.turn.Unlock()
+	w.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	return w.dropOld(ctx)
 }
 
+// claimBuilder locks v.builder.
 func (v *Views) claimBuilder(ctx context.Context) error {
 	select {
 	case v.builder <- struct{}{}:
@@ -330,15 +333,14 @@ func (v *Views) claimBuilder(ctx context.Context) error {
 
 func (v *Views) releaseBuilder() { <-v.builder }
 
-// dropOld drops the generations that are no longer live and those that were
-// never finished. The caller is the builder. It deletes in small steps first,
-// each a transaction, because to overwrite all of a large table at once would
-// keep the live generation waiting.
+// dropOld drops all generations but the live one. The caller holds v.builder,
+// so none is being built. It first deletes the rows in many small transactions:
+// overwriting all of a large table at once would block the live generations.
 func (w *view) dropOld(ctx context.Context) error {
 	db := w.views.write
 	for {
 		var g int64
-		err := db.QueryRowContext(ctx, `SELECT generation FROM views WHERE name = ? AND state = 'dropped' LIMIT 1`, w.name).Scan(&g)
+		err := db.QueryRowContext(ctx, `SELECT generation FROM views WHERE name = ? AND state != 'live' LIMIT 1`, w.name).Scan(&g)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -358,13 +360,14 @@ func (w *view) dropOld(ctx context.Context) error {
 				more = n > 0
 			}
 		}
-		if err := w.forget(ctx, g); err != nil {
+		if err := w.dropTables(ctx, g); err != nil {
 			return err
 		}
 	}
 }
 
-func (w *view) forget(ctx context.Context, generation int64) error {
+// dropTables drops a generation's tables and its rows in views and parked.
+func (w *view) dropTables(ctx context.Context, generation int64) error {
 	tx, err := w.views.write.BeginTx(ctx, nil)
 	if err != nil {
 		return err

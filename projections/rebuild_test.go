@@ -18,7 +18,7 @@ import (
 	"accountledger/projections/projectionstest"
 )
 
-// generations counts the rows and the tables of the view's generations.
+// generations counts the account view's generations and their tables.
 func generations(t *testing.T, v *Views) (rows, tables int) {
 	t.Helper()
 	err := v.read.QueryRow(`SELECT (SELECT count(*) FROM views WHERE name = 'accounts'), (SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name LIKE 'accounts%')`).Scan(&rows, &tables)
@@ -28,17 +28,17 @@ func generations(t *testing.T, v *Views) (rows, tables int) {
 	return rows, tables
 }
 
-// TestRebuild holds that a rebuilt view is the same, byte for byte, with and
-// without a runner, and leaves one generation behind.
+// TestRebuild checks that a rebuilt view equals the live one byte for byte, while
+// Run runs and without it, and that one generation remains.
 func TestRebuild(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	subs := f.live(t, 8, 10)
+	subs := f.populate(t, 8, 10)
 	erase(t, f, subs[3])
 	f.append(t, "webhook-x", eventstore.NoStream, "webhook.deleted.v1", `{"meta":{},"data":{}}`)
 	v := f.open(t)
 	stop := run(t, v)
-	head := f.caughtUp(t, v)
+	head := f.awaitHead(t, v)
 	want := dump(t, f.path())
 	for i := range 4 {
 		if i == 2 {
@@ -64,7 +64,7 @@ func TestRebuild(t *testing.T) {
 			t.Errorf("%d generations with %d tables, want one", rows, tables)
 		}
 	}
-	// Without a runner the view may be behind; a rebuild brings it to the head.
+	// Without Run the view may be behind; a rebuild brings it to the head.
 	f.change(t, subs[0], 1)
 	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
 		t.Fatal(err)
@@ -75,15 +75,15 @@ func TestRebuild(t *testing.T) {
 	}
 }
 
-// TestRebuildUnderLoad holds that while views are rebuilt again and again,
-// writes go on and are read at once, and no reader ever finds nothing.
+// TestRebuildUnderLoad checks that writes and read-your-writes work during
+// repeated rebuilds, and that no reader misses an account.
 func TestRebuildUnderLoad(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	v := f.open(t)
 	run(t, v)
-	subs := f.live(t, 20, 2)
-	f.caughtUp(t, v)
+	subs := f.populate(t, 20, 2)
+	f.awaitHead(t, v)
 	var done atomic.Bool
 	var busy sync.WaitGroup
 	work := func(step func(n int) error) {
@@ -135,7 +135,7 @@ func TestRebuildUnderLoad(t *testing.T) {
 	}
 	done.Store(true)
 	busy.Wait()
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	f.checkFolds(t, v, subs)
 	live := dump(t, f.path())
 	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
@@ -146,15 +146,15 @@ func TestRebuildUnderLoad(t *testing.T) {
 	}
 }
 
-// TestRebuildCut holds that a rebuild that ends early, by an error or with
-// the process, leaves the live view as it was.
-func TestRebuildCut(t *testing.T) {
+// TestRebuildInterrupted checks that a rebuild that ends early, by an error or
+// with the process, leaves the live view unchanged.
+func TestRebuildInterrupted(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	subs := f.live(t, 5, 3)
+	subs := f.populate(t, 5, 3)
 	v := f.open(t)
 	stop := run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	want := dump(t, f.path())
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -166,18 +166,18 @@ func TestRebuildCut(t *testing.T) {
 		t.Errorf("(-before +after):\n%s", cmp.Diff(want, got))
 	}
 
-	// A process that dies leaves its unfinished tables.
+	// A process that is killed leaves an unfinished generation.
 	stop()
 	if _, err := v.all[0].create(t.Context(), StateRebuilding); err != nil {
 		t.Fatal(err)
 	}
 	if status, err := v.Status(t.Context()); err != nil || status[0].State != StateRebuilding {
-		t.Errorf("Status = %+v, %v, want that it is rebuilding", status, err)
+		t.Errorf("Status = %+v, %v, want a view that is rebuilding", status, err)
 	}
 	v.Close()
 	v = f.open(t)
 	if status, err := v.Status(t.Context()); err != nil || status[0].State != StateLive {
-		t.Errorf("Status = %+v, %v, want that it is live", status, err)
+		t.Errorf("Status = %+v, %v, want a live view", status, err)
 	}
 	f.checkFolds(t, v, subs)
 	run(t, v)
@@ -192,14 +192,43 @@ func TestRebuildCut(t *testing.T) {
 	}
 }
 
-// TestRebuildFailing holds that a rebuild that meets a fault of the machinery
-// says so, whatever its workers are doing, and parks nobody.
+// TestPurgeUnfinished checks that Purge removes an unfinished generation that
+// the failed rebuild could not mark as dropped.
+func TestPurgeUnfinished(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.populate(t, 2, 1)
+	v := f.open(t)
+	run(t, v)
+	head := f.awaitHead(t, v)
+	if err := v.claimBuilder(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g, err := v.all[0].create(t.Context(), StateRebuilding)
+	if err == nil {
+		err = errors.Join(g.catchUp(t.Context(), head), g.writer.close())
+	}
+	v.releaseBuilder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := erase(t, f, subs[0])
+	if err := v.Purge(t.Context(), domain.AccountStream(subs[0]), p); err != nil {
+		t.Fatal(err)
+	}
+	if rows, tables := generations(t, v); rows != 1 || tables != 1 {
+		t.Errorf("%d generations with %d tables after Purge, want only the live one", rows, tables)
+	}
+}
+
+// TestRebuildFailing checks that an error of the key store ends a rebuild with an
+// error and parks no stream.
 func TestRebuildFailing(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	projectionstest.History{Accounts: 400, Events: 400}.Write(t, f.log, f.keys)
 	v := f.open(t)
-	f.keys.Close() // no key can be read, unless it is in memory
+	f.keys.Close() // from now on only cached keys can be read
 	keys, err := seal.Open(t.Context(), seal.Config{Path: filepath.Join(f.dir, "keys.db"), Master: f.master})
 	if err != nil {
 		t.Fatal(err)
@@ -210,21 +239,21 @@ func TestRebuildFailing(t *testing.T) {
 		t.Error("Rebuild without keys = nil")
 	}
 	if status, err := v.Status(t.Context()); err != nil || len(status[0].Parked) > 0 || status[0].Position != 0 {
-		t.Errorf("%d parked at %d, %v, want it as it was", len(status[0].Parked), status[0].Position, err)
+		t.Errorf("%d parked at %d, %v, want an unchanged view", len(status[0].Parked), status[0].Position, err)
 	}
 }
 
-// TestRebuildLosing holds that a new generation with fewer accounts than the
-// live one has does not take over, unless the others are parked.
+// TestRebuildLosing checks that a new generation with fewer accounts than the
+// live one does not replace it, unless the missing accounts are parked.
 func TestRebuildLosing(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	subs := f.live(t, 3, 1)
+	subs := f.populate(t, 3, 1)
 	v := f.open(t)
 	run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	stream := domain.AccountStream(subs[1])
-	f.log.warp(func(rec *eventstore.Recorded) {
+	f.log.rewrite(func(rec *eventstore.Recorded) {
 		if rec.Stream == stream {
 			rec.Stream = "webhook-x"
 		}
@@ -235,7 +264,7 @@ func TestRebuildLosing(t *testing.T) {
 	if _, err := v.Accounts().Get(t.Context(), subs[1]); err != nil {
 		t.Errorf("Get = %v", err)
 	}
-	f.log.warp(func(rec *eventstore.Recorded) {
+	f.log.rewrite(func(rec *eventstore.Recorded) {
 		if rec.Stream == stream {
 			rec.Type = "account.teleported.v1"
 		}
@@ -243,27 +272,27 @@ func TestRebuildLosing(t *testing.T) {
 	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
 		t.Fatal(err)
 	}
-	f.log.warp(func(*eventstore.Recorded) {})
+	f.log.rewrite(func(*eventstore.Recorded) {})
 	f.untilParked(t, v, func(all []Parked) bool { return len(all) == 0 })
 	f.checkFolds(t, v, subs)
 }
 
-// TestFarBehind holds that a view that has the whole log before it is built
-// stream by stream, and that a new version of a view is made again.
+// TestFarBehind checks that a view with the whole log still to apply is built
+// stream by stream, and that a view of another version is rebuilt.
 func TestFarBehind(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	projectionstest.History{Accounts: 1000, Events: 9000, Interleaved: true}.Write(t, f.log, f.keys)
 	v := f.open(t)
 	stop := run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	want := dump(t, f.path())
 	if n := strings.Count(want, "@"); n < 2000 {
 		t.Errorf("%d addresses in 1000 accounts", n)
 	}
 	stop()
 	if _, err := v.write.Exec(`UPDATE views SET version = 0; UPDATE accounts_2 SET json = x'7b7d'`); err != nil {
-		t.Fatal(err) // generation 2: the first one was empty and replaced
+		t.Fatal(err) // generation 2, because a rebuild replaced the empty first one
 	}
 	v.Close()
 
@@ -271,7 +300,7 @@ func TestFarBehind(t *testing.T) {
 	run(t, v)
 	until(t, func() bool { return dump(t, f.path()) == want })
 
-	// The same in the order of the log, as a store has it that is no more than one.
+	// The same in the order of the log, from a store that is no StreamReader.
 	w, err := Open(t.Context(), Config{Path: f.path() + "2", Log: struct{ eventstore.Store }{f.log}, Codec: domain.Codec{Keys: f.keys}})
 	if err != nil {
 		t.Fatal(err)
@@ -281,6 +310,6 @@ func TestFarBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	if dump(t, w.path) != want {
-		t.Error("caught up in the order of the log, the view is another")
+		t.Error("built in the order of the log, the view differs from one built stream by stream")
 	}
 }

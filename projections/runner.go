@@ -17,22 +17,24 @@ type view struct {
 	projection
 	views *Views
 
-	// turn is held while the live generation is written or replaced, and
-	// guards what follows.
-	turn      sync.Mutex
+	// mu is held while the live generation is written or replaced. It guards
+	// the fields up to the blank line.
+	mu        sync.Mutex
 	live      *generation
-	interrupt context.CancelFunc // makes follow look at live afresh; nil before the first time
+	interrupt context.CancelFunc // ends follow's subscription, so that it resumes from live; nil before the first resume
 
-	position, head atomic.Int64 // what live has applied, and the log's head as far as is known
-	moved          signal       // position has
+	position, head atomic.Int64 // of the last event live has applied, and the highest known head of the log
+	moved          signal       // raised when position changes
 
-	waiting atomic.Int64 // who awaits a position that is not reached
-	awaited signal       // somebody begins to
+	waiting atomic.Int64 // the number of callers in await whose position is not reached yet
+	awaited signal       // raised when waiting grows
 
-	outdated signal // live may have become stale
+	outdated signal // raised when live may have become stale
 }
 
-func (w *view) saw(head eventstore.Position) {
+// noteHead raises w.head to head if head is higher.
+
+func (w *view) noteHead(head eventstore.Position) {
 	for {
 		known := w.head.Load()
 		if int64(head) <= known || w.head.CompareAndSwap(known, int64(head)) {
@@ -41,7 +43,7 @@ func (w *view) saw(head eventstore.Position) {
 	}
 }
 
-// publish lets those who wait for the live generation's position know.
+// publish publishes the live generation's position to await.
 func (w *view) publish() {
 	w.position.Store(int64(w.live.position))
 	w.moved.raise()
@@ -72,8 +74,8 @@ func (w *view) await(ctx context.Context, p eventstore.Position) error {
 	}
 }
 
-// open finds the live generation or makes the first one. What another process
-// was building when it died will be dropped.
+// open loads the live generation, or creates the first one. A generation that
+// an earlier process left unfinished is marked to be dropped.
 func (w *view) open(ctx context.Context) error {
 	db := w.views.write
 	if _, err := db.ExecContext(ctx, `UPDATE views SET state = 'dropped' WHERE name = ? AND state = 'rebuilding'`, w.name); err != nil {
@@ -93,7 +95,7 @@ func (w *view) open(ctx context.Context) error {
 	default:
 		copy(g.event[:], event)
 		if g.writer, err = w.writer(ctx, g.number); err != nil {
-			return g.unknown(err)
+			return g.asOutdated(err)
 		}
 		if err := g.loadParked(ctx); err != nil {
 			return err
@@ -101,7 +103,7 @@ func (w *view) open(ctx context.Context) error {
 	}
 	swap, err := w.serve(ctx, g.number)
 	if err != nil {
-		return g.unknown(err)
+		return g.asOutdated(err)
 	}
 	swap()
 	w.live = g
@@ -109,9 +111,9 @@ func (w *view) open(ctx context.Context) error {
 	return nil
 }
 
-// unknown is an error of preparing what reads and writes the tables: where
-// another version made them they may have another shape.
-func (g *generation) unknown(err error) error {
+// asOutdated returns err, an error of preparing statements for g's tables, as
+// errOutdated if another version created the tables: they may have other columns.
+func (g *generation) asOutdated(err error) error {
 	if g.version != g.view.version {
 		return fmt.Errorf("%w: %s: %w", errOutdated, g.view.name, err)
 	}
@@ -131,15 +133,15 @@ func (g *generation) loadParked(ctx context.Context) error {
 	return err
 }
 
-// maxDoublings bounds a back-off to 256 times Config.Retry.
+// maxDoublings bounds a backoff to 256 times Config.Retry.
 const maxDoublings = 8
 
-// run follows the log until ctx is done, whatever happens, except that the
-// log was closed or the file is damaged.
+// run follows the log until ctx is done, retrying after errors. It returns an
+// error only if the log is closed or the file is damaged.
 func (w *view) run(ctx context.Context) error {
-	var dropping sync.WaitGroup
-	defer dropping.Wait()
-	dropping.Go(func() {
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() {
 		if w.views.claimBuilder(ctx) != nil {
 			return
 		}
@@ -149,8 +151,8 @@ func (w *view) run(ctx context.Context) error {
 		}
 	})
 	if w.stale != nil {
-		outdated := w.outdated.next() // before the first look at the log
-		dropping.Go(func() { w.renew(ctx, outdated) })
+		outdated := w.outdated.next() // before follow raises it for the first time
+		background.Go(func() { w.rebuildStale(ctx, outdated) })
 	}
 	failures := 0
 	for ctx.Err() == nil {
@@ -160,11 +162,11 @@ func (w *view) run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
-			continue // interrupted, or it is time to retry what is parked
+			continue // interrupted, or a parked stream is due for a retry
 		case errors.Is(err, eventstore.ErrClosed):
 			return err
 		case damaged(err):
-			return errors.Join(fmt.Errorf("the file is damaged; it is made anew at the next start: %w", err), condemn(w.views.write))
+			return errors.Join(fmt.Errorf("the file is damaged; the next start replaces it with an empty one: %w", err), condemn(w.views.write))
 		}
 		if w.position.Load() > before {
 			failures = 0
@@ -180,70 +182,70 @@ func (w *view) run(ctx context.Context) error {
 	return nil
 }
 
-// renew makes the view again, beside the live one, whenever that is stale.
-func (w *view) renew(ctx context.Context, outdated <-chan struct{}) {
+// rebuildStale rebuilds the view whenever its live generation is stale.
+func (w *view) rebuildStale(ctx context.Context, outdated <-chan struct{}) {
 	for failures := 0; ; {
-		var again <-chan time.Time
+		var retry <-chan time.Time
 		if failures > 0 {
-			again = time.After(w.views.retry << min(failures-1, maxDoublings))
+			retry = time.After(w.views.retry << min(failures-1, maxDoublings))
 		}
 		select {
 		case <-outdated:
-		case <-again:
+		case <-retry:
 		case <-ctx.Done():
 			return
 		}
 		outdated = w.outdated.next()
 		stale, err := w.stale(ctx)
 		if err == nil && stale {
-			w.views.logger.InfoContext(ctx, "view is made again for another configuration", "view", w.name)
+			w.views.logger.InfoContext(ctx, "configuration changed; rebuilding view", "view", w.name)
 			err = w.rebuild(ctx, func(_, _ int64) {})
 		}
 		failures++
 		if err == nil {
 			failures = 0
 		} else if ctx.Err() == nil {
-			w.views.logger.ErrorContext(ctx, "view not made again", "view", w.name, "err", err)
+			w.views.logger.ErrorContext(ctx, "view not rebuilt", "view", w.name, "err", err)
 		}
 	}
 }
 
-// follow applies the log from the stored checkpoint on until there is an
-// error, an interruption, or a parked stream to retry.
+// follow applies the log from the stored checkpoint on, until an error, an
+// interruption, or the time to retry a parked stream.
 func (w *view) follow(ctx context.Context) error {
 	head, err := w.views.log.Head(ctx)
 	if err != nil {
 		return err
 	}
-	w.saw(head)
+	w.noteHead(head)
 	if w.source != nil {
 		if err := w.source.await(ctx, head); err != nil {
 			return err
 		}
 	}
-	if err := w.examine(ctx, head); err != nil {
+	if err := w.validate(ctx, head); err != nil {
 		return err
 	}
 	if w.stale != nil {
-		w.outdated.raise() // it may have been while nobody looked
+		w.outdated.raise() // the configuration may have changed while the view was not running
 	}
-	ctx, position, retry, err := w.begin(ctx)
+	ctx, position, retry, err := w.resume(ctx)
 	if err != nil {
 		return err
 	}
-	return w.gather(ctx, position, head, func(recs []eventstore.Recorded) error {
+	return w.readBatches(ctx, position, head, func(recs []eventstore.Recorded) error {
 		if err := w.advance(ctx, recs, retry); err != nil {
 			return err
 		}
-		w.rest(ctx)
+		w.throttle(ctx)
 		return nil
 	})
 }
 
-// advance applies what follows in the log to the live generation.
+// advance applies recs, the next records of the log, to the live generation.
 func (w *view) advance(ctx context.Context, recs []eventstore.Recorded, retry time.Time) error {
-	w.turn.Lock()
-	defer w.turn.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if err := w.live.apply(ctx, recs, w.views.trace); err != nil {
 		return err
 	}
@@ -251,13 +253,14 @@ func (w *view) advance(ctx context.Context, recs []eventstore.Recorded, retry ti
 		w.publish()
 	}
 	if !w.live.nextRetry().Equal(retry) {
-		w.interrupt() // a stream has parked: begin again, with a time to retry it
+		w.interrupt() // a stream was parked: resume computes the time to retry it
 	}
 	return nil
 }
 
-// rest lets events gather, unless somebody waits for them or comes to.
-func (w *view) rest(ctx context.Context) {
+// throttle waits for w.pause, so that more events go into the next batch. It
+// returns early if a caller awaits the view.
+func (w *view) throttle(ctx context.Context) {
 	if w.pause == 0 {
 		return
 	}
@@ -272,11 +275,12 @@ func (w *view) rest(ctx context.Context) {
 	}
 }
 
-// begin retries what is parked. It returns from where to follow and when the
-// next retry is due, zero for never; ctx ends then.
-func (w *view) begin(ctx context.Context) (_ context.Context, from eventstore.Position, retry time.Time, err error) {
-	w.turn.Lock()
-	defer w.turn.Unlock()
+// resume retries the parked streams that are due. It returns the position to
+// follow from and the time of the next retry, zero for never. The returned ctx
+// ends at that time, or when w.interrupt is called.
+func (w *view) resume(ctx context.Context) (_ context.Context, from eventstore.Position, retry time.Time, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.interrupt != nil {
 		w.interrupt()
 	}
@@ -289,17 +293,18 @@ func (w *view) begin(ctx context.Context) (_ context.Context, from eventstore.Po
 	return ctx, w.live.position, retry, err
 }
 
-// Limits of a batch while catching up: large, so that an account's row is
-// written once for many events, and of bounded memory.
+// Limits of a batch while catching up: large enough that an account's row is
+// written once for many events, small enough to bound the memory.
 const (
 	batchEvents = 8 << 10
 	batchBytes  = 8 << 20
 )
 
-// gather yields the log after a position in runs: as much as is at hand and
-// goes into a batch. head is the position that is known to be at hand.
-func (w *view) gather(ctx context.Context, after, head eventstore.Position, yield func([]eventstore.Recorded) error) error {
-	var run []eventstore.Recorded
+// readBatches yields the records after a position in batches. Up to head, which
+// the log is known to have, it fills each batch to its limits; beyond head, it
+// yields each page of the subscription at once.
+func (w *view) readBatches(ctx context.Context, after, head eventstore.Position, yield func([]eventstore.Recorded) error) error {
+	var recs []eventstore.Recorded
 	size := 0
 	for page, err := range w.views.log.Subscribe(ctx, after) {
 		if err != nil {
@@ -309,44 +314,44 @@ func (w *view) gather(ctx context.Context, after, head eventstore.Position, yiel
 			size += len(rec.Clear) + len(rec.Sealed)
 		}
 		last := page[len(page)-1].Position
-		w.saw(last)
-		run = append(run, page...)
-		if last < head && len(run) < batchEvents && size < batchBytes {
+		w.noteHead(last)
+		recs = append(recs, page...)
+		if last < head && len(recs) < batchEvents && size < batchBytes {
 			continue
 		}
-		if err := yield(run); err != nil {
+		if err := yield(recs); err != nil {
 			return err
 		}
-		clear(run) // let go of what the records refer to
-		run, size = run[:0], 0
+		clear(recs) // so that the records' bytes can be collected
+		recs, size = recs[:0], 0
 	}
 	return ctx.Err()
 }
 
-// examine makes sure that the live generation is worth following: that it is
-// of this log and of this program's making, and not so far behind that making
-// it again is quicker.
-func (w *view) examine(ctx context.Context, head eventstore.Position) error {
-	w.turn.Lock()
+// validate prepares the live generation for following the log. It replaces a
+// generation of another log with an empty one, and rebuilds one that another
+// version wrote or that is so far behind that a rebuild is faster.
+func (w *view) validate(ctx context.Context, head eventstore.Position) error {
+	w.mu.Lock()
 	position, event, version := w.live.position, w.live.event, w.live.version
-	w.turn.Unlock()
+	w.mu.Unlock()
 	same, err := w.sameLog(ctx, position, event, head)
 	switch {
 	case err != nil:
 		return err
 	case !same:
-		w.views.logger.WarnContext(ctx, "view is of another log and starts over", "view", w.name, "position", position, "head", head)
+		w.views.logger.WarnContext(ctx, "view was built from another log; starting over", "view", w.name, "position", position, "head", head)
 		return w.startOver(ctx)
 	case version != w.version:
-		w.views.logger.InfoContext(ctx, "view is of another version and is made again", "view", w.name, "version", version)
+		w.views.logger.InfoContext(ctx, "another version wrote the view; rebuilding it", "view", w.name, "version", version)
 	case head-position <= batchEvents || position > head/2:
 		return nil
 	}
 	return w.rebuild(ctx, func(_, _ int64) {})
 }
 
-// sameLog reports whether the event at the checkpoint is the one that was
-// applied. It is not after an older copy of the log was put in place.
+// sameLog reports whether the log still has the event at the checkpoint that
+// the view applied. It does not after an operator restores an older copy.
 func (w *view) sameLog(ctx context.Context, position eventstore.Position, event [16]byte, head eventstore.Position) (bool, error) {
 	if position == 0 || position > head {
 		return position == 0, nil
@@ -355,7 +360,7 @@ func (w *view) sameLog(ctx context.Context, position eventstore.Position, event 
 	return err == nil && found == event, err
 }
 
-// eventAt is the id of the event at a position of the log.
+// eventAt returns the id of the event at a position of the log.
 func (w *view) eventAt(ctx context.Context, position eventstore.Position) (id [16]byte, err error) {
 	for page, err := range w.views.log.Subscribe(ctx, position-1) {
 		if err != nil {

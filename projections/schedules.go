@@ -11,21 +11,21 @@ import (
 	"accountledger/domain"
 )
 
-// SchedulesView is the name of the view of what is planned for all accounts,
-// and when it is due.
+// SchedulesView is the name of the view of the planned schedules of all
+// accounts.
 const SchedulesView = "schedules"
 
-// Schedules answers what is due when. Its methods may be called at once by
-// many goroutines.
+// Schedules queries the planned schedules. Its methods are safe for concurrent
+// use.
 type Schedules struct {
 	views   *Views
-	reads   atomic.Int64 // the live generation
-	changed signal       // rows have
+	live    atomic.Int64 // the live generation's number
+	changed signal       // raised when rows change
 }
 
 // Due is a planned schedule.
 type Due struct {
-	Time       time.Time
+	Time       time.Time // UTC
 	Sub        string
 	ScheduleID string
 }
@@ -52,28 +52,28 @@ func (s *Schedules) projection() projection {
 		count:  `SELECT count(*) FROM schedules_%[1]d`,
 		writer: s.writer,
 		serve: func(_ context.Context, generation int64) (func(), error) {
-			return func() { s.reads.Store(generation); s.changed.raise() }, nil
+			return func() { s.live.Store(generation); s.changed.raise() }, nil
 		},
 	}
 }
 
-// scheduleWriter writes what a batch leaves planned.
+// scheduleWriter writes the schedules that a batch changes.
 type scheduleWriter struct {
 	put, remove, removeAll *sql.Stmt
 
-	due   map[Due]time.Time // by sub and id; zero for what has ended
-	ended map[string]bool   // subs of accounts that have
-	after func()
+	due     map[Due]time.Time // by Sub and ScheduleID; zero: no longer planned
+	erased  map[string]bool   // accounts erased in the batch, by sub
+	changed *signal
 }
 
 func (s *Schedules) writer(ctx context.Context, generation int64) (writer, error) {
-	w := &scheduleWriter{due: map[Due]time.Time{}, ended: map[string]bool{}, after: s.changed.raise}
+	w := &scheduleWriter{due: map[Due]time.Time{}, erased: map[string]bool{}, changed: &s.changed}
 	closing, err := s.views.prepare(ctx, generation, map[**sql.Stmt]string{
 		&w.put:       `INSERT INTO schedules_%[1]d (sub, schedule, due) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET due = excluded.due`,
 		&w.remove:    `DELETE FROM schedules_%[1]d WHERE sub = ? AND schedule = ?`,
 		&w.removeAll: `DELETE FROM schedules_%[1]d WHERE sub = ?`,
 	})
-	return writer{apply: w.apply, flush: w.flush, end: w.end, close: closing}, err
+	return writer{apply: w.apply, flush: w.flush, finish: w.finish, close: closing}, err
 }
 
 func (w *scheduleWriter) apply(_ context.Context, _ *batch, x domain.Entry) error {
@@ -89,16 +89,16 @@ func (w *scheduleWriter) apply(_ context.Context, _ *batch, x domain.Entry) erro
 	case domain.ScheduleExecuted:
 		set(e.ScheduleID, e.NextDueTime)
 	case domain.AccountErased:
-		w.ended[sub] = true
+		w.erased[sub] = true
 	}
 	return nil
 }
 
 func (w *scheduleWriter) flush(ctx context.Context, b *batch) error {
-	if len(w.due) == 0 && len(w.ended) == 0 {
+	if len(w.due) == 0 && len(w.erased) == 0 {
 		return nil
 	}
-	tx, err := b.open(ctx)
+	tx, err := b.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (w *scheduleWriter) flush(ctx context.Context, b *batch) error {
 			return err
 		}
 	}
-	for sub := range w.ended { // last: nothing follows the end of an account
+	for sub := range w.erased { // last: an erased account has no schedules, whatever the batch has for it
 		if _, err := removeAll.ExecContext(ctx, sub); err != nil {
 			return err
 		}
@@ -121,23 +121,23 @@ func (w *scheduleWriter) flush(ctx context.Context, b *batch) error {
 	return nil
 }
 
-func (w *scheduleWriter) end(bool) {
-	if len(w.due) > 0 || len(w.ended) > 0 {
-		w.after()
+func (w *scheduleWriter) finish(bool) {
+	if len(w.due) > 0 || len(w.erased) > 0 {
+		w.changed.raise()
 	}
 	clear(w.due)
-	clear(w.ended)
+	clear(w.erased)
 }
 
-// Changed is closed when something is planned, moved or ended. Take it before
-// asking Next, or a change between the two is missed.
+// Changed returns a channel that is closed at the next change of the view. Call
+// it before Next, so that no change after the query is missed.
 func (s *Schedules) Changed() <-chan struct{} { return s.changed.next() }
 
-// Next returns planned schedules in the order of their times, the earliest
-// first: at most limit of those that come after the one given.
+// Next returns up to limit planned schedules, earliest first, starting after
+// the given one. The zero Due is before all others.
 func (s *Schedules) Next(ctx context.Context, after Due, limit int) ([]Due, error) {
 	rows, err := s.views.read.QueryContext(ctx, fmt.Sprintf(`SELECT due, sub, schedule FROM schedules_%[1]d
-		WHERE (due, sub, schedule) > (?, ?, ?) ORDER BY due, sub, schedule LIMIT ?`, s.reads.Load()), micro(after.Time), after.Sub, after.ScheduleID, limit)
+		WHERE (due, sub, schedule) > (?, ?, ?) ORDER BY due, sub, schedule LIMIT ?`, s.live.Load()), micro(after.Time), after.Sub, after.ScheduleID, limit)
 	if err != nil {
 		return nil, fmt.Errorf("projections: next schedules: %w", err)
 	}
@@ -155,7 +155,8 @@ func (s *Schedules) Next(ctx context.Context, after Due, limit int) ([]Due, erro
 	return all, rows.Err()
 }
 
-// micro is a time as the rows have it; the zero one is before all of them.
+// micro returns t as it is stored in the rows; the zero time is before all of
+// them.
 func micro(t time.Time) int64 {
 	if t.IsZero() {
 		return -1 << 63

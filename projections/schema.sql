@@ -1,23 +1,24 @@
--- views.db, version 1: what the log adds up to. Every row here can be made
--- again from the log; the file may be deleted at any time.
+-- views.db, version 1: the read models. Every row is derived from the log; the
+-- file may be deleted while no server runs.
 
--- The generations of each view. The tables of one end in _<generation>. A new
--- one is built beside the live one, then they change places.
+-- The generations of each view. The names of a generation's tables end in
+-- _<generation>. A rebuild builds a new generation beside the live one and
+-- then switches to it.
 CREATE TABLE views (
 	name       TEXT    NOT NULL,
 	generation INTEGER NOT NULL,
-	version    INTEGER NOT NULL, -- of the code that made its rows
+	version    INTEGER NOT NULL, -- of the projection that wrote its rows
 	state      TEXT    NOT NULL CHECK (state IN ('live', 'rebuilding', 'dropped')),
 	position   INTEGER NOT NULL, -- of the last event applied
-	event      BLOB    NOT NULL, -- the id of that event: whether this is still the same log
+	event      BLOB    NOT NULL, -- the id of that event; if the log has another one there, it is another log
 	PRIMARY KEY (name, generation)
 ) STRICT, WITHOUT ROWID;
 
 CREATE UNIQUE INDEX views_live ON views (name) WHERE state = 'live';
 
--- Streams that wait because one of their events could not be applied. All
--- events of the stream from the revision on wait with it. Times are Unix time
--- in microseconds.
+-- The parked streams: those with an event that the view could not apply. That
+-- event, at the revision, and all later ones of the stream wait for a retry.
+-- Times are Unix time in microseconds.
 CREATE TABLE parked (
 	view       TEXT    NOT NULL,
 	generation INTEGER NOT NULL,
@@ -27,6 +28,6 @@ CREATE TABLE parked (
 	error      TEXT    NOT NULL, -- without personal data
 	since      INTEGER NOT NULL,
 	attempts   INTEGER NOT NULL,
-	next       INTEGER NOT NULL, -- when it is tried again
+	next       INTEGER NOT NULL, -- time of the next attempt
 	PRIMARY KEY (view, generation, stream)
 ) STRICT, WITHOUT ROWID;

@@ -15,40 +15,40 @@ import (
 // SearchView is the name of the search index.
 const SearchView = "search"
 
-// Search finds accounts. Its index is made of the rows of the account view and
-// follows it at a distance: what is not asked for is indexed a little later,
-// many changes at a time. Its methods may be called at once by many goroutines.
+// Search finds accounts. Its index is derived from the rows of the account view
+// and lags a little behind it: without a waiting search, it collects changes and
+// indexes many at a time. Its methods are safe for concurrent use.
 //
-// What events are indexed by is in searchwriter.go, a whole index is made in
-// searchbulk.go, the words are in searchterms.go, and which way a query goes
-// through the index in searchplan.go.
+// searchquery.go defines the queries and searchplan.go executes them.
+// searchterms.go computes the terms of an account, searchwriter.go indexes the
+// accounts that events change, and searchbulk.go builds a whole index.
 type Search struct {
 	views *Views
 	view  *view
 
-	limits searchLimits
-	asked  func(query string, args []any) // in tests: every statement of a query
+	limits  searchLimits
+	onQuery func(query string, args []any) // for tests: called with every statement of a query
 }
 
-// A row's id follows the order of createdTime, see searchID, so that each term
-// has its accounts in that order, and the newest of them can be read without
-// looking at the others. Rows stay for good; that of an account which has ended
-// has nothing in it but the sub and times.
+// The ids of the rows are in the order of createdTime, see searchID. So each
+// term has its accounts in that order, and a query for the newest of them does
+// not have to read the others. Rows are never deleted; that of an erased account
+// contains only the sub and times.
 //
-// The terms of an account are in its row, too: to find out what else is true of
-// an account takes one row and not one index per question, and what an event
-// changes is the difference.
+// The row contains the account's terms, too. So one row is enough to check an
+// account against all filters, and the writer finds out which terms an event
+// adds and removes.
 const searchTables = `
 CREATE TABLE search_%[1]d (
 	id      INTEGER PRIMARY KEY,
 	sub     TEXT    NOT NULL,
-	listed  INTEGER NOT NULL, -- 0: it is erased, or combined into another
+	listed  INTEGER NOT NULL, -- 0: the account is erased, or combined into another
 	created INTEGER NOT NULL, -- Unix time in microseconds
 	updated INTEGER NOT NULL,
-	login   INTEGER NOT NULL, -- the last one; 0: none yet
-	name    TEXT    NOT NULL, -- as it is sorted
-	terms   BLOB    NOT NULL, -- those in terms_, each between line feeds
-	place   INTEGER NOT NULL  -- id again: SQLite finds no place in an index by a pair whose second is the rowid
+	login   INTEGER NOT NULL, -- the last login; 0: none yet
+	name    TEXT    NOT NULL, -- the sort key
+	terms   BLOB    NOT NULL, -- the account's terms in terms_, each between line feeds
+	place   INTEGER NOT NULL  -- a copy of id, because SQLite does not seek in an index by a pair that ends with the rowid
 ) STRICT;
 CREATE INDEX search_updated_%[1]d ON search_%[1]d (updated, place);
 CREATE INDEX search_login_%[1]d ON search_%[1]d (login, place);
@@ -58,12 +58,12 @@ CREATE TABLE terms_%[1]d (
 	account INTEGER NOT NULL,
 	PRIMARY KEY (term, account)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE searchable_%[1]d ( -- the custom fields that are in the terms
+CREATE TABLE searchable_%[1]d ( -- the custom fields that are indexed
 	field TEXT NOT NULL PRIMARY KEY,
 	type  TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;`
 
-// searchPause is how long the index lets changes gather while nobody searches.
+// searchPause is the pause between batches while no search waits for the index.
 const searchPause = 250 * time.Millisecond
 
 func (s *Search) projection() projection {
@@ -81,27 +81,28 @@ func (s *Search) projection() projection {
 			`DELETE FROM search_%[1]d WHERE id IN (SELECT id FROM search_%[1]d LIMIT 1000)`,
 			`DELETE FROM searchable_%[1]d`,
 		},
-		drop:   `DROP TABLE terms_%[1]d; DROP TABLE search_%[1]d; DROP TABLE searchable_%[1]d; DROP TABLE IF EXISTS shelves_%[1]d`,
+		drop: `DROP TABLE terms_%[1]d; DROP TABLE search_%[1]d; DROP TABLE searchable_%[1]d;
+			DROP TABLE IF EXISTS buckets_%[1]d; DROP TABLE IF EXISTS shelves_%[1]d`, // older versions named the buckets shelves_
 		count:  `SELECT count(*) FROM search_%[1]d`,
 		writer: s.writer,
-		// Each query finds out in its transaction which generation is live.
+		// Each query looks up the live generation in its own transaction.
 		serve: func(context.Context, int64) (func(), error) { return func() {}, nil },
 		stale: s.stale,
 	}
 }
 
-// Position is the position of the last event the index has applied.
+// Position returns the position of the last event the index has applied.
 func (s *Search) Position() eventstore.Position {
 	return eventstore.Position(s.view.position.Load())
 }
 
-// Lag is how many events of the log the index has not applied, as far as it
-// has heard of them.
+// Lag returns how many events the index is behind the highest position of the
+// log it knows of.
 func (s *Search) Lag() int64 { return max(0, s.view.head.Load()-s.view.position.Load()) }
 
-// Await returns when the index has applied the event at p and has these custom
-// fields. While none that are asked for are to come it never returns before ctx
-// is done, and then ctx's error.
+// Await waits until the index has applied the event at p and indexes the custom
+// fields, each with its type. It returns ctx's error if ctx is done first, as it
+// is if a field is not searchable, and ErrClosed if the Views are closed.
 func (s *Search) Await(ctx context.Context, p eventstore.Position, fields []FieldQuery) error {
 	for {
 		if err := s.view.await(ctx, p); err != nil {
@@ -140,8 +141,8 @@ func (s *Search) has(ctx context.Context, fields []FieldQuery) (bool, error) {
 	return !slices.ContainsFunc(fields, func(f FieldQuery) bool { return indexed[f.Key] != f.Type }), err
 }
 
-// searchable are the custom fields that accounts are to be found by, with
-// their data types, as the configuration has them now.
+// searchable returns the custom fields that the configuration defines as
+// searchable, with their data types.
 func (s *Search) searchable(ctx context.Context) (map[string]domain.DataType, error) {
 	config := domain.NewConfig()
 	for rec, err := range s.views.log.ReadStream(ctx, domain.ConfigStream, 0) {
@@ -164,7 +165,7 @@ func (s *Search) searchable(ctx context.Context) (map[string]domain.DataType, er
 }
 
 // stale reports whether the live generation indexes other custom fields than
-// it should. Then another one is made, and this one answers what it can.
+// the configuration defines as searchable.
 func (s *Search) stale(ctx context.Context) (bool, error) {
 	fields, err := s.searchable(ctx)
 	if err != nil {

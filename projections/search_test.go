@@ -16,10 +16,10 @@ import (
 	"accountledger/domain"
 )
 
-// indexedUp waits until the index has applied the whole log.
-func (f *fixture) indexedUp(t testing.TB, v *Views) {
+// awaitIndexed waits until the search index has applied the whole log.
+func (f *fixture) awaitIndexed(t testing.TB, v *Views) {
 	t.Helper()
-	if err := v.Await(t.Context(), SearchView, f.caughtUp(t, v)); err != nil {
+	if err := v.Await(t.Context(), SearchView, f.awaitHead(t, v)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -37,9 +37,8 @@ func field(key string, dataType domain.DataType, options ...string) domain.PutFi
 	return domain.PutField{FieldDefinition: domain.FieldDefinition{FieldKey: key, DataType: dataType, Searchable: true, Options: options}}
 }
 
-// town is what the accounts of the searches below are made of, in random
-// combinations.
-var town = struct {
+// samples are the values of which the test accounts have different combinations.
+var samples = struct {
 	given, family, domains, groups, roles, providers, tiers, tags, births []string
 }{
 	given:     []string{"Ada", "Adam", "Älva", "Grace Brewster", "李", "jean-luc", "Anna"},
@@ -53,8 +52,8 @@ var town = struct {
 	births:    []string{`"1990-01-01"`, `"2001-12-31"`, `"1969-07-20"`},
 }
 
-// settle makes a town of n accounts.
-func (f *fixture) settle(t *testing.T, v *Views, n int) []string {
+// createSamples creates n accounts.
+func (f *fixture) createSamples(t *testing.T, v *Views, n int) []string {
 	f.ledger = domain.NewLedger(domain.LedgerConfig{Log: f.log, Codec: domain.Codec{Keys: f.keys}, Census: v.Census()})
 	f.configure(t, domain.PutGroupType{GroupType: "PLACE", RoleMode: domain.ModeAnyRoles},
 		domain.PutGroup{GroupID: "EUROPE", GroupName: "Europe", GroupType: "PLACE"},
@@ -64,17 +63,17 @@ func (f *fixture) settle(t *testing.T, v *Views, n int) []string {
 	var subs []string
 	for i := range n {
 		subs = append(subs, f.execute(t, domain.NewID().String(), domain.CreateAccount{Origin: domain.OriginCreated,
-			Identities: []domain.NewIdentity{newIdentity(domain.ProviderSelf, "", domain.Profile{GivenName: town.given[i%7], FamilyName: town.family[i/7%7],
-				Email: fmt.Sprintf("%s%d@%s", []string{"ada.love", "x"}[i%2], i, town.domains[i%3])})}}).Sub)
+			Identities: []domain.NewIdentity{newIdentity(domain.ProviderSelf, "", domain.Profile{GivenName: samples.given[i%7], FamilyName: samples.family[i/7%7],
+				Email: fmt.Sprintf("%s%d@%s", []string{"ada.love", "x"}[i%2], i, samples.domains[i%3])})}}).Sub)
 		for range i % 4 {
-			f.happen(t, subs[i], i*7+len(subs))
+			f.mutate(t, subs[i], i*7+len(subs))
 		}
 	}
 	return subs
 }
 
-// indexedFields waits until the index has the fields it should have.
-func (f *fixture) indexedFields(t *testing.T, v *Views) {
+// awaitIndexedFields waits until the index has the searchable fields.
+func (f *fixture) awaitIndexedFields(t *testing.T, v *Views) {
 	t.Helper()
 	until(t, func() bool {
 		stale, err := v.search.stale(t.Context())
@@ -85,8 +84,8 @@ func (f *fixture) indexedFields(t *testing.T, v *Views) {
 	})
 }
 
-// happen changes an account somehow.
-func (f *fixture) happen(t *testing.T, sub string, n int) {
+// mutate applies a change to an account; n selects which.
+func (f *fixture) mutate(t *testing.T, sub string, n int) {
 	t.Helper()
 	a, err := f.ledger.Account(t.Context(), sub)
 	if err != nil || a.Erased() || a.Status == domain.StatusCombined || a.Status == domain.StatusDeleted {
@@ -95,16 +94,16 @@ func (f *fixture) happen(t *testing.T, sub string, n int) {
 	pick := func(from []string) string { return from[n/11%len(from)] }
 	switch n % 11 {
 	case 0:
-		f.execute(t, sub, domain.UpdateProfile{IdentityID: a.Identities[0].IdentityID, Patch: jsontext.Value(fmt.Sprintf(`{"given_name":%q,"family_name":%q}`, pick(town.given), pick(town.family)))})
+		f.execute(t, sub, domain.UpdateProfile{IdentityID: a.Identities[0].IdentityID, Patch: jsontext.Value(fmt.Sprintf(`{"given_name":%q,"family_name":%q}`, pick(samples.given), pick(samples.family)))})
 	case 1, 2:
-		f.execute(t, sub, domain.SetMembership{GroupID: pick(town.groups), Roles: town.roles[:n/11%3]})
+		f.execute(t, sub, domain.SetMembership{GroupID: pick(samples.groups), Roles: samples.roles[:n/11%3]})
 	case 3:
-		f.execute(t, sub, domain.LeaveGroup{GroupID: pick(town.groups)})
+		f.execute(t, sub, domain.LeaveGroup{GroupID: pick(samples.groups)})
 	case 4:
-		f.execute(t, sub, domain.LinkIdentity{Identity: newIdentity(pick(town.providers), domain.NewID().String(), domain.Profile{GivenName: pick(town.given)})})
+		f.execute(t, sub, domain.LinkIdentity{Identity: newIdentity(pick(samples.providers), domain.NewID().String(), domain.Profile{GivenName: pick(samples.given)})})
 	case 5, 6, 7:
-		f.execute(t, sub, domain.SetCustomFields{Values: map[string]jsontext.Value{"tier": jsontext.Value(pick(town.tiers)),
-			"visits": jsontext.Value(fmt.Sprint(n%5 - 2)), "born": jsontext.Value(pick(town.births)), "tags": jsontext.Value(pick(town.tags))}})
+		f.execute(t, sub, domain.SetCustomFields{Values: map[string]jsontext.Value{"tier": jsontext.Value(pick(samples.tiers)),
+			"visits": jsontext.Value(fmt.Sprint(n%5 - 2)), "born": jsontext.Value(pick(samples.births)), "tags": jsontext.Value(pick(samples.tags))}})
 	case 8:
 		f.execute(t, sub, domain.SetStatus{Status: []domain.Status{domain.StatusDeclined, domain.StatusPending}[n/11%2]})
 	case 9:
@@ -114,9 +113,9 @@ func (f *fixture) happen(t *testing.T, sub string, n int) {
 	}
 }
 
-// passes holds an account against a query, by looking at all of it.
+// passes reports whether an account matches a query, without the index.
 func passes(a domain.Account, q Query) bool {
-	if a.Status == domain.StatusCombined { // what else there is of it is the survivor's
+	if a.Status == domain.StatusCombined { // its other data belongs to the surviving account
 		a = domain.Account{Status: a.Status, CreatedTime: a.CreatedTime, UpdatedTime: a.UpdatedTime}
 	}
 	begins := func(all []string, word string) bool {
@@ -126,7 +125,7 @@ func passes(a domain.Account, q Query) bool {
 	providers := map[string]bool{}
 	for _, i := range a.Identities {
 		names = slices.Concat(names, words(i.GivenName), words(i.FamilyName), words(i.MiddleName), words(i.Nickname))
-		mails = append(mails, fold(i.Email))
+		mails = append(mails, foldText(i.Email))
 		providers[i.Provider] = true
 	}
 	everything := slices.Concat(names, mails)
@@ -204,7 +203,7 @@ func less(a, b any) bool {
 	return false
 }
 
-// compare is the order of a query.
+// compare returns the comparison function of a query's order.
 func compare(q Query) func(a, b domain.Account) int {
 	return func(a, b domain.Account) int {
 		x, y := a, b
@@ -220,7 +219,7 @@ func compare(q Query) func(a, b domain.Account) int {
 			name := func(a domain.Account) string {
 				for _, i := range a.Identities {
 					if s := strings.TrimSpace(i.FamilyName + " " + i.GivenName); s != "" {
-						return fold(s)
+						return foldText(s)
 					}
 				}
 				return ""
@@ -231,7 +230,7 @@ func compare(q Query) func(a, b domain.Account) int {
 	}
 }
 
-// drawQuery draws one, of one or two conditions mostly.
+// drawQuery draws a query, mostly with one or two conditions.
 func drawQuery(t *rapid.T, times []time.Time) Query {
 	maybe := func(name string, from ...string) string {
 		if rapid.IntRange(0, 7).Draw(t, name) > 0 {
@@ -246,7 +245,7 @@ func drawQuery(t *rapid.T, times []time.Time) Query {
 		Group:  maybe("group", "EUROPE", "BERLIN", "CLUB", domain.GroupUsers, "NONE"), Role: maybe("role", "ADMIN", "CUSTOMER", "USER"),
 		Provider: maybe("provider", "self", "google", "facebook"),
 	}
-	if tier := maybe("tier", append(town.tiers, `"x"`)...); tier != "" {
+	if tier := maybe("tier", append(samples.tiers, `"x"`)...); tier != "" {
 		q.Fields = append(q.Fields, FieldQuery{Key: "tier", Type: domain.TypeText, Value: jsontext.Value(tier)})
 	}
 	if tag := maybe("tag", `"a"`, `"b"`); tag != "" {
@@ -271,7 +270,7 @@ func drawQuery(t *rapid.T, times []time.Time) Query {
 		q.Fields = append(q.Fields, f)
 	}
 	ends("visits", domain.TypeNumber, []string{"-2", "-1", "0", "0.5", "2", "1e300"})
-	ends("born", domain.TypeDate, append(town.births, `"1980-05-05"`))
+	ends("born", domain.TypeDate, append(samples.births, `"1980-05-05"`))
 	for name, p := range map[string]*Period{"created": &q.Created, "updated": &q.Updated, "login": &q.LastLogin} {
 		if maybe(name, "yes") != "" {
 			if rapid.Bool().Draw(t, name+"from") {
@@ -285,7 +284,7 @@ func drawQuery(t *rapid.T, times []time.Time) Query {
 	return q
 }
 
-// accounts are all of the view, decoded.
+// accounts returns all accounts of the account view, by sub.
 func accounts(t testing.TB, v *Views) map[string]domain.Account {
 	t.Helper()
 	_, _, rows, err := v.Accounts().All(t.Context())
@@ -304,35 +303,35 @@ func accounts(t testing.TB, v *Views) map[string]domain.Account {
 	return all
 }
 
-// TestSearch holds every way to search against looking at all accounts, page
-// by page while accounts change: nothing comes that does not pass, nothing is
-// missed or comes twice that has not changed, and each page is in order.
+// TestSearch compares random queries with a check of all accounts, page by page
+// while accounts change: every result matches, no unchanged account is missing
+// or returned twice, and each page is in order.
 func TestSearch(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	v := f.open(t)
 	run(t, v)
-	subs := f.settle(t, v, 84)
+	subs := f.createSamples(t, v, 84)
 	f.execute(t, subs[5], domain.EraseAccount{})
 	f.execute(t, subs[7], domain.ScheduleAccountDeletion{ScheduleID: domain.NewID().String(), Grace: time.Hour})
 	for i, status := range []domain.Status{domain.StatusVerified, domain.StatusPending} {
 		f.execute(t, subs[8+i], domain.SetStatus{Status: status})
 	}
 	f.execute(t, subs[8], domain.MergeAccount{From: subs[9]})
-	f.indexedFields(t, v)
-	f.indexedUp(t, v)
+	f.awaitIndexedFields(t, v)
+	f.awaitIndexed(t, v)
 	var times []time.Time
 	for _, a := range accounts(t, v) {
 		times = append(times, a.CreatedTime, a.UpdatedTime, a.UpdatedTime.Add(time.Nanosecond))
 	}
 	slices.SortFunc(times, time.Time.Compare)
 	changes := 0
-	ways := map[string]int{}
+	kinds := map[string]int{}
 	rapid.Check(t, func(r *rapid.T) {
-		// Small limits, so that a town has all that a large one has.
+		// Small limits, so that few accounts are enough to exceed them.
 		v.search.limits = searchLimits{sorted: rapid.Int64Range(0, 40).Draw(r, "sorted"), gathered: rapid.Int64Range(0, 40).Draw(r, "gathered"), walked: rapid.Int64Range(3, 100).Draw(r, "walked"), counted: rapid.Int64Range(0, 100).Draw(r, "counted"), distinct: rapid.Int64Range(0, 40).Draw(r, "distinct")}
 		q := drawQuery(r, times)
-		f.indexedUp(t, v)
+		f.awaitIndexed(t, v)
 		before := accounts(t, v)
 		want := maps.Clone(before)
 		maps.DeleteFunc(want, func(_ string, a domain.Account) bool { return !passes(a, q) })
@@ -365,16 +364,16 @@ func TestSearch(t *testing.T) {
 			if !slices.IsSortedFunc(page, compare(q)) {
 				r.Fatalf("Find(%+v): a page is not in order", q)
 			}
-			ways[fmt.Sprint(len(page) == q.Limit, found.Next != nil)]++
+			kinds[fmt.Sprint(len(page) == q.Limit, found.Next != nil)]++
 			if q.After = found.Next; q.After == nil {
 				break
 			}
-			if writing && pages < 100 { // who follows the latest changes would not get to an end
+			if writing && pages < 100 { // a query sorted by update time would otherwise never end
 				sub := subs[changes*13%len(subs)]
 				changes++
 				changed[sub] = true
-				f.happen(t, sub, changes)
-				f.indexedUp(t, v)
+				f.mutate(t, sub, changes)
+				f.awaitIndexed(t, v)
 			}
 		}
 		for sub := range want {
@@ -389,12 +388,12 @@ func TestSearch(t *testing.T) {
 			}
 		}
 	})
-	if ways[fmt.Sprint(true, true)] == 0 || ways[fmt.Sprint(false, true)] == 0 {
-		t.Errorf("pages, by whether they are full and whether more follows: %v; want some full and some short that go on", ways)
+	if kinds[fmt.Sprint(true, true)] == 0 || kinds[fmt.Sprint(false, true)] == 0 {
+		t.Errorf("numbers of pages, by whether they are full and whether another follows: %v; want both full and short pages that another follows", kinds)
 	}
 
-	// What was written piece by piece is what is made at once.
-	f.indexedUp(t, v)
+	// The index written change by change equals one built at once.
+	f.awaitIndexed(t, v)
 	live := dumpSearch(t, f.path())
 	if err := v.Rebuild(t.Context(), SearchView, nil); err != nil {
 		t.Fatal(err)

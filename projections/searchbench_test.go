@@ -14,12 +14,12 @@ import (
 	"accountledger/projections/projectionstest"
 )
 
-// crowd makes accounts whose names are as unevenly common as people's are: the
-// most common given name is every fifteenth account's, the most common family
-// name every hundredth's.
-type crowd struct{ given, family []string }
+// population generates accounts whose names have a realistic distribution: the
+// most common given name is that of every fifteenth account, the most common
+// family name that of every hundredth.
+type population struct{ given, family []string }
 
-func newCrowd() crowd {
+func newPopulation() population {
 	r := rand.New(rand.NewPCG(1, 2))
 	syllables := strings.Fields("an be chri da el fa ge han i jo ka lo mar ni o pa ri so ta u vi wal xa yo zo mül schmi len")
 	name := func() string {
@@ -29,7 +29,7 @@ func newCrowd() crowd {
 		}
 		return strings.ToUpper(s[:1]) + s[1:]
 	}
-	var c crowd
+	var c population
 	for range 2_000 {
 		c.given = append(c.given, name())
 	}
@@ -39,17 +39,17 @@ func newCrowd() crowd {
 	return c
 }
 
-// common is an index that is the more common the smaller it is.
+// common returns a random index below n; smaller ones are more common.
 func common(r *rand.Rand, n int) int {
 	x := r.Float64()
 	return int(x * x * x * float64(n))
 }
 
-type somebody struct{ given, family, email, path, status string }
+type person struct{ given, family, email, path, status string }
 
-func (c crowd) person(i int) somebody {
+func (c population) person(i int) person {
 	r := rand.New(rand.NewPCG(3, uint64(i)))
-	p := somebody{given: c.given[common(r, len(c.given))], family: c.family[common(r, len(c.family))], status: "VERIFIED"}
+	p := person{given: c.given[common(r, len(c.given))], family: c.family[common(r, len(c.family))], status: "VERIFIED"}
 	p.email = fmt.Sprintf("%s.%s%d@%s", strings.ToLower(p.given), strings.ToLower(p.family), i, []string{"gmail.com", "example.com", "example.org", "web.de"}[r.IntN(4)])
 	p.path = fmt.Sprintf("/WORLD/REGION%d/CITY%d", common(r, 20), common(r, 3000))
 	switch x := r.IntN(100); {
@@ -61,7 +61,7 @@ func (c crowd) person(i int) somebody {
 	return p
 }
 
-func (c crowd) body(account, _ int) (eventType string, clear, personal []byte) {
+func (c population) body(account, _ int) (eventType string, clear, personal []byte) {
 	p := c.person(account)
 	city := p.path[strings.LastIndex(p.path, "/")+1:]
 	clear = fmt.Appendf(nil, `{"meta":{"actor":{"kind":"import","id":"bench"}},"data":{"origin":"imported","userStatus":%q,"identityId":"i%d","provider":"self","groups":[{"groupId":"CIDAAS_USERS","groupType":"SYSTEM","path":"/CIDAAS_USERS","roles":["USER"]},{"groupId":%q,"groupType":"PLACE","path":%q}]}}`,
@@ -70,8 +70,8 @@ func (c crowd) body(account, _ int) (eventType string, clear, personal []byte) {
 	return "account.created.v1", clear, personal
 }
 
-// BenchmarkSearch measures how long each kind of query takes, for a page of
-// 50. ACCOUNTLEDGER_BENCH_EVENTS sets how many accounts there are.
+// BenchmarkSearch measures how long each kind of query takes for a page of 50.
+// ACCOUNTLEDGER_BENCH_EVENTS sets the number of accounts.
 func BenchmarkSearch(b *testing.B) {
 	n := 20_000
 	if s := os.Getenv("ACCOUNTLEDGER_BENCH_EVENTS"); s != "" {
@@ -80,7 +80,7 @@ func BenchmarkSearch(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	f, c := newFixture(b), newCrowd()
+	f, c := newFixture(b), newPopulation()
 	start := time.Now()
 	projectionstest.History{Accounts: n, Events: n, Body: c.body}.Write(b, f.log, f.keys)
 	v := f.open(b)
@@ -104,33 +104,33 @@ func BenchmarkSearch(b *testing.B) {
 	prefix := func(s string, n int) string { return string([]rune(s)[:min(n, len([]rune(s)))]) }
 	for _, kind := range []struct {
 		name  string
-		query func(p somebody) Query
+		query func(p person) Query
 	}{
-		{"identifier", func(p somebody) Query {
+		{"identifier", func(p person) Query {
 			return Query{Identifier: []domain.Candidate{{Kind: domain.KindEmail, Key: p.email}}}
 		}},
-		{"email", func(p somebody) Query { return Query{Email: p.email} }},
-		{"email-prefix", func(p somebody) Query { return Query{Email: prefix(p.email, 3+rand.IntN(8))} }},
-		{"name-letter", func(p somebody) Query { return Query{Name: prefix(p.family, 1)} }},
-		{"name-prefix", func(p somebody) Query { return Query{Name: prefix(p.family, 2+rand.IntN(6))} }},
-		{"name", func(p somebody) Query { return Query{Name: p.family} }},
-		{"two-words", func(p somebody) Query { return Query{Text: prefix(p.given, 4) + " " + prefix(p.family, 4)} }},
-		{"status+group", func(p somebody) Query {
+		{"email", func(p person) Query { return Query{Email: p.email} }},
+		{"email-prefix", func(p person) Query { return Query{Email: prefix(p.email, 3+rand.IntN(8))} }},
+		{"name-letter", func(p person) Query { return Query{Name: prefix(p.family, 1)} }},
+		{"name-prefix", func(p person) Query { return Query{Name: prefix(p.family, 2+rand.IntN(6))} }},
+		{"name", func(p person) Query { return Query{Name: p.family} }},
+		{"two-words", func(p person) Query { return Query{Text: prefix(p.given, 4) + " " + prefix(p.family, 4)} }},
+		{"status+group", func(p person) Query {
 			return Query{Status: domain.Status(p.status), Group: p.path[strings.LastIndex(p.path, "/")+1:]}
 		}},
-		{"status+region", func(p somebody) Query {
+		{"status+region", func(p person) Query {
 			return Query{Status: domain.Status(p.status), Group: strings.Split(p.path, "/")[2]}
 		}},
-		{"all", func(somebody) Query { return Query{} }},
-		{"updated-range", func(somebody) Query {
+		{"all", func(person) Query { return Query{} }},
+		{"updated-range", func(person) Query {
 			from := time.Date(2026, 1, 1, 0, 0, rand.IntN(max(n/1000, 1)), 0, time.UTC)
 			return Query{Updated: Period{from, from.Add(time.Second)}, Sort: SortUpdated}
 		}},
-		{"letter-by-name", func(p somebody) Query { return Query{Name: prefix(p.family, 1), Sort: SortName} }},
-		{"worst", func(somebody) Query { // two common filters that nobody passes
+		{"letter-by-name", func(p person) Query { return Query{Name: prefix(p.family, 1), Sort: SortName} }},
+		{"worst", func(person) Query { // two common filters and no account that passes
 			return Query{Group: "CIDAAS_USERS", Status: domain.StatusVerified, Created: Period{To: time.Unix(1, 0)}, Sort: SortLastLogin}
 		}},
-		{"worst-gathered", func(p somebody) Query {
+		{"worst-gathered", func(p person) Query {
 			return Query{Name: prefix(p.family, 3), Text: "nobody", Email: prefix(p.email, 2), Sort: SortName}
 		}},
 	} {

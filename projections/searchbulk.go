@@ -14,13 +14,13 @@ import (
 	"accountledger/eventstore"
 )
 
-// bulkAccounts is how many accounts are indexed in one transaction; the live
-// generations wait that long.
+// bulkAccounts is the number of accounts indexed in one transaction, which
+// blocks the live generations.
 const bulkAccounts = 2 << 10
 
-// bulk fills an empty generation with the accounts that the account view has.
-// Accounts that change meanwhile may be in it as they were or as they are; the
-// log says which, and they are indexed once more.
+// bulk fills an empty generation with all accounts of the account view. An
+// account that changes meanwhile may be indexed in its old or new state; the
+// events after head then index it again.
 func (w *searchWriter) bulk(ctx context.Context, g *generation, head eventstore.Position, progress func(done, total int64)) error {
 	fields, err := w.search.searchable(ctx)
 	if err != nil {
@@ -30,18 +30,18 @@ func (w *searchWriter) bulk(ctx context.Context, g *generation, head eventstore.
 	if err != nil {
 		return err
 	}
-	total, waiting, err := w.search.views.accounts.survey(ctx)
+	total, parked, err := w.search.views.accounts.totals(ctx)
 	if err != nil {
 		return err
 	}
-	if w.shelves, err = w.openShelves(ctx); err != nil {
+	if w.buckets, err = w.newBuckets(ctx); err != nil {
 		return err
 	}
-	defer w.shelves.close()
-	// Reading and understanding accounts takes one core, writing another.
+	defer w.buckets.close()
+	// One goroutine reads accounts and extracts their terms, another writes.
 	group, reading := errgroup.WithContext(ctx)
-	pages := make(chan []indexed, 1)
-	group.Go(func() error { return w.understand(reading, fields, pages) })
+	pages := make(chan []searchRow, 1)
+	group.Go(func() error { return w.extractTerms(reading, fields, pages) })
 	group.Go(func() error {
 		if err := w.setFields(reading, fields); err != nil {
 			return err
@@ -49,40 +49,37 @@ func (w *searchWriter) bulk(ctx context.Context, g *generation, head eventstore.
 		done := int64(0)
 		for page := range pages {
 			done = min(done+int64(len(page)), total)
-			at := head / 2 * eventstore.Position(done) / eventstore.Position(max(total, 1)) // sorting is the other half
-			if err := w.commit(reading, g, page, nil, at, [16]byte{}); err != nil {         // nobody goes on from there, but it can be seen
+			at := head / 2 * eventstore.Position(done) / eventstore.Position(max(total, 1)) // the second half is for sorting
+			if err := w.commit(reading, g, page, nil, at, [16]byte{}); err != nil {         // this position only shows progress in Status
 				return err
 			}
 			progress(int64(at), int64(head))
 		}
-		if reading.Err() != nil {
-			return reading.Err() // and not the end of the accounts
-		}
-		return nil
+		return reading.Err() // not nil: pages was closed early
 	})
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if err := w.shelves.sort(ctx, w.add, func(share float64) {
+	if err := w.buckets.sort(ctx, w.addTerms, func(share float64) {
 		progress(int64(float64(head)*(1+share)/2), int64(head))
 	}); err != nil {
 		return err
 	}
-	w.shelves = nil
-	return w.commit(ctx, g, nil, waiting, head, last)
+	w.buckets = nil
+	return w.commit(ctx, g, nil, parked, head, last)
 }
 
-// understand makes of all accounts what the index has of them.
-func (w *searchWriter) understand(ctx context.Context, fields map[string]domain.DataType, pages chan<- []indexed) error {
+// extractTerms reads every account and sends its row in the index to pages.
+func (w *searchWriter) extractTerms(ctx context.Context, fields map[string]domain.DataType, pages chan<- []searchRow) error {
 	defer close(pages)
 	for after := ""; ; {
 		rows, err := w.search.views.accounts.Next(ctx, after, bulkAccounts)
 		if err != nil || len(rows) == 0 {
 			return err
 		}
-		page := make([]indexed, len(rows))
+		page := make([]searchRow, len(rows))
 		for i, row := range rows {
-			if page[i], err = index(row, fields); err != nil {
+			if page[i], err = indexAccount(row, fields); err != nil {
 				return err
 			}
 		}
@@ -95,27 +92,27 @@ func (w *searchWriter) understand(ctx context.Context, fields map[string]domain.
 	}
 }
 
-// commit writes a part of a new generation. Who waits in the account view
-// waits here, too.
-func (w *searchWriter) commit(ctx context.Context, g *generation, page []indexed, waiting []Parked, at eventstore.Position, event [16]byte) error {
-	b := g.begin()
-	b.whole = true
+// commit writes a page of a new generation. It parks the accounts that are
+// parked in the account view.
+func (w *searchWriter) commit(ctx context.Context, g *generation, page []searchRow, parked []Parked, at eventstore.Position, event [16]byte) error {
+	b := g.newBatch()
+	b.bulk = true
 	defer b.rollback()
-	for _, p := range waiting {
-		b.park(domain.Entry{Stream: p.Stream, Revision: p.Revision, Position: p.Position}, errWaits)
+	for _, p := range parked {
+		b.park(domain.Entry{Stream: p.Stream, Revision: p.Revision, Position: p.Position}, errParkedAccount)
 	}
-	w.pending = page
+	w.bulkRows = page
 	return b.commit(ctx, at, event)
 }
 
-// posting says that an account has a term.
+// posting is a row of the terms table: an account has a term.
 type posting struct {
 	term    string
 	account int64
 }
 
-// inOrder sorts postings as their table has them.
-func inOrder(postings []posting) {
+// sortPostings sorts postings in the order of the table's primary key.
+func sortPostings(postings []posting) {
 	slices.SortFunc(postings, func(a, b posting) int {
 		if c := strings.Compare(a.term, b.term); c != 0 {
 			return c
@@ -124,94 +121,97 @@ func inOrder(postings []posting) {
 	})
 }
 
-// shelves hold the postings of an index that is made as a whole. They come by
-// account and are kept by term: put where they belong one by one, each goes to
-// another page, and with a million accounts most pages are written dozens of
-// times. So they are first laid on shelves, each for the terms between two
-// others, and then one shelf after the other is sorted in memory and put away.
-type shelves struct {
+// buckets sort the postings of a bulk build, a bucket sort on disk. Postings
+// arrive by account, but the terms table is ordered by term: inserted in order
+// of arrival, each goes to another page, and with a million accounts most pages
+// are written dozens of times. So the postings are first distributed to
+// buckets, each for a range of terms; then each bucket is sorted in memory and
+// inserted into the terms table.
+type buckets struct {
 	views      *Views
 	generation int64
-	bounds     []string // a term is on the shelf of the first bound that is greater
-	lay        insertion
-	laid       []int64 // on each shelf
+	bounds     []string // bucket i has the terms from bounds[i-1] up to, not including, bounds[i]
+	insertion  insertion
+	counts     []int64 // of postings, by bucket
 	closing    func() error
 }
 
 const (
-	shelfCount = 128
-	shelfBits  = 40      // of an id are the number on the shelf
-	armful     = 1 << 17 // postings that are sorted at once
-	putAway    = 1 << 13 // postings in one transaction, which the live generations wait for
+	bucketCount = 128
+	bucketBits  = 40      // of a row's id that number the postings of its bucket; the bits above are the bucket
+	sortBatch   = 1 << 17 // postings sorted in memory at a time
+	insertBatch = 1 << 13 // postings inserted in one transaction, which blocks the live generations
 )
 
-func (w *searchWriter) openShelves(ctx context.Context) (*shelves, error) {
-	s := &shelves{views: w.search.views, generation: w.generation}
-	create := fmt.Sprintf(`CREATE TABLE shelves_%d (id INTEGER PRIMARY KEY, term TEXT NOT NULL, account INTEGER NOT NULL) STRICT`, s.generation)
+// newBuckets creates the table of the buckets.
+func (w *searchWriter) newBuckets(ctx context.Context) (*buckets, error) {
+	s := &buckets{views: w.search.views, generation: w.generation}
+	create := fmt.Sprintf(`CREATE TABLE buckets_%d (id INTEGER PRIMARY KEY, term TEXT NOT NULL, account INTEGER NOT NULL) STRICT`, s.generation)
 	if _, err := s.views.write.ExecContext(ctx, create); err != nil {
 		return nil, err
 	}
-	const lay = `INSERT INTO shelves_%[1]d (id, term, account) VALUES (?, ?, ?)`
+	const insert = `INSERT INTO buckets_%[1]d (id, term, account) VALUES (?, ?, ?)`
 	var err error
-	s.closing, err = s.views.prepare(ctx, s.generation, map[**sql.Stmt]string{&s.lay.one: lay, &s.lay.many: manyRows(lay)})
+	s.closing, err = s.views.prepare(ctx, s.generation, map[**sql.Stmt]string{&s.insertion.one: insert, &s.insertion.many: manyRows(insert)})
 	return s, err
 }
 
-// put lays postings on their shelves. The first ones decide what the shelves
-// are for.
-func (s *shelves) put(ctx context.Context, tx *sql.Tx, postings []posting) error {
-	if s.laid == nil {
-		for i := 1; i < shelfCount && len(postings) > 0; i++ {
-			s.bounds = append(s.bounds, postings[i*len(postings)/shelfCount].term)
+// put adds sorted postings to their buckets. The first call's postings determine
+// the bounds.
+func (s *buckets) put(ctx context.Context, tx *sql.Tx, postings []posting) error {
+	if s.counts == nil {
+		for i := 1; i < bucketCount && len(postings) > 0; i++ {
+			s.bounds = append(s.bounds, postings[i*len(postings)/bucketCount].term)
 		}
 		s.bounds = slices.Compact(s.bounds)
-		s.laid = make([]int64, len(s.bounds)+1)
+		s.counts = make([]int64, len(s.bounds)+1)
 	}
 	rows := make([][]any, len(postings))
 	for i, p := range postings {
-		shelf, _ := slices.BinarySearchFunc(s.bounds, p.term, func(bound, term string) int {
+		bucket, _ := slices.BinarySearchFunc(s.bounds, p.term, func(bound, term string) int {
 			if bound <= term {
 				return -1
 			}
 			return 1
 		})
-		rows[i] = []any{int64(shelf)<<shelfBits | s.laid[shelf], p.term, p.account}
-		s.laid[shelf]++
+		rows[i] = []any{int64(bucket)<<bucketBits | s.counts[bucket], p.term, p.account}
+		s.counts[bucket]++
 	}
-	_, err := s.lay.exec(ctx, tx, rows)
+	_, err := s.insertion.exec(ctx, tx, rows)
 	return err
 }
 
-// sort puts all postings into their table with add, and removes the shelves.
-func (s *shelves) sort(ctx context.Context, add insertion, progress func(share float64)) error {
-	for shelf, laid := range s.laid {
-		first := int64(shelf) << shelfBits
-		for from := first; from < first+laid; from += armful {
-			postings, err := s.read(ctx, from, min(from+armful, first+laid))
+// sort inserts all postings into the terms table with add, bucket by bucket, and
+// drops the buckets' table. It reports the share done, from 0 to 1.
+func (s *buckets) sort(ctx context.Context, add insertion, progress func(share float64)) error {
+	for bucket, count := range s.counts {
+		first := int64(bucket) << bucketBits
+		for from := first; from < first+count; from += sortBatch {
+			postings, err := s.read(ctx, from, min(from+sortBatch, first+count))
 			if err != nil {
 				return err
 			}
-			inOrder(postings)
-			for some := range slices.Chunk(postings, putAway) {
-				if err := s.write(ctx, add, some); err != nil {
+			sortPostings(postings)
+			for batch := range slices.Chunk(postings, insertBatch) {
+				if err := s.write(ctx, add, batch); err != nil {
 					return err
 				}
 			}
 		}
-		if _, err := s.views.write.ExecContext(ctx, fmt.Sprintf(`DELETE FROM shelves_%d WHERE id < ?`, s.generation), first+laid); err != nil {
+		if _, err := s.views.write.ExecContext(ctx, fmt.Sprintf(`DELETE FROM buckets_%d WHERE id < ?`, s.generation), first+count); err != nil {
 			return err
 		}
-		progress(float64(shelf+1) / float64(len(s.laid)))
+		progress(float64(bucket+1) / float64(len(s.counts)))
 	}
 	if err := s.close(); err != nil {
 		return err
 	}
-	_, err := s.views.write.ExecContext(ctx, fmt.Sprintf(`DROP TABLE shelves_%d`, s.generation))
+	_, err := s.views.write.ExecContext(ctx, fmt.Sprintf(`DROP TABLE buckets_%d`, s.generation))
 	return err
 }
 
-func (s *shelves) read(ctx context.Context, from, to int64) ([]posting, error) {
-	rows, err := s.views.read.QueryContext(ctx, fmt.Sprintf(`SELECT term, account FROM shelves_%d WHERE id >= ? AND id < ?`, s.generation), from, to)
+func (s *buckets) read(ctx context.Context, from, to int64) ([]posting, error) {
+	rows, err := s.views.read.QueryContext(ctx, fmt.Sprintf(`SELECT term, account FROM buckets_%d WHERE id >= ? AND id < ?`, s.generation), from, to)
 	if err != nil {
 		return nil, err
 	}
@@ -227,20 +227,20 @@ func (s *shelves) read(ctx context.Context, from, to int64) ([]posting, error) {
 	return postings, rows.Err()
 }
 
-func (s *shelves) write(ctx context.Context, add insertion, postings []posting) error {
+func (s *buckets) write(ctx context.Context, add insertion, postings []posting) error {
 	tx, err := s.views.write.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	if err := insert(ctx, tx, add, postings); err != nil {
+	if err := insertPostings(ctx, tx, add, postings); err != nil {
 		return err
 	}
 	return tx.Commit()
 }
 
-// insert adds postings to the index.
-func insert(ctx context.Context, tx *sql.Tx, add insertion, postings []posting) error {
+// insertPostings inserts postings with add.
+func insertPostings(ctx context.Context, tx *sql.Tx, add insertion, postings []posting) error {
 	rows := make([][]any, len(postings))
 	for i, p := range postings {
 		rows[i] = []any{p.term, p.account}
@@ -249,8 +249,8 @@ func insert(ctx context.Context, tx *sql.Tx, add insertion, postings []posting) 
 	return err
 }
 
-// close may be called again.
-func (s *shelves) close() error {
+// close closes the statements. Calls after the first do nothing.
+func (s *buckets) close() error {
 	closing := s.closing
 	s.closing = func() error { return nil }
 	return closing()

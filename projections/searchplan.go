@@ -13,31 +13,31 @@ import (
 	"accountledger/domain"
 )
 
-// searchLimits is how much a query looks at.
+// searchLimits bounds the work of a query.
 type searchLimits struct {
-	// sorted is how many ids of candidates are put in order at most, gathered
-	// how many accounts are read to put them in another order.
-	sorted, gathered int64
-	walked           int64 // accounts that are looked at on the way
-	counted          int64 // accounts that are looked at to count those that pass several filters
-	distinct         int64 // ids of candidates that are looked at to count each once
+	sorted   int64 // candidate ids to sort
+	gathered int64 // accounts to read in order to sort them by something else than their ids
+	walked   int64 // accounts to check against the filters for one page
+	counted  int64 // accounts to check against several filters for the count
+	distinct int64 // candidate ids to count without duplicates
 }
 
-// defaultLimits keep the worst query on a million accounts near 20 ms.
+// defaultLimits keep the slowest query on a million accounts near 20 ms.
 var defaultLimits = searchLimits{sorted: 10_000, gathered: 1000, walked: 4000, counted: 300, distinct: 2000}
 
-// finder answers one query in one transaction.
+// finder executes one query in one transaction.
 //
-// It goes along accounts in the order asked for, holds each, by its own row,
-// against the filters, and ends when the page is full. What it goes along is
-// the driver: the filter with the fewest accounts. Sorted by creation, those of
-// one term are in order, and those of other filters are put in order, unless
-// they are too many; then it goes along any one term, or else along all
-// accounts. Sorted otherwise, the driver's accounts are gathered, or if they
-// are too many it goes along all accounts.
+// It walks accounts in the query's order, checks the row of each against the
+// filters, and stops when the page is full. The accounts it walks are the
+// candidates of one filter, the driver: that with the fewest candidates. If the
+// order is that of creation, the candidates of a single term are already in
+// order and those of another filter are sorted by id; if each filter has too
+// many candidates, it walks those of any term, or else all accounts. For another
+// order, it reads the driver's accounts and sorts them, or, if they are too
+// many, walks all accounts by an index on that order.
 //
-// An account's row costs as much as the ids of many candidates. So where the
-// candidates of two filters are few, it is their ids that are compared.
+// Reading an account's row costs as much as reading many candidate ids. So if
+// two filters have few candidates, it intersects their ids before reading rows.
 type finder struct {
 	tx                   *sql.Tx
 	q                    Query
@@ -45,31 +45,32 @@ type finder struct {
 	generation, accounts int64
 
 	filters []filter
-	rarest  *filter // one of filters, the accounts of which are few; nil: there is none
-	second  *filter // another such that is asked as a whole, together with the driver; nil: there is none
-	driver  *filter // one of filters; nil: all accounts
+	rarest  *filter // the filter with the fewest candidates within the limits; nil: none is within them
+	second  *filter // the filter whose candidates are intersected with the driver's; nil: none
+	driver  *filter // the filter whose candidates are walked; nil: walk all accounts
 
-	asked func(query string, args []any) // every statement; tests look at its plan
+	onQuery func(query string, args []any) // called with every statement, for tests of its plan
 }
 
-// filter is a condition that accounts pass.
+// filter is a condition on accounts.
 type filter struct {
 	where string // SQL on search_ as s
-	args  []any
+	args  []any  // of where
 
-	// candidates is SQL for the ids of all accounts that pass, some of them
-	// twice, as a column account. "": nobody knows but by looking.
-	candidates string
-	from       []any
+	// candidates is SQL for the ids of all accounts that pass, possibly with
+	// duplicates, as a column account. "": only where can tell.
+	candidates     string
+	candidatesArgs []any
 
-	term    string // to have this is all it asks; "": it asks otherwise
-	column  string // a period of this is all it asks; "": it asks otherwise
-	implies bool   // whoever passes is listed, or asked for although they are not
-	n       int64  // of candidates, as far as they were counted
+	term          string // the filter passes accounts with this term; "": it is of another kind
+	column        string // the filter passes a period of this column; "": it is of another kind
+	impliesListed bool   // passing accounts need no check of listed: unlisted rows have no terms, except that of the status COMBINED
+	n             int64  // the number of candidates, counted up to one more than the limit
 }
 
-// rowCost is how many ids of candidates take as long as one account's row: with
-// a million accounts 0.5 to 0.7 and 13 microseconds, as measured.
+// rowCost is the time to read an account's row, in candidate ids that can be
+// read in that time: with a million accounts, a row takes about 13 microseconds
+// and an id 0.5 to 0.7.
 const rowCost = 20
 
 // prepare makes the filters, counts their candidates and picks the driver.
@@ -87,7 +88,7 @@ func (x *finder) prepare(ctx context.Context) error {
 			continue
 		}
 		var err error
-		if f.n, err = x.number(ctx, `SELECT count(*) FROM (`+f.candidates+` LIMIT ?)`, slices.Concat(f.from, []any{most + 1})...); err != nil {
+		if f.n, err = x.queryInt(ctx, `SELECT count(*) FROM (`+f.candidates+` LIMIT ?)`, slices.Concat(f.candidatesArgs, []any{most + 1})...); err != nil {
 			return err
 		}
 		switch {
@@ -104,7 +105,7 @@ func (x *finder) prepare(ctx context.Context) error {
 	x.driver = x.rarest
 	switch {
 	case x.rarest != nil && x.rarest.column == x.q.Sort.column():
-		x.driver = nil // all accounts are in the order asked for, and the way is from one end of the period to the other
+		x.driver = nil // walk the index on the sort's column, bounded by the period
 	case x.rarest == nil && x.q.Sort == SortCreated:
 		for i := range x.filters {
 			if f := &x.filters[i]; f.term != "" {
@@ -115,17 +116,18 @@ func (x *finder) prepare(ctx context.Context) error {
 	return nil
 }
 
-// number asks for one. In all SQL here # is the generation.
-func (x *finder) number(ctx context.Context, query string, args ...any) (n int64, err error) {
-	query = x.text(query, args)
+// queryInt executes a query for one number.
+func (x *finder) queryInt(ctx context.Context, query string, args ...any) (n int64, err error) {
+	query = x.expand(query, args)
 	err = x.tx.QueryRowContext(ctx, query, args...).Scan(&n)
 	return n, err
 }
 
-func (x *finder) text(query string, args []any) string {
+// expand replaces each # in the query with the generation's number.
+func (x *finder) expand(query string, args []any) string {
 	query = strings.ReplaceAll(query, "#", strconv.FormatInt(x.generation, 10))
-	if x.asked != nil {
-		x.asked(query, args)
+	if x.onQuery != nil {
+		x.onQuery(query, args)
 	}
 	return query
 }
@@ -133,15 +135,15 @@ func (x *finder) text(query string, args []any) string {
 func (x *finder) makeFilters(ctx context.Context) error {
 	q := x.q
 	if q.Identifier != nil {
-		ids, err := x.identified(ctx)
+		ids, err := x.identifierIDs(ctx)
 		if err != nil {
 			return err
 		}
-		f := filter{candidates: `SELECT id AS account FROM search_# WHERE id IN (` + marks(len(ids)) + `)`}
+		f := filter{candidates: `SELECT id AS account FROM search_# WHERE id IN (` + placeholders(len(ids)) + `)`}
 		for _, id := range ids {
-			f.from = append(f.from, id)
+			f.candidatesArgs = append(f.candidatesArgs, id)
 		}
-		f.where, f.args = `s.id IN (`+marks(len(ids))+`)`, f.from
+		f.where, f.args = `s.id IN (`+placeholders(len(ids))+`)`, f.candidatesArgs
 		x.filters = append(x.filters, f)
 	}
 	if q.Text != "" {
@@ -155,25 +157,25 @@ func (x *finder) makeFilters(ctx context.Context) error {
 		}
 	}
 	if q.Email != "" {
-		address := cut(strings.TrimSpace(fold(q.Email)))
+		address := truncateTerm(strings.TrimSpace(foldText(q.Email)))
 		if address == "" {
 			return ErrNoWord
 		}
-		x.filters = append(x.filters, beginning(termEmail+address))
+		x.filters = append(x.filters, hasPrefix(termEmail+address))
 	}
 	if q.Status != "" {
-		x.filters = append(x.filters, having(termStatus+string(q.Status)))
+		x.filters = append(x.filters, hasTerm(termStatus+string(q.Status)))
 	}
 	switch {
 	case q.Role != "" && q.Group != "":
-		x.filters = append(x.filters, having(termRole+q.Role+"/"+q.Group))
+		x.filters = append(x.filters, hasTerm(termRole+q.Role+"/"+q.Group))
 	case q.Role != "":
-		x.filters = append(x.filters, beginning(termRole+q.Role+"/"))
+		x.filters = append(x.filters, hasPrefix(termRole+q.Role+"/"))
 	case q.Group != "":
-		x.filters = append(x.filters, having(termGroup+q.Group))
+		x.filters = append(x.filters, hasTerm(termGroup+q.Group))
 	}
 	if q.Provider != "" {
-		x.filters = append(x.filters, having(termProvider+q.Provider))
+		x.filters = append(x.filters, hasTerm(termProvider+q.Provider))
 	}
 	if err := x.fieldFilters(ctx); err != nil {
 		return err
@@ -184,58 +186,59 @@ func (x *finder) makeFilters(ctx context.Context) error {
 	return nil
 }
 
-// wordFilters pass who has, for each word, a term of one of the kinds that
-// begins with it.
-func (x *finder) wordFilters(all []string, kinds ...string) error {
-	if len(all) == 0 {
+// wordFilters adds a filter for each word, which passes accounts with a term of
+// one of the kinds that begins with the word.
+func (x *finder) wordFilters(words []string, kinds ...string) error {
+	if len(words) == 0 {
 		return ErrNoWord
 	}
-	for _, word := range all {
+	for _, word := range words {
 		var prefixes []string
 		for _, kind := range kinds {
 			prefixes = append(prefixes, kind+word)
 		}
-		x.filters = append(x.filters, beginning(prefixes...))
+		x.filters = append(x.filters, hasPrefix(prefixes...))
 	}
 	return nil
 }
 
-// marks are n placeholders.
-func marks(n int) string { return strings.TrimSuffix(strings.Repeat("?, ", n), ", ") }
+// placeholders returns n placeholders for SQL's IN.
+func placeholders(n int) string { return strings.TrimSuffix(strings.Repeat("?, ", n), ", ") }
 
-// having passes who has a term.
-func having(term string) filter {
+// hasTerm returns a filter for accounts with a term.
+func hasTerm(term string) filter {
 	return filter{
 		where: `instr(s.terms, ?) > 0`, args: []any{[]byte("\n" + term + "\n")},
-		candidates: `SELECT account FROM terms_# WHERE term = ?`, from: []any{term},
-		term: term, implies: true,
+		candidates: `SELECT account FROM terms_# WHERE term = ?`, candidatesArgs: []any{term},
+		term: term, impliesListed: true,
 	}
 }
 
-// beginning passes who has a term that begins like one of these.
-func beginning(prefixes ...string) filter {
-	f := filter{implies: true}
+// hasPrefix returns a filter for accounts with a term that begins with one of
+// these prefixes.
+func hasPrefix(prefixes ...string) filter {
+	f := filter{impliesListed: true}
 	var where, candidates []string
 	for _, p := range prefixes {
 		where = append(where, `instr(s.terms, ?) > 0`)
 		f.args = append(f.args, []byte("\n"+p))
 		candidates = append(candidates, `SELECT account FROM terms_# WHERE term >= ? AND term < ?`)
-		f.from = append(f.from, p, p+"\xff")
+		f.candidatesArgs = append(f.candidatesArgs, p, p+"\xff")
 	}
 	f.where, f.candidates = `(`+strings.Join(where, ` OR `)+`)`, strings.Join(candidates, ` UNION ALL `)
 	return f
 }
 
-// between passes who has a term that begins with a prefix and goes on with
+// inRange returns a filter for accounts with a term that consists of a prefix and
 // size bytes that are at least from and less than to.
-func between(prefix string, size int, from, to string) filter {
+func inRange(prefix string, size int, from, to string) filter {
 	p := []byte("\n" + prefix)
 	rest := `substr(s.terms, instr(s.terms, ?) + ?, ?)`
 	return filter{
 		where:      `(instr(s.terms, ?) > 0 AND ` + rest + ` >= ? AND ` + rest + ` < ?)`,
 		args:       []any{p, p, len(p), size, []byte(from), p, len(p), size, []byte(to)},
-		candidates: `SELECT account FROM terms_# WHERE term >= ? AND term < ?`, from: []any{prefix + from, prefix + to},
-		implies: true,
+		candidates: `SELECT account FROM terms_# WHERE term >= ? AND term < ?`, candidatesArgs: []any{prefix + from, prefix + to},
+		impliesListed: true,
 	}
 }
 
@@ -258,11 +261,11 @@ func (x *finder) fieldFilters(ctx context.Context) error {
 			if err != nil {
 				return &FieldError{f.Key, "", err.Error()}
 			}
-			x.filters = append(x.filters, having(prefix+term))
+			x.filters = append(x.filters, hasTerm(prefix+term))
 			continue
 		}
 		if !t.Ordered() {
-			return &FieldError{f.Key, "", "ranges are of numbers and dates"}
+			return &FieldError{f.Key, "", "must have the type number or date to be searched by range"}
 		}
 		from, to := "", "\xff"
 		if f.From != nil {
@@ -275,19 +278,19 @@ func (x *finder) fieldFilters(ctx context.Context) error {
 				return &FieldError{f.Key, "to", err.Error()}
 			}
 		}
-		x.filters = append(x.filters, between(prefix, map[domain.DataType]int{domain.TypeNumber: 16, domain.TypeDate: 10}[t], from, to))
+		x.filters = append(x.filters, inRange(prefix, map[domain.DataType]int{domain.TypeNumber: 16, domain.TypeDate: 10}[t], from, to))
 	}
 	return nil
 }
 
-// periodFilter passes whose time is in a period.
+// periodFilter adds a filter for accounts with a time within p in a column.
 func (x *finder) periodFilter(column string, p Period) {
 	if p == (Period{}) {
 		return
 	}
 	from, to := int64(math.MinInt64), int64(math.MaxInt64)
 	if column == "login" {
-		from = 1 // 0 is no time
+		from = 1 // 0 means that there is no last login
 	}
 	if !p.From.IsZero() {
 		from = ceilMicro(p.From)
@@ -298,12 +301,12 @@ func (x *finder) periodFilter(column string, p Period) {
 	f := filter{column: column, where: `(s.` + column + ` >= ? AND s.` + column + ` < ?)`, args: []any{from, to}}
 	if column != "created" {
 		f.candidates = `SELECT place AS account FROM search_# INDEXED BY search_` + column + `_# WHERE ` + column + ` >= ? AND ` + column + ` < ?`
-		f.from = f.args
+		f.candidatesArgs = f.args
 	}
 	x.filters = append(x.filters, f)
 }
 
-// ceilMicro is the first microsecond that is not before t.
+// ceilMicro returns the first microsecond that is not before t.
 func ceilMicro(t time.Time) int64 {
 	us := t.UnixMicro()
 	if t.After(time.UnixMicro(us)) {
@@ -312,13 +315,14 @@ func ceilMicro(t time.Time) int64 {
 	return us
 }
 
-// conditions are all but some filters', as SQL that goes on after others.
-func (x *finder) conditions(but ...*filter) (where string, args []any) {
+// conditions returns the conditions of all filters except some, as SQL that
+// continues a WHERE clause.
+func (x *finder) conditions(except ...*filter) (where string, args []any) {
 	listed := false
 	for i := range x.filters {
 		f := &x.filters[i]
-		listed = listed || f.implies
-		if !slices.Contains(but, f) {
+		listed = listed || f.impliesListed
+		if !slices.Contains(except, f) {
 			where += ` AND ` + f.where
 			args = append(args, f.args...)
 		}
@@ -329,13 +333,14 @@ func (x *finder) conditions(but ...*filter) (where string, args []any) {
 	return where, args
 }
 
-// bound is a place between accounts in the order asked for.
+// bound is a position in the query's order.
 type bound struct {
-	key any // of the sort's column
+	key any // a value of the sort's column
 	id  int64
 }
 
-// bounds are what lies around the accounts of the pages to come.
+// bounds returns the exclusive bounds of the accounts on this and later pages,
+// as far as they follow from the cursor and the period of the sort's column.
 func (x *finder) bounds() (lo, hi bound) {
 	q := x.q
 	lo, hi = bound{int64(math.MinInt64), math.MinInt64}, bound{int64(math.MaxInt64), math.MaxInt64}
@@ -370,55 +375,56 @@ func (x *finder) bounds() (lo, hi bound) {
 	return after, hi
 }
 
-// page returns the subs of a page and where the next one begins.
+// page returns the subs of a page, and the place where the next page begins.
 func (x *finder) page(ctx context.Context) (subs []string, next *Place, err error) {
 	if column := x.q.Sort.column(); x.driver != nil && column != "id" {
 		where, args := x.conditions(x.driver)
 		inside, ends := x.within(`s.`+column, `s.place`)
 		places, found, err := x.places(ctx, `SELECT s.sub, s.`+column+`, s.id FROM search_# s NOT INDEXED WHERE s.id IN (`+x.driver.candidates+`) AND `+inside+where+x.order(`s.`+column, `s.place`)+` LIMIT ?`,
-			slices.Concat(x.driver.from, ends, args, []any{x.q.Limit + 1})...)
-		subs, next = x.fit(found, places)
+			slices.Concat(x.driver.candidatesArgs, ends, args, []any{x.q.Limit + 1})...)
+		subs, next = x.trimPage(found, places)
 		return subs, next, err
 	}
 	where, args := x.conditions(x.driver, x.second)
-	way, from := x.way()
+	walk, walkArgs := x.walk()
 	walked := x.limits.walked
 	if x.driver != nil && where == "" {
-		walked = min(walked, 4*int64(x.q.Limit+1)) // all of them pass, and few come twice
+		walked = min(walked, 4*int64(x.q.Limit+1)) // all candidates pass, and few are duplicates
 	}
-	places, found, err := x.places(ctx, `SELECT s.sub, w.key, w.id FROM (`+way+` LIMIT ?) w CROSS JOIN search_# s ON s.id = w.id WHERE true`+where,
-		slices.Concat(from, []any{walked}, args)...)
+	places, found, err := x.places(ctx, `SELECT s.sub, w.key, w.id FROM (`+walk+` LIMIT ?) w CROSS JOIN search_# s ON s.id = w.id WHERE true`+where,
+		slices.Concat(walkArgs, []any{walked}, args)...)
 	if err != nil {
 		return nil, nil, err
 	}
-	if subs, next = x.fit(found, places); next != nil || x.driver != nil && x.driver == x.rarest && x.driver.n <= walked {
+	if subs, next = x.trimPage(found, places); next != nil || x.driver != nil && x.driver == x.rarest && x.driver.n <= walked {
 		return subs, next, nil
 	}
-	// The way has ended, or it is too long to go to its end at once.
-	last, _, err := x.places(ctx, `SELECT '', key, id FROM (`+way+` LIMIT 1 OFFSET ?)`, slices.Concat(from, []any{walked - 1})...)
+	// Either there are no more accounts to walk, or this page has reached the
+	// limit; then the next page begins at the last account it has walked.
+	last, _, err := x.places(ctx, `SELECT '', key, id FROM (`+walk+` LIMIT 1 OFFSET ?)`, slices.Concat(walkArgs, []any{walked - 1})...)
 	if err != nil || len(last) == 0 {
 		return subs, nil, err
 	}
 	return subs, &last[0], nil
 }
 
-// way is SQL for the accounts to go along, in their order; some come twice, one
-// after the other.
-func (x *finder) way() (sql string, from []any) {
+// walk returns SQL for the accounts to walk, in the query's order. Duplicates
+// are adjacent.
+func (x *finder) walk() (sql string, args []any) {
 	column := x.q.Sort.column()
 	switch {
 	case x.driver != nil:
 		inside, ends := x.within("", `account`)
-		sql, from = `SELECT account AS id, account AS key FROM (`+x.driver.candidates+`) WHERE `+inside, slices.Concat(x.driver.from, ends)
+		sql, args = `SELECT account AS id, account AS key FROM (`+x.driver.candidates+`) WHERE `+inside, slices.Concat(x.driver.candidatesArgs, ends)
 		if x.second != nil {
-			sql, from = sql+` AND account IN (`+x.second.candidates+`)`, slices.Concat(from, x.second.from)
+			sql, args = sql+` AND account IN (`+x.second.candidates+`)`, slices.Concat(args, x.second.candidatesArgs)
 		}
 		if x.driver.term != "" {
-			return sql + x.order("", `account`), from
+			return sql + x.order("", `account`), args
 		}
-		// SQLite finds the first few of an expression without putting all in
-		// order, but of columns it merges what it has sorted.
-		return sql + x.order("", `+account`), from
+		// The + keeps SQLite from sorting each part of the union and merging
+		// them: with LIMIT, it then keeps only the first rows while it sorts.
+		return sql + x.order("", `+account`), args
 	case column == "id":
 		inside, ends := x.within("", `id`)
 		return `SELECT id, id AS key FROM search_# WHERE ` + inside + x.order("", `id`), ends
@@ -427,8 +433,8 @@ func (x *finder) way() (sql string, from []any) {
 	return `SELECT place AS id, ` + column + ` AS key FROM search_# INDEXED BY search_` + column + `_# WHERE ` + inside + x.order(column, `place`), ends
 }
 
-// within is SQL on the columns of a table that have the sort's key and the id:
-// what is within the bounds.
+// within returns an SQL condition that holds within the bounds. key and id are
+// the columns with the sort's key and the id.
 func (x *finder) within(key, id string) (where string, args []any) {
 	lo, hi := x.bounds()
 	if x.q.Sort == SortCreated {
@@ -437,7 +443,7 @@ func (x *finder) within(key, id string) (where string, args []any) {
 	return `(` + key + `, ` + id + `) > (?, ?) AND (` + key + `, ` + id + `) < (?, ?)`, []any{lo.key, lo.id, hi.key, hi.id}
 }
 
-// order is SQL on the same columns: their order.
+// order returns an ORDER BY clause on the same columns.
 func (x *finder) order(key, id string) string {
 	direction := ` ASC`
 	if x.q.Descending {
@@ -449,19 +455,19 @@ func (x *finder) order(key, id string) string {
 	return ` ORDER BY ` + key + direction + `, ` + id + direction
 }
 
-// fit takes the one account too many off a page: it shows that there is
-// another page.
-func (x *finder) fit(subs []string, places []Place) ([]string, *Place) {
+// trimPage removes the account beyond the limit from a page. If there is one,
+// there is a next page, and trimPage returns the place where it begins.
+func (x *finder) trimPage(subs []string, places []Place) ([]string, *Place) {
 	if len(subs) <= x.q.Limit {
 		return subs, nil
 	}
 	return subs[:x.q.Limit], &places[x.q.Limit-1]
 }
 
-// places asks for subs, keys of the sort and ids, and takes one more than fit on
-// a page.
+// places executes a query for subs, sort keys and ids. It drops duplicates and
+// reads at most one account more than the page's limit.
 func (x *finder) places(ctx context.Context, query string, args ...any) (places []Place, subs []string, err error) {
-	rows, err := x.tx.QueryContext(ctx, x.text(query, args), args...)
+	rows, err := x.tx.QueryContext(ctx, x.expand(query, args), args...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -483,8 +489,8 @@ func (x *finder) places(ctx context.Context, query string, args ...any) (places 
 	return places, subs, rows.Err()
 }
 
-// count says how many accounts there are, if that takes little, and otherwise
-// how many there are at most.
+// count returns the number of accounts on all pages if it is cheap to compute,
+// and otherwise an upper bound.
 func (x *finder) count(ctx context.Context) (n int64, exact bool, err error) {
 	where, args := x.conditions(x.rarest)
 	if f := x.rarest; f != nil {
@@ -494,19 +500,19 @@ func (x *finder) count(ctx context.Context) (n int64, exact bool, err error) {
 		case where == "" && f.n > x.limits.distinct:
 			return f.n, false, nil
 		case where == "":
-			n, err = x.number(ctx, `SELECT count(DISTINCT account) FROM (`+f.candidates+`)`, f.from...)
+			n, err = x.queryInt(ctx, `SELECT count(DISTINCT account) FROM (`+f.candidates+`)`, f.candidatesArgs...)
 		case f.n > x.limits.counted:
 			return f.n, false, nil
 		default:
-			n, err = x.number(ctx, `SELECT count(*) FROM search_# s NOT INDEXED WHERE s.id IN (`+f.candidates+`)`+where, slices.Concat(f.from, args)...)
+			n, err = x.queryInt(ctx, `SELECT count(*) FROM search_# s NOT INDEXED WHERE s.id IN (`+f.candidates+`)`+where, slices.Concat(f.candidatesArgs, args)...)
 		}
 		return n, err == nil, err
 	}
-	// Rows are never deleted, so the highest number is their count.
+	// Rows are never deleted, so the highest id is their number.
 	err = x.tx.QueryRowContext(ctx, fmt.Sprintf(`SELECT coalesce(max(id), 0) FROM accounts_%d`, x.accounts)).Scan(&n)
 	if err != nil || n > x.limits.counted {
 		return n, false, err
 	}
-	n, err = x.number(ctx, `SELECT count(*) FROM search_# s NOT INDEXED WHERE true`+where, args...)
+	n, err = x.queryInt(ctx, `SELECT count(*) FROM search_# s NOT INDEXED WHERE true`+where, args...)
 	return n, err == nil, err
 }

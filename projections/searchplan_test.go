@@ -10,16 +10,15 @@ import (
 	"pgregory.net/rapid"
 )
 
-// candidateWay begins a way along candidates that SQLite has to put in order: few
-// ids, if of more than one term.
-const candidateWay = `FROM (SELECT account AS id, account AS key FROM (SELECT `
+// candidateWalk is the beginning of a walk over candidates. SQLite has to sort
+// them if they are of more than one term.
+const candidateWalk = `FROM (SELECT account AS id, account AS key FROM (SELECT `
 
-// termWay begins a way along the candidates of one term, which are in order.
-var termWay = regexp.MustCompile(`^SELECT [^()]* FROM \(SELECT account AS id, account AS key FROM \(SELECT account FROM terms_\d+ WHERE term = \?\)`)
+// termWalk matches a walk over the candidates of one term, which are in order.
+var termWalk = regexp.MustCompile(`^SELECT [^()]* FROM \(SELECT account AS id, account AS key FROM \(SELECT account FROM terms_\d+ WHERE term = \?\)`)
 
-// planned are the steps of SQLite's that a statement of a search may have.
-// None of them reads a table from end to end: a scan is one of what another
-// step yields, which has a limit.
+// planned matches the steps of SQLite's query plans that a search may have. None
+// of them reads a whole table: SCAN only reads the limited result of another step.
 var planned = regexp.MustCompile(`^(` + strings.Join([]string{
 	`CO-ROUTINE (w|\(subquery-\d+\))`, `SCAN (w|\(subquery-\d+\))`, `COMPOUND QUERY`, `LEFT-MOST SUBQUERY`, `UNION ALL`, `(REUSE )?LIST SUBQUERY \d+`,
 	`CREATE BLOOM FILTER`,
@@ -32,20 +31,20 @@ var planned = regexp.MustCompile(`^(` + strings.Join([]string{
 	`SEARCH search_\d+ USING COVERING INDEX search_(updated|login|name)_\d+ \(\((updated|login|name),place\)>\(\?,\?\) AND \((updated|login|name),place\)<\(\?,\?\)\)`,
 }, `|`) + `)$`)
 
-// TestSearchPlans holds that every statement a search can make goes by the
-// index it is meant to, and sorts nothing but what was gathered. SQLite has no
-// statistics of these tables, so its plans do not depend on what is in them.
+// TestSearchPlans checks that every statement of a search uses the intended
+// index, and sorts only gathered accounts or candidates. SQLite has no statistics
+// of these tables, so its plans do not depend on their contents.
 func TestSearchPlans(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	v := f.open(t)
 	stop := run(t, v)
-	f.settle(t, v, 1)
-	f.indexedFields(t, v)
-	f.indexedUp(t, v)
-	stop() // nothing changes meanwhile
+	f.createSamples(t, v, 1)
+	f.awaitIndexedFields(t, v)
+	f.awaitIndexed(t, v)
+	stop() // so that the generation does not change
 	statements := map[string][]any{}
-	v.search.asked = func(query string, args []any) { statements[query] = args }
+	v.search.onQuery = func(query string, args []any) { statements[query] = args }
 	limits := []searchLimits{
 		{sorted: -1, gathered: -1, walked: 10}, {sorted: -1, gathered: -1, walked: 10, counted: math.MaxInt32, distinct: math.MaxInt32},
 		{sorted: 100, gathered: 100, walked: 10}, {sorted: 100, gathered: 100, walked: 10, counted: 100, distinct: 100}}
@@ -74,11 +73,11 @@ func TestSearchPlans(t *testing.T) {
 				t.Fatal(err)
 			}
 			sorts := strings.HasPrefix(step, "USE TEMP B-TREE") && strings.Contains(query, "IN (SELECT") && strings.Contains(query, " s NOT INDEXED ") ||
-				step == "USE TEMP B-TREE FOR ORDER BY" && strings.Contains(query, candidateWay) && !termWay.MatchString(query) ||
+				step == "USE TEMP B-TREE FOR ORDER BY" && strings.Contains(query, candidateWalk) && !termWalk.MatchString(query) ||
 				step == "USE TEMP B-TREE FOR count(DISTINCT)"
-			whole := step == "SCAN s" && strings.HasPrefix(query, "SELECT count(*) FROM search_") // of few, see count
+			whole := step == "SCAN s" && strings.HasPrefix(query, "SELECT count(*) FROM search_") // only below the limit counted, see count
 			if !planned.MatchString(step) && !sorts && !whole {
-				t.Errorf("%s\ndoes: %s", query, step)
+				t.Errorf("%s\nhas the step %s", query, step)
 			}
 		}
 		if err := rows.Err(); err != nil {

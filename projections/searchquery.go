@@ -14,62 +14,63 @@ import (
 	"accountledger/eventstore"
 )
 
-// Query says which accounts are asked for. What is set must all be so; the
-// zero Query asks for all. Erased accounts are never found, and combined ones
-// only by their status.
+// Query selects accounts. An account must match all members that are set; the
+// zero Query matches all accounts. Erased accounts are never found, and combined
+// ones only if Status is domain.StatusCombined.
 type Query struct {
-	Identifier []domain.Candidate // any of them leads to the account; nil: any account, but empty: none
+	Identifier []domain.Candidate // the account has one of these; nil: any account; empty: none
 
-	Text  string // words: each begins a word of a name, or an e-mail address or a word of one
-	Name  string // words: each begins a word of a name
-	Email string // an e-mail address begins so
+	Text  string // each word begins a word of a name, an e-mail address, or a word of one
+	Name  string // each word begins a word of a name
+	Email string // the beginning of an e-mail address
 
 	Status   domain.Status
-	Group    string // of which the account is a member, or of one below it
-	Role     string // that it has in Group, or in any
-	Provider string // of an identity
+	Group    string // the account is a member of this group or of one below it
+	Role     string // the account has this role in Group, or in any group
+	Provider string // of an identity of the account
 
 	Fields []FieldQuery
 
 	Created, Updated, LastLogin Period
 
-	Hidden domain.Hidden // what must not play a part in Identifier
+	Hidden domain.Hidden // Identifier must not match these fields
 
 	Sort       Sort // default SortCreated
 	Descending bool
-	Limit      int    // accounts at most
-	After      *Place // where an earlier page of the same query ended; nil: begin
+	Limit      int    // the maximum number of accounts on the page
+	After      *Place // Found.Next of the previous page; nil: the first page
 }
 
-// FieldQuery asks for accounts by a custom field.
+// FieldQuery selects accounts by a custom field.
 type FieldQuery struct {
 	Key   string
-	Type  domain.DataType // as the configuration has it
-	Value jsontext.Value  // it is this, or has it as an element
+	Type  domain.DataType // as configured
+	Value jsontext.Value  // the field equals this, or has it as an element
 
-	// Without a Value: a number or date that is at least From and less than To.
-	// Either may be left out.
+	// Without Value: the field is a number or date that is at least From and
+	// less than To. Either may be missing.
 	From, To jsontext.Value
 }
 
-// Period is from a time to another, which is not part of it. Zero: open.
+// Period is the time from From up to, but not including, To. A zero time means
+// no bound.
 type Period struct{ From, To time.Time }
 
-// Sort is what accounts are sorted by.
+// Sort is the order of found accounts.
 type Sort string
 
-// The sorts. Accounts that are alike in it come in the order of their creation.
+// The sorts. Accounts with equal keys are in the order of their creation.
 const (
-	SortCreated   Sort = "createdTime" // to the millisecond
+	SortCreated   Sort = "createdTime" // in milliseconds
 	SortUpdated   Sort = "updatedTime"
-	SortLastLogin Sort = "lastLoggedInTime" // those without one are before all others
-	SortName      Sort = "name"             // family name, then given name, of the first identity that has one
+	SortLastLogin Sort = "lastLoggedInTime" // accounts without a login sort before all others
+	SortName      Sort = "name"             // family name, then given name, of the first identity that has either
 )
 
 // Sorts lists every sort.
 var Sorts = []Sort{SortCreated, SortUpdated, SortLastLogin, SortName}
 
-// column is that of the index which a sort goes by.
+// column returns the column of the index that has the sort's key.
 func (s Sort) column() string {
 	switch s {
 	case SortUpdated:
@@ -82,48 +83,48 @@ func (s Sort) column() string {
 	return "id"
 }
 
-// Place is where a page ends: after an account, or where one would be. Name is
-// personal.
+// Place is the position in a query's order at which a page ends. Name is
+// personal data.
 type Place struct {
-	Name string // of SortName
-	Time int64  // of the others; Unix time in microseconds
+	Name string // the key of SortName
+	Time int64  // the key of the other sorts; Unix time in microseconds
 	ID   int64
 }
 
 // Found is a page of accounts.
 type Found struct {
-	Accounts []AccountRow // as they are now, not decoded
-	Next     *Place       // for the next page; nil: there is none
+	Accounts []AccountRow // the current rows of the account view
+	Next     *Place       // Query.After for the next page; nil: this is the last
 
-	// Count is how many accounts there are on all pages, or, where that is
-	// not Exact, how many there are at most.
+	// Count is the number of accounts on all pages if Exact, and otherwise an
+	// upper bound.
 	Count int64
 	Exact bool
 
-	Position eventstore.Position // up to which the index knows the log
+	Position eventstore.Position // of the last event the index has applied
 }
 
-// FieldError refuses a FieldQuery.
+// FieldError reports an invalid FieldQuery.
 type FieldError struct {
 	Key    string
-	Member string // of it: "", "from" or "to"
-	Rule   string // that it breaks
+	Member string // "" for Value or the field itself, "from" or "to"
+	Rule   string // the rule it breaks, like "must be a number"
 }
 
 func (e *FieldError) Error() string { return "projections: search: a custom field: " + e.Rule }
 
-// ErrNotIndexed is returned by Find for a custom field that is not in the
-// index yet, or not with its present data type.
+// ErrNotIndexed is returned by Find if the index does not have a custom field
+// yet, or has it with another data type.
 var ErrNotIndexed = errors.New("projections: the field is not in the search index yet")
 
-// ErrNoWord is returned by Find where a text has nothing to search by.
-var ErrNoWord = errors.New("projections: nothing to search by")
+// ErrNoWord is returned by Find if a text of the query contains no word.
+var ErrNoWord = errors.New("projections: the search text contains no word")
 
-// Find returns a page of accounts. The work it does has a bound: where much
-// has to be looked at for few accounts, the page is shorter than it might be,
-// even empty, and Next says where to go on.
+// Find returns a page of accounts. Its work is bounded: if it has to check many
+// accounts to find few, the page may be short or even empty although Next is not
+// nil.
 func (s *Search) Find(ctx context.Context, q Query) (Found, error) {
-	// Its statements take milliseconds; see Accounts.one.
+	// As in Accounts.one, a cancelable ctx would cost more than the statements.
 	if err := ctx.Err(); err != nil {
 		return Found{}, err
 	}
@@ -143,7 +144,7 @@ func (s *Search) find(ctx context.Context, q Query) (found Found, err error) {
 		return found, err
 	}
 	defer tx.Rollback()
-	x := finder{tx: tx, q: q, accounts: accounts, limits: s.limits, asked: s.asked}
+	x := finder{tx: tx, q: q, accounts: accounts, limits: s.limits, onQuery: s.onQuery}
 	if x.generation, found.Position, err = liveGeneration(ctx, tx, SearchView); err != nil {
 		return found, err
 	}
@@ -162,8 +163,8 @@ func (s *Search) find(ctx context.Context, q Query) (found Found, err error) {
 	return found, err
 }
 
-// rows reads the accounts from the account view, which may know more than the
-// index: who has ended since is left out.
+// rows reads the accounts from the account view. The view may be ahead of the
+// index, so rows omits accounts erased meanwhile.
 func (x *finder) rows(ctx context.Context, subs []string) ([]AccountRow, error) {
 	if len(subs) == 0 {
 		return nil, nil
@@ -172,7 +173,7 @@ func (x *finder) rows(ctx context.Context, subs []string) ([]AccountRow, error) 
 	for i, sub := range subs {
 		args[i] = sub
 	}
-	rows, err := x.tx.QueryContext(ctx, fmt.Sprintf(accountColumns+` WHERE a.sub IN (`+marks(len(subs))+`)`, x.accounts), args...)
+	rows, err := x.tx.QueryContext(ctx, fmt.Sprintf(accountColumns+` WHERE a.sub IN (`+placeholders(len(subs))+`)`, x.accounts), args...)
 	if err != nil {
 		return nil, err
 	}
@@ -194,8 +195,9 @@ func (x *finder) rows(ctx context.Context, subs []string) ([]AccountRow, error) 
 	return page, rows.Err()
 }
 
-// identified are the ids of the accounts that the identifiers lead to.
-func (x *finder) identified(ctx context.Context) ([]int64, error) {
+// identifierIDs returns the ids in the index of the accounts that have one of
+// the query's identifiers.
+func (x *finder) identifierIDs(ctx context.Context) ([]int64, error) {
 	ids := []int64{}
 	for _, c := range x.q.Identifier {
 		row, err := scanAccount(x.tx.QueryRowContext(ctx, fmt.Sprintf(lookupAccount, x.accounts), string(c.Kind), c.Key))

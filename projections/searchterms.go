@@ -21,36 +21,38 @@ import (
 	"accountledger/domain"
 )
 
-// What a term begins with says what it is of. The rest of it is a word, an id
-// or a value without line feeds.
+// The prefixes of terms. The rest of a term is a word, an id or a value; it
+// contains no line feed.
 const (
 	termName     = "n=" // a word of a name
 	termEmail    = "e=" // a whole e-mail address
-	termPart     = "p=" // a word of an e-mail address that no name has
+	termPart     = "p=" // a word of an e-mail address that is not also in a name
 	termStatus   = "s="
 	termGroup    = "g="
-	termRole     = "r=" // followed by a slash and the group, or one above it
+	termRole     = "r=" // followed by the role, a slash, and the group or one above it
 	termProvider = "i="
 	termField    = "f" // followed by the key, '=' and a value
 )
 
 const (
-	maxTerm     = 100 // bytes; what is longer is cut, or stands as a digest
+	maxTerm     = 100 // bytes after the prefix; longer words are truncated, longer values replaced by a digest
 	maxElements = 100 // of an array that are indexed
 )
 
-// index makes of an account's row what the index has of it.
-func index(row AccountRow, fields map[string]domain.DataType) (indexed, error) {
+// indexAccount computes an account's row in the index. fields are the custom
+// fields to index.
+func indexAccount(row AccountRow, fields map[string]domain.DataType) (searchRow, error) {
 	a, err := row.Account()
 	if err != nil {
-		return indexed{}, err
+		return searchRow{}, err
 	}
-	x := indexed{id: searchID(a.Sub, a.CreatedTime), sub: a.Sub, created: a.CreatedTime.UnixMicro(), updated: a.UpdatedTime.UnixMicro()}
+	x := searchRow{id: searchID(a.Sub, a.CreatedTime), sub: a.Sub, created: a.CreatedTime.UnixMicro(), updated: a.UpdatedTime.UnixMicro()}
 	switch {
 	case a.Erased():
 		return x, nil
 	case a.Status == domain.StatusCombined:
-		// What it was is the survivor's now. It can still be asked for.
+		// Its data belongs to the surviving account now. Only a query for this
+		// status finds it.
 		x.terms = []string{termStatus + string(a.Status)}
 		return x, nil
 	}
@@ -67,7 +69,7 @@ func index(row AccountRow, fields map[string]domain.DataType) (indexed, error) {
 			}
 		}
 		if x.name == "" {
-			x.name = cut(fold(strings.TrimSpace(i.FamilyName + " " + i.GivenName)))
+			x.name = truncateTerm(foldText(strings.TrimSpace(i.FamilyName + " " + i.GivenName)))
 		}
 	}
 	for _, i := range a.Identities {
@@ -95,12 +97,13 @@ func index(row AccountRow, fields map[string]domain.DataType) (indexed, error) {
 	return x, nil
 }
 
-// emailTerms adds the terms of an address to those of the names.
+// emailTerms adds the terms of an e-mail address to terms, which has those of
+// the names.
 func emailTerms(terms map[string]bool, email string) {
 	if email == "" {
 		return
 	}
-	terms[termEmail+cut(fold(email))] = true
+	terms[termEmail+truncateTerm(foldText(email))] = true
 	for _, word := range words(email) {
 		if !terms[termName+word] {
 			terms[termPart+word] = true
@@ -108,9 +111,9 @@ func emailTerms(terms map[string]bool, email string) {
 	}
 }
 
-// fold makes alike what differs in case, accents and form only, and puts
-// everything on one line.
-func fold(s string) string {
+// foldText removes differences of case, accents and Unicode form, and replaces
+// line breaks and other white space with spaces.
+func foldText(s string) string {
 	s = norm.NFKD.String(cases.Fold().String(norm.NFKD.String(s)))
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -123,23 +126,22 @@ func fold(s string) string {
 	}, s)
 }
 
-// words are what s has between everything that is neither letter nor digit,
-// folded.
+// words returns the words of s, folded: the sequences of letters and digits.
 func words(s string) []string {
-	all := strings.FieldsFunc(fold(s), func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !unicode.Is(unicode.M, r) })
+	all := strings.FieldsFunc(foldText(s), func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !unicode.Is(unicode.M, r) })
 	for i := range all {
-		all[i] = cut(all[i])
+		all[i] = truncateTerm(all[i])
 	}
 	return all
 }
 
-// searchWords are the words of what somebody searches for: an e-mail address,
-// or the beginning of one, is one.
+// searchWords returns the words of a search text. An e-mail address, or the
+// beginning of one that includes the @, is one word.
 func searchWords(s string) []string {
 	var all []string
-	for token := range strings.FieldsSeq(fold(s)) {
+	for token := range strings.FieldsSeq(foldText(s)) {
 		if at := strings.IndexByte(token, '@'); at > 0 {
-			all = append(all, cut(token))
+			all = append(all, truncateTerm(token))
 		} else {
 			all = append(all, words(token)...)
 		}
@@ -147,8 +149,8 @@ func searchWords(s string) []string {
 	return all
 }
 
-// cut bounds a term. What is asked for is cut alike.
-func cut(s string) string {
+// truncateTerm truncates a word to maxTerm, both in the index and in queries.
+func truncateTerm(s string) string {
 	if len(s) <= maxTerm {
 		return s
 	}
@@ -159,8 +161,8 @@ func cut(s string) string {
 	return s[:end]
 }
 
-// fieldTerms are the terms of a custom field's value. An account has a value
-// if it has its term; of an array, that of each element.
+// fieldTerms returns the terms of a custom field's value, without the prefix:
+// one for each element of an array, otherwise one.
 func fieldTerms(t domain.DataType, value jsontext.Value) []string {
 	switch t {
 	case domain.TypeArray, domain.TypeMultiselect:
@@ -178,20 +180,20 @@ func fieldTerms(t domain.DataType, value jsontext.Value) []string {
 	}
 	term, err := fieldTerm(t, value)
 	if err != nil {
-		return nil // it was stored before the definition said so
+		return nil // the value is older than the field's definition
 	}
 	return []string{term}
 }
 
-// Errors of fieldTerm, as rules.
+// Errors of fieldTerm; a FieldError has their text as its Rule.
 var (
 	errNotNumber = errors.New("must be a number")
 	errNotDate   = errors.New("must be a date, YYYY-MM-DD")
 	errNotText   = errors.New("must be a string")
 )
 
-// fieldTerm is the term of one value. Those of numbers and dates sort as the
-// values do.
+// fieldTerm returns the term of one value. The terms of numbers and dates sort
+// in the order of the values.
 func fieldTerm(t domain.DataType, value jsontext.Value) (string, error) {
 	var s string
 	isText := value.Kind() == '"' && json.Unmarshal(value, &s) == nil
@@ -216,26 +218,26 @@ func fieldTerm(t domain.DataType, value jsontext.Value) (string, error) {
 		if !isText || err != nil {
 			return "", errNotText
 		}
-		return bounded(fold(normal)), nil
+		return boundedTerm(foldText(normal)), nil
 	case domain.TypeText, domain.TypeTextarea, domain.TypeURL, domain.TypeUsername, domain.TypeSelect, domain.TypeRadio:
 		if !isText {
 			return "", errNotText
 		}
-		return bounded(strings.Join(strings.Fields(fold(s)), " ")), nil
+		return boundedTerm(strings.Join(strings.Fields(foldText(s)), " ")), nil
 	}
 	if isText {
-		return bounded(strings.Join(strings.Fields(fold(s)), " ")), nil
+		return boundedTerm(strings.Join(strings.Fields(foldText(s)), " ")), nil
 	}
 	canonical := value.Clone()
 	if err := canonical.Canonicalize(); err != nil {
 		return "", errors.New("must be JSON")
 	}
-	return bounded(string(canonical)), nil
+	return boundedTerm(string(canonical)), nil
 }
 
-// bounded is a value as long as a term may be: a digest of a longer one, for
-// two values that begin alike are not the same.
-func bounded(s string) string {
+// boundedTerm returns s, or a digest of it if it is longer than maxTerm. It
+// does not truncate, because values with a common prefix must differ.
+func boundedTerm(s string) string {
 	if len(s) <= maxTerm {
 		return s
 	}
@@ -243,10 +245,10 @@ func bounded(s string) string {
 	return "#" + hex.EncodeToString(digest[:16])
 }
 
-// sortable writes numbers so that they sort as text, all in 16 bytes.
+// sortable encodes a number in 16 bytes of text that sort in numeric order.
 func sortable(n float64) string {
 	if n == 0 {
-		n = 0 // and not negative
+		n = 0 // replaces negative zero
 	}
 	bits := math.Float64bits(n)
 	if bits>>63 == 1 {

@@ -17,7 +17,7 @@ import (
 	"accountledger/eventstore"
 )
 
-// found are the subs of a query's first page.
+// found returns the subs of the first page of a query.
 func found(t testing.TB, v *Views, q Query) []string {
 	t.Helper()
 	q.Limit = 100
@@ -32,7 +32,7 @@ func found(t testing.TB, v *Views, q Query) []string {
 	return subs
 }
 
-// TestSearchWords holds what is alike to who searches, and what is not.
+// TestSearchWords checks which words of a search match a name.
 func TestSearchWords(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -40,7 +40,7 @@ func TestSearchWords(t *testing.T) {
 		found       bool
 	}{
 		{"Müller", "muller", true},
-		{"Müller", "MU\u0308LL", true}, // the same letter, composed otherwise
+		{"Müller", "MU\u0308LL", true}, // the same letter in decomposed form
 		{"Muller", "mül", true},
 		{"Müller", "mueller", false},
 		{"Straße", "strasse", true},
@@ -64,7 +64,7 @@ func TestSearchWords(t *testing.T) {
 	}
 }
 
-// TestSortable holds that numbers as text are in the order of the numbers.
+// TestSortable checks that encoded numbers sort in numeric order.
 func TestSortable(t *testing.T) {
 	t.Parallel()
 	numbers := []float64{-1e300, -2, -1.5, -1e-300, 0, 1e-300, 0.5, 1, 10, 1e300}
@@ -74,13 +74,13 @@ func TestSortable(t *testing.T) {
 		}
 	}
 	if sortable(math.Copysign(0, -1)) != sortable(0) {
-		t.Error("there are two zeros")
+		t.Error("0 and -0 differ")
 	}
 }
 
-// TestSearchFields holds that fields become searchable, and cease to be, for
-// accounts that were there before, and that until then a search is refused and
-// all others are answered.
+// TestSearchFields checks that making a field searchable, or no longer so, takes
+// effect for existing accounts, and that until then Find refuses queries by the
+// field and answers others.
 func TestSearchFields(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -89,7 +89,7 @@ func TestSearchFields(t *testing.T) {
 	f.ledger = domain.NewLedger(domain.LedgerConfig{Log: f.log, Codec: domain.Codec{Keys: f.keys}, Census: v.Census()})
 	a := f.create(t, "ada@example.org")
 	f.execute(t, a.Sub, domain.SetCustomFields{Values: map[string]jsontext.Value{"tier": jsontext.Value(`"Canary"`), "size": jsontext.Value(`7`)}})
-	f.indexedUp(t, v)
+	f.awaitIndexed(t, v)
 	tier := Query{Fields: []FieldQuery{{Key: "tier", Type: domain.TypeText, Value: jsontext.Value(`"canary"`)}}}
 	if _, err := v.Search().Find(t.Context(), tier); !errors.Is(err, ErrNotIndexed) {
 		t.Errorf("Find by a field that is not searchable = %v", err)
@@ -118,14 +118,14 @@ func TestSearchFields(t *testing.T) {
 		}
 	}
 
-	// What changes while nobody runs is found at the next start.
+	// The next start applies changes made while the views did not run.
 	stop()
 	f.configure(t, domain.DeleteField{FieldKey: "tier"})
 	v.Close()
 	v = f.open(t)
 	run(t, v)
-	f.indexedFields(t, v)
-	f.indexedUp(t, v)
+	f.awaitIndexedFields(t, v)
+	f.awaitIndexed(t, v)
 	if text := dumpSearch(t, f.path()); strings.Contains(text, "canary") || !strings.Contains(text, "fsize=") {
 		t.Errorf("the index has\n%s", text)
 	}
@@ -134,13 +134,13 @@ func TestSearchFields(t *testing.T) {
 	}
 }
 
-// TestSearchParked holds that an account that waits in the account view waits
-// in the index, and is indexed when it goes on.
+// TestSearchParked checks that an account that is parked in the account view is
+// parked in the index, too, and is indexed when it is no longer parked.
 func TestSearchParked(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	a, b := f.create(t, "poisoned@example.org"), f.create(t, "other@example.org")
-	f.log.warp(func(rec *eventstore.Recorded) {
+	a, b := f.create(t, "broken@example.org"), f.create(t, "other@example.org")
+	f.log.rewrite(func(rec *eventstore.Recorded) {
 		if rec.Stream == domain.AccountStream(a.Sub) && rec.Revision == 1 {
 			rec.Type = "account.teleported.v1"
 		}
@@ -148,7 +148,7 @@ func TestSearchParked(t *testing.T) {
 	v := f.open(t)
 	run(t, v)
 	f.execute(t, a.Sub, domain.UpdateProfile{Patch: jsontext.Value(`{"given_name":"Ada"}`)})
-	f.indexedUp(t, v)
+	f.awaitIndexed(t, v)
 	parked := func() (n int) {
 		status, err := v.Status(t.Context())
 		if err != nil {
@@ -163,7 +163,7 @@ func TestSearchParked(t *testing.T) {
 	}
 	for range 2 {
 		if parked() != 1 {
-			t.Errorf("%d streams wait, want one", parked())
+			t.Errorf("%d streams are parked, want 1", parked())
 		}
 		if got := found(t, v, Query{Email: "other"}); !slices.Equal(got, []string{b.Sub}) {
 			t.Errorf("found %v", got)
@@ -172,16 +172,16 @@ func TestSearchParked(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f.log.warp(func(*eventstore.Recorded) {})
+	f.log.rewrite(func(*eventstore.Recorded) {})
 	until(t, func() bool { return parked() == 0 })
 	if got := found(t, v, Query{Name: "ada"}); !slices.Equal(got, []string{a.Sub}) {
 		t.Errorf("found %v", got)
 	}
 }
 
-// TestSearchKilled holds that rows and checkpoint change together: a batch that
-// fails when its rows are written leaves nothing behind and is done again.
-func TestSearchKilled(t *testing.T) {
+// TestSearchFailedCommit checks that rows and checkpoint change together: a batch
+// that fails after writing its rows leaves no trace and is repeated.
+func TestSearchFailedCommit(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	v := f.open(t)
@@ -198,27 +198,27 @@ func TestSearchKilled(t *testing.T) {
 	}
 	exec(`CREATE TABLE failing (yes)`)
 	exec(`CREATE TRIGGER fail BEFORE UPDATE OF position ON views WHEN old.name = 'search' AND EXISTS (SELECT * FROM failing)
-		BEGIN SELECT RAISE(ABORT, 'killed'); END`)
+		BEGIN SELECT RAISE(ABORT, 'test'); END`)
 	stop := run(t, v)
 	for range 3 {
 		before := dumpSearch(t, f.path())
 		exec(`INSERT INTO failing VALUES (1)`)
-		f.live(t, 2, 7)
-		head := f.caughtUp(t, v)
+		f.populate(t, 2, 7)
+		head := f.awaitHead(t, v)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		if err := v.Await(ctx, SearchView, head); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Await while nothing can be written = %v", err)
+			t.Errorf("Await while writing fails = %v, want %v", err, context.DeadlineExceeded)
 		}
 		cancel()
 		if diff := cmp.Diff(before, dumpSearch(t, f.path())); diff != "" {
-			t.Errorf("a batch that failed left:\n%s", diff)
+			t.Errorf("a failed batch changed rows:\n%s", diff)
 		}
 		exec(`DELETE FROM failing`)
-		f.indexedUp(t, v)
+		f.awaitIndexed(t, v)
 	}
 	live := dumpSearch(t, f.path())
 	stop()
-	if err := v.Rebuild(t.Context(), SearchView, nil); err != nil { // without a runner, too
+	if err := v.Rebuild(t.Context(), SearchView, nil); err != nil { // works without Run, too
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(live, dumpSearch(t, f.path())); diff != "" {
@@ -226,8 +226,8 @@ func TestSearchKilled(t *testing.T) {
 	}
 }
 
-// TestSearchAwaited holds that who awaits the index does not wait for its rest
-// to end, whether they come before it or during it.
+// TestSearchAwaited checks that Await does not wait for the pause between
+// batches, whether it is called before or during the pause.
 func TestSearchAwaited(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -242,13 +242,13 @@ func TestSearchAwaited(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := found(t, v, Query{Email: a.Identities[0].Email}); !slices.Equal(got, []string{a.Sub}) {
-			t.Fatalf("found %v, want what was awaited", got)
+			t.Fatalf("found %v, want the account that Await waited for", got)
 		}
 	}
 }
 
-// TestSearchIDs holds that accounts whose ids collide have rows of their own,
-// in one batch and in several, and keep them.
+// TestSearchIDs checks that accounts with colliding ids get separate rows, in one
+// batch and in several, and keep them.
 func TestSearchIDs(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -259,8 +259,8 @@ func TestSearchIDs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closing()
-	same := func(sub string, terms ...string) indexed { return indexed{id: 1000, sub: sub, terms: terms} }
-	for _, batch := range [][]indexed{{same("a", "n=1"), same("b", "n=1")}, {same("c", "n=1")}, {same("b", "n=2"), same("d", "n=1")}, {same("a")}} {
+	same := func(sub string, terms ...string) searchRow { return searchRow{id: 1000, sub: sub, terms: terms} }
+	for _, batch := range [][]searchRow{{same("a", "n=1"), same("b", "n=1")}, {same("c", "n=1")}, {same("b", "n=2"), same("d", "n=1")}, {same("a")}} {
 		tx, err := v.write.BeginTx(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)

@@ -2,14 +2,14 @@ package projections
 
 import "sync"
 
-// signal tells whoever waits that something has changed. Waiters take the
-// channel, look for themselves, and then wait for it to be closed: a change
-// between the two closes the channel they hold.
+// signal notifies waiters of changes. A waiter calls next, checks its
+// condition, and then waits for the channel: a change after next closes it.
 type signal struct {
 	mu sync.Mutex
-	ch chan struct{} // of those who wait for the next change; nil: nobody does
+	ch chan struct{} // closed at the next change; nil while no waiter has asked for it
 }
 
+// next returns a channel that the next raise closes.
 func (s *signal) next() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()

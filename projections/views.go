@@ -1,10 +1,14 @@
-// Package projections follows the log and keeps what it adds up to in tables
-// that can be thrown away: views.db is made of the log and of nothing else.
-// Delete it, and it is made again.
+// Package projections follows the log and maintains read models, the views, in
+// views.db. The file contains nothing but data derived from the log: delete it,
+// and the next start rebuilds it.
 //
-// The runner is in projection.go, making a view again beside the live one in
-// rebuild.go, and each view in a file of its own: its tables, how events
-// change them, and the questions it answers.
+// Type view in runner.go keeps one view up to date; generation.go has the
+// batches it applies, rebuild.go builds a new generation beside the live one.
+// Type projection, in projection.go, is what a view has to define. Each view
+// has files of its own with its tables, its event handling and its queries:
+// accounts*.go, schedules.go, erasures.go and search*.go.
+//
+// The folders below this one are further subscribers of the log.
 package projections
 
 import (
@@ -23,34 +27,34 @@ import (
 	"accountledger/eventstore"
 )
 
-// Config says what Views follow and where they keep what they make of it.
+// Config configures Views.
 type Config struct {
-	Path   string           // of views.db; made if it is missing
-	Log    eventstore.Store // what is followed
-	Codec  domain.Codec     // opens and decodes what the log holds
-	Logger *slog.Logger     // default: nothing is logged
+	Path   string           // of views.db; created if it is missing
+	Log    eventstore.Store // the log to follow
+	Codec  domain.Codec     // opens and decodes the log's events
+	Logger *slog.Logger     // default: discards
 
-	// Retry is how long a stream that could not be applied waits before it
-	// is tried again, and the runner after an error; each time twice as long,
-	// up to Retry * 256. Default 1 s.
+	// Retry is the delay before the first retry, both of a parked stream and
+	// of a view that stopped with an error. It doubles with each failure, up
+	// to 256 * Retry. Default 1 s.
 	Retry time.Duration
 
-	// Trace is told of each event with a traceparent once a view shows it, as
-	// the log brings it: what is made again is nobody's request. It must not
-	// wait for anything. Default: nobody is.
+	// Trace is called for each event with a traceparent after a view has
+	// committed it. A rebuild does not call it, because no request causes a
+	// rebuild. It must not block. Default: does nothing.
 	Trace func(Applied)
 }
 
-// Applied is an event that is part of a trace and that a view shows.
+// Applied is an event with a traceparent that a view has applied.
 type Applied struct {
 	View  string
 	Entry domain.Entry
-	Begun time.Time // with what was applied together
-	Ended time.Time // when it was committed
+	Begun time.Time // when the view began to apply the event's batch
+	Ended time.Time // when the view had committed it
 }
 
-// Views are the read models in one file, views.db. All methods may be called
-// at once by many goroutines; Run by one.
+// Views are the read models in one file, views.db. Run must be called by one
+// goroutine only; all other methods are safe for concurrent use.
 type Views struct {
 	path      string
 	log       eventstore.Store
@@ -65,17 +69,17 @@ type Views struct {
 	erasures  *Erasures
 	search    *Search
 	all       []*view
-	builder   chan struct{} // held by who builds or drops a generation: one at a time, for bounded memory
+	builder   chan struct{} // a lock for building or dropping a generation: one at a time bounds the memory
 	closed    chan struct{}
 	close     sync.Once
 }
 
 // ErrClosed is returned by Await when the Views are closed.
-var ErrClosed = errors.New("projections: closed")
+var ErrClosed = errors.New("projections: the views are closed")
 
-// Open opens views.db, or makes it. A damaged file of ours is made anew,
-// because the log has all of it; a file that is not one of views, or is of a
-// newer program, is refused.
+// Open opens views.db, creating it if it is missing. It replaces a damaged
+// views file with an empty one, because the log has all of its data. It
+// refuses a file that is not a views file or was written by a newer version.
 func Open(ctx context.Context, c Config) (*Views, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -92,7 +96,7 @@ func Open(ctx context.Context, c Config) (*Views, error) {
 	}
 	v, err := open(ctx, c, write)
 	if errors.Is(err, errOutdated) && !made {
-		c.Logger.InfoContext(ctx, "views are of another version and start from an empty file", "err", err)
+		c.Logger.InfoContext(ctx, "another version wrote the views; they start from an empty file", "err", err)
 		write.Close()
 		if err = remove(c.Path); err == nil {
 			return Open(ctx, c)
@@ -105,10 +109,10 @@ func Open(ctx context.Context, c Config) (*Views, error) {
 	return v, nil
 }
 
-// OpenReader opens an existing views.db for status and queries, beside a live
-// server or without one. It sees what the server has committed.
+// OpenReader opens an existing views.db read-only, for status and queries. A
+// server may be running on the same file; the reader sees what it has committed.
 func OpenReader(ctx context.Context, path string) (*Views, error) {
-	// SQLite would report a missing file as one it cannot open.
+	// For a missing file SQLite only reports that it cannot open it.
 	if _, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("projections: %w", err)
 	}
@@ -154,9 +158,9 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 	return v, nil
 }
 
-// Run keeps all views up to date until ctx is done, and then returns nil.
-// Whatever fails on the way is logged and tried again from the stored
-// checkpoint, except that a closed log or a damaged views.db end it.
+// Run keeps all views up to date until ctx is done, then returns nil. After an
+// error it logs and resumes from the stored checkpoint. It returns an error
+// only if the log is closed or views.db is damaged.
 func (v *Views) Run(ctx context.Context) error {
 	running, ctx := errgroup.WithContext(ctx)
 	for _, w := range v.all {
@@ -170,8 +174,9 @@ func (v *Views) Run(ctx context.Context) error {
 	return running.Wait()
 }
 
-// Await returns when the view has applied the event at p, or passed it
-// because its stream is parked. It returns ctx's error, or ErrClosed.
+// Await waits until the view has applied the event at p, or has skipped it
+// because the event's stream is parked. It returns ctx's error if ctx is done
+// first, and ErrClosed if the Views are closed.
 func (v *Views) Await(ctx context.Context, view string, p eventstore.Position) error {
 	w, err := v.find(view)
 	if err != nil {
@@ -180,18 +185,18 @@ func (v *Views) Await(ctx context.Context, view string, p eventstore.Position) e
 	return w.await(ctx, p)
 }
 
-// Rebuild makes the view again from the first event of the log on, beside the
-// live one, which goes on answering; then the two change places and the old
-// one is dropped. It works while Run runs, and without. Unless it returns
-// nil, the live view is as it was. progress may be nil; it is told how many
-// events of how many have been read.
+// Rebuild builds the view again from the first event of the log, while the
+// live one continues to answer queries; then it replaces the live view with
+// the new one and drops the old one. Run may be running or not. If Rebuild
+// fails before the switch, the live view is unchanged. progress, which may be
+// nil, is called with the number of events read and the total.
 func (v *Views) Rebuild(ctx context.Context, view string, progress func(done, total int64)) error {
 	w, err := v.find(view)
 	if err != nil {
 		return err
 	}
 	if v.write == nil {
-		return errors.New("projections: opened for reading only")
+		return errors.New("projections: views.db is open read-only")
 	}
 	if progress == nil {
 		progress = func(_, _ int64) {}
@@ -208,51 +213,51 @@ func (v *Views) find(name string) (*view, error) {
 			return w, nil
 		}
 	}
-	return nil, fmt.Errorf("projections: there is no view %q", name)
+	return nil, fmt.Errorf("projections: unknown view %q", name)
 }
 
-// Accounts is the account view.
+// Accounts returns the account view.
 func (v *Views) Accounts() *Accounts { return v.accounts }
 
-// Schedules is the view of what is planned.
+// Schedules returns the view of planned schedules.
 func (v *Views) Schedules() *Schedules { return v.schedules }
 
-// Erasures is the view of erasures that are under way.
+// Erasures returns the view of erasures that are not completed.
 func (v *Views) Erasures() *Erasures { return v.erasures }
 
-// Search is the index that accounts are searched in.
+// Search returns the search index over the accounts.
 func (v *Views) Search() *Search { return v.search }
 
 // The states of a view.
 const (
 	StateLive       = "live"
-	StateRebuilding = "rebuilding" // beside the live one, which answers
+	StateRebuilding = "rebuilding" // a new generation is being built; the live one still answers
 )
 
-// Status is where a view stands.
+// Status is a view's progress.
 type Status struct {
 	Name     string
-	Position eventstore.Position // of the last event it has applied
-	Head     eventstore.Position // of the last event of the log; -1 from OpenReader, which has no log
-	Lag      int64               // events of the log it has not applied; -1 from OpenReader
+	Position eventstore.Position // of the last event the view has applied
+	Head     eventstore.Position // of the log's last event; -1 after OpenReader, which has no log
+	Lag      int64               // events of the log the view has not applied; -1 after OpenReader
 	State    string              // StateLive or StateRebuilding
-	Rebuilt  eventstore.Position // while it is rebuilt, how far that is
-	Parked   []Parked            // streams that wait, by the position they wait at
+	Rebuilt  eventstore.Position // in StateRebuilding: how far the new generation is
+	Parked   []Parked            // the parked streams, by position
 }
 
-// Parked is a stream that waits because one of its events could not be
-// applied; its later events wait with it. Other streams go on.
+// Parked is a stream with an event that the view could not apply. That event
+// and the later ones of its stream wait for a retry; other streams do not.
 type Parked struct {
 	Stream   string
-	Revision eventstore.Revision // of the first event that waits
+	Revision eventstore.Revision // of the first event not applied
 	Position eventstore.Position // of that event
-	Error    string              // why, without personal data
+	Error    string              // why the view could not apply it, without personal data
 	Since    time.Time           // UTC
-	Attempts int64               // to apply it
-	next     time.Time
+	Attempts int64               // to apply the event
+	next     time.Time           // of the next attempt
 }
 
-// Status says where each view stands.
+// Status returns the progress of each view.
 func (v *Views) Status(ctx context.Context) ([]Status, error) {
 	tx, err := v.read.BeginTx(ctx, nil)
 	if err != nil {
@@ -268,7 +273,7 @@ func (v *Views) Status(ctx context.Context) ([]Status, error) {
 			(SELECT max(position) FROM views WHERE name = v.name AND state = 'rebuilding')
 			FROM views v WHERE name = ? AND state = 'live'`, w.name).Scan(&generation, &s.Position, &rebuilt)
 		if errors.Is(err, sql.ErrNoRows) && v.write == nil {
-			all = append(all, s) // the file is of an older program; the next one that writes makes the view
+			all = append(all, s) // an older version wrote the file; the next server start adds the view
 			continue
 		}
 		if err != nil {
@@ -316,8 +321,9 @@ func loadParked(ctx context.Context, tx *sql.Tx, view string, generation int64) 
 	return all, rows.Err()
 }
 
-// Check examines the whole file and returns what is wrong with it. A damaged
-// file is no loss: stop the ledger, delete it, start.
+// Check runs SQLite's integrity check on the whole file and returns its
+// findings as an error. To repair a damaged file, stop the server, delete the
+// file and start the server again.
 func (v *Views) Check(ctx context.Context) error {
 	rows, err := v.read.QueryContext(ctx, "PRAGMA integrity_check(10)")
 	if err != nil {
@@ -337,10 +343,11 @@ func (v *Views) Check(ctx context.Context) error {
 	return errors.Join(append(wrong, rows.Err())...)
 }
 
-// Backup writes a copy of the file, as it is at one moment, to dest, which
-// must not exist. Nobody waits for it.
+// Backup writes a consistent copy of the file to dest, which must not exist.
+// It blocks neither readers nor the writer.
 func (v *Views) Backup(ctx context.Context, dest string) error {
-	// Not from the pool: query_only forbids writing to any file at all.
+	// A connection from the pool cannot do it: query_only forbids writing to
+	// any file, dest included.
 	db, err := connect(v.path, "mode=ro", 1)
 	if err != nil {
 		return fmt.Errorf("projections: back up: %w", err)
@@ -357,7 +364,7 @@ func (v *Views) Close() error {
 	v.close.Do(func() { close(v.closed) })
 	errs := []error{v.read.Close()}
 	if v.write != nil {
-		errs = append(errs, v.write.Close()) // last: it clears the write-ahead log away
+		errs = append(errs, v.write.Close()) // last, because the last connection to close removes the write-ahead log
 	}
 	return errors.Join(errs...)
 }

@@ -15,15 +15,15 @@ import (
 	"accountledger/eventstore"
 )
 
-// TestFollow holds that a view says what the streams say, and says the same
-// when the file is deleted and it is made again.
+// TestFollow checks that the account view has what the streams have, and has the
+// same rows after the file was deleted and rebuilt.
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	v := f.open(t)
 	stop := run(t, v)
-	subs := f.live(t, 8, 10)
-	f.caughtUp(t, v)
+	subs := f.populate(t, 8, 10)
+	f.awaitHead(t, v)
 	f.checkFolds(t, v, subs)
 	live := dump(t, f.path())
 	if err := v.Check(t.Context()); err != nil {
@@ -39,18 +39,18 @@ func TestFollow(t *testing.T) {
 	}
 	v = f.open(t)
 	run(t, v)
-	f.caughtUp(t, v)
+	f.awaitHead(t, v)
 	if diff := cmp.Diff(live, dump(t, f.path())); diff != "" {
-		t.Errorf("(-live +made again):\n%s", diff)
+		t.Errorf("(-live +rebuilt):\n%s", diff)
 	}
 }
 
-// TestPieces holds that it does not matter how the log is cut into batches,
-// nor how often the program starts afresh between two.
-func TestPieces(t *testing.T) {
+// TestBatches checks that the rows do not depend on how the log is divided into
+// batches, nor on restarts between them.
+func TestBatches(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	subs := f.live(t, 4, 10)
+	subs := f.populate(t, 4, 10)
 	var recs []eventstore.Recorded
 	head, _ := f.log.Head(t.Context())
 	for page, err := range f.log.Subscribe(t.Context(), 0) {
@@ -67,7 +67,7 @@ func TestPieces(t *testing.T) {
 		if err := v.all[0].live.apply(t.Context(), recs[:n], nil); err != nil {
 			t.Fatal(err)
 		}
-		// What was applied is not applied again.
+		// A batch that was applied before is skipped.
 		if err := v.all[0].live.apply(t.Context(), recs[:n], nil); err != nil {
 			t.Fatal(err)
 		}
@@ -79,13 +79,13 @@ func TestPieces(t *testing.T) {
 	}
 	f.checkFolds(t, v, subs)
 	if err := v.all[0].live.apply(t.Context(), []eventstore.Recorded{{Position: head + 2}}, nil); err == nil {
-		t.Error("a hole in the log was passed over")
+		t.Error("apply accepted records with a gap in their positions")
 	}
 }
 
-// TestKilled holds that a batch that fails when its rows have been written
-// leaves nothing behind, and that the runner does it again.
-func TestKilled(t *testing.T) {
+// TestFailedCommit checks that a batch that fails after writing its rows leaves
+// no trace, and that the runner repeats it.
+func TestFailedCommit(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	v := f.open(t)
@@ -102,27 +102,27 @@ func TestKilled(t *testing.T) {
 	}
 	exec(`CREATE TABLE failing (yes)`)
 	exec(`CREATE TRIGGER fail BEFORE UPDATE OF position ON views WHEN EXISTS (SELECT * FROM failing)
-		BEGIN SELECT RAISE(ABORT, 'killed'); END`)
+		BEGIN SELECT RAISE(ABORT, 'test'); END`)
 	run(t, v)
 	var subs []string
 	for range 5 {
 		exec(`INSERT INTO failing VALUES (1)`)
-		subs = append(subs, f.live(t, 2, 3)...)
+		subs = append(subs, f.populate(t, 2, 3)...)
 		for _, sub := range subs {
 			f.change(t, sub, 0)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		head, _ := f.log.Head(ctx)
 		if err := v.Await(ctx, AccountsView, head); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Await while nothing can be written = %v", err)
+			t.Errorf("Await while writing fails = %v, want %v", err, context.DeadlineExceeded)
 		}
 		cancel()
 		exec(`DELETE FROM failing`)
-		f.caughtUp(t, v)
+		f.awaitHead(t, v)
 		f.checkFolds(t, v, subs)
 	}
 	if status, err := v.Status(t.Context()); err != nil || len(status[0].Parked) > 0 {
-		t.Errorf("Status = %+v, %v: nobody parks for what the database did", status, err)
+		t.Errorf("Status = %+v, %v, want no stream parked for an error of the database", status, err)
 	}
 }
 
@@ -141,7 +141,7 @@ func TestAwait(t *testing.T) {
 		t.Errorf("Await, canceled = %v", err)
 	}
 	if err := v.Await(t.Context(), "balances", 0); err == nil {
-		t.Error("Await of a view there is not = nil")
+		t.Error("Await of an unknown view = nil")
 	}
 
 	const waiters = 50
@@ -165,7 +165,7 @@ func TestAwait(t *testing.T) {
 	}
 
 	go func() { waiting <- v.Await(t.Context(), AccountsView, 4) }()
-	// Of a closed file nobody waits for anything.
+	// Close ends a running Await.
 	w := f.open(t)
 	go func() { waiting <- w.Await(t.Context(), AccountsView, 4) }()
 	w.Close()
@@ -178,7 +178,7 @@ func TestAwait(t *testing.T) {
 	}
 }
 
-// TestReadYourWrites holds that who awaits a write finds it.
+// TestReadYourWrites checks that a query after Await sees the write.
 func TestReadYourWrites(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -205,22 +205,22 @@ func TestReadYourWrites(t *testing.T) {
 	}
 }
 
-// until asks again until ok, about things that the views tell nobody of.
+// until polls until ok returns true, for conditions that have no signal.
 func until(t *testing.T, ok func() bool) {
 	t.Helper()
-	again, late := time.NewTicker(time.Millisecond), time.After(2*time.Minute)
-	defer again.Stop()
+	tick, timeout := time.NewTicker(time.Millisecond), time.After(2*time.Minute)
+	defer tick.Stop()
 	for !ok() {
 		select {
-		case <-again.C:
-		case <-late:
-			t.Fatal("it does not happen")
+		case <-tick.C:
+		case <-timeout:
+			t.Fatal("the condition does not become true")
 		}
 	}
 }
 
-// TestConfigurationIsNotOpened holds that the account view passes over what
-// is not an account's.
+// TestConfigurationIsNotOpened checks that the account view skips events of
+// other streams without decoding them.
 func TestConfigurationIsNotOpened(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -233,8 +233,8 @@ func TestConfigurationIsNotOpened(t *testing.T) {
 	}
 }
 
-// TestRunEnds holds how Run ends: well when it is told to, whatever the cause,
-// and with an error when there is no log any more.
+// TestRunEnds checks that Run returns nil when its context is canceled, whatever
+// the cause, and an error when the log is closed.
 func TestRunEnds(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

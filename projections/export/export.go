@@ -1,7 +1,7 @@
-// Package export hands over all accounts at once, to systems that load them,
-// and compares what such a system has with the ledger. What it yields is as it
-// was at one position of the log: whoever follows the log from there gets every
-// later change, and none twice.
+// Package export writes all accounts in bulk for other systems to load, and
+// compares the accounts of such a target system with the ledger. An export is a
+// snapshot at one position of the log: a system that loads it and follows the
+// log from there gets every later change exactly once.
 package export
 
 import (
@@ -15,61 +15,61 @@ import (
 	"accountledger/projections"
 )
 
-// Format is a form that accounts are written in.
+// Format is a file format of an export.
 type Format string
 
 // The formats.
 const (
-	NDJSON  Format = "ndjson"  // a document a line, exactly as the API has it
-	CSV     Format = "csv"     // RFC 4180 with a header, a column a member
-	Parquet Format = "parquet" // the same columns, with types
+	NDJSON  Format = "ndjson"  // one document per line, as the API returns it
+	CSV     Format = "csv"     // RFC 4180 with a header, one column per member
+	Parquet Format = "parquet" // the same columns as CSV, with types
 )
 
-// Formats is the list of all formats.
+// Formats lists all formats.
 var Formats = []Format{NDJSON, CSV, Parquet}
 
-// Options says which accounts are written, and how.
+// Options selects the accounts to export and their form.
 type Options struct {
 	Format Format
-	Since  eventstore.Position // only those that have an event after it
-	Fields []string            // of Columns: only these and the sub; none: everything
-	Hidden domain.Hidden       // custom fields that are left out
+	Since  eventstore.Position // only accounts with an event after this position
+	Fields []string            // the Columns to write besides the sub; empty: the whole account
+	Hidden domain.Hidden       // custom fields to omit
 
-	// Begun is called before anything is written, with the position that the
-	// accounts are of and how many there are; Each after each. Both may be nil.
+	// Begun, if not nil, is called before the first write, with the position of
+	// the snapshot and the number of accounts in it. Its error ends the export.
 	Begun func(at eventstore.Position, total int64) error
-	Each  func()
+	Each  func() // if not nil, called after each account
 }
 
-// Summary is what was written.
+// Summary describes a finished export.
 type Summary struct {
-	Position eventstore.Position // all accounts are as they were here
-	Accounts int64
+	Position eventstore.Position // of the snapshot
+	Accounts int64               // the number of accounts written
 }
 
-// Check reports why o cannot be followed.
+// Check returns an error if o has an unknown format or column.
 func (o Options) Check() error {
 	if !slices.Contains(Formats, o.Format) {
-		return fmt.Errorf("export: there is no format %q", o.Format)
+		return fmt.Errorf("export: unknown format %q", o.Format)
 	}
 	for _, name := range o.Fields {
 		if !slices.Contains(Columns, name) {
-			return fmt.Errorf("export: there is no column %q", name)
+			return fmt.Errorf("export: unknown column %q", name)
 		}
 	}
 	return nil
 }
 
-// Accounts writes the accounts of views to w, in the order of their subs, as
-// they are at one position; erased ones, too, without personal data. Memory
-// holds one account, of Parquet some thousand. After an error, what was written
-// is a part.
+// Accounts writes a snapshot of the accounts of views to w, in the order of their
+// subs. It includes erased accounts, which have no personal data. It keeps one
+// account in memory, for Parquet a row group of 5,000. After an error, the output
+// is incomplete.
 func Accounts(ctx context.Context, views *projections.Views, w io.Writer, o Options) (Summary, error) {
 	if err := o.Check(); err != nil {
 		return Summary{}, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // gives the connection back where the rows are not ranged over
+	defer cancel() // releases the connection if the rows are not ranged over
 	at, total, rows, err := views.Accounts().Changed(ctx, o.Since)
 	if err != nil {
 		return Summary{}, err
@@ -98,7 +98,7 @@ func Accounts(ctx context.Context, views *projections.Views, w io.Writer, o Opti
 	return s, out.flush()
 }
 
-// without is row as it is shown to who must not see h.
+// without returns a copy of row with the fields in h removed from its document.
 func without(row projections.AccountRow, h domain.Hidden) (projections.AccountRow, error) {
 	if len(h) == 0 {
 		return row, nil

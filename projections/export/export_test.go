@@ -22,8 +22,8 @@ import (
 	"accountledger/projections"
 )
 
-// TestCSVColumns holds the columns to the types whose members they are: a new
-// member must not be left out of an export without anybody noticing.
+// TestCSVColumns checks that every member of an account and of a profile has a
+// column, so that an export does not omit a new member.
 func TestCSVColumns(t *testing.T) {
 	members := func(types ...any) (names []string) {
 		for _, v := range types {
@@ -37,10 +37,10 @@ func TestCSVColumns(t *testing.T) {
 	}
 	sorted := func(names []string) []string { return slices.Sorted(slices.Values(names)) }
 	if diff := cmp.Diff(sorted(members(domain.Account{})), sorted(append([]string{"sub"}, ofAccount...))); diff != "" {
-		t.Errorf("of an account (-member +column):\n%s", diff)
+		t.Errorf("account (-member +column):\n%s", diff)
 	}
 	if diff := cmp.Diff(sorted(members(domain.Profile{})), sorted(ofIdentity[1:])); diff != "" {
-		t.Errorf("of an identity's profile (-member +column):\n%s", diff)
+		t.Errorf("profile (-member +column):\n%s", diff)
 	}
 }
 
@@ -75,9 +75,9 @@ func TestCSVAccounts(t *testing.T) {
 	}
 }
 
-// TestParquet reads back what was written, and by the columns' types.
+// TestParquet checks that a written file can be read, with the columns' types.
 func TestParquet(t *testing.T) {
-	const n = rowGroup + 10 // more than a group
+	const n = rowGroup + 10 // more than one row group
 	path := filepath.Join(t.TempDir(), "accounts.parquet")
 	f, err := os.Create(path)
 	if err != nil {
@@ -129,11 +129,11 @@ func TestParquet(t *testing.T) {
 		t.Fatal(err)
 	}
 	if at, _ := file.Lookup(metaPosition); at != "17" || len(file.RowGroups()) != 2 {
-		t.Errorf("the file is of position %q and has %d groups; want 17 and 2", at, len(file.RowGroups()))
+		t.Errorf("the file has position %q and %d row groups; want 17 and 2", at, len(file.RowGroups()))
 	}
-	var held []Held
-	if err := ReadTarget(path, func(h Held) { held = append(held, h) }); err != nil || len(held) != n-1 || held[5] != (Held{"s5", 5}) {
-		t.Errorf("ReadTarget: %d accounts, %v", len(held), err)
+	var targetAccounts []Held
+	if err := ReadTarget(path, func(h Held) { targetAccounts = append(targetAccounts, h) }); err != nil || len(targetAccounts) != n-1 || targetAccounts[5] != (Held{"s5", 5}) {
+		t.Errorf("ReadTarget: %d accounts, %v", len(targetAccounts), err)
 	}
 }
 
@@ -159,8 +159,8 @@ func TestReadTarget(t *testing.T) {
 	}
 }
 
-// TestSum holds the checksum to what the pages say, in numbers anybody can
-// compute: printf 's1:0' | sha256sum.
+// TestSum checks that the checksums are as documented. To compute one by hand:
+// printf 's1:0' | sha256sum.
 func TestSum(t *testing.T) {
 	var one, both, other Sum
 	one.Add("s1", 0)
@@ -173,7 +173,7 @@ func TestSum(t *testing.T) {
 		t.Errorf("sums %s, %s, %s", one.Checksum(), both.Checksum(), other.Checksum())
 	}
 	digest = sha256.Sum256([]byte("s1"))
-	for digits := 1; digits <= MaxShardDigits; digits++ {
+	for digits := 1; digits <= maxShardDigits; digits++ {
 		if got := Shard("s1", digits); got != hex.EncodeToString(digest[:])[:digits] || !IsShard(got) {
 			t.Errorf("shard of %d digits is %q", digits, got)
 		}

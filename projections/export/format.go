@@ -15,7 +15,7 @@ import (
 	"accountledger/projections"
 )
 
-// writer writes accounts in a format.
+// writer writes accounts in one format.
 type writer struct {
 	write func(projections.AccountRow) error
 	flush func() error
@@ -46,14 +46,14 @@ func ndjsonAccounts(w io.Writer) writer {
 	buffer := bufio.NewWriterSize(w, 64<<10)
 	return writer{
 		write: func(row projections.AccountRow) error {
-			buffer.Write(row.JSON) // an error stays until Flush
+			buffer.Write(row.JSON) // bufio keeps an error and returns it from later calls
 			return buffer.WriteByte('\n')
 		},
 		flush: buffer.Flush,
 	}
 }
 
-// flatAccounts writes the columns of each account as an object a line.
+// flatAccounts writes one JSON object per line with the columns of an account.
 func flatAccounts(w io.Writer, columns []string) writer {
 	out := jsontext.NewEncoder(w)
 	object := make(map[string]jsontext.Value, len(columns))
@@ -75,8 +75,9 @@ func flatAccounts(w io.Writer, columns []string) writer {
 	}
 }
 
-// The columns of an account: its sub, the members of its primary identity,
-// which is the first, and then its own. A test holds them to the domain's types.
+// The columns: the account's sub, the members of its first identity, which is the
+// primary one, then the account's other members. A test compares them with the
+// domain's types.
 var (
 	ofIdentity = []string{
 		"provider", "given_name", "family_name", "middle_name", "nickname", "email", "email_verified", "mobile_number", "mobile_number_verified",
@@ -88,11 +89,11 @@ var (
 		"revision", "position",
 	}
 
-	// Columns are the names of all columns, in the order of CSV.
+	// Columns lists the names of all columns in the order of CSV.
 	Columns = slices.Concat([]string{"sub"}, ofIdentity, ofAccount)
 )
 
-// flat is an account's values of columns; what it does not have is empty.
+// flat returns an account's values for columns; a missing value is empty.
 func flat(row projections.AccountRow, columns []string) ([]jsontext.Value, error) {
 	var account map[string]jsontext.Value
 	var identities []map[string]jsontext.Value
@@ -101,7 +102,7 @@ func flat(row projections.AccountRow, columns []string) ([]jsontext.Value, error
 		err = json.Unmarshal(account["identities"], &identities)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("export: account %s: %T", row.Sub, err) // it may quote what it stumbled over
+		return nil, fmt.Errorf("export: account %s: %T", row.Sub, err) // only the type: a JSON error may quote personal data
 	}
 	values := make([]jsontext.Value, len(columns))
 	for i, name := range columns {
@@ -115,12 +116,12 @@ func flat(row projections.AccountRow, columns []string) ([]jsontext.Value, error
 	return values, nil
 }
 
-// csvAccounts writes RFC 4180: a string is itself, anything else is JSON, and
-// what an account does not have is empty.
+// csvAccounts writes RFC 4180: strings as they are, other values as JSON, and
+// missing values as empty fields.
 func csvAccounts(w io.Writer, columns []string) writer {
 	out := csv.NewWriter(w)
 	record := make([]string, len(columns))
-	failed := out.Write(columns) // into a buffer: an error comes with flush
+	headerErr := out.Write(columns) // flush returns it
 	return writer{
 		write: func(row projections.AccountRow) error {
 			values, err := flat(row, columns)
@@ -134,12 +135,12 @@ func csvAccounts(w io.Writer, columns []string) writer {
 		},
 		flush: func() error {
 			out.Flush()
-			return errors.Join(failed, out.Error())
+			return errors.Join(headerErr, out.Error())
 		},
 	}
 }
 
-// text is a string's text, and of anything else its JSON.
+// text returns the text of a JSON string, and the JSON of any other value.
 func text(v jsontext.Value) string {
 	if v.Kind() != '"' {
 		return string(v)

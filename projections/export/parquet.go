@@ -14,16 +14,16 @@ import (
 	"accountledger/projections"
 )
 
-// What a Parquet file says of itself, in its key-value metadata.
+// The keys of a Parquet file's metadata.
 const (
-	metaPosition = "ledger-position" // all accounts are as they were here
-	metaSince    = "ledger-since"    // only those that changed after it
+	metaPosition = "ledger-position" // the position of the snapshot
+	metaSince    = "ledger-since"    // Options.Since
 )
 
-// rowGroup is how many accounts a row group has: they are in memory together.
+// rowGroup is the number of accounts in a row group, which is kept in memory.
 const rowGroup = 5_000
 
-// Columns that are no text; Parquet has types for them.
+// The columns with another Parquet type than string.
 var (
 	booleans  = []string{"email_verified", "mobile_number_verified"}
 	integers  = []string{"revision", "position"}
@@ -31,10 +31,10 @@ var (
 	documents = []string{"address", "identities", "userIds", "customFields", "fieldClaims", "groups", "consents", "schedules", "deletion", "combinedFrom"}
 )
 
-// parquetAccounts writes Apache Parquet: the columns of CSV, in the order of
-// their names, all but the sub optional. Lists and maps are JSON.
+// parquetAccounts writes Apache Parquet: the columns of CSV, ordered by name, all
+// optional except the sub. Lists and objects are JSON.
 func parquetAccounts(w io.Writer, columns []string, at, since eventstore.Position) writer {
-	columns = slices.Sorted(slices.Values(columns)) // as a parquet.Group has them
+	columns = slices.Sorted(slices.Values(columns)) // the order of a parquet.Group
 	nodes := parquet.Group{}
 	for _, name := range columns {
 		nodes[name] = parquet.Optional(nodeOf(name))
@@ -68,6 +68,7 @@ func parquetAccounts(w io.Writer, columns []string, at, since eventstore.Positio
 	}
 }
 
+// nodeOf returns the type of a column.
 func nodeOf(column string) parquet.Node {
 	switch {
 	case slices.Contains(booleans, column):
@@ -82,7 +83,7 @@ func nodeOf(column string) parquet.Node {
 	return parquet.String()
 }
 
-// cell is a member's value in its column.
+// cell returns a member's value in its column's type.
 func cell(column string, v jsontext.Value) (parquet.Value, error) {
 	switch {
 	case len(v) == 0:

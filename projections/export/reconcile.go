@@ -15,14 +15,14 @@ import (
 	"accountledger/projections"
 )
 
-// Sum says which accounts at which revisions there are, in 64 bits. A target
-// system computes it from an export, and keeps it up to date with every event
-// it takes: it does not depend on an order.
+// Sum is a 64-bit checksum over a set of accounts and their revisions. It does
+// not depend on an order, so a target system can compute it from an export and
+// update it with every event.
 //
 // The checksum of an account is the first 8 bytes, big-endian, of the SHA-256 of
 // "<sub>:<revision>"; that of several is their sum modulo 2^64, written in 16
-// hexadecimal digits. Erased accounts do not count. It finds mistakes, not
-// forgers.
+// hexadecimal digits. Erased accounts do not count. It detects mistakes, not
+// manipulation.
 type Sum struct {
 	Accounts int64
 	checksum uint64
@@ -35,27 +35,27 @@ func (s *Sum) Add(sub string, revision eventstore.Revision) {
 	s.checksum += binary.BigEndian.Uint64(digest[:8])
 }
 
-// Checksum is the checksum as it is written.
+// Checksum returns the checksum as 16 hexadecimal digits.
 func (s Sum) Checksum() string { return fmt.Sprintf("%016x", s.checksum) }
 
-// MaxShardDigits bounds how finely accounts are divided.
-const MaxShardDigits = 4
+// maxShardDigits is the maximum number of digits in the name of a shard.
+const maxShardDigits = 4
 
-// Shard is the part of the accounts that sub belongs to: the first hexadecimal
+// Shard returns the name of the shard that sub belongs to: the first hexadecimal
 // digits of its SHA-256.
 func Shard(sub string, digits int) string {
 	digest := sha256.Sum256([]byte(sub))
 	return hex.EncodeToString(digest[:(digits+1)/2])[:digits]
 }
 
-var shardName = regexp.MustCompile(`^[0-9a-f]{1,4}$`)
+var shardName = regexp.MustCompile(fmt.Sprintf(`^[0-9a-f]{1,%d}$`, maxShardDigits))
 
-// IsShard reports whether name can be a shard's.
+// IsShard reports whether name is a valid name of a shard.
 func IsShard(name string) bool { return shardName.MatchString(name) }
 
-// Sums adds up the accounts by shard, at one position. Shards without accounts
-// are missing. It looks at every account's revision, which takes about a second
-// for a million.
+// Sums returns the checksums of all accounts and of each shard in a snapshot at
+// position at. shards omits shards without accounts. Sums reads every account's
+// revision, which takes about a second for a million accounts.
 func Sums(ctx context.Context, views *projections.Views, digits int) (at eventstore.Position, all Sum, shards map[string]Sum, err error) {
 	shards = map[string]Sum{}
 	at, err = living(ctx, views, func(row projections.AccountRow) {
@@ -68,7 +68,7 @@ func Sums(ctx context.Context, views *projections.Views, digits int) (at eventst
 	return at, all, shards, err
 }
 
-// InShard calls each for every account of a shard, at one position.
+// InShard calls each for every account of a shard in a snapshot at position at.
 func InShard(ctx context.Context, views *projections.Views, shard string, each func(projections.AccountRow)) (at eventstore.Position, err error) {
 	return living(ctx, views, func(row projections.AccountRow) {
 		if Shard(row.Sub, len(shard)) == shard {
@@ -94,42 +94,44 @@ func living(ctx context.Context, views *projections.Views, each func(projections
 	return at, nil
 }
 
-// Held is an account as a target system has it.
+// Held is an account that a target system has.
 type Held struct {
 	Sub      string
 	Revision eventstore.Revision
 }
 
-// Difference is an account that a target system has otherwise than the ledger.
+// Difference is an account that differs between a target system and the ledger.
 type Difference struct {
 	Sub      string              `json:"sub"`
-	What     string              `json:"what"`     // missing, behind, ahead, surplus or twice
-	Ledger   eventstore.Revision `json:"ledger"`   // the account's revision; -1: the ledger has no such account, or it is erased
-	Target   eventstore.Revision `json:"target"`   // -1: the target has none
-	Position eventstore.Position `json:"position"` // of the account's last event; 0: no such account
+	What     string              `json:"what"`     // Missing, Behind, Ahead, Surplus or Twice
+	Ledger   eventstore.Revision `json:"ledger"`   // the account's revision in the ledger; -1: the ledger has no such account, or it is erased
+	Target   eventstore.Revision `json:"target"`   // the account's revision in the target; -1: the target has no such account
+	Position eventstore.Position `json:"position"` // of the account's last event; 0: the ledger has no such account
 }
 
-// What an account differs in.
+// The kinds of Difference.
 const (
-	Missing = "missing" // the target does not have it
+	Missing = "missing" // the target does not have the account
 	Behind  = "behind"  // the target has an older revision
-	Ahead   = "ahead"   // the target has a newer one: is it another ledger's?
-	Surplus = "surplus" // the target has it and the ledger does not, or no longer
-	Twice   = "twice"   // the target has it more than once
+	Ahead   = "ahead"   // the target has a newer revision, perhaps from another ledger
+	Surplus = "surplus" // the target has an account that the ledger does not have or has erased
+	Twice   = "twice"   // the target has the account more than once
 )
 
-// Comparison is what came of a comparison.
+// Comparison is the result of Compare.
 type Comparison struct {
-	Position eventstore.Position // the ledger's side is as it was here
-	Equal    int64
-	Later    int64 // not compared, because they changed after what the target knows
-	Target   int64 // accounts the target has
+	Position eventstore.Position // of the ledger's snapshot
+	Equal    int64               // the number of equal accounts
+	Later    int64               // the number of accounts not compared because they changed after the target's position
+	Target   int64               // the number of the target's accounts
 }
 
-// Compare compares what a target has with the ledger and calls differs for each
-// difference, in no order. Accounts that changed after the position known are
-// not compared, unless known is 0. The target's accounts are in memory, 24 bytes
-// each and what a map needs.
+// Compare compares a target system's accounts with the ledger and calls differs
+// for each difference, in no particular order. target calls its argument for each
+// of the target's accounts. known is the position up to which the target has
+// applied the log: accounts that changed after it are not compared; 0 compares
+// all. Compare keeps a map of the target's accounts in memory, 24 bytes per entry
+// plus the map's overhead.
 func Compare(ctx context.Context, views *projections.Views, known eventstore.Position, target func(each func(Held)) error, differs func(Difference)) (Comparison, error) {
 	var c Comparison
 	held := map[uuid.UUID]eventstore.Revision{}
@@ -137,7 +139,7 @@ func Compare(ctx context.Context, views *projections.Views, known eventstore.Pos
 	err := target(func(h Held) {
 		id, err := uuid.Parse(h.Sub)
 		if err != nil && invalid == nil {
-			invalid = fmt.Errorf("export: account %d of the target has no sub that is a UUID", c.Target+1)
+			invalid = fmt.Errorf("export: account %d of the target has a sub that is not a UUID", c.Target+1)
 		}
 		if c.Target++; err != nil {
 			return

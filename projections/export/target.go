@@ -18,9 +18,10 @@ import (
 	"accountledger/eventstore"
 )
 
-// ReadTarget reads what a target system has from a file of its own making or of
-// an export: .ndjson, .csv or .parquet with sub and revision. Accounts with an
-// erasedTime are passed over.
+// ReadTarget reads a target system's accounts from a file and calls each for
+// every one. The file, written by the target or by Accounts, is .ndjson, .csv or
+// .parquet with the members sub and revision. Accounts with an erasedTime are
+// skipped.
 func ReadTarget(path string, each func(Held)) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -35,7 +36,7 @@ func ReadTarget(path string, each func(Held)) error {
 	case Parquet:
 		err = readParquet(f, each)
 	default:
-		return fmt.Errorf("export: the name of %s does not end in .ndjson, .csv or .parquet", path)
+		return fmt.Errorf("export: the file name %s must end in .ndjson, .csv or .parquet", path)
 	}
 	if err != nil {
 		return fmt.Errorf("export: %s: %w", path, err)
@@ -43,7 +44,7 @@ func ReadTarget(path string, each func(Held)) error {
 	return nil
 }
 
-var errNoRevision = errors.New("it has no sub and revision")
+var errNoRevision = errors.New("sub or revision is missing or invalid")
 
 func readNDJSON(r io.Reader, each func(Held)) error {
 	d := jsontext.NewDecoder(r)
@@ -54,7 +55,7 @@ func readNDJSON(r io.Reader, each func(Held)) error {
 			Erased   string               `json:"erasedTime"`
 		}
 		if err := json.UnmarshalDecode(d, &a); err != nil {
-			return fmt.Errorf("account %d: %T", n, err) // it may quote what it stumbled over
+			return fmt.Errorf("account %d: %T", n, err) // only the type: a JSON error may quote personal data
 		}
 		if a.Sub == "" || a.Revision == nil {
 			return fmt.Errorf("account %d: %w", n, errNoRevision)
@@ -64,7 +65,7 @@ func readNDJSON(r io.Reader, each func(Held)) error {
 		}
 	}
 	if _, err := d.ReadToken(); err != io.EOF {
-		return fmt.Errorf("not JSON: %T", err)
+		return fmt.Errorf("invalid JSON: %T", err)
 	}
 	return nil
 }
@@ -124,7 +125,7 @@ func readParquet(f *os.File, each func(Held)) error {
 			n, err := in.ReadRows(rows)
 			for _, row := range rows[:n] {
 				var h Held
-				gone := false
+				isErased := false
 				row.Range(func(column int, values []parquet.Value) bool {
 					switch column {
 					case sub:
@@ -132,11 +133,11 @@ func readParquet(f *os.File, each func(Held)) error {
 					case revision:
 						h.Revision = eventstore.Revision(values[0].Int64())
 					case erased:
-						gone = !values[0].IsNull()
+						isErased = !values[0].IsNull()
 					}
 					return true
 				})
-				if !gone {
+				if !isErased {
 					each(h)
 				}
 			}

@@ -1,5 +1,5 @@
-// Package projectionstest writes logs for tests and benchmarks of what follows
-// a log: large ones, quickly.
+// Package projectionstest writes large logs quickly, for tests and benchmarks of
+// subscribers.
 package projectionstest
 
 import (
@@ -13,17 +13,19 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// History is a log of some size.
+// History describes a log to write.
 type History struct {
-	Accounts, Events int
-	Interleaved      bool // the accounts' events lie in turns, not side by side
+	Accounts, Events int  // each account gets Events / Accounts events
+	Interleaved      bool // the accounts' events alternate instead of being consecutive
 
-	// Body is the event of an account at a revision; default the function Body.
+	// Body returns the event of an account at a revision. Default: the function
+	// Body.
 	Body func(account, revision int) (eventType string, clear, personal []byte)
 }
 
-// Write appends h to log as an importer would, in large commits. The events
-// are what the ledger writes: of about 400 bytes, their personal part sealed.
+// Write appends h to log in large commits, as an import does. With the default
+// Body, the events have about 400 bytes, like those of the ledger. Their personal
+// part is sealed.
 func (h History) Write(t testing.TB, log eventstore.Store, keys *seal.Keys) {
 	t.Helper()
 	type stream struct {
@@ -72,8 +74,9 @@ func (h History) Write(t testing.TB, log eventstore.Store, keys *seal.Keys) {
 	}
 }
 
-// Body is the event of an account at a revision: its creation, then in turns
-// what happens to accounts. Personal is what is to be sealed.
+// Body returns the event of an account at a revision: its creation at revision 0,
+// then alternating changes. clear is the event's open part, personal the part to
+// seal.
 func Body(account, revision int) (eventType string, clear, personal []byte) {
 	meta := fmt.Sprintf(`"meta":{"actor":{"kind":"import","id":"bench"},"commandId":"%d-%d"}`, account, revision)
 	identity := fmt.Sprintf("00000000-0000-7000-8000-%012d", account)
