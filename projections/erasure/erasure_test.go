@@ -213,7 +213,7 @@ func (r running) await(t *testing.T, sub string) {
 	}
 }
 
-// TestErase holds that of erased accounts among others nothing is left in any
+// TestErase checks that of erased accounts among others nothing is left in any
 // file, that all others still open, and that to run again adds nothing.
 func TestErase(t *testing.T) {
 	t.Parallel()
@@ -274,7 +274,7 @@ func open(t *testing.T, r running, sub string) projections.Erasure {
 	return projections.Erasure{}
 }
 
-// TestKilled holds that an erasure that ended after any of its steps is
+// TestKilled checks that an erasure that ended after any of its steps is
 // completed at the next start, once.
 func TestKilled(t *testing.T) {
 	t.Parallel()
@@ -316,7 +316,7 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestCombined holds that what a merged account left in the streams of others
+// TestCombined checks that what a merged account left in the streams of others
 // goes when it is erased after it was separated again.
 func TestCombined(t *testing.T) {
 	t.Parallel()
@@ -361,7 +361,7 @@ func (f failures) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestBusy holds that an erasure is not said to be complete while a reader
+// TestBusy checks that an erasure is not said to be complete while a reader
 // keeps old pages in a file, and is completed when the reader has gone.
 func TestBusy(t *testing.T) {
 	t.Parallel()
@@ -402,7 +402,7 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// TestSubscribers holds that a certificate calls acknowledged what a receiver
+// TestSubscribers checks that a certificate calls acknowledged what a receiver
 // has answered, and no more than settled what is not remembered.
 func TestSubscribers(t *testing.T) {
 	t.Parallel()

@@ -159,6 +159,22 @@ func TestReadTarget(t *testing.T) {
 	}
 }
 
+// TestReadTargetNoRevision checks that a Parquet file with an account without a
+// revision is refused, as in the other formats, instead of read as revision 0.
+func TestReadTargetNoRevision(t *testing.T) {
+	type account struct {
+		Sub      string `parquet:"sub"`
+		Revision *int64 `parquet:"revision,optional"`
+	}
+	path := filepath.Join(t.TempDir(), "a.parquet")
+	if err := parquet.WriteFile(path, []account{{"s1", nil}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReadTarget(path, func(h Held) { t.Errorf("read %v", h) }); !errors.Is(err, errNoRevision) {
+		t.Errorf("ReadTarget = %v, want %v", err, errNoRevision)
+	}
+}
+
 // TestSum checks that the checksums are as documented. To compute one by hand:
 // printf 's1:0' | sha256sum.
 func TestSum(t *testing.T) {

@@ -125,18 +125,22 @@ func readParquet(f *os.File, each func(Held)) error {
 			n, err := in.ReadRows(rows)
 			for _, row := range rows[:n] {
 				var h Held
-				isErased := false
+				isErased, hasRevision := false, false
 				row.Range(func(column int, values []parquet.Value) bool {
 					switch column {
 					case sub:
 						h.Sub = values[0].String()
 					case revision:
+						hasRevision = values[0].Kind() == parquet.Int64
 						h.Revision = eventstore.Revision(values[0].Int64())
 					case erased:
 						isErased = !values[0].IsNull()
 					}
 					return true
 				})
+				if !hasRevision {
+					return errors.Join(errNoRevision, in.Close())
+				}
 				if !isErased {
 					each(h)
 				}

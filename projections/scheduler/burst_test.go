@@ -107,7 +107,7 @@ func (r running) beside(t testing.TB, done <-chan struct{}) (took []time.Duratio
 	}
 }
 
-// TestBurst holds that much that is due in the same second is worked off, each
+// TestBurst checks that much that is due in the same second is worked off, each
 // once, while other commands go on.
 func TestBurst(t *testing.T) {
 	t.Parallel()

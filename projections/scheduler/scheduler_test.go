@@ -175,7 +175,7 @@ func (r running) create(t testing.TB, sub string) {
 		{IdentityID: "i-" + sub, Provider: domain.ProviderSelf, Profile: domain.Profile{Email: sub + "@example.com"}}}})
 }
 
-// TestOnce holds that each schedule has its effect once: with two schedulers
+// TestOnce checks that each schedule has its effect once: with two schedulers
 // at once, over restarts, and while the clock jumps.
 func TestOnce(t *testing.T) {
 	t.Parallel()
@@ -215,7 +215,7 @@ func TestOnce(t *testing.T) {
 	}
 }
 
-// TestPostponed holds that what was postponed or cancelled does not happen at
+// TestPostponed checks that what was postponed or cancelled does not happen at
 // the old time.
 func TestPostponed(t *testing.T) {
 	t.Parallel()
