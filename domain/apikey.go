@@ -156,13 +156,13 @@ func (k *APIKeys) evolve(x Entry) {
 	k.commands = k.commands.with(x)
 }
 
-// APIKeyCommand is something a caller asks of one API key.
+// APIKeyCommand is a command on one API key.
 type APIKeyCommand interface {
 	decide(k *APIKeys, now time.Time) ([]Event, error)
 	id() string // of the key
 }
 
-// CreateAPIKey makes an API key.
+// CreateAPIKey creates an API key.
 type CreateAPIKey struct {
 	KeyID    string
 	Settings APIKeySettings
@@ -180,7 +180,7 @@ func (c CreateAPIKey) decide(k *APIKeys, now time.Time) ([]Event, error) {
 	return []Event{APIKeyCreated{c.KeyID, c.Settings.normal()}}, nil
 }
 
-// UpdateAPIKey sets an API key anew.
+// UpdateAPIKey replaces the settings of an API key.
 type UpdateAPIKey struct {
 	KeyID    string
 	Settings APIKeySettings
@@ -205,7 +205,7 @@ func (c UpdateAPIKey) decide(k *APIKeys, now time.Time) ([]Event, error) {
 	return []Event{APIKeyUpdated{c.KeyID, settings, fields}}, nil
 }
 
-// RevokeAPIKey ends an API key.
+// RevokeAPIKey revokes an API key permanently.
 type RevokeAPIKey struct{ KeyID string }
 
 func (c RevokeAPIKey) id() string { return c.KeyID }
@@ -219,7 +219,7 @@ func (c RevokeAPIKey) decide(k *APIKeys, _ time.Time) ([]Event, error) {
 
 func errNoAPIKey() *Error { return refuse(CodeAPIKeyNotFound, "There is no such API key.") }
 
-// normal is s as it is recorded.
+// normal returns s in the form in which it is recorded.
 func (s APIKeySettings) normal() APIKeySettings {
 	s.Scopes = slices.Compact(slices.Sorted(slices.Values(s.Scopes)))
 	s.ExpiresTime = s.ExpiresTime.UTC().Truncate(time.Microsecond)
@@ -228,7 +228,7 @@ func (s APIKeySettings) normal() APIKeySettings {
 
 var scopeName = regexp.MustCompile(`^[a-z][a-z-]{0,30}:[a-z]{1,16}$`)
 
-// check returns what is wrong with s; an end that stays as it is may be past.
+// check returns the faults of s. An expiry that does not change may be in the past.
 func (s APIKeySettings) check(now, expires time.Time) error {
 	var f faults
 	if s.Name == "" {
@@ -247,8 +247,8 @@ func (s APIKeySettings) check(now, expires time.Time) error {
 	return f.err()
 }
 
-// APIKeys returns the keys as they are now, so far as this process knows:
-// another one's changes are seen by LoadAPIKeys.
+// APIKeys returns the current keys, as far as this process knows. LoadAPIKeys
+// also sees the changes of other processes.
 func (l *Ledger) APIKeys(ctx context.Context) (*APIKeys, error) {
 	if k := l.apiKeys.Load(); k != nil {
 		return k, nil
@@ -256,14 +256,14 @@ func (l *Ledger) APIKeys(ctx context.Context) (*APIKeys, error) {
 	return l.LoadAPIKeys(ctx)
 }
 
-// LoadAPIKeys brings the keys in memory up to their stream's end.
+// LoadAPIKeys applies the events that the keys in memory do not have yet.
 func (l *Ledger) LoadAPIKeys(ctx context.Context) (*APIKeys, error) {
 	l.keying.Lock()
 	defer l.keying.Unlock()
 	return l.loadAPIKeys(ctx)
 }
 
-// loadAPIKeys is LoadAPIKeys for who holds l.keying.
+// loadAPIKeys is LoadAPIKeys for a caller that holds l.keying.
 func (l *Ledger) loadAPIKeys(ctx context.Context) (*APIKeys, error) {
 	k := l.apiKeys.Load()
 	first := k == nil

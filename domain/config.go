@@ -10,8 +10,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// Config is what the ledger's operators have set: the fold of one stream, and
-// the same for all accounts. It is small and always in memory.
+// Config is the configuration that the ledger's operators have set. It is the
+// fold of one stream, applies to all accounts, and stays in memory.
 type Config struct {
 	Roles          map[string]Role          // by Role.Role
 	GroupTypes     map[string]GroupType     // by GroupType.GroupType
@@ -30,8 +30,8 @@ type Config struct {
 // ConfigStream is the stream that holds the ledger's configuration.
 const ConfigStream = "configuration"
 
-// NewConfig is the configuration before its first event: what is there from
-// the start.
+// NewConfig returns the configuration before its first event: the system's own
+// roles, group types and groups.
 func NewConfig() *Config {
 	c := &Config{Roles: map[string]Role{}, GroupTypes: map[string]GroupType{}, Groups: map[string]Group{},
 		Fields: map[string]Field{}, Consents: map[string]Consent{},
@@ -48,8 +48,8 @@ func NewConfig() *Config {
 	return c
 }
 
-// clone copies c so far that its copy may evolve: the maps, not what is in
-// them.
+// clone returns a copy of c that may evolve. It copies the maps; their values are
+// shared.
 func (c *Config) clone() *Config {
 	d := *c
 	d.Roles, d.GroupTypes, d.Groups = maps.Clone(c.Roles), maps.Clone(c.GroupTypes), maps.Clone(c.Groups)
@@ -75,14 +75,14 @@ func (*Config) unborn() *Config { return NewConfig() }
 // configEvent is an event of the configuration's stream.
 type configEvent interface {
 	Event
-	// evolve makes c, which nobody else has yet, what it is after x, whose
-	// event this is. Values in c's maps are shared with older configurations:
-	// they are replaced, not changed.
+	// evolve applies the event, whose entry is x, to c. Nothing else uses c yet.
+	// The values in c's maps are shared with older configurations, so evolve
+	// replaces them and never changes them.
 	evolve(c *Config, x Entry)
 }
 
-// Evolve makes c, which nobody else has yet, what it is after x. It never
-// refuses: x has happened.
+// Evolve applies x to c, which nothing else may use yet. It never refuses: x has
+// happened.
 func (c *Config) Evolve(x Entry) {
 	e, ok := x.Event.(configEvent)
 	if !ok {
@@ -93,38 +93,38 @@ func (c *Config) Evolve(x Entry) {
 	c.commands = c.commands.with(x)
 }
 
-// ConfigCommand is something a caller asks of the configuration.
+// ConfigCommand is a command on the configuration.
 type ConfigCommand interface {
 	// decide returns the events it causes, none if it changes nothing.
 	decide(c *Config, now time.Time) ([]Event, error)
-	// revision is that of the object it is about: of the last event that
-	// changed it, NoStream if there is none. If-Match is held against it.
+	// revision returns the revision of the command's object: that of the last
+	// event that changed it, or NoStream if it does not exist. The pipeline
+	// compares If-Match with it.
 	revision(c *Config) eventstore.Revision
 }
 
-// Census knows all accounts together: what an account decides alone, it never
-// asks. The ledger asks while no account changes, and its answers include
-// every event of the log.
+// Census answers questions about all accounts together. Commands on one account
+// never need it. The ledger asks while no account changes, and the answers
+// include every event of the log.
 type Census interface {
-	// Members counts the memberships in a group, or of a role, or of a role in
-	// a group; an empty one stands for any. With the role NoRole it counts those
-	// without one.
+	// Members counts the memberships with a group and a role. An empty group or
+	// role matches any; the role NoRole matches memberships without a role.
 	Members(ctx context.Context, groupID, role string) (int64, error)
 
-	// Accounts yields every account as it was at one position of the log or
-	// later. Unlike the others it is asked while accounts change: it takes as
-	// long as there are many.
+	// Accounts yields every account as it was at position at of the log, or
+	// later. The ledger calls it while accounts change, because it takes time in
+	// proportion to their number.
 	Accounts(ctx context.Context) (at eventstore.Position, accounts iter.Seq2[Account, error], err error)
 }
 
-// surveyed is a ConfigCommand that depends on what all accounts together are.
+// surveyed is a ConfigCommand whose decision depends on the Census.
 type surveyed interface {
 	ConfigCommand
-	// survey returns the command with what it wants to know filled in.
+	// survey returns the command with the answers of the census filled in.
 	survey(ctx context.Context, c *Config, census Census) (ConfigCommand, error)
 }
 
-// Config returns the configuration as it is now. It is not to be changed.
+// Config returns the current configuration. The caller must not change it.
 func (l *Ledger) Config(ctx context.Context) (*Config, error) {
 	if c := l.config.Load(); c != nil {
 		return c, nil
@@ -134,7 +134,7 @@ func (l *Ledger) Config(ctx context.Context) (*Config, error) {
 	return l.loadConfig(ctx)
 }
 
-// loadConfig brings the Config in memory up to its stream's end. The caller
+// loadConfig applies the events that the Config in memory does not have yet. The caller
 // holds l.configuring for writing.
 func (l *Ledger) loadConfig(ctx context.Context) (*Config, error) {
 	before := l.config.Load()
@@ -189,7 +189,8 @@ func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (R
 	})
 }
 
-// informed returns cmd with what it must know of all accounts filled in.
+// informed returns cmd with everything filled in that it must know about all
+// accounts.
 func (l *Ledger) informed(ctx context.Context, c *Config, cmd ConfigCommand, seen inspection) (_ ConfigCommand, err error) {
 	if cmd, err = l.conclude(ctx, c, cmd, seen); err != nil {
 		return nil, err

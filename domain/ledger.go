@@ -17,8 +17,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// Ledger is the write side: it loads an account, lets the rules decide, and
-// appends what they decided. It may be used by many goroutines at once.
+// Ledger is the write side: it loads an account, has the rules decide, and
+// appends the events. It is safe for concurrent use.
 type Ledger struct {
 	log    eventstore.Store
 	codec  Codec
@@ -27,7 +27,7 @@ type Ledger struct {
 	cache  *otter.Cache[string, Account] // folded accounts; checked against the stream at every append
 
 	hits, misses atomic.Int64                    // of cache
-	observe      func(context.Context, Executed) // nil: nobody asks
+	observe      func(context.Context, Executed) // may be nil
 
 	// locks serialise the commands on one stream inside this process, so that
 	// they do not lose to one another again and again. Between processes the
@@ -35,26 +35,26 @@ type Ledger struct {
 	locks [1024]sync.Mutex
 	seed  maphash.Seed
 
-	// configuring is held for reading from a command's decision to its append,
-	// and for writing by a change of the configuration: no account changes by
-	// rules that no longer hold. Between processes that is not so.
+	// configuring is held for reading by commands on accounts, from decision to
+	// append, and for writing by changes of the configuration. So no account
+	// changes by rules that no longer apply. Other processes do not take part.
 	configuring sync.RWMutex
-	config      atomic.Pointer[Config] // nil until it was asked for; changes under configuring, and is read without
+	config      atomic.Pointer[Config] // nil until first used; written under configuring, read without
 
-	keying  sync.Mutex              // held by a change of the API keys
-	apiKeys atomic.Pointer[APIKeys] // nil until they were asked for; changes under keying, and is read without
+	keying  sync.Mutex              // held while a command changes the API keys
+	apiKeys atomic.Pointer[APIKeys] // nil until first used; written under keying, read without
 }
 
-// LedgerConfig says what a Ledger works with.
+// LedgerConfig configures a Ledger.
 type LedgerConfig struct {
 	Log    eventstore.Store
 	Codec  Codec
-	Census Census           // of the accounts in Log; without one, what depends on it is not to be asked
+	Census Census           // of the accounts in Log; required by commands on groups, roles, fields and consents
 	Cache  int              // accounts kept folded in memory; default 10,000
 	Now    func() time.Time // default time.Now
 
-	// Observe is told of each command when it is over, by whoever asked it and
-	// with their context: it must not wait for anything. Default: nobody is.
+	// Observe is called after each command, in the caller's goroutine and with
+	// its context, so it must not block. Default: none.
 	Observe func(context.Context, Executed)
 }
 
@@ -72,13 +72,14 @@ func NewLedger(c LedgerConfig) *Ledger {
 	}
 }
 
-// joint is a command that decides over several accounts at once: the one it
-// is asked of, and others.
+// joint is a command that decides over several accounts at once: the addressed
+// account, and others.
 type joint interface {
 	Command
-	// others names them, given the account it is asked of.
+	// others returns the subs of the others, given the addressed account.
 	others(a Account) []string
-	// decideJoint returns the events it causes in a, and in each of the others.
+	// decideJoint returns the events that the command causes in a, and in each of
+	// the others.
 	decideJoint(s Setting, a Account, others []Account) ([]Event, [][]Event, error)
 }
 
@@ -103,7 +104,8 @@ func (l *Ledger) Execute(ctx context.Context, r Request, sub string, cmd Command
 
 func (l *Ledger) execute(ctx context.Context, r Request, sub string, cmd Command) (Result[Account], error) {
 	defer l.lock(sub)()
-	// A creation expects nothing, so it reads nothing, until it is contradicted.
+	// A creation expects an empty stream, so it reads the stream only after a
+	// conflict.
 	_, blind := cmd.(CreateAccount)
 	blind = blind && !r.DryRun
 	return retry(func() (Result[Account], error) {
@@ -137,7 +139,8 @@ func (l *Ledger) executeJoint(ctx context.Context, r Request, sub string, cmd jo
 			}
 		}
 		if now := cmd.others(before[0]); !slices.Equal(now, subs[1:]) {
-			// They changed before the locks were held. Not worth a loop that takes others.
+			// The set changed before the locks were taken. It is rare enough to leave
+			// the retry to the caller.
 			return Result[Account]{}, refuse(CodeConcurrentChange, "The account was merged or separated at the same time; retry the request.")
 		}
 		return l.decide(ctx, r, cmd, before, func(s Setting) ([][]Event, error) {
@@ -193,14 +196,14 @@ func (l *Ledger) decide(ctx context.Context, r Request, cmd Command, before []Ac
 }
 
 // lock waits until no other command of this process works on the streams of
-// ids, and returns what lets the next one go on.
+// ids. unlock lets the next one continue.
 func (l *Ledger) lock(ids ...string) (unlock func()) {
 	if len(ids) == 1 {
 		mu := &l.locks[l.lockOf(ids[0])]
 		mu.Lock()
 		return mu.Unlock
 	}
-	// In one order for all, or two could wait for one another.
+	// All callers lock in the same order, or two could wait for each other.
 	locks := make([]uint64, len(ids))
 	for i, id := range ids {
 		locks[i] = l.lockOf(id)
@@ -257,7 +260,7 @@ func refusal(cmd Command, err error) error {
 	return refuse(CodeIdentifierTaken, "Another account has this %s.", taken.Claim.Kind)
 }
 
-// Account returns the account as its stream says, created or not.
+// Account returns the account as its stream defines it. It may not exist.
 func (l *Ledger) Account(ctx context.Context, sub string) (Account, error) {
 	if a, ok := l.cache.GetIfPresent(sub); ok {
 		l.hits.Add(1)
@@ -292,15 +295,15 @@ func (l *Ledger) AccountAt(ctx context.Context, sub string, revision eventstore.
 	return a, nil
 }
 
-// Forget drops accounts from memory: what was folded while a key was being
-// destroyed is not to stay there.
+// Forget drops accounts from memory, so that nothing folded while their key was
+// being destroyed stays there.
 func (l *Ledger) Forget(subs ...string) {
 	for _, sub := range subs {
 		l.cache.Invalidate(sub)
 	}
 }
 
-// History yields the account's events from a revision on.
+// History yields the account's events, starting at a revision.
 func (l *Ledger) History(ctx context.Context, sub string, from eventstore.Revision) iter.Seq2[Entry, error] {
 	return l.entries(ctx, AccountStream(sub), from)
 }

@@ -7,20 +7,20 @@ import (
 	"time"
 )
 
-// Executed is a command that was carried out or refused. Nothing in it is
-// personal, and its texts are few: it is made to be counted.
+// Executed describes a command that was carried out or refused, for metrics. It
+// holds no personal data, and its texts take few values.
 type Executed struct {
 	Command  string        // its Go type: CreateAccount
-	Outcome  string        // one of those below, or the Code of a refusal
-	Duration time.Duration // with all the waiting
+	Outcome  string        // one of the outcomes below, or the Code of a refusal
+	Duration time.Duration // including the time spent waiting
 }
 
 // Outcomes of commands that were not refused.
 const (
 	OutcomeChanged   = "changed"   // its events are in the log
-	OutcomeUnchanged = "unchanged" // nothing to change, or executed before, or a dry run
-	OutcomeCanceled  = "canceled"  // nobody waits for it any more
-	OutcomeFailed    = "failed"    // by a fault of ours
+	OutcomeUnchanged = "unchanged" // nothing to change, a repetition, or a dry run
+	OutcomeCanceled  = "canceled"  // the caller's context was cancelled
+	OutcomeFailed    = "failed"    // an internal error
 )
 
 // observed carries out cmd by calling f, and tells the observer what came of it.

@@ -10,27 +10,27 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// A command that is asked for again under its id is answered and not executed
-// again. What a stream was asked for lately its fold remembers, for nothing:
-// commands. What it forgets, and what changed nothing in it, is remembered by
-// CommandRemembered events, each in a stream that is named by the command's id
-// and so is found without an index.
+// A command that is repeated under its id gets the first outcome and is not
+// carried out again. The fold keeps the stream's latest command ids in memory, at
+// no extra cost: commands. CommandRemembered events record those that the fold
+// forgets and those that changed nothing. Each is in a stream named after the
+// command's id, so it is found without an index.
 
 // commands are the latest commands that changed a stream, newest last.
 type commands []command
 
-// command remembers what a command id led to.
+// command is the outcome of the command under an id.
 type command struct {
 	id, requestHash string
 	revision        eventstore.Revision // of the stream after it
 	unchanged       bool                // it caused no event
 }
 
-// maxCommands is how many commands a fold remembers. A client repeats within
-// seconds and does not first send 128 other commands, as a rule.
+// maxCommands is how many commands a fold keeps. As a rule, a client repeats a
+// command within seconds, before 128 others change the same stream.
 const maxCommands = 128
 
-// with returns c after x. It shares memory with c and leaves c as it is.
+// with returns c after x. It shares memory with c but does not change c.
 func (c commands) with(x Entry) commands {
 	id, n := x.Meta.CommandID, len(c)
 	switch {
@@ -47,7 +47,7 @@ func (c commands) with(x Entry) commands {
 	return append(c[max(0, n+1-maxCommands):n:n], command{id: id, requestHash: x.Meta.requestHash, revision: x.Revision})
 }
 
-// forgets is the command that with forgets for the one under id.
+// forgets returns the command that with drops to make room for the one under id.
 func (c commands) forgets(id string) (command, bool) {
 	n := len(c)
 	if id == "" || n < maxCommands || c[n-1].id == id {
@@ -69,23 +69,23 @@ func errReused() *Error {
 	return refuse(CodeIdempotencyKeyReused, "This Idempotency-Key was used for another request.")
 }
 
-// CommandRemembered says what a command came to that the stream it was asked
-// of does not remember.
+// CommandRemembered records the outcome of a command that the fold of its stream
+// does not keep.
 type CommandRemembered struct {
 	Stream    string              `json:"stream" pii:"clear"`
 	Revision  eventstore.Revision `json:"revision" pii:"clear"`           // of Stream, after the command
 	Unchanged bool                `json:"unchanged,omitzero" pii:"clear"` // it caused no event
-	KeyID     []byte              `json:"keyId,omitzero" pii:"clear"`     // the account's that it was asked of, if one
+	KeyID     []byte              `json:"keyId,omitzero" pii:"clear"`     // of the addressed account, if the command had one
 
-	// Request is the digest of the request. It tests guesses at what was in
-	// there, so it is sealed under KeyID where there is one, and means nothing
-	// once that is destroyed; nobody need look for it then.
+	// Request is the digest of the request. With it an attacker could test
+	// guesses at personal data, so it is sealed under KeyID where there is one.
+	// Destroying the key makes it meaningless, so an erasure need not find it.
 	Request []byte `json:"request,omitzero" pii:"clear"`
 }
 
 func (CommandRemembered) eventType() string { return "command.remembered.v1" }
 
-func (CommandRemembered) public(Entry) []publicEvent { return internal } // bookkeeping: nothing happened
+func (CommandRemembered) public(Entry) []publicEvent { return internal } // bookkeeping, not a change
 
 func commandStream(id string) string { return "command-" + id }
 

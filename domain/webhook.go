@@ -265,16 +265,16 @@ func (w Webhook) unborn() Webhook { return NewWebhook(w.WebhookID) }
 // Exists reports whether the webhook was created and not deleted.
 func (w Webhook) Exists() bool { return w.URL != "" }
 
-// WebhookCommand is something a caller asks of one endpoint.
+// WebhookCommand is a command on one webhook.
 type WebhookCommand interface {
 	decide(w Webhook) ([]Event, error)
 }
 
-// CreateWebhook registers an endpoint. Whether its address may be connected
-// to is checked at every connection, not here.
+// CreateWebhook registers a webhook. Delivery checks at every connection whether
+// it may connect to the endpoint; this command does not.
 type CreateWebhook WebhookCreated
 
-// Settings is what the endpoint would be configured to.
+// Settings returns the settings that the webhook would have.
 func (c CreateWebhook) Settings() WebhookSettings { return WebhookCreated(c).settings() }
 
 func (c CreateWebhook) decide(w Webhook) ([]Event, error) {
@@ -287,7 +287,7 @@ func (c CreateWebhook) decide(w Webhook) ([]Event, error) {
 	return []Event{WebhookCreated(c)}, nil
 }
 
-// UpdateWebhook configures an endpoint anew.
+// UpdateWebhook replaces the settings of a webhook.
 type UpdateWebhook struct{ Settings WebhookSettings }
 
 func (c UpdateWebhook) decide(w Webhook) ([]Event, error) {
@@ -311,13 +311,13 @@ func (c UpdateWebhook) decide(w Webhook) ([]Event, error) {
 	return events, nil
 }
 
-// Same reports whether s and t are the same settings.
+// Same reports whether s and t are equal.
 func (s WebhookSettings) Same(t WebhookSettings) bool {
 	fields, err := s.changed(t)
 	return err == nil && len(fields) == 0
 }
 
-// changed names the members in which s and t differ, sorted.
+// changed returns the names of the members in which s and t differ, sorted.
 func (s WebhookSettings) changed(t WebhookSettings) ([]string, error) {
 	before, err := membersOf(s)
 	if err != nil {
@@ -350,7 +350,7 @@ func membersOf(v any) (members map[string]jsontext.Value, err error) {
 	return members, json.Unmarshal(data, &members)
 }
 
-// faults is everything that is wrong with s.
+// faults returns all faults of s.
 func (s WebhookSettings) faults() faults {
 	var f faults
 	if fault := urlFault(s.URL); fault != "" {
@@ -427,7 +427,7 @@ func (s WebhookSettings) paceFaults(f *faults) {
 	}
 }
 
-// urlFault says what is wrong with an address to send to, or "".
+// urlFault returns what is wrong with an endpoint's URL, or "".
 func urlFault(text string) string {
 	u, err := url.Parse(text)
 	switch {
@@ -443,8 +443,8 @@ func urlFault(text string) string {
 	return ""
 }
 
-// SetWebhookState pauses, resumes or disables an endpoint. One that is resumed
-// before it has said that it wants deliveries is asked first.
+// SetWebhookState pauses, resumes or disables a webhook. A webhook that is resumed
+// before its endpoint agreed to deliveries becomes pending.
 type SetWebhookState struct {
 	State  WebhookState
 	Reason string // a code of lower-case letters and dashes
@@ -475,7 +475,7 @@ func (c SetWebhookState) decide(w Webhook) ([]Event, error) {
 	return []Event{WebhookStateChanged{From: w.State, To: c.State, Reason: c.Reason}}, nil
 }
 
-// DeleteWebhook removes an endpoint; removing it again changes nothing.
+// DeleteWebhook deletes a webhook. Deleting it again changes nothing.
 type DeleteWebhook struct{}
 
 func (DeleteWebhook) decide(w Webhook) ([]Event, error) {
@@ -488,7 +488,7 @@ func (DeleteWebhook) decide(w Webhook) ([]Event, error) {
 	return []Event{WebhookDeleted{}}, nil
 }
 
-// Webhook returns the endpoint as its stream says, created or not.
+// Webhook returns the webhook as its stream defines it. It may not exist.
 func (l *Ledger) Webhook(ctx context.Context, id string) (Webhook, error) {
 	w := NewWebhook(id)
 	for x, err := range l.entries(ctx, WebhookStream(id), 0) {
