@@ -7,13 +7,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestAliases holds the further names of public events, one by one.
+// TestAliases checks the aliases of public events.
 func TestAliases(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
 	for _, tt := range []struct {
 		event Event
-		want  []string // of its first public event
+		want  []string // aliases of its first public event
 	}{
 		{AccountCreated{Provider: ProviderSelf}, []string{"ACCOUNT_CREATED_WITH_CIDAAS_IDENTITY"}},
 		{AccountCreated{Provider: "google"}, []string{"ACCOUNT_CREATED_WITH_SOCIAL_IDENTITY"}},
@@ -52,14 +52,14 @@ func TestAliases(t *testing.T) {
 	for _, public := range Catalogue {
 		for _, a := range public.Aliases {
 			if !seen[a.Name] || slices.Contains(PublicNames, a.Name) || !Selectable(a.Name) || (a.Of == "") != (a.when == nil) {
-				t.Errorf("%s is never told, hides a public name, or does not say when it is told", a.Name)
+				t.Errorf("%s is never used, equals a public name, or lacks a condition or its text", a.Name)
 			}
 		}
 	}
 }
 
-// TestTold: who asks by an alias is told by it, and once.
-func TestTold(t *testing.T) {
+// TestEventName checks which name patterns select.
+func TestEventName(t *testing.T) {
 	t.Parallel()
 	e := PublicEvent{Type: "USER_UPDATED", Aliases: []string{"ACCOUNT_EMAIL_VERIFIED", "ACCOUNT_MODIFIED"}}
 	for _, tt := range []struct {
@@ -71,8 +71,8 @@ func TestTold(t *testing.T) {
 		{[]string{"ACCOUNT_MODIFIED", "ACCOUNT_EMAIL_VERIFIED"}, "ACCOUNT_MODIFIED"}, {[]string{"ACCOUNT_EMAIL_VERIFIED", "USER_*"}, "ACCOUNT_EMAIL_VERIFIED"},
 		{[]string{"ACCOUNT_DELETED", "USER_CREATED"}, ""}, {nil, ""},
 	} {
-		if got := e.Told(tt.patterns); got != tt.want {
-			t.Errorf("%v: told as %q, want %q", tt.patterns, got, tt.want)
+		if got := e.EventName(tt.patterns); got != tt.want {
+			t.Errorf("%v: EventName = %q, want %q", tt.patterns, got, tt.want)
 		}
 	}
 }

@@ -3,7 +3,6 @@ package domain
 import (
 	"cmp"
 	"context"
-	"errors"
 	"maps"
 	"regexp"
 	"slices"
@@ -12,36 +11,36 @@ import (
 	"accountledger/eventstore"
 )
 
-// APIKey is what a program shows to be let in, and what it may then do. The
-// secret half is nobody's but the program's: the key store has a hash of it.
+// APIKey authenticates a program and grants it scopes. Only the program has the
+// secret part: the key store has a hash of it.
 type APIKey struct {
-	KeyID       string              `json:"keyId"`
-	Name        string              `json:"name"`
-	Scopes      []string            `json:"scopes"`               // sorted
-	ExpiresTime time.Time           `json:"expiresTime,omitzero"` // zero: never
-	CreatedTime time.Time           `json:"createdTime"`
-	Revision    eventstore.Revision `json:"revision"` // of the stream of all keys, when this one last changed
+	KeyID       string              `json:"keyId" doc:"The key's id. It names the caller in histories."`
+	Name        string              `json:"name" doc:"What the key is for. Key names are stored permanently; do not put personal data in them."`
+	Scopes      []string            `json:"scopes" doc:"The scopes the key grants."`                         // sorted
+	ExpiresTime time.Time           `json:"expiresTime,omitzero" doc:"When the key expires. Absent: never."` // zero: never
+	CreatedTime time.Time           `json:"createdTime" doc:"When the key was created."`
+	Revision    eventstore.Revision `json:"revision" doc:"The key's revision, for If-Match."` // of the stream of all keys
 
 	revoked bool
 }
 
-// Expired reports whether k is no longer good at a time.
+// Expired reports whether k has expired at a time.
 func (k APIKey) Expired(now time.Time) bool {
 	return !k.ExpiresTime.IsZero() && !now.Before(k.ExpiresTime)
 }
 
-// Settings is what of k can be changed.
+// Settings returns the settings of k.
 func (k APIKey) Settings() APIKeySettings { return APIKeySettings{k.Name, k.Scopes, k.ExpiresTime} }
 
-// APIKeySettings is what an API key can be set to. Which scopes there are, and
-// who may grant them, is up to who knows what they protect.
+// APIKeySettings are the settings of an API key that a caller can change. Package
+// httpapi defines the scopes and who may grant them.
 type APIKeySettings struct {
 	Name        string    `json:"name"`
 	Scopes      []string  `json:"scopes"`
 	ExpiresTime time.Time `json:"expiresTime,omitzero"` // zero: never
 }
 
-// APIKeyCreated makes an API key.
+// APIKeyCreated creates an API key.
 type APIKeyCreated struct {
 	KeyID    string         `json:"keyId" pii:"clear"`
 	Settings APIKeySettings `json:"settings" pii:"clear"`
@@ -49,7 +48,15 @@ type APIKeyCreated struct {
 
 func (APIKeyCreated) eventType() string { return "api-key.created.v1" }
 
-// APIKeyUpdated sets an API key anew.
+func (e APIKeyCreated) public(Entry) []publicEvent {
+	return objectSet("API_KEY", true, e.KeyID, []string{"name", "scopes", "expiresTime"})
+}
+
+func (APIKeyCreated) catalogue() []PublicType {
+	return []PublicType{{Name: "API_KEY_CREATED", When: "an API key is created", Data: configChanged{}}}
+}
+
+// APIKeyUpdated changes the settings of an API key.
 type APIKeyUpdated struct {
 	KeyID    string         `json:"keyId" pii:"clear"`
 	Settings APIKeySettings `json:"settings" pii:"clear"` // all of them
@@ -58,36 +65,49 @@ type APIKeyUpdated struct {
 
 func (APIKeyUpdated) eventType() string { return "api-key.updated.v1" }
 
-// APIKeyRevoked ends an API key for good.
+func (e APIKeyUpdated) public(Entry) []publicEvent {
+	return objectSet("API_KEY", false, e.KeyID, e.Fields)
+}
+
+func (APIKeyUpdated) catalogue() []PublicType {
+	return []PublicType{{Name: "API_KEY_UPDATED", When: "an API key is changed", Data: configChanged{}}}
+}
+
+// APIKeyRevoked ends an API key permanently.
 type APIKeyRevoked struct {
 	KeyID string `json:"keyId" pii:"clear"`
 }
 
 func (APIKeyRevoked) eventType() string { return "api-key.revoked.v1" }
 
-// APIKeyStream is the stream of all API keys. It is apart from the
-// configuration so that a key can be revoked whatever else is under way.
+func (e APIKeyRevoked) public(Entry) []publicEvent { return objectDeleted("API_KEY", e.KeyID) }
+
+func (APIKeyRevoked) catalogue() []PublicType {
+	return objectDeletedTypes("API_KEY", "an API key is revoked")
+}
+
+// APIKeyStream is the stream of all API keys. It is separate from the configuration
+// so that revoking a key never waits for a change of the configuration.
 const APIKeyStream = "api-keys"
 
-// APIKeys are all API keys there were: the fold of one stream. A value never
-// changes.
+// APIKeys is the fold of the stream of all API keys. A value never changes.
 type APIKeys struct {
-	keys     map[string]APIKey // also revoked ones: an id is not used again
+	keys     map[string]APIKey // with the revoked ones, because an id cannot be reused
 	Revision eventstore.Revision
 	Position eventstore.Position // of the last event
 	commands commands
 }
 
-// newAPIKeys is before the first event.
+// newAPIKeys returns the API keys before the first event.
 func newAPIKeys() *APIKeys { return &APIKeys{keys: map[string]APIKey{}, Revision: eventstore.NoStream} }
 
-// Get returns the key with an id, if there is one that was not revoked.
+// Get returns the key with an id, if it exists and is not revoked.
 func (k *APIKeys) Get(id string) (APIKey, bool) {
 	key, ok := k.keys[id]
 	return key, ok && !key.revoked
 }
 
-// List returns the keys that were not revoked, oldest first.
+// List returns the keys that are not revoked, oldest first.
 func (k *APIKeys) List() []APIKey {
 	list := []APIKey{}
 	for _, key := range k.keys {
@@ -101,7 +121,12 @@ func (k *APIKeys) List() []APIKey {
 	return list
 }
 
-// with returns k after entries.
+func (k *APIKeys) end() end {
+	return end{stream: APIKeyStream, revision: k.Revision, position: k.Position, commands: k.commands, repeatable: true}
+}
+
+func (*APIKeys) unborn() *APIKeys { return newAPIKeys() }
+
 func (k *APIKeys) with(entries ...Entry) *APIKeys {
 	after := *k
 	after.keys = maps.Clone(k.keys)
@@ -131,13 +156,13 @@ func (k *APIKeys) evolve(x Entry) {
 	k.commands = k.commands.with(x)
 }
 
-// APIKeyCommand is something a caller asks of one API key.
+// APIKeyCommand is a command on one API key.
 type APIKeyCommand interface {
 	decide(k *APIKeys, now time.Time) ([]Event, error)
 	id() string // of the key
 }
 
-// CreateAPIKey makes an API key.
+// CreateAPIKey creates an API key.
 type CreateAPIKey struct {
 	KeyID    string
 	Settings APIKeySettings
@@ -155,7 +180,7 @@ func (c CreateAPIKey) decide(k *APIKeys, now time.Time) ([]Event, error) {
 	return []Event{APIKeyCreated{c.KeyID, c.Settings.normal()}}, nil
 }
 
-// UpdateAPIKey sets an API key anew.
+// UpdateAPIKey replaces the settings of an API key.
 type UpdateAPIKey struct {
 	KeyID    string
 	Settings APIKeySettings
@@ -180,7 +205,7 @@ func (c UpdateAPIKey) decide(k *APIKeys, now time.Time) ([]Event, error) {
 	return []Event{APIKeyUpdated{c.KeyID, settings, fields}}, nil
 }
 
-// RevokeAPIKey ends an API key.
+// RevokeAPIKey revokes an API key permanently.
 type RevokeAPIKey struct{ KeyID string }
 
 func (c RevokeAPIKey) id() string { return c.KeyID }
@@ -194,7 +219,7 @@ func (c RevokeAPIKey) decide(k *APIKeys, _ time.Time) ([]Event, error) {
 
 func errNoAPIKey() *Error { return refuse(CodeAPIKeyNotFound, "There is no such API key.") }
 
-// normal is s as it is recorded.
+// normal returns s in the form in which it is recorded.
 func (s APIKeySettings) normal() APIKeySettings {
 	s.Scopes = slices.Compact(slices.Sorted(slices.Values(s.Scopes)))
 	s.ExpiresTime = s.ExpiresTime.UTC().Truncate(time.Microsecond)
@@ -203,7 +228,7 @@ func (s APIKeySettings) normal() APIKeySettings {
 
 var scopeName = regexp.MustCompile(`^[a-z][a-z-]{0,30}:[a-z]{1,16}$`)
 
-// check returns what is wrong with s; an end that stays as it is may be past.
+// check returns the faults of s. An expiry that does not change may be in the past.
 func (s APIKeySettings) check(now, expires time.Time) error {
 	var f faults
 	if s.Name == "" {
@@ -222,15 +247,8 @@ func (s APIKeySettings) check(now, expires time.Time) error {
 	return f.err()
 }
 
-// APIKeysResult is what came of an APIKeyCommand.
-type APIKeysResult struct {
-	Keys     *APIKeys // after the command; at a repetition, as they were then
-	Events   []Entry  // what it caused; none where it changed nothing or had been executed before
-	Repeated bool
-}
-
-// APIKeys returns the keys as they are now, so far as this process knows:
-// another one's changes are seen by LoadAPIKeys.
+// APIKeys returns the current keys, as far as this process knows. LoadAPIKeys
+// also sees the changes of other processes.
 func (l *Ledger) APIKeys(ctx context.Context) (*APIKeys, error) {
 	if k := l.apiKeys.Load(); k != nil {
 		return k, nil
@@ -238,14 +256,14 @@ func (l *Ledger) APIKeys(ctx context.Context) (*APIKeys, error) {
 	return l.LoadAPIKeys(ctx)
 }
 
-// LoadAPIKeys brings the keys in memory up to their stream's end.
+// LoadAPIKeys applies the events that the keys in memory do not have yet.
 func (l *Ledger) LoadAPIKeys(ctx context.Context) (*APIKeys, error) {
 	l.keying.Lock()
 	defer l.keying.Unlock()
 	return l.loadAPIKeys(ctx)
 }
 
-// loadAPIKeys is LoadAPIKeys for who holds l.keying.
+// loadAPIKeys is LoadAPIKeys for a caller that holds l.keying.
 func (l *Ledger) loadAPIKeys(ctx context.Context) (*APIKeys, error) {
 	k := l.apiKeys.Load()
 	first := k == nil
@@ -266,76 +284,33 @@ func (l *Ledger) loadAPIKeys(ctx context.Context) (*APIKeys, error) {
 	return k, nil
 }
 
-// ChangeAPIKey asks cmd of the API keys. The events are durable when it
-// returns, and APIKeys knows of them. A refusal is an *Error.
-func (l *Ledger) ChangeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand) (result APIKeysResult, err error) {
-	start := time.Now()
-	defer func() { l.executed(ctx, cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
-	l.keying.Lock()
-	defer l.keying.Unlock()
-	for range tries {
-		result, err := l.changeAPIKey(ctx, r, cmd)
-		if _, conflict := errors.AsType[*eventstore.ConflictError](err); !conflict {
-			return result, err
-		}
-	}
-	return APIKeysResult{}, refuse(CodeConcurrentChange, "Others change the API keys all the time; try again.")
-}
-
-func (l *Ledger) changeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand) (APIKeysResult, error) {
-	before, err := l.loadAPIKeys(ctx)
-	if err != nil {
-		return APIKeysResult{}, err
-	}
-	seen, repeated, err := l.recall(ctx, before.commands, r.Meta)
-	if err != nil {
-		return APIKeysResult{}, err
-	}
-	if repeated {
-		then, err := l.apiKeysAt(ctx, seen.revision)
-		return APIKeysResult{Keys: then, Repeated: true}, err
-	}
-	at := eventstore.NoStream
-	if key, ok := before.Get(cmd.id()); ok {
-		at = key.Revision
-	}
-	if r.Expected != nil && *r.Expected != at {
-		return APIKeysResult{}, refuse(CodeStaleRevision, "It is at revision %d, not %d.", at, *r.Expected)
-	}
-	now := l.now().UTC().Truncate(time.Microsecond)
-	events, err := cmd.decide(before, now)
-	if err == nil && len(events) == 0 {
-		err = l.rememberUnchanged(ctx, r, APIKeyStream, eventstore.KeyID{}, before.Revision)
-	}
-	if err != nil || len(events) == 0 {
-		return APIKeysResult{Keys: before}, err
-	}
-	forgotten, err := l.rememberForgotten(before.commands, r.Meta, APIKeyStream, eventstore.KeyID{})
-	if err != nil {
-		return APIKeysResult{}, err
-	}
-	entries, err := l.appendClear(ctx, r, APIKeyStream, before.Revision, before.Position, now, events, forgotten...)
-	if err != nil {
-		return APIKeysResult{}, err
-	}
-	after := before.with(entries...)
-	if !r.DryRun {
-		l.apiKeys.Store(after)
-	}
-	return APIKeysResult{Keys: after, Events: entries}, nil
-}
-
-// apiKeysAt folds the API keys up to a revision.
-func (l *Ledger) apiKeysAt(ctx context.Context, revision eventstore.Revision) (*APIKeys, error) {
-	k := newAPIKeys()
-	for x, err := range l.entries(ctx, APIKeyStream, 0) {
-		if err != nil {
-			return nil, err
-		}
-		if x.Revision > revision {
-			break
-		}
-		k.evolve(x)
-	}
-	return k, nil
+// ChangeAPIKey carries out cmd on the API keys. The events are durable when it
+// returns, and APIKeys shows them. A refusal is an *Error.
+func (l *Ledger) ChangeAPIKey(ctx context.Context, r Request, cmd APIKeyCommand) (Result[*APIKeys], error) {
+	return observed(ctx, l, cmd, r, func() (Result[*APIKeys], error) {
+		l.keying.Lock()
+		defer l.keying.Unlock()
+		return retry(func() (Result[*APIKeys], error) {
+			before, err := l.loadAPIKeys(ctx)
+			if err != nil {
+				return Result[*APIKeys]{}, err
+			}
+			return carryOut(ctx, l, order[*APIKeys]{
+				Request: r,
+				noun:    "API key",
+				revision: func(k *APIKeys) eventstore.Revision {
+					key, ok := k.Get(cmd.id())
+					if !ok {
+						return eventstore.NoStream
+					}
+					return key.Revision
+				},
+				decide: func(now time.Time, _ []*APIKeys) ([][]Event, error) {
+					events, err := cmd.decide(before, now)
+					return [][]Event{events}, err
+				},
+				keep: func(k *APIKeys) { l.apiKeys.Store(k) },
+			}, []*APIKeys{before})
+		})
+	})
 }

@@ -8,16 +8,16 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Command is something a caller asks of one account.
+// Command is a command on one account.
 type Command interface {
 	// decide returns the events c causes in a, none if it changes nothing.
 	decide(s Setting, a Account) ([]Event, error)
 	command()
 }
 
-// Setting is what a decision may look at besides the account and the command.
+// Setting is the input of a decision besides the account and the command.
 type Setting struct {
-	Config *Config   // not to be changed
+	Config *Config   // read-only
 	Now    time.Time // UTC, microseconds
 	Admin  bool      // the caller may do what users may not, see Request.Admin
 }
@@ -31,8 +31,7 @@ func Decide(s Setting, a Account, cmd Command) ([]Event, error) {
 	return cmd.decide(s, a)
 }
 
-// admit refuses a command that an account in a's state takes no more, or not
-// yet.
+// admit refuses a command that an account in a's state does not accept.
 func admit(a Account, cmd Command) error {
 	_, creating := cmd.(CreateAccount)
 	_, completing := cmd.(CompleteErasure)
@@ -64,7 +63,7 @@ type CreateAccount struct {
 	Status       Status // empty: VERIFIED, or PENDING for a registration
 	Identities   []NewIdentity
 	CustomFields map[string]jsontext.Value
-	Groups       []SetMembership // besides the one every new account has, or instead of its roles there
+	Groups       []SetMembership // in addition to the group of every account, whose roles an entry may replace
 	Registration Situation       // of OriginRegistered
 }
 

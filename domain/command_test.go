@@ -35,81 +35,26 @@ var (
 )
 
 func TestDecide(t *testing.T) {
-	ada := NewIdentity{IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile}
-	with := func(change func(*NewIdentity)) []NewIdentity {
-		n := ada
-		change(&n)
-		return []NewIdentity{n}
-	}
-	tests := []struct {
-		name   string
-		given  []Event
-		when   Command
-		then   []Event
-		code   Code
-		faults []string // pointers
-	}{
-		{name: "create", when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada}}, then: []Event{adaCreated}},
-		{name: "create registered is pending", when: CreateAccount{Origin: OriginRegistered, Identities: []NewIdentity{ada}},
-			then: []Event{AccountCreated{Origin: OriginRegistered, Status: StatusPending, IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile, Groups: inUsers}}},
-		{name: "create with two identities", when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada, adaGoogle}}, then: []Event{adaCreated, adaLinked}},
-		{name: "create twice", given: []Event{adaCreated}, when: CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{ada}}, code: CodeAccountExists},
-		{name: "create normalises", when: CreateAccount{Origin: OriginCreated, Identities: with(func(n *NewIdentity) {
-			n.Profile = Profile{Email: "Ada@EXAMPLE.com", MobileNumber: "+49 1511 2345678", Username: "Ada"}
-		})}, then: []Event{AccountCreated{Origin: OriginCreated, Status: StatusVerified, IdentityID: "i1", Provider: ProviderSelf, Groups: inUsers,
-			Profile: Profile{Email: "Ada@example.com", MobileNumber: "+4915112345678", Username: "Ada"}}}},
-		{name: "create reports every fault", when: CreateAccount{Origin: "magic", Status: "ODD", CustomFields: map[string]jsontext.Value{"1st": value("1")},
-			Identities: []NewIdentity{
-				{Provider: "Google", Profile: Profile{Email: "ada", Birthdate: "1815-13-10", Picture: "javascript:x", Zoneinfo: "Mars/Base", Locale: "??"}},
-				{Provider: "google", Profile: Profile{MobileNumber: "12"}}, {Provider: "self"}, {Provider: "self"}}},
-			code: CodeInvalidRequest, faults: []string{"/customFields", "/identities", "/identities/0/birthdate", "/identities/0/email", "/identities/0/locale",
-				"/identities/0/picture", "/identities/0/provider", "/identities/0/providerUserId", "/identities/0/zoneinfo",
-				"/identities/1/mobile_number", "/identities/1/providerUserId", "/origin", "/userStatus"}},
-		{name: "create without an identifier", when: CreateAccount{Origin: OriginCreated, Identities: with(func(n *NewIdentity) { n.Profile.Email = "" })},
-			code: CodeInvalidRequest, faults: []string{"/identities"}},
-		{name: "create without identities", when: CreateAccount{Origin: OriginCreated}, code: CodeInvalidRequest, faults: []string{"/identities"}},
-		{name: "create deleted", when: CreateAccount{Origin: OriginImported, Status: StatusDeleted, Identities: []NewIdentity{ada}}, code: CodeStatusSystemManaged},
+	decide(t, []decision{
 		{name: "change nobody", when: SetStatus{Status: StatusDeclined}, code: CodeAccountNotFound},
-
-		{name: "link", given: []Event{adaCreated}, when: LinkIdentity{adaGoogle}, then: []Event{adaLinked}},
-		{name: "link again", given: []Event{adaCreated, adaLinked}, when: LinkIdentity{adaGoogle}},
-		{name: "link a second self", given: []Event{adaCreated}, when: LinkIdentity{NewIdentity{IdentityID: "i3", Provider: ProviderSelf, Profile: Profile{Username: "countess"}}}, code: CodeIdentityConflict},
-		{name: "link without user id", given: []Event{adaCreated}, when: LinkIdentity{NewIdentity{IdentityID: "i3", Provider: "saml"}}, code: CodeInvalidRequest, faults: []string{"/providerUserId"}},
-		{name: "unlink", given: []Event{adaCreated, adaLinked}, when: UnlinkIdentity{"i2"}, then: []Event{IdentityUnlinked{"i2", "google"}}},
-		{name: "unlink the last identifier", given: []Event{adaCreated}, when: UnlinkIdentity{"i1"}, code: CodeIdentifierRequired},
-		{name: "unlink an unknown one", given: []Event{adaCreated}, when: UnlinkIdentity{"i9"}, code: CodeIdentityNotFound},
-
-		{name: "update a name", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"family_name":"King"}`)},
-			then: []Event{ProfileUpdated{"i1", []string{"family_name"}, value(`{"family_name":"King"}`)}}},
-		{name: "update to the same", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"family_name":"Lovelace","nickname":null}`)}},
-		{name: "update an e-mail loses its verification", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"email":"king@example.com"}`)},
-			then: []Event{ProfileUpdated{"i1", []string{"email", "email_verified"}, value(`{"email":"king@example.com","email_verified":false}`)}}},
-		{name: "update an e-mail stated verified", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"email":"king@example.com","email_verified":true}`)},
-			then: []Event{ProfileUpdated{"i1", []string{"email"}, value(`{"email":"king@example.com"}`)}}},
-		{name: "remove a name", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"given_name":null}`)},
-			then: []Event{ProfileUpdated{"i1", []string{"given_name"}, value(`{"given_name":null}`)}}},
-		{name: "merge an address", given: []Event{adaCreated, ProfileUpdated{"i1", []string{"address"}, value(`{"address":{"locality":"London","country":"GB"}}`)}},
-			when: UpdateProfile{Patch: value(`{"address":{"country":null,"region":"Greater London"}}`)},
-			then: []Event{ProfileUpdated{"i1", []string{"address"}, value(`{"address":{"locality":"London","region":"Greater London"}}`)}}},
-		{name: "remove the last identifier", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"email":null}`)}, code: CodeIdentifierRequired},
-		{name: "update an unknown member", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"shoe_size":7}`)}, code: CodeInvalidRequest, faults: []string{"/identity/shoe_size"}},
-		{name: "update with the wrong type", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`{"email":7}`)}, code: CodeInvalidRequest, faults: []string{"/identity/email"}},
-		{name: "update with an array", given: []Event{adaCreated}, when: UpdateProfile{Patch: value(`[]`)}, code: CodeInvalidRequest, faults: []string{"/identity"}},
-		{name: "update which identity", given: []Event{adaCreated, adaLinked}, when: UpdateProfile{Patch: value(`{}`)}, code: CodeInvalidRequest, faults: []string{"/identity/identityId"}},
-		{name: "update an unknown identity", given: []Event{adaCreated}, when: UpdateProfile{IdentityID: "i9", Patch: value(`{}`)}, code: CodeIdentityNotFound},
-
-		{name: "set fields", given: []Event{adaCreated}, when: SetCustomFields{map[string]jsontext.Value{"tier": value(`"gold"`), "gone": value("null"), "n": value("1.0")}},
-			then: []Event{CustomFieldsUpdated{Fields: []string{"n", "tier"}, Values: map[string]jsontext.Value{"tier": value(`"gold"`), "n": value("1")}}}},
-		{name: "set the same fields", given: []Event{adaCreated, CustomFieldsUpdated{Fields: []string{"o"}, Values: map[string]jsontext.Value{"o": value(`{"a":1,"b":2}`)}}},
-			when: SetCustomFields{map[string]jsontext.Value{"o": value(`{ "b": 2, "a": 1 }`)}}},
-		{name: "unset a field", given: []Event{adaCreated, CustomFieldsUpdated{Fields: []string{"tier"}, Values: map[string]jsontext.Value{"tier": value(`"gold"`)}}},
-			when: SetCustomFields{map[string]jsontext.Value{"tier": value("null")}},
-			then: []Event{CustomFieldsUpdated{Fields: []string{"tier"}, Values: map[string]jsontext.Value{"tier": value("null")}}}},
-		{name: "set a field with a bad key", given: []Event{adaCreated}, when: SetCustomFields{map[string]jsontext.Value{"a b": value("1")}}, code: CodeInvalidRequest, faults: []string{""}},
-
 		{name: "change an erased account", given: []Event{adaCreated, AccountErased{}}, when: SetStatus{Status: StatusVerified}, code: CodeAccountErased},
-	}
-	for _, tt := range tests {
+	})
+}
+
+// decision is what an account with a history answers to a command: events, or
+// a refusal.
+type decision struct {
+	name   string
+	given  []Event
+	when   Command
+	then   []Event
+	code   Code
+	faults []string // pointers
+}
+
+// decide runs a test for each decision, under the default configuration.
+func decide(t *testing.T, decisions []decision) {
+	for _, tt := range decisions {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			got, err := Decide(Setting{Config: NewConfig()}, fold(tt.given...), tt.when)

@@ -2,7 +2,6 @@ package domain
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -11,8 +10,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// Config is what the ledger's operators have set: the fold of one stream, and
-// the same for all accounts. It is small and always in memory.
+// Config is the configuration that the ledger's operators have set. It is the
+// fold of one stream, applies to all accounts, and stays in memory.
 type Config struct {
 	Roles          map[string]Role          // by Role.Role
 	GroupTypes     map[string]GroupType     // by GroupType.GroupType
@@ -31,8 +30,8 @@ type Config struct {
 // ConfigStream is the stream that holds the ledger's configuration.
 const ConfigStream = "configuration"
 
-// NewConfig is the configuration before its first event: what is there from
-// the start.
+// NewConfig returns the configuration before its first event: the system's own
+// roles, group types and groups.
 func NewConfig() *Config {
 	c := &Config{Roles: map[string]Role{}, GroupTypes: map[string]GroupType{}, Groups: map[string]Group{},
 		Fields: map[string]Field{}, Consents: map[string]Consent{},
@@ -49,8 +48,8 @@ func NewConfig() *Config {
 	return c
 }
 
-// clone copies c so far that its copy may evolve: the maps, not what is in
-// them.
+// clone returns a copy of c that may evolve. It copies the maps; their values are
+// shared.
 func (c *Config) clone() *Config {
 	d := *c
 	d.Roles, d.GroupTypes, d.Groups = maps.Clone(c.Roles), maps.Clone(c.GroupTypes), maps.Clone(c.Groups)
@@ -59,17 +58,31 @@ func (c *Config) clone() *Config {
 	return &d
 }
 
+func (c *Config) end() end {
+	return end{stream: ConfigStream, revision: c.Revision, position: c.Position, commands: c.commands, repeatable: true}
+}
+
+func (c *Config) with(entries ...Entry) *Config {
+	after := c.clone()
+	for _, x := range entries {
+		after.Evolve(x)
+	}
+	return after
+}
+
+func (*Config) unborn() *Config { return NewConfig() }
+
 // configEvent is an event of the configuration's stream.
 type configEvent interface {
 	Event
-	// evolve makes c, which nobody else has yet, what it is after x, whose
-	// event this is. Values in c's maps are shared with older configurations:
-	// they are replaced, not changed.
+	// evolve applies the event, whose entry is x, to c. Nothing else uses c yet.
+	// The values in c's maps are shared with older configurations, so evolve
+	// replaces them and never changes them.
 	evolve(c *Config, x Entry)
 }
 
-// Evolve makes c, which nobody else has yet, what it is after x. It never
-// refuses: x has happened.
+// Evolve applies x to c, which nothing else may use yet. It never refuses: x has
+// happened.
 func (c *Config) Evolve(x Entry) {
 	e, ok := x.Event.(configEvent)
 	if !ok {
@@ -80,45 +93,38 @@ func (c *Config) Evolve(x Entry) {
 	c.commands = c.commands.with(x)
 }
 
-// ConfigCommand is something a caller asks of the configuration.
+// ConfigCommand is a command on the configuration.
 type ConfigCommand interface {
 	// decide returns the events it causes, none if it changes nothing.
 	decide(c *Config, now time.Time) ([]Event, error)
-	// revision is that of the object it is about: of the last event that
-	// changed it, NoStream if there is none. If-Match is held against it.
+	// revision returns the revision of the command's object: that of the last
+	// event that changed it, or NoStream if it does not exist. The pipeline
+	// compares If-Match with it.
 	revision(c *Config) eventstore.Revision
 }
 
-// Census knows all accounts together: what an account decides alone, it never
-// asks. The ledger asks while no account changes, and its answers include
-// every event of the log.
+// Census answers questions about all accounts together. Commands on one account
+// never need it. The ledger asks while no account changes, and the answers
+// include every event of the log.
 type Census interface {
-	// Members counts the memberships in a group, or of a role, or of a role in
-	// a group; an empty one stands for any. With the role NoRole it counts those
-	// without one.
+	// Members counts the memberships with a group and a role. An empty group or
+	// role matches any; the role NoRole matches memberships without a role.
 	Members(ctx context.Context, groupID, role string) (int64, error)
 
-	// Accounts yields every account as it was at one position of the log or
-	// later. Unlike the others it is asked while accounts change: it takes as
-	// long as there are many.
+	// Accounts yields every account as it was at position at of the log, or
+	// later. The ledger calls it while accounts change, because it takes time in
+	// proportion to their number.
 	Accounts(ctx context.Context) (at eventstore.Position, accounts iter.Seq2[Account, error], err error)
 }
 
-// surveyed is a ConfigCommand that depends on what all accounts together are.
+// surveyed is a ConfigCommand whose decision depends on the Census.
 type surveyed interface {
 	ConfigCommand
-	// survey returns the command with what it wants to know filled in.
+	// survey returns the command with the answers of the census filled in.
 	survey(ctx context.Context, c *Config, census Census) (ConfigCommand, error)
 }
 
-// ConfigResult is what came of a ConfigCommand.
-type ConfigResult struct {
-	Config   *Config // after the command; at a repetition, as it was then
-	Events   []Entry // what it caused; none where it changed nothing or had been executed before
-	Repeated bool
-}
-
-// Config returns the configuration as it is now. It is not to be changed.
+// Config returns the current configuration. The caller must not change it.
 func (l *Ledger) Config(ctx context.Context) (*Config, error) {
 	if c := l.config.Load(); c != nil {
 		return c, nil
@@ -128,7 +134,7 @@ func (l *Ledger) Config(ctx context.Context) (*Config, error) {
 	return l.loadConfig(ctx)
 }
 
-// loadConfig brings the Config in memory up to its stream's end. The caller
+// loadConfig applies the events that the Config in memory does not have yet. The caller
 // holds l.configuring for writing.
 func (l *Ledger) loadConfig(ctx context.Context) (*Config, error) {
 	before := l.config.Load()
@@ -149,92 +155,50 @@ func (l *Ledger) loadConfig(ctx context.Context) (*Config, error) {
 	return c, nil
 }
 
-// configAt folds the configuration up to a revision.
-func (l *Ledger) configAt(ctx context.Context, revision eventstore.Revision) (*Config, error) {
-	c := NewConfig()
-	for x, err := range l.entries(ctx, ConfigStream, 0) {
-		if err != nil {
-			return nil, err
-		}
-		if x.Revision > revision {
-			break
-		}
-		c.Evolve(x)
-	}
-	return c, nil
-}
-
-// Configure asks cmd of the configuration. The events are durable when it
-// returns. A refusal is an *Error. No command on an account is under way
+// Configure carries out cmd on the configuration. The events are durable when
+// it returns. A refusal is an *Error. No command on an account is under way
 // while it decides and appends.
-func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (result ConfigResult, err error) {
-	start := time.Now()
-	defer func() { l.executed(ctx, cmd, start, len(result.Events) > 0 && !r.DryRun, err) }()
-	for range tries {
-		seen, err := l.inspect(ctx, cmd)
-		if err != nil {
-			return ConfigResult{}, err
-		}
-		result, err := l.configureInspected(ctx, r, cmd, seen)
-		if _, conflict := errors.AsType[*eventstore.ConflictError](err); !conflict {
-			return result, err
-		}
-	}
-	return ConfigResult{}, refuse(CodeConcurrentChange, "Others change the configuration all the time; try again.")
+func (l *Ledger) Configure(ctx context.Context, r Request, cmd ConfigCommand) (Result[*Config], error) {
+	return observed(ctx, l, cmd, r, func() (Result[*Config], error) {
+		return retry(func() (Result[*Config], error) {
+			seen, err := l.inspect(ctx, cmd)
+			if err != nil {
+				return Result[*Config]{}, err
+			}
+			l.configuring.Lock()
+			defer l.configuring.Unlock()
+			before, err := l.loadConfig(ctx)
+			if err != nil {
+				return Result[*Config]{}, err
+			}
+			return carryOut(ctx, l, order[*Config]{
+				Request:  r,
+				noun:     "object",
+				revision: cmd.revision,
+				decide: func(now time.Time, _ []*Config) ([][]Event, error) {
+					cmd, err := l.informed(ctx, before, cmd, seen)
+					if err != nil {
+						return nil, err
+					}
+					events, err := cmd.decide(before, now)
+					return [][]Event{events}, err
+				},
+				keep: func(c *Config) { l.config.Store(c) },
+			}, []*Config{before})
+		})
+	})
 }
 
-func (l *Ledger) configureInspected(ctx context.Context, r Request, cmd ConfigCommand, seen inspection) (ConfigResult, error) {
-	l.configuring.Lock()
-	defer l.configuring.Unlock()
-	before, err := l.loadConfig(ctx)
-	if err == nil {
-		cmd, err = l.conclude(ctx, before, cmd, seen)
-	}
-	if err != nil {
-		return ConfigResult{}, err
-	}
-	return l.configure(ctx, r, before, cmd)
-}
-
-func (l *Ledger) configure(ctx context.Context, r Request, before *Config, cmd ConfigCommand) (ConfigResult, error) {
-	seen, repeated, err := l.recall(ctx, before.commands, r.Meta)
-	if repeated || err != nil {
-		if err != nil {
-			return ConfigResult{}, err
-		}
-		then, err := l.configAt(ctx, seen.revision)
-		return ConfigResult{Config: then, Repeated: true}, err
-	}
-	if at := cmd.revision(before); r.Expected != nil && *r.Expected != at {
-		return ConfigResult{}, refuse(CodeStaleRevision, "It is at revision %d, not %d.", at, *r.Expected)
+// informed returns cmd with everything filled in that it must know about all
+// accounts.
+func (l *Ledger) informed(ctx context.Context, c *Config, cmd ConfigCommand, seen inspection) (_ ConfigCommand, err error) {
+	if cmd, err = l.conclude(ctx, c, cmd, seen); err != nil {
+		return nil, err
 	}
 	if s, ok := cmd.(surveyed); ok {
-		if cmd, err = s.survey(ctx, before, l.census); err != nil {
-			return ConfigResult{}, fmt.Errorf("domain: survey accounts: %w", err)
+		if cmd, err = s.survey(ctx, c, l.census); err != nil {
+			return nil, fmt.Errorf("domain: survey accounts: %w", err)
 		}
 	}
-	now := l.now().UTC().Truncate(time.Microsecond)
-	events, err := cmd.decide(before, now)
-	if err == nil && len(events) == 0 {
-		err = l.rememberUnchanged(ctx, r, ConfigStream, eventstore.KeyID{}, before.Revision)
-	}
-	if err != nil || len(events) == 0 {
-		return ConfigResult{Config: before}, err
-	}
-	forgotten, err := l.rememberForgotten(before.commands, r.Meta, ConfigStream, eventstore.KeyID{})
-	if err != nil {
-		return ConfigResult{}, err
-	}
-	entries, err := l.appendClear(ctx, r, ConfigStream, before.Revision, before.Position, now, events, forgotten...)
-	if err != nil {
-		return ConfigResult{}, err
-	}
-	after := before.clone()
-	for _, x := range entries {
-		after.Evolve(x)
-	}
-	if !r.DryRun {
-		l.config.Store(after)
-	}
-	return ConfigResult{Config: after, Events: entries}, nil
+	return cmd, nil
 }

@@ -12,44 +12,44 @@ import (
 	"accountledger/eventstore"
 )
 
-// ConsentVersion is one text that people are asked to consent to. Once it is
-// published it never changes: it is what they agreed to.
+// ConsentVersion is one version of a consent's text. A published version never
+// changes, because people have agreed to it.
 type ConsentVersion struct {
-	Version      int               `json:"version"`       // 1, 2, 3 ...
-	Text         map[string]string `json:"text,omitzero"` // by language tag
-	URL          string            `json:"url,omitzero"`
-	RequiredFrom time.Time         `json:"requiredFrom,omitzero"` // from when a decision on it is asked for; zero: at once
+	Version      int               `json:"version" doc:"The version number: 1, 2, 3 and so on."`
+	Text         map[string]string `json:"text,omitzero" doc:"The text, by language tag."`
+	URL          string            `json:"url,omitzero" doc:"URL with further information."`
+	RequiredFrom time.Time         `json:"requiredFrom,omitzero" doc:"When a decision on this version becomes due. Default: immediately."` // zero: immediately
 }
 
-// Consent is something people may consent to, with every version of its text.
+// Consent is the definition of a consent, with all versions of its text.
 type Consent struct {
-	ConsentID  string              `json:"consentId"`
-	Name       string              `json:"name"`
-	Purpose    string              `json:"purpose,omitzero"`
-	LegalBasis string              `json:"legalBasis,omitzero"`
-	Versions   []ConsentVersion    `json:"versions"`
-	Revision   eventstore.Revision `json:"revision"` // of the configuration, when it last changed
+	ConsentID  string              `json:"consentId" doc:"The consent's id."`
+	Name       string              `json:"name" doc:"Display name."`
+	Purpose    string              `json:"purpose,omitzero" doc:"What the consent is for."`
+	LegalBasis string              `json:"legalBasis,omitzero" doc:"The legal basis for the processing."`
+	Versions   []ConsentVersion    `json:"versions" doc:"All versions of the text, oldest first. A published version never changes."`
+	Revision   eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the consent last changed. Also the ETag."`
 }
 
-// Newest is the version published last.
+// Newest returns the number of the latest version.
 func (c Consent) Newest() int { return len(c.Versions) }
 
-// Due reports whether the account, whose latest decision on c is given, is to
-// be asked again: there is a newer version, and it is required by now.
+// Due reports whether a new decision is needed after the given one: there is a
+// newer version, and it is required by now.
 func (c Consent) Due(decided ConsentDecision, now time.Time) bool {
 	return slices.ContainsFunc(c.Versions, func(v ConsentVersion) bool {
 		return v.Version > decided.Version && !v.RequiredFrom.After(now)
 	})
 }
 
-// ConsentDefinitionSet defines a consent, or changes it.
+// ConsentDefinitionSet defines or changes a consent.
 type ConsentDefinitionSet struct {
 	ConsentID  string           `json:"consentId" pii:"clear"`
 	Name       string           `json:"name" pii:"clear"`
 	Purpose    string           `json:"purpose,omitzero" pii:"clear"`
 	LegalBasis string           `json:"legalBasis,omitzero" pii:"clear"`
-	Published  []ConsentVersion `json:"published,omitzero" pii:"clear"` // with this event; earlier ones stay
-	Created    bool             `json:"created,omitzero" pii:"clear"`   // there was none of this id
+	Published  []ConsentVersion `json:"published,omitzero" pii:"clear"` // versions that are new with this event
+	Created    bool             `json:"created,omitzero" pii:"clear"`   // the id was new
 	Fields     []string         `json:"fields" pii:"clear"`             // names of the members that changed
 }
 
@@ -60,7 +60,15 @@ func (e ConsentDefinitionSet) evolve(c *Config, x Entry) {
 	c.Consents[e.ConsentID] = Consent{e.ConsentID, e.Name, e.Purpose, e.LegalBasis, versions, x.Revision}
 }
 
-// ConsentDefinitionDeleted removes a consent nobody has decided on.
+func (e ConsentDefinitionSet) public(Entry) []publicEvent {
+	return objectSet("CONSENT_DEFINITION", e.Created, e.ConsentID, e.Fields)
+}
+
+func (ConsentDefinitionSet) catalogue() []PublicType {
+	return objectSetTypes("CONSENT_DEFINITION", "a consent")
+}
+
+// ConsentDefinitionDeleted removes a consent on which no account has decided.
 type ConsentDefinitionDeleted struct {
 	ConsentID string `json:"consentId" pii:"clear"`
 }
@@ -69,8 +77,16 @@ func (ConsentDefinitionDeleted) eventType() string { return "consent-definition.
 
 func (e ConsentDefinitionDeleted) evolve(c *Config, _ Entry) { delete(c.Consents, e.ConsentID) }
 
-// PutConsent defines a consent, or changes it. Versions are all there are to
-// be: those published, unchanged, and then new ones.
+func (e ConsentDefinitionDeleted) public(Entry) []publicEvent {
+	return objectDeleted("CONSENT_DEFINITION", e.ConsentID)
+}
+
+func (ConsentDefinitionDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("CONSENT_DEFINITION", "a consent is deleted")
+}
+
+// PutConsent defines or changes a consent. Versions holds all versions: the
+// published ones, unchanged, followed by new ones.
 type PutConsent struct {
 	ConsentID, Name, Purpose, LegalBasis string
 	Versions                             []ConsentVersion
@@ -85,8 +101,7 @@ func consentRevision(c *Config, id string) eventstore.Revision {
 	return eventstore.NoStream
 }
 
-// Limits of consents: what one publication holds is the clear part of one
-// event.
+// Limits of consents.
 const (
 	maxConsents        = 200
 	maxConsentVersions = 1000
@@ -96,10 +111,10 @@ func (p PutConsent) decide(c *Config, _ time.Time) ([]Event, error) {
 	var f faults
 	old, exists := c.Consents[p.ConsentID]
 	if !objectID.MatchString(p.ConsentID) {
-		f.add("/consentId", "a letter or digit and up to 63 letters, digits, '_', '.' or '-'")
+		f.add("/consentId", objectIDRule)
 	}
 	if !exists && len(c.Consents) >= maxConsents {
-		f.add("", "there are at most %d consents", maxConsents)
+		f.add("", "at most %d consents can be defined", maxConsents)
 	}
 	f.text("/name", p.Name, 255)
 	f.text("/purpose", p.Purpose, 2048)
@@ -120,7 +135,7 @@ func (p PutConsent) decide(c *Config, _ time.Time) ([]Event, error) {
 // consentVersions checks all versions and returns those that are new.
 func (f *faults) consentVersions(all, published []ConsentVersion) []ConsentVersion {
 	if len(all) < max(1, len(published)) || len(all) > maxConsentVersions {
-		f.add("/versions", "all published versions and new ones, 1 to %d", maxConsentVersions)
+		f.add("/versions", "must list all published versions and then new ones, 1 to %d in all", maxConsentVersions)
 	}
 	var fresh []ConsentVersion
 	for i, v := range all {
@@ -128,15 +143,15 @@ func (f *faults) consentVersions(all, published []ConsentVersion) []ConsentVersi
 		v.RequiredFrom = v.RequiredFrom.UTC().Truncate(time.Microsecond)
 		if i < len(published) {
 			if !v.same(published[i]) {
-				f.add(at, "a published version never changes; append a new one")
+				f.add(at, "a published version cannot change; append a new one")
 			}
 			continue
 		}
 		if v.Version != i+1 {
-			f.add(at+"/version", "versions are numbered 1, 2, 3 and so on")
+			f.add(at+"/version", "versions must be numbered 1, 2, 3 and so on")
 		}
 		if len(v.Text) == 0 && v.URL == "" {
-			f.add(at, "needs a text or a url")
+			f.add(at, "must have a text or a url")
 		}
 		f.labels(at+"/text", v.Text, 16<<10)
 		f.url(at+"/url", v.URL)
@@ -149,12 +164,12 @@ func (v ConsentVersion) same(w ConsentVersion) bool {
 	return v.Version == w.Version && maps.Equal(v.Text, w.Text) && v.URL == w.URL && v.RequiredFrom.Equal(w.RequiredFrom)
 }
 
-// DeleteConsent removes a consent. It is refused once an account has decided
-// on it: what was agreed to must stay known.
+// DeleteConsent removes a consent. One on which an account has decided cannot be
+// removed: its text must stay known.
 type DeleteConsent struct {
 	ConsentID string
 
-	inTheWay int64
+	conflicting int64 // accounts that have decided on it
 }
 
 func (d DeleteConsent) revision(c *Config) eventstore.Revision {
@@ -169,7 +184,7 @@ func (d DeleteConsent) inspect(c *Config) func(Account) bool {
 }
 
 func (d DeleteConsent) inspected(n int64) ConfigCommand {
-	d.inTheWay = n
+	d.conflicting = n
 	return d
 }
 
@@ -178,46 +193,46 @@ func (d DeleteConsent) decide(c *Config, _ time.Time) ([]Event, error) {
 		return nil, refuse(CodeConsentNotFound, "There is no such consent.")
 	}
 	if field, linked := c.linkedTo(d.ConsentID); linked {
-		return nil, refuse(CodeInUse, "The custom field %s is linked to the consent.", field)
+		return nil, refuse(CodeInUse, "The custom field %s is linked to this consent.", field)
 	}
-	if d.inTheWay > 0 {
-		return nil, refuse(CodeInUse, "%d accounts have decided on the consent.", d.inTheWay)
+	if d.conflicting > 0 {
+		return nil, refuse(CodeInUse, "%d accounts have decided on this consent.", d.conflicting)
 	}
 	return []Event{ConsentDefinitionDeleted{d.ConsentID}}, nil
 }
 
-// ConsentStatus is what was decided.
+// ConsentStatus is the outcome of a decision on a consent.
 type ConsentStatus string
 
-// The decisions.
+// The outcomes.
 const (
 	ConsentAccepted ConsentStatus = "accepted"
 	ConsentDeclined ConsentStatus = "declined"
-	ConsentRevoked  ConsentStatus = "revoked" // what was accepted before
+	ConsentRevoked  ConsentStatus = "revoked" // after it was accepted
 )
 
-// ConsentStatuses lists them.
+// ConsentStatuses lists every outcome.
 var ConsentStatuses = []ConsentStatus{ConsentAccepted, ConsentDeclined, ConsentRevoked}
 
-// ConsentDecision is what an account's person decided on one version of a
-// consent, and how that is known.
+// ConsentDecision is a person's decision on one version of a consent, with its
+// evidence.
 type ConsentDecision struct {
-	ConsentID string         `json:"consentId"`
-	Version   int            `json:"version"`
-	Status    ConsentStatus  `json:"status"`
-	Time      time.Time      `json:"time"`
-	Channel   string         `json:"channel,omitzero"` // where: web, phone, paper
-	Client    string         `json:"client,omitzero"`  // the application
-	Evidence  jsontext.Value `json:"evidence,omitzero"`
+	ConsentID string         `json:"consentId" doc:"The consent's id."`
+	Version   int            `json:"version" doc:"The version decided on."`
+	Status    ConsentStatus  `json:"status" doc:"accepted, declined or revoked."`
+	Time      time.Time      `json:"time" doc:"When the decision was made."`
+	Channel   string         `json:"channel,omitzero" doc:"Where the decision was made, such as web, phone or paper."`
+	Client    string         `json:"client,omitzero" doc:"The application that recorded the decision."`
+	Evidence  jsontext.Value `json:"evidence,omitzero" doc:"Proof of the decision: any JSON."`
 
-	// Where an account that was merged into this one decided later, its
-	// decision stands here, and under Own the account's own.
-	From string           `json:"from,omitzero"`
-	Own  *ConsentDecision `json:"own,omitzero"`
+	// If an account that was merged into this one decided later, this is its
+	// decision, and Own is the account's own.
+	From string           `json:"from,omitzero" doc:"The merged account that made this decision."`
+	Own  *ConsentDecision `json:"own,omitzero" doc:"The account's own decision, which a later decision of a merged account overrides."`
 }
 
-// over reports whether d stands against o: the later decision does, and of two
-// made at the same time the one that consents to less.
+// over reports whether d overrides o: the later decision does, and of two made at
+// the same time the one that consents to less.
 func (d ConsentDecision) over(o ConsentDecision) bool {
 	if !d.Time.Equal(o.Time) {
 		return d.Time.After(o.Time)
@@ -230,7 +245,7 @@ type ConsentDecided struct {
 	ConsentID string         `json:"consentId" pii:"clear"`
 	Version   int            `json:"version" pii:"clear"`
 	Status    ConsentStatus  `json:"status" pii:"clear"`
-	Time      time.Time      `json:"time,omitzero" pii:"clear"` // if it was not made when it was recorded
+	Time      time.Time      `json:"time,omitzero" pii:"clear"` // zero: the time of the event
 	Channel   string         `json:"channel,omitzero" pii:"seal"`
 	Client    string         `json:"client,omitzero" pii:"seal"`
 	Evidence  jsontext.Value `json:"evidence,omitzero" pii:"seal"`
@@ -238,7 +253,7 @@ type ConsentDecided struct {
 
 func (ConsentDecided) eventType() string { return "account.consent-decided.v1" }
 
-// Decision is what x, of a ConsentDecided, says was decided.
+// Decision returns the decision that e, the event of x, records.
 func (e ConsentDecided) Decision(x Entry) ConsentDecision {
 	at := e.Time
 	if at.IsZero() {
@@ -259,8 +274,27 @@ func (e ConsentDecided) evolve(a Account, x Entry) Account {
 	return a
 }
 
-// decidedSince returns merged without what they brought along of a consent:
-// the person has decided since.
+func (e ConsentDecided) public(x Entry) []publicEvent {
+	return []publicEvent{{"CONSENT_" + strings.ToUpper(string(e.Status)), consentDecided{x.Sub(), e.ConsentID, e.Version, e.Decision(x).Time}}}
+}
+
+func (ConsentDecided) catalogue() []PublicType {
+	return []PublicType{
+		{Name: "CONSENT_ACCEPTED", When: "a version of a consent is accepted", Data: consentDecided{}},
+		{Name: "CONSENT_DECLINED", When: "a version of a consent is declined", Data: consentDecided{}},
+		{Name: "CONSENT_REVOKED", When: "an accepted consent is revoked", Data: consentDecided{}},
+	}
+}
+
+type consentDecided struct {
+	Sub       string    `json:"sub" doc:"The account."`
+	ConsentID string    `json:"consentId" doc:"The consent."`
+	Version   int       `json:"version" doc:"The version decided on."`
+	Time      time.Time `json:"time" doc:"When the decision was made."`
+}
+
+// decidedSince returns merged without their decisions on a consent, because the
+// person has decided on it since the merge.
 func decidedSince(merged []Combined, consentID string) []Combined {
 	on := func(d ConsentDecision) bool { return d.ConsentID == consentID }
 	if !slices.ContainsFunc(merged, func(c Combined) bool { return slices.ContainsFunc(c.Consents, on) }) {
@@ -273,8 +307,8 @@ func decidedSince(merged []Combined, consentID string) []Combined {
 	return merged
 }
 
-// reconsent makes each of a's decisions the one that stands among its own and
-// those that the accounts merged into it brought along.
+// reconsent returns a with the overriding decision on each consent, among its own
+// decisions and those of the accounts merged into it.
 func (a Account) reconsent() Account {
 	var decisions []ConsentDecision
 	for _, d := range a.Consents {
@@ -286,18 +320,18 @@ func (a Account) reconsent() Account {
 		}
 	}
 	for _, c := range a.CombinedFrom {
-		for _, brought := range c.Consents {
-			brought.From = c.Sub
-			i, known := findConsent(decisions, brought.ConsentID)
+		for _, theirs := range c.Consents {
+			theirs.From = c.Sub
+			i, known := findConsent(decisions, theirs.ConsentID)
 			switch {
 			case !known:
-				decisions = slices.Insert(decisions, i, brought)
-			case brought.over(decisions[i]):
-				if brought.Own = decisions[i].Own; decisions[i].From == "" {
+				decisions = slices.Insert(decisions, i, theirs)
+			case theirs.over(decisions[i]):
+				if theirs.Own = decisions[i].Own; decisions[i].From == "" {
 					own := decisions[i]
-					brought.Own = &own
+					theirs.Own = &own
 				}
-				decisions[i] = brought
+				decisions[i] = theirs
 			}
 		}
 	}
@@ -309,7 +343,7 @@ func findConsent(decisions []ConsentDecision, id string) (int, bool) {
 	return slices.BinarySearchFunc(decisions, id, func(d ConsentDecision, id string) int { return strings.Compare(d.ConsentID, id) })
 }
 
-// Consent is the account's latest decision on a consent, zero if there is none.
+// Consent returns the account's latest decision on a consent, zero if there is none.
 func (a Account) Consent(id string) ConsentDecision {
 	if i, ok := findConsent(a.Consents, id); ok {
 		return a.Consents[i]
@@ -317,8 +351,8 @@ func (a Account) Consent(id string) ConsentDecision {
 	return ConsentDecision{}
 }
 
-// DecideConsent records what the account's person decided. The same decision
-// again changes nothing.
+// DecideConsent records a person's decision on a consent. Repeating the present
+// decision changes nothing.
 type DecideConsent struct {
 	ConsentID string
 	Version   int
@@ -342,16 +376,16 @@ func (c DecideConsent) decide(s Setting, a Account) ([]Event, error) {
 	}
 	var f faults
 	if c.Version < 1 || c.Version > consent.Newest() {
-		f.add("/version", "there is no such version of the consent")
+		f.add("/version", "the consent has no such version")
 	} else if c.Version < now.Version && c.Status != ConsentRevoked {
-		f.add("/version", "a later version was decided on already")
+		f.add("/version", "there is a decision on a later version already")
 	}
 	if !slices.Contains(ConsentStatuses, c.Status) {
 		f.add("/status", "must be accepted, declined or revoked")
 	}
 	at := c.Time.UTC().Truncate(time.Microsecond)
 	if at.After(s.Now) || !at.IsZero() && at.Before(now.Time) {
-		f.add("/time", "must not be in the future, nor before the latest decision on the consent")
+		f.add("/time", "must not be in the future or before the latest decision on this consent")
 	}
 	f.text("/channel", c.Channel, 64)
 	f.text("/client", c.Client, 255)
@@ -366,14 +400,14 @@ func (c DecideConsent) decide(s Setting, a Account) ([]Event, error) {
 		return nil, err
 	}
 	if c.Status == ConsentRevoked && (now.Status != ConsentAccepted || now.Version != c.Version) {
-		return nil, refuse(CodeConsentNotAccepted, "This version of the consent is not accepted, so it cannot be revoked.")
+		return nil, refuse(CodeConsentNotAccepted, "Only an accepted version can be revoked, and this version is not accepted.")
 	}
 	return []Event{ConsentDecided{c.ConsentID, c.Version, c.Status, at, c.Channel, c.Client, evidence}}, nil
 }
 
-// linkedDecisions are the decisions that go with changes of fields linked to a
-// consent: true accepts its newest version, anything else revokes what was
-// accepted.
+// linkedDecisions returns the decisions that follow from changes of fields that
+// are linked to a consent: true accepts its newest version, any other value
+// revokes the accepted one.
 func linkedDecisions(s Setting, a Account, changes map[string]jsontext.Value) []Event {
 	var events []Event
 	for _, key := range slices.Sorted(maps.Keys(changes)) {

@@ -19,7 +19,7 @@ func consentVersions(n int) []ConsentVersion {
 	return all
 }
 
-// newsletter is a configuration with a consent of n versions and a field that
+// newsletter returns a configuration with a consent of n versions and a field that
 // is linked to it.
 func newsletter(n int) *Config {
 	return configOf(ConsentDefinitionSet{ConsentID: "news", Name: "Newsletter", Published: consentVersions(n)},
@@ -46,13 +46,13 @@ func TestPutConsent(t *testing.T) {
 		{"rename", two, put(func(p *PutConsent) { p.Name = "News" }), []Event{ConsentDefinitionSet{ConsentID: "news", Name: "News", Fields: []string{"name"}}}, nil},
 		{"append", two, put(func(p *PutConsent) { p.Versions = consentVersions(3) }), []Event{ConsentDefinitionSet{ConsentID: "news", Name: "Newsletter",
 			Published: consentVersions(3)[2:], Fields: []string{"versions"}}}, nil},
-		{"change what is published", two, put(func(p *PutConsent) { p.Versions[0].Text = map[string]string{"en": "Yes!"} }), nil, []string{"/versions/0"}},
+		{"change a published version", two, put(func(p *PutConsent) { p.Versions[0].Text = map[string]string{"en": "Yes!"} }), nil, []string{"/versions/0"}},
 		{"change when it is required", two, put(func(p *PutConsent) { p.Versions[1].RequiredFrom = time.Unix(1, 0) }), nil, []string{"/versions/1"}},
-		{"leave out what is published", two, put(func(p *PutConsent) { p.Versions = consentVersions(1) }), nil, []string{"/versions"}},
+		{"leave out a published version", two, put(func(p *PutConsent) { p.Versions = consentVersions(1) }), nil, []string{"/versions"}},
 		{"without versions", NewConfig(), put(func(p *PutConsent) { p.Versions = nil }), nil, []string{"/versions"}},
-		{"with a hole", NewConfig(), put(func(p *PutConsent) { p.Versions[1].Version = 3 }), nil, []string{"/versions/1/version"}},
+		{"with a gap", NewConfig(), put(func(p *PutConsent) { p.Versions[1].Version = 3 }), nil, []string{"/versions/1/version"}},
 		{"without a text", NewConfig(), put(func(p *PutConsent) { p.Versions[1].Text = nil }), nil, []string{"/versions/1"}},
-		{"all that is wrong", NewConfig(), PutConsent{ConsentID: "-", Name: strings.Repeat("x", 256), Versions: []ConsentVersion{{Version: 1, Text: map[string]string{"??": ""}, URL: "x"}}},
+		{"every fault", NewConfig(), PutConsent{ConsentID: "-", Name: strings.Repeat("x", 256), Versions: []ConsentVersion{{Version: 1, Text: map[string]string{"??": ""}, URL: "x"}}},
 			nil, []string{"/consentId", "/name", "/versions/0/text", "/versions/0/url"}},
 	}
 	for _, tt := range tests {
@@ -69,7 +69,7 @@ func TestPutConsent(t *testing.T) {
 	}
 }
 
-// halfPast is when decisions are asked for; fold's last event is before it.
+// halfPast is the time of the commands, after the last event of fold.
 var halfPast = time.Date(2026, 11, 22, 12, 30, 0, 0, time.UTC)
 
 func TestDecideConsent(t *testing.T) {
@@ -85,7 +85,7 @@ func TestDecideConsent(t *testing.T) {
 		faults []string
 	}{
 		{"accept", nil, DecideConsent{ConsentID: "news", Version: 1, Status: ConsentAccepted}, []Event{decided(1, ConsentAccepted)}, "", nil},
-		{"accept, and how that is known", nil, DecideConsent{ConsentID: "news", Version: 2, Status: ConsentAccepted, Time: halfPast.Add(-time.Hour), Channel: "phone", Client: "crm", Evidence: value(`{ "call":1.0}`)},
+		{"accept with evidence", nil, DecideConsent{ConsentID: "news", Version: 2, Status: ConsentAccepted, Time: halfPast.Add(-time.Hour), Channel: "phone", Client: "crm", Evidence: value(`{ "call":1.0}`)},
 			[]Event{ConsentDecided{"news", 2, ConsentAccepted, halfPast.Add(-time.Hour), "phone", "crm", value(`{"call":1}`)}}, "", nil},
 		{"decline", nil, DecideConsent{ConsentID: "news", Version: 1, Status: ConsentDeclined}, []Event{decided(1, ConsentDeclined)}, "", nil},
 		{"the same again", []Event{decided(1, ConsentAccepted)}, DecideConsent{ConsentID: "news", Version: 1, Status: ConsentAccepted, Channel: "web"}, nil, "", nil},
@@ -93,11 +93,11 @@ func TestDecideConsent(t *testing.T) {
 		{"an earlier version", []Event{decided(2, ConsentDeclined)}, DecideConsent{ConsentID: "news", Version: 1, Status: ConsentAccepted}, nil, CodeInvalidRequest, []string{"/version"}},
 		{"revoke", []Event{decided(1, ConsentAccepted)}, DecideConsent{ConsentID: "news", Version: 1, Status: ConsentRevoked}, []Event{decided(1, ConsentRevoked)}, "", nil},
 		{"revoke nothing", nil, DecideConsent{ConsentID: "news", Version: 1, Status: ConsentRevoked}, nil, CodeConsentNotAccepted, nil},
-		{"revoke what was declined", []Event{decided(1, ConsentDeclined)}, DecideConsent{ConsentID: "news", Version: 1, Status: ConsentRevoked}, nil, CodeConsentNotAccepted, nil},
+		{"revoke a declined version", []Event{decided(1, ConsentDeclined)}, DecideConsent{ConsentID: "news", Version: 1, Status: ConsentRevoked}, nil, CodeConsentNotAccepted, nil},
 		{"revoke another version", []Event{decided(1, ConsentAccepted)}, DecideConsent{ConsentID: "news", Version: 2, Status: ConsentRevoked}, nil, CodeConsentNotAccepted, nil},
 		{"accept again", []Event{decided(1, ConsentAccepted), decided(1, ConsentRevoked)}, DecideConsent{ConsentID: "news", Version: 1, Status: ConsentAccepted}, []Event{decided(1, ConsentAccepted)}, "", nil},
 		{"unknown consent", nil, DecideConsent{ConsentID: "terms", Version: 1, Status: ConsentAccepted}, nil, CodeConsentNotFound, nil},
-		{"all that is wrong", nil, DecideConsent{ConsentID: "news", Version: 3, Status: "maybe", Time: halfPast.Add(time.Second), Channel: strings.Repeat("x", 65), Client: "\x00", Evidence: value("{")},
+		{"every fault", nil, DecideConsent{ConsentID: "news", Version: 3, Status: "maybe", Time: halfPast.Add(time.Second), Channel: strings.Repeat("x", 65), Client: "\x00", Evidence: value("{")},
 			nil, CodeInvalidRequest, []string{"/channel", "/client", "/evidence", "/status", "/time", "/version"}},
 		{"before the latest", []Event{decided(1, ConsentAccepted)}, DecideConsent{ConsentID: "news", Version: 2, Status: ConsentAccepted, Time: halfPast.Add(-24 * time.Hour)}, nil, CodeInvalidRequest, []string{"/time"}},
 
@@ -115,7 +115,7 @@ func TestDecideConsent(t *testing.T) {
 	}
 }
 
-// TestLinkedField holds that a boolean field linked to a consent decides on it.
+// TestLinkedField checks the decisions that follow from a field linked to a consent.
 func TestLinkedField(t *testing.T) {
 	decided := func(version int, status ConsentStatus) []Event {
 		return []Event{ConsentDecided{ConsentID: "news", Version: version, Status: status, Channel: "customFields.newsletter_consent"}}
@@ -123,7 +123,7 @@ func TestLinkedField(t *testing.T) {
 	const yes, no, unset = "true", "false", "null"
 	for _, tt := range []struct {
 		name     string
-		field    string // as it is
+		field    string // present value
 		consent  []Event
 		to       string
 		decision []Event
@@ -132,11 +132,11 @@ func TestLinkedField(t *testing.T) {
 		{"false at first", unset, nil, no, nil},
 		{"false", yes, decided(2, ConsentAccepted), no, decided(2, ConsentRevoked)},
 		{"null", yes, decided(2, ConsentAccepted), unset, decided(2, ConsentRevoked)},
-		{"false revokes what was accepted", yes, decided(1, ConsentAccepted), no, decided(1, ConsentRevoked)},
+		{"false revokes an older version", yes, decided(1, ConsentAccepted), no, decided(1, ConsentRevoked)},
 		{"true again", no, decided(2, ConsentRevoked), yes, decided(2, ConsentAccepted)},
-		{"true, accepted otherwise", no, decided(2, ConsentAccepted), yes, nil},
-		{"true, accepted an older one", no, decided(1, ConsentAccepted), yes, decided(2, ConsentAccepted)},
-		{"false, declined otherwise", yes, decided(2, ConsentDeclined), no, nil},
+		{"true, accepted directly", no, decided(2, ConsentAccepted), yes, nil},
+		{"true, accepted an older version", no, decided(1, ConsentAccepted), yes, decided(2, ConsentAccepted)},
+		{"false, declined directly", yes, decided(2, ConsentDeclined), no, nil},
 	} {
 		given := append([]Event{adaCreated}, tt.consent...)
 		if tt.field != unset {
@@ -155,7 +155,7 @@ func TestLinkedField(t *testing.T) {
 	}
 }
 
-// TestConsentDue holds when an account is asked again.
+// TestConsentDue checks when a new decision is due.
 func TestConsentDue(t *testing.T) {
 	c := Consent{Versions: consentVersions(3)}
 	c.Versions[2].RequiredFrom = halfPast
@@ -173,9 +173,9 @@ func TestConsentDue(t *testing.T) {
 	}
 }
 
-// TestConsentInvariants asks for random decisions: the account holds the
-// latest of each consent, a revocation follows an acceptance of the same
-// version, versions never go back, and nothing is asked for that is not recorded.
+// TestConsentInvariants executes random decisions: the account has the latest
+// decision on each consent, a revocation follows an acceptance of the same version,
+// versions never go back, and an accepted command records its decision.
 func TestConsentInvariants(t *testing.T) {
 	c := configOf(ConsentDefinitionSet{ConsentID: "b", Published: consentVersions(3)}, ConsentDefinitionSet{ConsentID: "a", Published: consentVersions(3)},
 		FieldSet{Field: FieldDefinition{FieldKey: "f", DataType: TypeBoolean, LinkedConsent: "a"}})
@@ -223,7 +223,7 @@ func TestConsentInvariants(t *testing.T) {
 	})
 }
 
-// TestDeleteConsent holds that what somebody decided on stays known.
+// TestDeleteConsent checks that a consent with decisions cannot be removed.
 func TestDeleteConsent(t *testing.T) {
 	t.Parallel()
 	l := open(t, t.TempDir(), seal.NewMaster())
@@ -251,4 +251,22 @@ func TestDeleteConsent(t *testing.T) {
 	ask(CodeInUse, DeleteConsent{ConsentID: "news"})
 	census.during = nil
 	ask(CodeInUse, DeleteConsent{ConsentID: "news"})
+}
+
+func (ConsentDecided) sample() sample {
+	return sample{event: ConsentDecided{"newsletter", 2, ConsentAccepted, time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC), "web", "shop", value(`{"form":"f1"}`)},
+		clear:  "ConsentID Version Status Time",
+		others: []Event{ConsentDecided{Status: ConsentDeclined}, ConsentDecided{Status: ConsentRevoked}}}
+}
+
+func (ConsentDefinitionSet) sample() sample {
+	return sample{event: ConsentDefinitionSet{"newsletter", "Newsletter", "To tell you what is new.", "consent", []ConsentVersion{{1, map[string]string{"en": "Yes, please."},
+		"https://example.com/newsletter", time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)}}, true, []string{"name", "versions"}},
+		clear:  "ConsentID Name Purpose LegalBasis Published Created Fields",
+		others: []Event{ConsentDefinitionSet{Fields: []string{"name"}}}}
+}
+
+func (ConsentDefinitionDeleted) sample() sample {
+	return sample{event: ConsentDefinitionDeleted{"newsletter"},
+		clear: "ConsentID"}
 }

@@ -9,21 +9,21 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Limits of custom fields. A whole account must stay a small document.
+// Limits of custom fields. They keep the account a small document.
 const (
 	maxCustomFields     = 200
 	maxCustomFieldValue = 16 << 10 // bytes of JSON
-	maxClearValues      = 16 << 10 // bytes of JSON in one change: an event's clear part is small
+	maxClearValues      = 16 << 10 // bytes of JSON in one change: the log limits the clear part of an event
 )
 
 var customFieldKey = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]{0,63}$`)
 
-// CustomFieldsUpdated sets fields of an application's own; null unsets.
+// CustomFieldsUpdated sets custom fields; null unsets one.
 type CustomFieldsUpdated struct {
 	Fields      []string                  `json:"fields" pii:"clear"`               // keys of Values and ClearValues, sorted
-	Values      map[string]jsontext.Value `json:"values,omitzero" pii:"seal"`       // what is not known to be nobody's is personal
-	ClearValues map[string]jsontext.Value `json:"clearValues,omitzero" pii:"clear"` // of fields that are defined not to be personal
-	FieldClaims map[string]Kind           `json:"fieldClaims,omitzero" pii:"clear"` // which of the fields no other account may have the same value of
+	Values      map[string]jsontext.Value `json:"values,omitzero" pii:"seal"`       // personal: those of undefined fields, too
+	ClearValues map[string]jsontext.Value `json:"clearValues,omitzero" pii:"clear"` // of fields defined as not personal
+	FieldClaims map[string]Kind           `json:"fieldClaims,omitzero" pii:"clear"` // those of the fields whose values are unique, with their kinds
 }
 
 func (CustomFieldsUpdated) eventType() string { return "account.custom-fields-updated.v1" }
@@ -52,7 +52,11 @@ func (e CustomFieldsUpdated) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// all are the values of e, wherever it keeps them.
+func (e CustomFieldsUpdated) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_UPDATED", userUpdated{x.Sub(), "", x.OccurredTime(), prefixed("customFields.", e.Fields), map[string]any{"customFields": e.all()}}}}
+}
+
+// all returns the personal and the clear values of e.
 func (e CustomFieldsUpdated) all() map[string]jsontext.Value { return merged(e.Values, e.ClearValues) }
 
 func merged(a, b map[string]jsontext.Value) map[string]jsontext.Value {
@@ -64,7 +68,7 @@ func merged(a, b map[string]jsontext.Value) map[string]jsontext.Value {
 	return all
 }
 
-// with sets a member of m, which it makes where there is none.
+// with sets a member of m, which it allocates if it is nil, and returns m.
 func with[V any](m map[string]V, key string, value V) map[string]V {
 	if m == nil {
 		m = map[string]V{}
@@ -73,9 +77,9 @@ func with[V any](m map[string]V, key string, value V) map[string]V {
 	return m
 }
 
-// customFieldsUpdated is the event that makes changes, which are checked: what
-// the fold has to know of the definitions is recorded with it, for those may
-// be others when it is folded again.
+// customFieldsUpdated returns the event that makes changes, which must have been
+// checked. It records what the fold needs of the field definitions, because these
+// may have changed when the event is folded again.
 func (c *Config) customFieldsUpdated(changes map[string]jsontext.Value) CustomFieldsUpdated {
 	e := CustomFieldsUpdated{Fields: slices.Sorted(maps.Keys(changes))}
 	for _, key := range e.Fields {
@@ -92,9 +96,9 @@ func (c *Config) customFieldsUpdated(changes map[string]jsontext.Value) CustomFi
 	return e
 }
 
-// SetCustomFields sets the fields given and leaves the others; null unsets.
-// Values of fields that the operators have defined are held to their
-// definition. Other keys need none: their values are any JSON, and personal.
+// SetCustomFields sets the given fields and leaves the others; null unsets one.
+// Values of defined fields must meet their definition. Undefined keys are
+// allowed: their values are any JSON, and personal.
 type SetCustomFields struct {
 	Values map[string]jsontext.Value
 }
@@ -114,7 +118,7 @@ func (c SetCustomFields) decide(s Setting, a Account) ([]Event, error) {
 		}
 	}
 	if left > maxCustomFields {
-		f.add("", "an account has at most %d custom fields", maxCustomFields)
+		f.add("", "an account can have at most %d custom fields", maxCustomFields)
 	}
 	if err := f.err(); err != nil || len(changes) == 0 {
 		return nil, err
@@ -122,9 +126,9 @@ func (c SetCustomFields) decide(s Setting, a Account) ([]Event, error) {
 	return append([]Event{s.Config.customFieldsUpdated(changes)}, linkedDecisions(s, a, changes)...), nil
 }
 
-// customFields checks keys and values against their definitions. It returns
-// those that differ from the old ones, in the form in which they are stored:
-// canonical (RFC 8785), so that equal values are equal bytes.
+// customFields checks keys and values against their definitions and returns those
+// that differ from the old ones. Values are in canonical JSON (RFC 8785), so that
+// equal values are equal bytes.
 func (f *faults) customFields(s Setting, pointer string, old, values map[string]jsontext.Value) map[string]jsontext.Value {
 	changes := make(map[string]jsontext.Value, len(values))
 	clear := 0
@@ -133,10 +137,10 @@ func (f *faults) customFields(s Setting, pointer string, old, values map[string]
 		field, defined := s.Config.Fields[key]
 		switch {
 		case !customFieldKey.MatchString(key):
-			f.add(pointer, "a field key is a letter and up to 63 letters, digits, '_', '.' or '-'")
+			f.add(pointer, "a field key must be a letter followed by up to 63 letters, digits, '_', '.' or '-'")
 			continue
-		case field.Internal && !s.Admin: // also where nothing would change, or one could try values
-			f.add(at, "only an admin may change it")
+		case field.Internal && !s.Admin: // also if nothing would change: otherwise a caller could guess values
+			f.add(at, "only an administrator may change this field")
 			continue
 		}
 		value, ok := f.customField(at, field, values[key])
@@ -146,16 +150,16 @@ func (f *faults) customFields(s Setting, pointer string, old, values map[string]
 		case !ok, had == nil && unset, had != nil && bytes.Equal(had, value):
 			continue
 		case field.ReadOnly && !s.Admin:
-			f.add(at, "only an admin may change it")
+			f.add(at, "only an administrator may change this field")
 		case field.Required && unset:
-			f.add(at, "required: must not be unset")
+			f.add(at, "required: cannot be unset")
 		}
 		if changes[key] = value; defined && !field.Personal {
 			clear += len(value)
 		}
 	}
 	if clear > maxClearValues {
-		f.add(pointer, "the values of fields that are not personal may have at most %d bytes together", maxClearValues)
+		f.add(pointer, "values of fields that are not personal can have at most %d bytes in one request", maxClearValues)
 	}
 	if len(values) > maxCustomFields {
 		f.add(pointer, "at most %d custom fields", maxCustomFields)
@@ -163,7 +167,7 @@ func (f *faults) customFields(s Setting, pointer string, old, values map[string]
 	return changes
 }
 
-// customField checks one value. A field without a definition takes any.
+// customField checks one value. An undefined field takes any value.
 func (f *faults) customField(at string, field Field, given jsontext.Value) (value jsontext.Value, ok bool) {
 	value = given.Clone()
 	if len(value) > maxCustomFieldValue {
@@ -179,15 +183,15 @@ func (f *faults) customField(at string, field Field, given jsontext.Value) (valu
 		value = checked
 	}
 	if value.Canonicalize() != nil {
-		f.add(at, "not valid JSON")
+		f.add(at, "must be valid JSON")
 		return nil, false
 	}
 	return value, true
 }
 
-// requiredFields reports the fields that a new account lacks. Whoever may not
-// write a field is not asked for it; an imported account comes as it is, and
-// shows as not conforming.
+// requiredFields reports the required fields that a new account lacks, except
+// those that the caller may not write. An imported account may lack them: it is
+// reported as not conforming.
 func (f *faults) requiredFields(s Setting, origin Origin, given map[string]jsontext.Value) {
 	if origin == OriginImported {
 		return

@@ -13,7 +13,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// DataType says what the values of a custom field are.
+// DataType is the type of the values of a custom field.
 type DataType string
 
 // The data types.
@@ -35,50 +35,48 @@ const (
 	TypeUsername    DataType = "USERNAME"
 )
 
-// DataTypeRule is what a data type asks of values, and which further rules a
-// field of that type may have.
+// DataTypeRule describes a data type: its values, and which further rules a field
+// of the type can have.
 type DataTypeRule struct {
 	Type    DataType
 	Meaning string // a phrase
 
 	Bounded   bool // takes min and max
-	Sized     bool // takes minLength and maxLength: of characters, or of elements
+	Sized     bool // takes minLength and maxLength, in characters or elements
 	Patterned bool // takes regex
-	Chosen    bool // takes options, and needs some
-	Unique    bool // may be unique; a USERNAME always is
-	Linked    bool // may be linked to a consent
+	Chosen    bool // requires options
+	Unique    bool // can be unique; a USERNAME always is
+	Linked    bool // can be linked to a consent
 
-	// check returns the value in the form in which it is stored, or the rule
-	// it breaks.
+	// check returns the value as it is stored, or the rule that it breaks.
 	check func(f Field, value jsontext.Value) (jsontext.Value, string)
 }
 
 // DataTypes lists every data type.
 var DataTypes = []DataTypeRule{
-	{Type: TypeText, Meaning: "text on one line, of at most 255 characters unless maxLength says otherwise",
+	{Type: TypeText, Meaning: "one line of text, at most 255 characters unless maxLength is set",
 		Sized: true, Patterned: true, Unique: true, check: checkText},
-	{Type: TypeTextarea, Meaning: "text on any number of lines", Sized: true, Patterned: true, check: checkText},
-	{Type: TypeNumber, Meaning: "a number, as precise as IEEE 754 binary64", Bounded: true, Unique: true, check: checkNumber},
+	{Type: TypeTextarea, Meaning: "text of any number of lines", Sized: true, Patterned: true, check: checkText},
+	{Type: TypeNumber, Meaning: "a number (IEEE 754 binary64)", Bounded: true, Unique: true, check: checkNumber},
 	{Type: TypeBoolean, Meaning: "true or false", Linked: true, check: checkBoolean},
 	{Type: TypeCheckbox, Meaning: "true or false", Linked: true, check: checkBoolean},
 	{Type: TypeDate, Meaning: "a date, YYYY-MM-DD", Unique: true, check: checkDate},
 	{Type: TypeURL, Meaning: "an http or https URL of at most 2048 bytes", Sized: true, Patterned: true, Unique: true, check: checkURL},
-	{Type: TypeEmail, Meaning: "an e-mail address, normalised like an identifier", Sized: true, Patterned: true, Unique: true, check: checkIdentifier(KindEmail)},
-	{Type: TypeMobile, Meaning: "a mobile number, normalised to E.164", Unique: true, check: checkIdentifier(KindMobileNumber)},
+	{Type: TypeEmail, Meaning: "an e-mail address, normalized like an identifier", Sized: true, Patterned: true, Unique: true, check: checkIdentifier(KindEmail)},
+	{Type: TypeMobile, Meaning: "a mobile number, normalized to E.164", Unique: true, check: checkIdentifier(KindMobileNumber)},
 	{Type: TypeSelect, Meaning: "one of the options", Chosen: true, check: checkChoice},
 	{Type: TypeRadio, Meaning: "one of the options", Chosen: true, check: checkChoice},
 	{Type: TypeMultiselect, Meaning: "an array of options, each at most once", Sized: true, Chosen: true, check: checkChoices},
 	{Type: TypeArray, Meaning: "an array of any values", Sized: true, check: checkArray},
 	{Type: TypeJSON, Meaning: "any JSON value", check: func(_ Field, v jsontext.Value) (jsontext.Value, string) { return v, "" }},
-	{Type: TypeUsername, Meaning: "a name to sign in with, of at most 255 bytes: trimmed, and no other account has it as a username",
+	{Type: TypeUsername, Meaning: "a username to sign in with, at most 255 bytes, trimmed and unique among all usernames",
 		Sized: true, Patterned: true, Unique: true, check: checkUsername},
 }
 
-// Ordered reports whether values of the type lie between others: numbers and
-// dates.
+// Ordered reports whether values of the type have an order: numbers and dates.
 func (t DataType) Ordered() bool { return t == TypeNumber || t == TypeDate }
 
-// rule is the table's line of a type, which may have none.
+// rule returns the rule of a data type. ok is false for an unknown type.
 func (t DataType) rule() (DataTypeRule, bool) {
 	i := slices.IndexFunc(DataTypes, func(r DataTypeRule) bool { return r.Type == t })
 	if i < 0 {
@@ -87,7 +85,7 @@ func (t DataType) rule() (DataTypeRule, bool) {
 	return DataTypes[i], true
 }
 
-// text reads a JSON string that is text in UTF-8 without NUL.
+// text decodes a JSON string of valid UTF-8 without NUL.
 func text(v jsontext.Value) (string, bool) {
 	var s string
 	if v.Kind() != '"' || json.Unmarshal(v, &s) != nil || !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
@@ -104,7 +102,7 @@ func quoted(s string) jsontext.Value {
 	return v
 }
 
-// defaultLine is how long a TEXT may be whose field does not say so.
+// defaultLine is the maximum length of a TEXT whose field has no maxLength.
 const defaultLine = 255
 
 func checkText(f Field, v jsontext.Value) (jsontext.Value, string) {
@@ -114,23 +112,23 @@ func checkText(f Field, v jsontext.Value) (jsontext.Value, string) {
 	case !ok:
 		return nil, "must be a string in UTF-8 without NUL"
 	case f.DataType == TypeText && strings.ContainsFunc(s, unicode.IsControl):
-		return nil, "must be on one line, without control characters"
+		return nil, "must be one line without control characters"
 	case f.DataType == TypeText && most == 0:
 		most = defaultLine
 	}
 	return v, f.checkString(s, most)
 }
 
-// checkString holds s to the field's lengths and pattern.
+// checkString returns the length or pattern rule that s breaks, "" if none.
 func (f Field) checkString(s string, most int) string {
 	n := utf8.RuneCountInString(s)
 	switch {
 	case n < f.MinLength:
-		return "at least " + strconv.Itoa(f.MinLength) + " characters"
+		return "must have at least " + strconv.Itoa(f.MinLength) + " characters"
 	case most > 0 && n > most:
-		return "at most " + strconv.Itoa(most) + " characters"
+		return "must have at most " + strconv.Itoa(most) + " characters"
 	case f.pattern != nil && !f.pattern.MatchString(s):
-		return "does not match the field's regex"
+		return "must match the field's regex"
 	case f.Required && s == "":
 		return "required: must not be empty"
 	}
@@ -143,9 +141,9 @@ func checkNumber(f Field, v jsontext.Value) (jsontext.Value, string) {
 	case v.Kind() != '0' || err != nil || math.IsInf(n, 0):
 		return nil, "must be a number"
 	case f.Min != nil && n < *f.Min:
-		return nil, "at least " + strconv.FormatFloat(*f.Min, 'g', -1, 64)
+		return nil, "must be at least " + strconv.FormatFloat(*f.Min, 'g', -1, 64)
 	case f.Max != nil && n > *f.Max:
-		return nil, "at most " + strconv.FormatFloat(*f.Max, 'g', -1, 64)
+		return nil, "must be at most " + strconv.FormatFloat(*f.Max, 'g', -1, 64)
 	}
 	return v, ""
 }
@@ -189,7 +187,7 @@ func checkUsername(f Field, v jsontext.Value) (jsontext.Value, string) {
 	s, _ := text(v)
 	s = strings.TrimSpace(s)
 	if s == "" || len(s) > 255 || strings.ContainsFunc(s, unicode.IsControl) {
-		return nil, "must be 1 to 255 bytes of text on one line"
+		return nil, "must be one line of 1 to 255 bytes"
 	}
 	return quoted(s), f.checkString(s, f.MaxLength)
 }
@@ -224,13 +222,13 @@ func checkArray(f Field, v jsontext.Value) (jsontext.Value, string) {
 	return v, f.checkLength(len(elements))
 }
 
-// checkLength holds an array of n elements to the field's lengths.
+// checkLength returns the length rule that an array of n elements breaks.
 func (f Field) checkLength(n int) string {
 	switch {
 	case n < f.MinLength:
-		return "at least " + strconv.Itoa(f.MinLength) + " elements"
+		return "must have at least " + strconv.Itoa(f.MinLength) + " elements"
 	case f.MaxLength > 0 && n > f.MaxLength:
-		return "at most " + strconv.Itoa(f.MaxLength) + " elements"
+		return "must have at most " + strconv.Itoa(f.MaxLength) + " elements"
 	case f.Required && n == 0:
 		return "required: must not be empty"
 	}

@@ -5,20 +5,17 @@ import (
 	"slices"
 	"time"
 
-	"github.com/go-json-experiment/json"
-
 	"accountledger/eventstore"
 )
 
-// Deletion is an account's scheduled deletion. When it is due says the
-// schedule.
+// Deletion is an account's scheduled deletion. The schedule says when it is due.
 type Deletion struct {
-	ScheduleID string `json:"scheduleId"`
-	From       Status `json:"from"` // the status to restore if it is cancelled
+	ScheduleID string `json:"scheduleId" doc:"The schedule that erases the account."`
+	From       Status `json:"from" doc:"The status restored if the deletion is cancelled."`
 }
 
-// DeletionScheduled makes the account DELETED for a time of grace, after
-// which it ends. The schedule is planned in the same commit.
+// DeletionScheduled makes the account DELETED. After a grace period, a schedule
+// of the same commit erases it.
 type DeletionScheduled struct {
 	ScheduleID string    `json:"scheduleId" pii:"clear"`
 	From       Status    `json:"from" pii:"clear"`
@@ -33,7 +30,24 @@ func (e DeletionScheduled) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// DeletionCancelled restores an account whose deletion was scheduled.
+func (e DeletionScheduled) public(x Entry) []publicEvent {
+	return []publicEvent{
+		{"USER_DELETION_SCHEDULED", deletionScheduled{x.Sub(), e.DueTime}},
+		{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, StatusDeleted, x.Meta.ReasonCode}},
+	}
+}
+
+func (DeletionScheduled) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_DELETION_SCHEDULED", When: "the account is scheduled for erasure after a grace period", Data: deletionScheduled{},
+		Aliases: []Alias{{"ACCOUNT_DELETION_SCHEDULED", "", nil}}}}
+}
+
+type deletionScheduled struct {
+	Sub     string    `json:"sub" doc:"The account."`
+	DueTime time.Time `json:"dueTime" doc:"When the account will be erased."`
+}
+
+// DeletionCancelled cancels a scheduled deletion and restores the account.
 type DeletionCancelled struct {
 	To     Status `json:"to" pii:"clear"`
 	Reason string `json:"reason,omitzero" pii:"seal"` // free text
@@ -47,43 +61,67 @@ func (e DeletionCancelled) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// AccountErased ends an account: its personal data is gone. It is the last
-// event of its commit, and nothing of it is sealed.
+func (e DeletionCancelled) public(x Entry) []publicEvent {
+	return []publicEvent{
+		{"USER_DELETION_CANCELLED", deletionCancelled{x.Sub(), e.To}},
+		{"USER_STATUS_CHANGED", statusChanged{x.Sub(), StatusDeleted, e.To, x.Meta.ReasonCode}},
+	}
+}
+
+func (DeletionCancelled) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_DELETION_CANCELLED", When: "the scheduled erasure of the account is cancelled", Data: deletionCancelled{}}}
+}
+
+type deletionCancelled struct {
+	Sub    string `json:"sub" doc:"The account."`
+	Status Status `json:"userStatus" doc:"The restored status."`
+}
+
+// AccountErased ends an account: its personal data is destroyed. It is the
+// account's last event in its commit, and has no sealed fields.
 type AccountErased struct {
 	KeyID string `json:"kid" pii:"clear"` // the destroyed key, in hexadecimal
 }
 
-func (AccountErased) eventType() string { return ErasedType }
-
-// The types of the events that end an account. ErasedType explains why sealed
-// parts are missing.
-const (
-	ErasedType           = "account.erased.v1"
-	ErasureCompletedType = "account.erasure-completed.v1"
-)
+func (AccountErased) eventType() string { return "account.erased.v1" }
 
 func (AccountErased) evolve(a Account, x Entry) Account {
 	return Account{Sub: a.Sub, Status: StatusDeleted, CreatedTime: a.CreatedTime, ErasedTime: x.Time, commands: a.commands}
 }
 
-// ErasureCompleted says that the key is destroyed and nothing sealed under it
-// is left in any file of the ledger.
+func (AccountErased) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_DELETED", subOnly{x.Sub()}}}
+}
+
+func (AccountErased) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_DELETED", When: "the account is erased and its personal data is destroyed", Data: subOnly{},
+		Aliases: []Alias{{"ACCOUNT_DELETED", "", nil}}}}
+}
+
+type subOnly struct {
+	Sub string `json:"sub" doc:"The account."`
+}
+
+// ErasureCompleted says that the key is destroyed and that no file of the ledger
+// holds anything sealed under it.
 type ErasureCompleted struct {
 	KeyID string `json:"kid" pii:"clear"`
 }
 
-func (ErasureCompleted) eventType() string { return ErasureCompletedType }
+func (ErasureCompleted) eventType() string { return "account.erasure-completed.v1" }
 
 func (ErasureCompleted) evolve(a Account, _ Entry) Account {
 	a.erasureCompleted = true
 	return a
 }
 
-// erasures are the other accounts that end when a does: those combined into it.
+func (ErasureCompleted) public(Entry) []publicEvent { return internal } // USER_DELETED was sent
+
+// erasures returns the accounts that are erased with a: those merged into it.
 func erasures(a Account) []string { return a.subs()[1:] }
 
-// erase ends a and the others with it. mark is of the schedule that was to do
-// it, if there was one.
+// erase returns the events that end a and the others. mark is the ScheduleExecuted
+// of the schedule that was planned to erase a, nil if there is none.
 func erase(a Account, others []Account, mark Event) (own []Event, rest [][]Event) {
 	end := func(b Account, except string) []Event {
 		events := cancelPlanned(b, reasonErased, func(s Schedule) bool { return s.ScheduleID != except })
@@ -100,20 +138,20 @@ func erase(a Account, others []Account, mark Event) (own []Event, rest [][]Event
 	return own, rest
 }
 
-// restore ends a scheduled deletion with the account in a state.
+// restore cancels a scheduled deletion and gives the account a status.
 func restore(a Account, to Status, reason string) []Event {
 	events := cancelPlanned(a, reasonRestored, func(s Schedule) bool { return s.ScheduleID == a.Deletion.ScheduleID })
 	events = append(events, DeletionCancelled{to, reason})
 	return append(events, verifiedCancels(a, to)...)
 }
 
-// MaxGrace bounds how long a deletion can be ahead.
+// MaxGrace is the longest grace period of a deletion.
 const MaxGrace = 3650 * 24 * time.Hour
 
-// ScheduleAccountDeletion makes the account DELETED, and plans its end for
-// when the grace is over. Asking again changes nothing.
+// ScheduleAccountDeletion makes the account DELETED and plans its erasure after
+// a grace period. Repeating it changes nothing.
 type ScheduleAccountDeletion struct {
-	ScheduleID string // made by the caller
+	ScheduleID string // chosen by the caller
 	Grace      time.Duration
 }
 
@@ -124,7 +162,7 @@ func (ScheduleAccountDeletion) admits(s Status) bool { return s == StatusDeleted
 func (c ScheduleAccountDeletion) decide(s Setting, a Account) ([]Event, error) {
 	switch {
 	case c.Grace < 0 || c.Grace > MaxGrace:
-		return nil, refuse(CodeInvalidRequest, "The grace of a deletion is 0 to %d hours.", MaxGrace/time.Hour)
+		return nil, refuse(CodeInvalidRequest, "grace must be 0 to %d hours.", MaxGrace/time.Hour)
 	case a.Status == StatusDeleted:
 		return nil, nil
 	}
@@ -150,7 +188,8 @@ func (CancelAccountDeletion) decide(_ Setting, a Account) ([]Event, error) {
 	return restore(a, a.Deletion.From, ""), nil
 }
 
-// EraseAccount ends the account at once, and with it those combined into it.
+// EraseAccount erases the account at once, and with it the accounts that were
+// merged into it.
 type EraseAccount struct{}
 
 func (EraseAccount) command() {}
@@ -174,7 +213,7 @@ func (EraseAccount) decideJoint(s Setting, a Account, others []Account) ([]Event
 	return own, rest, nil
 }
 
-// CompleteErasure records that everything an erasure has to remove is gone.
+// CompleteErasure records that the erasure has removed everything it must.
 type CompleteErasure struct{ KeyID string }
 
 func (CompleteErasure) command() {}
@@ -186,13 +225,17 @@ func (c CompleteErasure) decide(_ Setting, a Account) ([]Event, error) {
 	return []Event{ErasureCompleted(c)}, nil
 }
 
-// ErasedKey reads from the clear bytes of an ErasedType event which key was
-// destroyed: for verifiers, who decode no events.
-func ErasedKey(clear []byte) (key eventstore.KeyID, ok bool) {
-	var d document[AccountErased]
-	if err := json.Unmarshal(clear, &d); err != nil {
+// ErasedKey returns the key that an AccountErased says was destroyed, given its
+// stored type and its clear bytes. For other and for malformed events ok is false.
+func ErasedKey(storedType string, clear []byte) (key eventstore.KeyID, ok bool) {
+	event, _, err := DecodeEvent(storedType, clear, nil)
+	if err != nil {
 		return key, false
 	}
-	id, err := hex.DecodeString(d.Data.KeyID)
+	erased, ok := event.(AccountErased)
+	if !ok {
+		return key, false
+	}
+	id, err := hex.DecodeString(erased.KeyID)
 	return key, err == nil && copy(key[:], id) == len(key)
 }

@@ -1,6 +1,7 @@
 package domain
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -14,45 +15,46 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// Actor is who caused an event: the authenticated caller.
+// Actor is the authenticated caller that caused an event.
 type Actor struct {
-	Kind   string `json:"kind"` // api-key, oauth2, system, import
-	ID     string `json:"id"`
-	Client string `json:"client,omitzero"` // the application that acted for the caller
+	Kind   string `json:"kind" doc:"The kind of caller: api-key, oauth2, system or import."`
+	ID     string `json:"id" doc:"The caller's id."`
+	Client string `json:"client,omitzero" doc:"The application that acted for the caller."`
 }
 
 func (a Actor) String() string { return a.Kind + ":" + a.ID }
 
-// Metadata says who caused an event, by which command, and when in the world.
-// None of it is personal.
+// Metadata records who caused an event, by which command, and when it took
+// effect. It holds no personal data.
 type Metadata struct {
 	Actor         Actor     `json:"actor"`
-	CommandID     string    `json:"commandId,omitzero"`     // of the request that may be repeated
-	CorrelationID string    `json:"correlationId,omitzero"` // of everything one request caused
+	CommandID     string    `json:"commandId,omitzero"`     // of the request, if it may be repeated
+	CorrelationID string    `json:"correlationId,omitzero"` // the same for all events that one request caused
 	CausationID   string    `json:"causationId,omitzero"`   // the event that caused this one
-	EffectiveTime time.Time `json:"effectiveTime,omitzero"` // when it became true, if not when recorded
+	EffectiveTime time.Time `json:"effectiveTime,omitzero"` // when it took effect, if not when it was recorded
 	ReasonCode    string    `json:"reasonCode,omitzero"`
 
-	// CombinedSubs are the accounts that were part of the event's account, by
-	// merging, when it happened; separated by spaces.
+	// CombinedSubs are the accounts that were merged into the event's account
+	// when it happened, separated by spaces.
 	CombinedSubs string `json:"combinedSubs,omitzero"`
 
-	// Traceparent is where the request stands in its trace, as W3C Trace
-	// Context writes it, for what follows the event to join. It is made of
-	// random ids, and absent where the request was not sampled.
+	// Traceparent is the request's place in its trace, in the format of W3C Trace
+	// Context. Followers of the event join the trace. It consists of random ids,
+	// and is absent if the request was not sampled.
 	Traceparent string `json:"traceparent,omitzero"`
 
-	// Request tells a repeated request from another one under the same command
-	// id, where requests hold nothing personal: in the configuration.
+	// Request is a digest that distinguishes a repeated request from another one
+	// under the same command id. It is set where requests hold no personal data,
+	// as in the configuration.
 	Request string `json:"request,omitzero"`
 
-	// requestHash does so everywhere else. A hash of a request tests guesses at
-	// what was in it, so it is personal and travels with the sealed part.
+	// requestHash is the same digest everywhere else. With it an attacker could
+	// test guesses at personal data, so it is stored in the sealed part.
 	requestHash string
 }
 
-// WithRequest returns m for a command that may be repeated under id as long
-// as the request, of which hash is a digest, is the same.
+// WithRequest returns m for a command that may be repeated under id. hash is a
+// digest of the request: a repetition must have the same one.
 func (m Metadata) WithRequest(id, hash string) Metadata {
 	m.CommandID, m.requestHash = id, hash
 	return m
@@ -61,20 +63,21 @@ func (m Metadata) WithRequest(id, hash string) Metadata {
 // Entry is one event of the log, opened and decoded.
 type Entry struct {
 	ID       uuid.UUID
-	Type     string // as recorded, before upcasting
+	Type     string // current, after upcasting; see CurrentType
 	Stream   string
 	Revision eventstore.Revision
 	Position eventstore.Position
 	Time     time.Time // when it was recorded
 	Meta     Metadata
 	Event    Event
-	Erased   bool // its personal fields are gone
+	Erased   bool // its personal fields were destroyed
 
-	keyID eventstore.KeyID
+	keyID      eventstore.KeyID
+	storedType string // what the sealed part is bound to; "": Type
 }
 
-// OccurredTime is when x became true in the world: its effective time, or
-// else the time of its recording.
+// OccurredTime returns when x took effect: its effective time, or else the time
+// at which it was recorded.
 func (x Entry) OccurredTime() time.Time {
 	if !x.Meta.EffectiveTime.IsZero() {
 		return x.Meta.EffectiveTime.UTC()
@@ -82,7 +85,7 @@ func (x Entry) OccurredTime() time.Time {
 	return x.Time
 }
 
-// Sub is the account x belongs to, or "" for a change of configuration.
+// Sub returns the account that x belongs to, or "" for other events.
 func (x Entry) Sub() string {
 	sub, ok := strings.CutPrefix(x.Stream, accountPrefix)
 	if !ok {
@@ -91,19 +94,19 @@ func (x Entry) Sub() string {
 	return sub
 }
 
-// Data is x's event as one JSON object, clear and personal members together.
+// Data returns x's event as one JSON object with clear and personal members.
 func (x Entry) Data() (jsontext.Value, error) {
 	data, err := json.Marshal(x.Event, json.Deterministic(true))
 	return data, err
 }
 
-// Codec turns events into what the log holds and back. It is where personal
-// data is sealed and opened, once for every backend.
+// Codec encodes events for the log and decodes them. It seals and opens personal
+// data, for every backend.
 type Codec struct{ Keys *seal.Keys }
 
-// encode seals x's event under key for its place in its stream. An event with
-// nothing personal about it gets no sealed part; one without a key, because it
-// is a change of configuration, cannot have any.
+// encode encodes x and seals its personal part under key, bound to its place in
+// its stream. An event without personal data gets no sealed part. With the zero
+// key, which the configuration uses, no event has one.
 func (c Codec) encode(x Entry, key eventstore.KeyID) (eventstore.Event, error) {
 	e := eventstore.Event{ID: x.ID, Type: x.Type, Actor: x.Meta.Actor.String()}
 	if key == (eventstore.KeyID{}) {
@@ -130,16 +133,16 @@ func (c Codec) encode(x Entry, key eventstore.KeyID) (eventstore.Event, error) {
 	return e, err
 }
 
-// place is what the sealed part of x is bound to.
+// place returns the context that the sealed part of x is bound to.
 func (x Entry) place() seal.Context {
-	return seal.Context{EventID: x.ID, Stream: x.Stream, Revision: x.Revision, Type: x.Type}
+	return seal.Context{EventID: x.ID, Stream: x.Stream, Revision: x.Revision, Type: cmp.Or(x.storedType, x.Type)}
 }
 
-// Decode opens and decodes what the log holds. Of an event whose personal
-// part was erased, or whose key was destroyed, it gives the clear fields.
+// Decode opens and decodes a recorded event. If the personal part was erased or
+// its key destroyed, only the clear fields are set.
 func (c Codec) Decode(rec eventstore.Recorded) (Entry, error) {
 	x := Entry{
-		ID: rec.ID, Type: rec.Type, Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position,
+		ID: rec.ID, Type: CurrentType(rec.Type), storedType: rec.Type, Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position,
 		Time: rec.Time, Erased: rec.Erased(), keyID: rec.KeyID,
 	}
 	var personal []byte

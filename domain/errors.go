@@ -1,8 +1,7 @@
-// Package domain decides: it holds the account, the commands that may be asked
-// of it, the events that record what was decided, and the Ledger that loads,
-// decides and appends.
+// Package domain holds the account, its commands, the events that record what
+// the commands decide, and the Ledger that loads, decides and appends.
 //
-// Decide and Evolve are pure. Time, ids and who is asking arrive from outside.
+// Decide and Evolve are pure: the caller passes in time, ids and who is acting.
 package domain
 
 import (
@@ -15,7 +14,7 @@ import (
 // Code names a reason for refusal. It is part of the API and never changes.
 type Code string
 
-// The reasons the ledger refuses for. What HTTP makes of each is httpapi's.
+// The reasons for refusal. Package httpapi maps each to an HTTP status.
 const (
 	CodeAccountNotFound         Code = "account-not-found"
 	CodeAccountErased           Code = "account-erased"
@@ -58,7 +57,7 @@ const (
 	CodeReplayRunning           Code = "replay-running"
 )
 
-// Codes lists every code a *Error may carry, for tables that must be complete.
+// Codes lists every code an *Error may carry, for tables that must be complete.
 var Codes = []Code{
 	CodeAccountNotFound, CodeAccountErased, CodeAccountExists, CodeAccountDeleted, CodeAccountCombined,
 	CodeInvalidRequest, CodeIdentifierTaken, CodeIdentifierRequired, CodeIdentityConflict, CodeIdentityNotFound,
@@ -71,13 +70,13 @@ var Codes = []Code{
 	CodeAPIKeyNotFound,
 }
 
-// Error is a refusal by rule: the caller's to mend. Anything else that fails
-// is ours. It never carries personal data.
+// Error is a refusal by rule, which the caller can correct. Every other error is
+// a fault of the server. An Error never carries personal data.
 type Error struct {
 	Code   Code
 	Detail string  // a sentence
-	Faults []Fault // of CodeInvalidRequest: everything that is wrong, not only the first
-	Holder string  // of CodeIdentityConflict: the sub of the other account, for callers who may see accounts
+	Faults []Fault // with CodeInvalidRequest: every fault, not only the first
+	Holder string  // with CodeIdentityConflict: the sub of the other account, for callers that may read accounts
 }
 
 // Fault is one thing wrong with a request.

@@ -13,40 +13,40 @@ import (
 	"accountledger/eventstore"
 )
 
-// FieldDefinition is what the operators say of one custom field.
+// FieldDefinition is an operator's definition of a custom field.
 type FieldDefinition struct {
-	FieldKey   string   `json:"fieldKey"` // never changes
-	DataType   DataType `json:"dataType"`
-	Required   bool     `json:"required"`   // a new account must have it, and none may unset it
-	ReadOnly   bool     `json:"readOnly"`   // only admins may change it
-	Internal   bool     `json:"internal"`   // only admins may see and change it
-	Unique     bool     `json:"unique"`     // at most one account has a value; case does not matter
-	Searchable bool     `json:"searchable"` // accounts can be found by it
-	Personal   bool     `json:"personal"`   // its values are sealed, and can be erased
+	FieldKey   string   `json:"fieldKey" doc:"The field's key. It never changes."`
+	DataType   DataType `json:"dataType" doc:"The type of the values: TEXT, NUMBER, SELECT and so on."`
+	Required   bool     `json:"required" doc:"Whether a new account must have a value, unless it is imported. A required field cannot be unset."`
+	ReadOnly   bool     `json:"readOnly" doc:"Whether only callers with the scope accounts:admin may change the field."`
+	Internal   bool     `json:"internal" doc:"Whether only callers with the scope accounts:admin may see and change the field. Webhooks never contain it."`
+	Unique     bool     `json:"unique" doc:"Whether values are unique across accounts, ignoring case. USERNAME fields always are."`
+	Searchable bool     `json:"searchable" doc:"Whether accounts can be searched by this field."`
+	Personal   bool     `json:"personal" doc:"Whether values are personal data, which is sealed and can be erased. Default true."`
 
-	Min       *float64 `json:"min,omitzero"`
-	Max       *float64 `json:"max,omitzero"`
-	MinLength int      `json:"minLength,omitzero"`
-	MaxLength int      `json:"maxLength,omitzero"` // 0: as the data type has it
-	Regex     string   `json:"regex,omitzero"`     // RE2, matched with the whole value
-	Options   []string `json:"options,omitzero"`
+	Min       *float64 `json:"min,omitzero" doc:"The smallest allowed NUMBER."`
+	Max       *float64 `json:"max,omitzero" doc:"The largest allowed NUMBER."`
+	MinLength int      `json:"minLength,omitzero" doc:"Minimum length in characters, or number of elements."`
+	MaxLength int      `json:"maxLength,omitzero" doc:"Maximum length in characters, or number of elements; 0 for the limit of the data type."`
+	Regex     string   `json:"regex,omitzero" doc:"An RE2 regular expression that must match the whole value."`
+	Options   []string `json:"options,omitzero" doc:"The allowed options."`
 
-	Labels        map[string]string `json:"labels,omitzero"`        // by language tag
-	LinkedConsent string            `json:"linkedConsent,omitzero"` // accepted where the value is true
+	Labels        map[string]string `json:"labels,omitzero" doc:"Display names, by language tag."`
+	LinkedConsent string            `json:"linkedConsent,omitzero" doc:"The consentId of a linked consent: true accepts it, any other value revokes it."`
 }
 
-// Field is a custom field that the operators have defined.
+// Field is a defined custom field.
 type Field struct {
 	FieldDefinition
-	Revision eventstore.Revision `json:"revision"` // of the configuration, when it last changed
+	Revision eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the field last changed. Also the ETag."`
 
-	pattern *regexp.Regexp // Regex, nil without one
+	pattern *regexp.Regexp // compiled from Regex, nil without one
 }
 
-// FieldSet defines a custom field, or changes it.
+// FieldSet defines a custom field or changes its definition.
 type FieldSet struct {
 	Field   FieldDefinition `json:"field" pii:"clear"`
-	Created bool            `json:"created,omitzero" pii:"clear"` // there was none of this key
+	Created bool            `json:"created,omitzero" pii:"clear"` // the key had no definition
 	Fields  []string        `json:"fields" pii:"clear"`           // names of the members that changed
 }
 
@@ -54,13 +54,19 @@ func (FieldSet) eventType() string { return "field.set.v1" }
 
 func (e FieldSet) evolve(c *Config, x Entry) {
 	f := Field{FieldDefinition: e.Field, Revision: x.Revision}
-	f.pattern, _ = compilePattern(f.Regex) // PutField has seen to it
+	f.pattern, _ = compilePattern(f.Regex) // PutField has checked it
 	c.Fields[f.FieldKey] = f
 	c.hidden = hidden(c.Fields)
 }
 
-// FieldDeleted removes a definition. Values stay, as those of any field that
-// is not defined.
+func (e FieldSet) public(Entry) []publicEvent {
+	return objectSet("FIELD", e.Created, e.Field.FieldKey, e.Fields)
+}
+
+func (FieldSet) catalogue() []PublicType { return objectSetTypes("FIELD", "a custom field") }
+
+// FieldDeleted removes a definition. Accounts keep their values, as those of an
+// undefined field.
 type FieldDeleted struct {
 	FieldKey string `json:"fieldKey" pii:"clear"`
 }
@@ -72,8 +78,14 @@ func (e FieldDeleted) evolve(c *Config, _ Entry) {
 	c.hidden = hidden(c.Fields)
 }
 
-// claim is the kind of identifier that values of the field are: "" if other
-// accounts may have the same.
+func (e FieldDeleted) public(Entry) []publicEvent { return objectDeleted("FIELD", e.FieldKey) }
+
+func (FieldDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("FIELD", "a custom field is deleted")
+}
+
+// claim returns the kind under which values of the field are claimed, "" if they
+// need not be unique.
 func (f Field) claim() Kind {
 	switch {
 	case f.DataType == TypeUsername:
@@ -84,7 +96,7 @@ func (f Field) claim() Kind {
 	return ""
 }
 
-// fieldClaim is the kind under which a unique field's values are claimed.
+// fieldClaim returns the kind under which values of a unique field are claimed.
 func fieldClaim(key string) Kind { return Kind("customFields." + key) }
 
 func compilePattern(regex string) (*regexp.Regexp, error) {
@@ -92,18 +104,18 @@ func compilePattern(regex string) (*regexp.Regexp, error) {
 		return nil, nil
 	}
 	if _, err := regexp.Compile(regex); err != nil {
-		return nil, err // on its own, or parentheses could be closed that are ours
+		return nil, err // checked alone first, so that it cannot close the parentheses below
 	}
 	return regexp.Compile(`\A(?:` + regex + `)\z`)
 }
 
-// PutField defines a custom field, or changes it. A change that values break
-// which accounts have is refused, unless Force.
+// PutField defines a custom field or changes its definition. Unless Force is set,
+// a change that existing values would break is refused.
 type PutField struct {
 	FieldDefinition
-	Force bool // change it all the same: those accounts do not conform from then on
+	Force bool // accept that some accounts no longer conform
 
-	inTheWay int64 // accounts
+	conflicting int64 // accounts that prevent the change
 }
 
 func (p PutField) revision(c *Config) eventstore.Revision { return fieldRevision(c, p.FieldKey) }
@@ -115,9 +127,9 @@ func fieldRevision(c *Config, key string) eventstore.Revision {
 	return eventstore.NoStream
 }
 
-// inspect asks for accounts that have a value, where it is to become an
-// identifier or no longer to be one, and otherwise for those whose value the
-// new rules refuse.
+// inspect selects the accounts that have a value, if the field becomes an
+// identifier or stops being one, and otherwise those whose value the new rules
+// refuse.
 func (p PutField) inspect(c *Config) func(Account) bool {
 	f, err := p.field(c)
 	old, defined := c.Fields[p.FieldKey]
@@ -132,7 +144,7 @@ func (p PutField) inspect(c *Config) func(Account) bool {
 	return func(a Account) bool { return f.fault(a) != "" }
 }
 
-// rules is what of a definition decides about values.
+// rules returns the part of a definition that decides which values are valid.
 func (d FieldDefinition) rules() FieldDefinition {
 	return FieldDefinition{DataType: d.DataType, Required: d.Required, Min: d.Min, Max: d.Max,
 		MinLength: d.MinLength, MaxLength: d.MaxLength, Regex: d.Regex, Options: d.Options}
@@ -143,13 +155,12 @@ func hasField(key string) func(Account) bool {
 }
 
 func (p PutField) inspected(n int64) ConfigCommand {
-	p.inTheWay = n
+	p.conflicting = n
 	return p
 }
 
-// fault is the rule of the definition that the account's value breaks, "" if
-// none. That it has none is no reason to refuse a definition: whoever makes a
-// field required means the accounts to come.
+// fault returns the rule that the account's value breaks, "" if none. A missing
+// value breaks none: making a field required applies to new accounts.
 func (f Field) fault(a Account) string {
 	value, has := a.CustomFields[f.FieldKey]
 	if !has {
@@ -160,8 +171,8 @@ func (f Field) fault(a Account) string {
 	return wrong
 }
 
-// Fault is what keeps the account from conforming to the definition, "" if it
-// does. One that has ended has nothing to conform with.
+// Fault returns why the account does not conform to the definition, "" if it
+// conforms. A combined or erased account always does.
 func (f Field) Fault(a Account) string {
 	if !a.Exists() || a.Erased() || a.Status == StatusCombined {
 		return ""
@@ -182,15 +193,15 @@ func (p PutField) decide(c *Config, _ time.Time) ([]Event, error) {
 	switch {
 	case exists && len(e.Fields) == 0:
 		return nil, nil
-	case p.inTheWay > 0 && f.claim() != old.claim():
-		return nil, refuse(CodeInUse, "%d accounts have a value of this field; it cannot become unique or a USERNAME, or stop being so.", p.inTheWay)
-	case p.inTheWay > 0 && !p.Force:
-		return nil, refuse(CodeFieldInConflict, "%d accounts have a value that this definition does not allow.", p.inTheWay)
+	case p.conflicting > 0 && f.claim() != old.claim():
+		return nil, refuse(CodeInUse, "%d accounts have a value of this field, so it cannot become unique or a USERNAME, or stop being one.", p.conflicting)
+	case p.conflicting > 0 && !p.Force:
+		return nil, refuse(CodeFieldInConflict, "%d accounts have a value that this definition does not allow.", p.conflicting)
 	}
 	return []Event{e}, nil
 }
 
-// differing names the members in which two values of a struct differ.
+// differing returns the JSON names of the fields in which two structs differ.
 func differing[T any](old, new T) []string {
 	names := []string{}
 	a, b := reflect.ValueOf(old), reflect.ValueOf(new)
@@ -203,14 +214,14 @@ func differing[T any](old, new T) []string {
 	return names
 }
 
-// Limits of definitions: one is recorded in the clear part of one event.
+// Limits of definitions. A definition must fit into the clear part of an event.
 const (
 	maxFields  = 500
 	maxOptions = 500
 	maxRegex   = 1000
 )
 
-// field checks the definition and completes it.
+// field checks the definition and fills in what follows from it.
 func (p PutField) field(c *Config) (Field, error) {
 	var f faults
 	d := p.FieldDefinition
@@ -220,14 +231,14 @@ func (p PutField) field(c *Config) (Field, error) {
 		return Field{}, f.err()
 	}
 	if !customFieldKey.MatchString(d.FieldKey) {
-		f.add("", "a field key is a letter and up to 63 letters, digits, '_', '.' or '-'")
+		f.add("", "a field key must be a letter followed by up to 63 letters, digits, '_', '.' or '-'")
 	}
 	if _, exists := c.Fields[d.FieldKey]; !exists && len(c.Fields) >= maxFields {
-		f.add("", "there are at most %d definitions", maxFields)
+		f.add("", "at most %d fields can be defined", maxFields)
 	}
 	d.Unique = d.Unique || d.DataType == TypeUsername
 	if d.Unique && !rule.Unique {
-		f.add("/unique", "not of a field of this data type")
+		f.add("/unique", "not allowed with this data type")
 	}
 	f.limits(d, rule)
 	f.options(d, rule)
@@ -240,7 +251,7 @@ func (p PutField) field(c *Config) (Field, error) {
 	}
 	pattern, err := compilePattern(d.Regex)
 	if err != nil || len(d.Regex) > maxRegex {
-		f.add("/regex", "must be a regular expression of RE2, of at most %d bytes", maxRegex)
+		f.add("/regex", "must be an RE2 regular expression of at most %d bytes", maxRegex)
 	}
 	f.link(d, rule, c)
 	return Field{FieldDefinition: d, pattern: pattern}, f.err()
@@ -248,7 +259,7 @@ func (p PutField) field(c *Config) (Field, error) {
 
 // limits checks the bounds of a definition.
 func (f *faults) limits(d FieldDefinition, rule DataTypeRule) {
-	const not = "not of a field of this data type"
+	const not = "not allowed with this data type"
 	for _, l := range []struct {
 		name  string
 		given bool
@@ -271,22 +282,22 @@ func (f *faults) limits(d FieldDefinition, rule DataTypeRule) {
 		}
 	}
 	if d.MinLength < 0 || d.MinLength > maxCustomFieldValue {
-		f.add("/minLength", "0 to %d", maxCustomFieldValue)
+		f.add("/minLength", "must be 0 to %d", maxCustomFieldValue)
 	}
 	if d.MaxLength < 0 || d.MaxLength > maxCustomFieldValue || d.MaxLength > 0 && d.MaxLength < d.MinLength {
-		f.add("/maxLength", "minLength to %d", maxCustomFieldValue)
+		f.add("/maxLength", "must be at least minLength and at most %d", maxCustomFieldValue)
 	}
 }
 
 func (f *faults) options(d FieldDefinition, rule DataTypeRule) {
 	if rule.Chosen && (len(d.Options) == 0 || len(d.Options) > maxOptions) {
-		f.add("/options", "1 to %d", maxOptions)
+		f.add("/options", "must have 1 to %d options", maxOptions)
 	}
 	seen := map[string]bool{}
 	for i, o := range d.Options {
 		at := "/options/" + strconv.Itoa(i)
 		if f.text(at, o, 255); o == "" || seen[o] {
-			f.add(at, "must be text, and there once")
+			f.add(at, "must not be empty or listed twice")
 		}
 		seen[o] = true
 	}
@@ -296,7 +307,7 @@ func (f *faults) options(d FieldDefinition, rule DataTypeRule) {
 func (f *faults) labels(pointer string, labels map[string]string, most int) {
 	for tag, label := range labels {
 		if _, err := language.Parse(tag); err != nil || len(tag) > 35 {
-			f.add(pointer, "must be texts by language tag (BCP 47)")
+			f.add(pointer, "keys must be language tags (BCP 47)")
 			continue
 		}
 		f.text(pointer+"/"+tag, label, most)
@@ -308,7 +319,7 @@ func (f *faults) link(d FieldDefinition, rule DataTypeRule, c *Config) {
 		return
 	}
 	if !rule.Linked {
-		f.add("/linkedConsent", "only of a field that is true or false")
+		f.add("/linkedConsent", "only a BOOLEAN or CHECKBOX field can be linked")
 	}
 	if _, ok := c.Consents[d.LinkedConsent]; !ok {
 		f.add("/linkedConsent", "there is no such consent")
@@ -318,7 +329,7 @@ func (f *faults) link(d FieldDefinition, rule DataTypeRule, c *Config) {
 	}
 }
 
-// linkedTo is the field that is linked to a consent.
+// linkedTo returns the field that is linked to a consent.
 func (c *Config) linkedTo(consentID string) (fieldKey string, ok bool) {
 	for key, f := range c.Fields {
 		if f.LinkedConsent == consentID {
@@ -328,12 +339,12 @@ func (c *Config) linkedTo(consentID string) (fieldKey string, ok bool) {
 	return "", false
 }
 
-// DeleteField removes a definition. One of an identifier is refused while
-// accounts have a value: nobody would know that it may be there once.
+// DeleteField removes a definition. While accounts have a value, the definition of
+// an identifier cannot be removed: its values would no longer be kept unique.
 type DeleteField struct {
 	FieldKey string
 
-	inTheWay int64
+	conflicting int64 // accounts that prevent the deletion
 }
 
 func (d DeleteField) revision(c *Config) eventstore.Revision { return fieldRevision(c, d.FieldKey) }
@@ -346,16 +357,16 @@ func (d DeleteField) inspect(c *Config) func(Account) bool {
 }
 
 func (d DeleteField) inspected(n int64) ConfigCommand {
-	d.inTheWay = n
+	d.conflicting = n
 	return d
 }
 
 func (d DeleteField) decide(c *Config, _ time.Time) ([]Event, error) {
 	if _, ok := c.Fields[d.FieldKey]; !ok {
-		return nil, refuse(CodeFieldNotFound, "There is no definition of such a field.")
+		return nil, refuse(CodeFieldNotFound, "There is no field with this key.")
 	}
-	if d.inTheWay > 0 {
-		return nil, refuse(CodeInUse, "%d accounts have a value of this field, which is an identifier.", d.inTheWay)
+	if d.conflicting > 0 {
+		return nil, refuse(CodeInUse, "The field is an identifier, and %d accounts have a value of it.", d.conflicting)
 	}
 	return []Event{FieldDeleted{d.FieldKey}}, nil
 }

@@ -18,7 +18,7 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// configOf is the configuration that events add up to.
+// configOf returns the fold of events.
 func configOf(events ...Event) *Config {
 	c := NewConfig()
 	for _, e := range events {
@@ -27,7 +27,7 @@ func configOf(events ...Event) *Config {
 	return c
 }
 
-// defined is a configuration with these fields, personal unless they say so.
+// defined returns a configuration with these fields.
 func defined(fields ...FieldDefinition) *Config {
 	var events []Event
 	for _, f := range fields {
@@ -56,13 +56,13 @@ func pointers(err error) []string {
 	return all
 }
 
-// TestDataTypes holds what each data type takes, in which form, and what it
-// refuses. A type without a row fails.
+// TestDataTypes checks which values each data type accepts, how it stores them, and
+// which it refuses. A type without a row fails.
 func TestDataTypes(t *testing.T) {
 	long := `"` + strings.Repeat("x", 256) + `"`
 	tests := map[DataType]struct {
 		field FieldDefinition
-		good  map[string]string // value to what is stored
+		good  map[string]string // given value to stored value
 		bad   []string
 	}{
 		TypeText: {good: map[string]string{`"gold"`: `"gold"`, `""`: `""`, `"\u00e4"`: `"ä"`}, bad: []string{`1`, `true`, `["a"]`, `"a\nb"`, `"\u0000"`, long}},
@@ -87,7 +87,7 @@ func TestDataTypes(t *testing.T) {
 	for _, rule := range DataTypes {
 		tt, ok := tests[rule.Type]
 		if !ok || rule.Meaning == "" {
-			t.Errorf("%s has no row here, or no meaning", rule.Type)
+			t.Errorf("%s has no row in the test, or no meaning", rule.Type)
 			continue
 		}
 		tt.field.FieldKey, tt.field.DataType, tt.field.Personal = "f", rule.Type, true
@@ -105,14 +105,14 @@ func TestDataTypes(t *testing.T) {
 		for _, given := range tt.bad {
 			events, err := Decide(s, fold(adaCreated), SetCustomFields{fieldValues("f", given, "ok", "1", "g#", "1")})
 			if want := []string{"", "/f"}; !slices.Equal(pointers(err), want) {
-				t.Errorf("%s takes %s: %v, %v; want faults at %q", rule.Type, given, events, err, want)
+				t.Errorf("%s accepts %s: %v, %v; want faults at %q", rule.Type, given, events, err, want)
 			}
 			create := CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{{IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile}}, CustomFields: fieldValues("f", given)}
 			if _, err := Decide(s, NewAccount("s"), create); !slices.Equal(pointers(err), []string{"/customFields/f"}) {
-				t.Errorf("a new account takes %s %s: %v", rule.Type, given, err)
+				t.Errorf("a new account accepts %s %s: %v", rule.Type, given, err)
 			}
 		}
-		// null unsets, whatever the type.
+		// null unsets a field of any type.
 		given := slices.Sorted(maps.Keys(tt.good))[0]
 		a := fold(adaCreated, CustomFieldsUpdated{Fields: []string{"f"}, Values: fieldValues("f", given)})
 		if events, err := Decide(s, a, SetCustomFields{fieldValues("f", "null")}); err != nil || len(events) != 1 {
@@ -124,7 +124,7 @@ func TestDataTypes(t *testing.T) {
 	}
 }
 
-// TestPutField holds which definitions are refused, and where.
+// TestPutField checks which definitions are refused, and where their faults are.
 func TestPutField(t *testing.T) {
 	label := map[string]string{"en": "Tier"}
 	consents := []Event{ConsentDefinitionSet{ConsentID: "news"}, FieldSet{Field: FieldDefinition{FieldKey: "old", DataType: TypeBoolean, LinkedConsent: "terms"}}, ConsentDefinitionSet{ConsentID: "terms"}}
@@ -169,11 +169,11 @@ func TestPutField(t *testing.T) {
 		t.Errorf("a changed definition: %v (-want +got):\n%s", err, diff)
 	}
 	if _, err := (DeleteField{FieldKey: "g"}).decide(c, time.Time{}); CodeOf(err) != CodeFieldNotFound {
-		t.Errorf("delete what is not there: %v", err)
+		t.Errorf("delete a field that does not exist: %v", err)
 	}
 }
 
-// TestFieldAccess holds who may write required, read-only and internal fields.
+// TestFieldAccess checks who may write required, read-only and internal fields.
 func TestFieldAccess(t *testing.T) {
 	c := defined(FieldDefinition{FieldKey: "must", DataType: TypeText, Required: true, Personal: true}, FieldDefinition{FieldKey: "ro", DataType: TypeText, ReadOnly: true, Required: true, Personal: true},
 		FieldDefinition{FieldKey: "in", DataType: TypeText, Internal: true, Required: true, Personal: true})
@@ -221,8 +221,8 @@ func TestFieldAccess(t *testing.T) {
 	}
 }
 
-// TestClearValues holds that only values of fields defined not to be personal
-// leave the sealed part, and not too many of them.
+// TestClearValues checks that only values of fields defined as not personal are in
+// the clear part, and that their size is limited.
 func TestClearValues(t *testing.T) {
 	c := defined(FieldDefinition{FieldKey: "plan", DataType: TypeTextarea}, FieldDefinition{FieldKey: "note", DataType: TypeTextarea, Personal: true}, FieldDefinition{FieldKey: "more", DataType: TypeTextarea})
 	events, err := Decide(Setting{Config: c}, fold(adaCreated), SetCustomFields{fieldValues("plan", `"a"`, "note", `"b"`, "free", `"c"`)})
@@ -248,15 +248,15 @@ func TestClearValues(t *testing.T) {
 	}
 	half := `"` + strings.Repeat("x", maxClearValues/2) + `"`
 	if _, err := Decide(Setting{Config: c}, fold(adaCreated), SetCustomFields{fieldValues("plan", half, "more", half)}); !slices.Equal(pointers(err), []string{""}) {
-		t.Errorf("too much that is not personal: %v", err)
+		t.Errorf("too many bytes of clear values: %v", err)
 	}
 	if _, err := Decide(Setting{Config: c}, fold(adaCreated), SetCustomFields{fieldValues("plan", half, "note", half)}); err != nil {
-		t.Errorf("not too much: %v", err)
+		t.Errorf("the allowed size of clear values: %v", err)
 	}
 }
 
-// TestFieldClaims holds that a value of a USERNAME is a username, and one of a
-// unique field its own, and that neither depends on the configuration of later.
+// TestFieldClaims checks the claims of USERNAME fields and of unique fields, and
+// that they do not depend on later changes of the configuration.
 func TestFieldClaims(t *testing.T) {
 	claim := func(kind, value, owner string) eventstore.Claim {
 		return eventstore.Claim{Kind: kind, Key: value, Owner: owner}
@@ -287,7 +287,7 @@ func TestFieldClaims(t *testing.T) {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(a.FieldClaims, parsed.FieldClaims, cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("a view that goes on from the account's JSON does not know its claims:\n%s", diff)
+			t.Errorf("an account parsed from its JSON has other claims:\n%s", diff)
 		}
 		return a
 	}
@@ -310,7 +310,7 @@ func TestFieldClaims(t *testing.T) {
 		take, release := claims([]Account{tt.before}, []Account{tt.after}, claim)
 		sorted := cmpopts.SortSlices(func(a, b string) bool { return a < b })
 		if diff := cmp.Diff([][]string{tt.take, tt.release}, [][]string{keys(take), keys(release)}, sorted, cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("%s takes and releases (-want +got):\n%s", tt.name, diff)
+			t.Errorf("claims of %s (-want +got):\n%s", tt.name, diff)
 		}
 	}
 	if got := Candidates("", "", "ADA lovelace "); !reflect.DeepEqual(got, []Candidate{{KindUsername, "ada lovelace"}}) {
@@ -318,14 +318,14 @@ func TestFieldClaims(t *testing.T) {
 	}
 }
 
-// TestHidden holds that internal fields are shown to admins only.
+// TestHidden checks that only admins see internal fields.
 func TestHidden(t *testing.T) {
 	c := defined(FieldDefinition{FieldKey: "in", DataType: TypeUsername, Internal: true, Personal: true}, FieldDefinition{FieldKey: "inclear", DataType: TypeText, Internal: true})
 	if h := defined(FieldDefinition{FieldKey: "f"}).Hidden(); h != nil {
-		t.Errorf("nothing is internal, and hidden is %v", h)
+		t.Errorf("Hidden = %v without internal fields", h)
 	}
 	if h := configOf(FieldSet{Field: FieldDefinition{FieldKey: "in", Internal: true}}, FieldDeleted{"in"}).Hidden(); h != nil {
-		t.Errorf("nothing is internal any more, and hidden is %v", h)
+		t.Errorf("Hidden = %v after the internal field changed", h)
 	}
 	updated := CustomFieldsUpdated{Fields: []string{"f", "in", "inclear"}, Values: fieldValues("in", `"secret"`, "f", `"open"`), ClearValues: fieldValues("inclear", `"secret"`), FieldClaims: map[string]Kind{"in": KindUsername}}
 	only := CustomFieldsUpdated{Fields: []string{"in"}, Values: fieldValues("in", `"secret"`)}
@@ -340,7 +340,7 @@ func TestHidden(t *testing.T) {
 			t.Errorf("account without internal fields: %s", s)
 		}
 		if data, _ := a.JSON(); !strings.Contains(string(data), "secret") {
-			t.Errorf("the account itself has changed: %s", data)
+			t.Errorf("Without changed the account: %s", data)
 		}
 	}
 	for _, e := range []Event{updated, created, only} {
@@ -360,18 +360,18 @@ func TestHidden(t *testing.T) {
 		if strings.Contains(all, "secret") || strings.Contains(all, `"in"`) || strings.Contains(all, "inclear") {
 			t.Errorf("%T without internal fields: %s", e, all)
 		}
-		// It goes out all the same, or subscribers would miss a sequence.
+		// Subscribers still receive the event: they would miss a sequence.
 		if reflect.DeepEqual(e, only) && (len(public) != 1 || !strings.Contains(all, `"fields":[]`)) {
 			t.Errorf("an event of internal fields only: %s", all)
 		}
 		if data, _ := x.Data(); !strings.Contains(string(data), "secret") {
-			t.Errorf("the event itself has changed: %s", data)
+			t.Errorf("Without changed the event: %s", data)
 		}
 	}
 }
 
-// meanwhile is a Census that folds the log. Between the look at all accounts and
-// the lock it does what a test wants done.
+// meanwhile is a Census that folds the log. After each pass over all accounts, it
+// runs a function of the test, before the ledger takes its lock.
 type meanwhile struct {
 	*Ledger
 	subs   []string
@@ -396,8 +396,8 @@ func (f *meanwhile) Accounts(ctx context.Context) (eventstore.Position, iter.Seq
 	}, err
 }
 
-// TestRedefine holds that a definition changes only while no account is in the
-// way, also one that gets in the way while the others are looked at.
+// TestRedefine checks that a definition changes only if no account prevents it, also
+// one that changes while the ledger reads the others.
 func TestRedefine(t *testing.T) {
 	t.Parallel()
 	l := open(t, t.TempDir(), seal.NewMaster())
@@ -421,7 +421,7 @@ func TestRedefine(t *testing.T) {
 	mustExecute(t, l, by("", ""), "b", create("bob@example.com"))
 	unique := text(func(d *FieldDefinition) { d.Unique = true })
 	put("", text(nil), false)
-	put("", unique, false) // nobody has a value
+	put("", unique, false) // no account has a value
 	mustExecute(t, l, by("", ""), "a", SetCustomFields{fieldValues("f", `"one"`)})
 	if _, err := l.Execute(t.Context(), by("", ""), "b", SetCustomFields{fieldValues("f", `"ONE"`)}); CodeOf(err) != CodeIdentifierTaken || !strings.Contains(err.Error(), "customFields.f") {
 		t.Errorf("the same value twice: %v", err)
@@ -433,7 +433,7 @@ func TestRedefine(t *testing.T) {
 	asked := census.asked
 	put("", text(func(d *FieldDefinition) { d.Unique, d.Labels = true, map[string]string{"en": "F"} }), false)
 	if census.asked != asked {
-		t.Error("a label was held against every account")
+		t.Error("a change of a label read all accounts")
 	}
 	short := text(func(d *FieldDefinition) { d.Unique, d.MaxLength, d.Required = true, 2, true })
 	put("", short, true)
@@ -447,13 +447,13 @@ func TestRedefine(t *testing.T) {
 		t.Errorf("delete a unique field with a value: %v", err)
 	}
 
-	// Values that come while all accounts are looked at.
+	// Values that are set while the ledger reads all accounts.
 	put("", text(func(d *FieldDefinition) { d.FieldKey = "g" }), false)
 	census.during = func() {
 		mustExecute(t, l, by("", ""), "b", SetCustomFields{fieldValues("g", `"late"`)})
 	}
 	put(CodeFieldInConflict, text(func(d *FieldDefinition) { d.FieldKey, d.MaxLength = "g", 2 }), false)
-	// A definition that changes meanwhile: accounts are looked at again.
+	// A definition that changes meanwhile makes the ledger read all accounts again.
 	rounds := 0
 	census.during = func() {
 		if rounds++; rounds == 1 {
@@ -465,12 +465,12 @@ func TestRedefine(t *testing.T) {
 	}
 	put("", text(func(d *FieldDefinition) { d.FieldKey, d.MaxLength = "g", 20 }), false)
 	if rounds != 2 {
-		t.Errorf("looked %d times, want 2", rounds)
+		t.Errorf("the ledger read all accounts %d times, want 2", rounds)
 	}
 }
 
-// TestOneName holds that a sign-in name leads to one account, be it the
-// username of an identity or a custom field.
+// TestOneName checks that a sign-in name, whether a username or a custom field,
+// leads to one account.
 func TestOneName(t *testing.T) {
 	t.Parallel()
 	l := open(t, t.TempDir(), seal.NewMaster())
@@ -491,7 +491,18 @@ func TestOneName(t *testing.T) {
 	if _, err := l.Execute(t.Context(), by("", ""), "a", SetCustomFields{fieldValues("login", `"bob b"`)}); CodeOf(err) != CodeIdentifierTaken {
 		t.Errorf("a custom field of two accounts: %v", err)
 	}
-	mustExecute(t, l, by("", ""), "a", SetCustomFields{fieldValues("login", `"COUNTESS"`)}) // one's own
+	mustExecute(t, l, by("", ""), "a", SetCustomFields{fieldValues("login", `"COUNTESS"`)}) // the account's own username
 	mustExecute(t, l, by("", ""), "b", SetCustomFields{fieldValues("login", "null")})
 	mustExecute(t, l, by("", ""), "a", SetCustomFields{fieldValues("login", `"bob b"`)})
+}
+
+func (FieldSet) sample() sample {
+	return sample{event: FieldSet{fullField, true, []string{"dataType", "required"}},
+		clear:  "Field Created Fields",
+		others: []Event{FieldSet{Fields: []string{"labels"}}}}
+}
+
+func (FieldDeleted) sample() sample {
+	return sample{event: FieldDeleted{"tier"},
+		clear: "FieldKey"}
 }

@@ -14,17 +14,16 @@ import (
 	"accountledger/eventstore"
 )
 
-// GroupType says what the groups of a kind have in common: which roles their
-// members have.
+// GroupType says which roles the members of its groups can have.
 type GroupType struct {
-	GroupType    string              `json:"groupType"` // its id: DEPARTMENT
-	RoleMode     RoleMode            `json:"roleMode"`
-	AllowedRoles []string            `json:"allowedRoles"` // sorted; of ModeAllowedRoles
-	System       bool                `json:"system"`       // there from the start, and for good
-	Revision     eventstore.Revision `json:"revision"`     // of the configuration, when it last changed; -1: never
+	GroupType    string              `json:"groupType" doc:"The group type's id."`
+	RoleMode     RoleMode            `json:"roleMode" doc:"any_roles: any number of roles; no_roles: none; roles_required: at least one; allowed_roles: any number of those in allowedRoles."`
+	AllowedRoles []string            `json:"allowedRoles" doc:"With roleMode allowed_roles: the roles members may have."` // sorted
+	System       bool                `json:"system" doc:"A built-in group type, which cannot be changed or deleted."`
+	Revision     eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the group type last changed, or -1 if it never has. Also the ETag."`
 }
 
-// RoleMode says which roles a membership has.
+// RoleMode says which roles a membership can have.
 type RoleMode string
 
 // The role modes.
@@ -48,25 +47,25 @@ func (t GroupType) allows(role string) bool {
 	return true
 }
 
-// Group is a group that accounts are members of. Groups are a tree.
+// Group is a group of accounts. Groups form a tree.
 type Group struct {
-	GroupID      string                    `json:"groupId"`
-	GroupName    string                    `json:"groupName"`
-	GroupType    string                    `json:"groupType"`
-	ParentID     string                    `json:"parentId,omitzero"` // none: it is a root
-	Description  string                    `json:"description,omitzero"`
-	CustomFields map[string]jsontext.Value `json:"customFields"` // an application's own; nobody's personal data
-	System       bool                      `json:"system"`       // there from the start, and for good
-	Revision     eventstore.Revision       `json:"revision"`     // of the configuration, when it last changed; -1: never
+	GroupID      string                    `json:"groupId" doc:"The group's id."`
+	GroupName    string                    `json:"groupName" doc:"Display name."`
+	GroupType    string                    `json:"groupType" doc:"The group's type."`
+	ParentID     string                    `json:"parentId,omitzero" doc:"The parent group. Absent for a root group."`
+	Description  string                    `json:"description,omitzero" doc:"What the group is for."`
+	CustomFields map[string]jsontext.Value `json:"customFields" doc:"The application's custom fields. Configuration cannot be erased; do not put personal data in it."`
+	System       bool                      `json:"system" doc:"A built-in group, which cannot be deleted or moved."`
+	Revision     eventstore.Revision       `json:"revision" doc:"Revision of the configuration in which the group last changed, or -1 if it never has. Also the ETag."`
 }
 
-// The groups that are there before the first event.
+// The built-in groups.
 const (
 	GroupUsers  = "CIDAAS_USERS"  // every new account joins it with RoleUser
-	GroupAdmins = "CIDAAS_ADMINS" // protected: only administrators change who is in it
+	GroupAdmins = "CIDAAS_ADMINS" // only administrators can change its members
 )
 
-// groupTypeSystem is the type of the system's groups.
+// groupTypeSystem is the type of the built-in groups.
 const groupTypeSystem = "SYSTEM"
 
 var (
@@ -79,11 +78,11 @@ var (
 	}
 )
 
-// maxGroupDepth bounds how many groups are above one another.
+// maxGroupDepth is the maximum depth of the tree.
 const maxGroupDepth = 32
 
-// path is where a group is: the ids from the root down, "/EUROPE/BERLIN". The
-// way up ends, for the tree has no cycles.
+// path returns a group's place in the tree: the ids from the root down, as in
+// "/EUROPE/BERLIN". It terminates, because the tree has no cycles.
 func (c *Config) path(id string) string {
 	if id == "" {
 		return ""
@@ -91,10 +90,10 @@ func (c *Config) path(id string) string {
 	return c.path(c.Groups[id].ParentID) + "/" + id
 }
 
-// depth is how many groups there are from the root down to id.
+// depth returns the number of groups from the root down to id.
 func (c *Config) depth(id string) int { return strings.Count(c.path(id), "/") }
 
-// children are the ids of the groups right below id.
+// children returns the ids of the groups directly below id.
 func (c *Config) children(id string) []string {
 	var ids []string
 	for _, g := range c.Groups {
@@ -105,7 +104,7 @@ func (c *Config) children(id string) []string {
 	return ids
 }
 
-// height is how many groups there are from id down to its lowest.
+// height returns the number of groups from id down to its lowest descendant.
 func (c *Config) height(id string) int {
 	below := 0
 	for _, child := range c.children(id) {
@@ -114,7 +113,7 @@ func (c *Config) height(id string) int {
 	return 1 + below
 }
 
-// below reports whether id is above, or under it somewhere.
+// below reports whether id is above itself or one of its descendants.
 func (c *Config) below(id, above string) bool {
 	for ; id != ""; id = c.Groups[id].ParentID {
 		if id == above {
@@ -124,12 +123,12 @@ func (c *Config) below(id, above string) bool {
 	return false
 }
 
-// GroupTypeSet defines a group type, or changes one.
+// GroupTypeSet defines or changes a group type.
 type GroupTypeSet struct {
 	GroupType    string   `json:"groupType" pii:"clear"`
 	RoleMode     RoleMode `json:"roleMode" pii:"clear"`
 	AllowedRoles []string `json:"allowedRoles,omitzero" pii:"clear"`
-	Created      bool     `json:"created,omitzero" pii:"clear"` // there was none of this id
+	Created      bool     `json:"created,omitzero" pii:"clear"` // the id was new
 	Fields       []string `json:"fields" pii:"clear"`           // names of the members that changed
 }
 
@@ -139,7 +138,13 @@ func (e GroupTypeSet) evolve(c *Config, x Entry) {
 	c.GroupTypes[e.GroupType] = GroupType{GroupType: e.GroupType, RoleMode: e.RoleMode, AllowedRoles: e.AllowedRoles, Revision: x.Revision}
 }
 
-// GroupTypeDeleted removes a group type that no group has.
+func (e GroupTypeSet) public(Entry) []publicEvent {
+	return objectSet("GROUP_TYPE", e.Created, e.GroupType, e.Fields)
+}
+
+func (GroupTypeSet) catalogue() []PublicType { return objectSetTypes("GROUP_TYPE", "a group type") }
+
+// GroupTypeDeleted removes a group type that no group uses.
 type GroupTypeDeleted struct {
 	GroupType string `json:"groupType" pii:"clear"`
 }
@@ -148,7 +153,15 @@ func (GroupTypeDeleted) eventType() string { return "group-type.deleted.v1" }
 
 func (e GroupTypeDeleted) evolve(c *Config, _ Entry) { delete(c.GroupTypes, e.GroupType) }
 
-// GroupSet defines a group, or changes one: what is in it, and where it is.
+func (e GroupTypeDeleted) public(Entry) []publicEvent {
+	return objectDeleted("GROUP_TYPE", e.GroupType)
+}
+
+func (GroupTypeDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("GROUP_TYPE", "a group type is deleted")
+}
+
+// GroupSet defines or changes a group, and its place in the tree.
 type GroupSet struct {
 	GroupID      string                    `json:"groupId" pii:"clear"`
 	GroupName    string                    `json:"groupName" pii:"clear"`
@@ -156,7 +169,7 @@ type GroupSet struct {
 	ParentID     string                    `json:"parentId,omitzero" pii:"clear"`
 	Description  string                    `json:"description,omitzero" pii:"clear"`
 	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" pii:"clear"`
-	Created      bool                      `json:"created,omitzero" pii:"clear"` // there was none of this id
+	Created      bool                      `json:"created,omitzero" pii:"clear"` // the id was new
 	Fields       []string                  `json:"fields" pii:"clear"`           // names of the members that changed
 }
 
@@ -167,6 +180,12 @@ func (e GroupSet) evolve(c *Config, x Entry) {
 		Description: e.Description, CustomFields: e.CustomFields, System: c.Groups[e.GroupID].System, Revision: x.Revision}
 }
 
+func (e GroupSet) public(Entry) []publicEvent {
+	return objectSet("GROUP", e.Created, e.GroupID, e.Fields)
+}
+
+func (GroupSet) catalogue() []PublicType { return objectSetTypes("GROUP", "a group") }
+
 // GroupDeleted removes an empty group.
 type GroupDeleted struct {
 	GroupID string `json:"groupId" pii:"clear"`
@@ -176,14 +195,20 @@ func (GroupDeleted) eventType() string { return "group.deleted.v1" }
 
 func (e GroupDeleted) evolve(c *Config, _ Entry) { delete(c.Groups, e.GroupID) }
 
-// PutGroupType defines a group type, or changes one. A change that
-// memberships break is refused.
+func (e GroupDeleted) public(Entry) []publicEvent { return objectDeleted("GROUP", e.GroupID) }
+
+func (GroupDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("GROUP", "a group is deleted")
+}
+
+// PutGroupType defines or changes a group type. A change that existing
+// memberships would break is refused.
 type PutGroupType struct {
 	GroupType    string
 	RoleMode     RoleMode
-	AllowedRoles []string // with ModeAllowedRoles, and only then
+	AllowedRoles []string // only and always with ModeAllowedRoles
 
-	broken int64 // members who would have what they may not, or not what they must
+	broken int64 // violations by existing memberships, see broken
 }
 
 func (p PutGroupType) revision(c *Config) eventstore.Revision {
@@ -212,9 +237,8 @@ func (p PutGroupType) survey(ctx context.Context, c *Config, census Census) (Con
 	return p, nil
 }
 
-// broken counts what a group's memberships would break if it were of type t:
-// the roles in them that it does not allow, or those without the role that it
-// requires.
+// broken counts how often memberships of a group would violate type t: the roles
+// that t does not allow or, if t requires roles, the members without one.
 func broken(ctx context.Context, c *Config, census Census, groupID string, t GroupType) (int64, error) {
 	if t.RoleMode == ModeRolesRequired {
 		return census.Members(ctx, groupID, NoRole)
@@ -233,15 +257,15 @@ func broken(ctx context.Context, c *Config, census Census, groupID string, t Gro
 	return sum, nil
 }
 
-// refuseBroken refuses what memberships would break.
+// refuseBroken refuses a change that existing memberships would violate.
 func refuseBroken(mode RoleMode, n int64) error {
 	switch {
 	case n == 0:
 		return nil
 	case mode == ModeRolesRequired:
-		return refuse(CodeInUse, "%d members have no role.", n)
+		return refuse(CodeInUse, "%d members have no role, which this role mode requires.", n)
 	}
-	return refuse(CodeInUse, "Members hold %d roles that would not be allowed.", n)
+	return refuse(CodeInUse, "Existing memberships have roles that would no longer be allowed: %d.", n)
 }
 
 func (p PutGroupType) decide(c *Config, _ time.Time) ([]Event, error) {
@@ -253,7 +277,7 @@ func (p PutGroupType) decide(c *Config, _ time.Time) ([]Event, error) {
 		f.add("/roleMode", "must be any_roles, no_roles, roles_required or allowed_roles")
 	}
 	if (p.RoleMode == ModeAllowedRoles) != (len(p.AllowedRoles) > 0) {
-		f.add("/allowedRoles", "required with the role mode allowed_roles, and only then")
+		f.add("/allowedRoles", "required with roleMode allowed_roles, not allowed otherwise")
 	}
 	allowed := f.roles("/allowedRoles", c, p.AllowedRoles)
 	if err := f.err(); err != nil {
@@ -266,7 +290,7 @@ func (p PutGroupType) decide(c *Config, _ time.Time) ([]Event, error) {
 		return nil, nil
 	}
 	if old.System {
-		return nil, refuse(CodeSystemManaged, "The group type is the system's.")
+		return nil, refuse(CodeSystemManaged, "A built-in group type cannot be changed or deleted.")
 	}
 	if err := refuseBroken(p.RoleMode, p.broken); err != nil {
 		return nil, err
@@ -274,7 +298,7 @@ func (p PutGroupType) decide(c *Config, _ time.Time) ([]Event, error) {
 	return []Event{e}, nil
 }
 
-// roles checks that roles exist and returns them sorted, each once.
+// roles checks that roles exist and returns them sorted and without duplicates.
 func (f *faults) roles(pointer string, c *Config, roles []string) []string {
 	if len(roles) > maxRoles {
 		f.add(pointer, "at most %d roles", maxRoles)
@@ -282,7 +306,7 @@ func (f *faults) roles(pointer string, c *Config, roles []string) []string {
 	}
 	for i, role := range roles {
 		if _, ok := c.Roles[role]; !ok {
-			f.add(pointer+"/"+strconv.Itoa(i), "must be a role that exists")
+			f.add(pointer+"/"+strconv.Itoa(i), "there is no such role")
 		}
 	}
 	if len(roles) == 0 {
@@ -293,11 +317,11 @@ func (f *faults) roles(pointer string, c *Config, roles []string) []string {
 	return slices.Compact(sorted)
 }
 
-// maxRoles bounds the roles of a membership or a group type.
+// maxRoles is the maximum number of roles of a membership or group type.
 const maxRoles = 100
 
-// DeleteGroupType removes a group type; one that a group has, or that is the
-// system's, is refused.
+// DeleteGroupType removes a group type. A built-in one, or one that a group uses,
+// cannot be removed.
 type DeleteGroupType struct{ GroupType string }
 
 func (d DeleteGroupType) revision(c *Config) eventstore.Revision {
@@ -316,15 +340,15 @@ func (d DeleteGroupType) decide(c *Config, _ time.Time) ([]Event, error) {
 	case !ok:
 		return nil, refuse(CodeGroupTypeNotFound, "There is no such group type.")
 	case t.System:
-		return nil, refuse(CodeSystemManaged, "The group type is the system's.")
+		return nil, refuse(CodeSystemManaged, "A built-in group type cannot be changed or deleted.")
 	case groups > 0:
-		return nil, refuse(CodeInUse, "The group type is that of %d groups.", groups)
+		return nil, refuse(CodeInUse, "%d groups have this group type.", groups)
 	}
 	return []Event{GroupTypeDeleted(d)}, nil
 }
 
-// PutGroup defines a group, or changes one. Of a group of the system, its
-// place and type stay.
+// PutGroup defines or changes a group. The type and the parent of a built-in group
+// cannot change.
 type PutGroup struct {
 	GroupID, GroupName, GroupType, ParentID, Description string
 	CustomFields                                         map[string]jsontext.Value
@@ -359,10 +383,10 @@ func (p PutGroup) decide(c *Config, _ time.Time) ([]Event, error) {
 	f.text("/groupName", p.GroupName, 255)
 	f.text("/description", p.Description, 2048)
 	if _, ok := c.GroupTypes[p.GroupType]; !ok {
-		f.add("/groupType", "must be a group type that exists")
+		f.add("/groupType", "there is no such group type")
 	}
 	f.parent(c, p)
-	fields := f.customFields(Setting{Config: &Config{}}, "/customFields", nil, p.CustomFields) // definitions are of accounts' fields
+	fields := f.customFields(Setting{Config: &Config{}}, "/customFields", nil, p.CustomFields) // field definitions apply to accounts only
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -377,7 +401,7 @@ func (p PutGroup) decide(c *Config, _ time.Time) ([]Event, error) {
 	case len(e.Fields) == 0:
 		return nil, nil
 	case old.System && (old.GroupType != e.GroupType || old.ParentID != e.ParentID):
-		return nil, refuse(CodeSystemManaged, "The group is the system's: its type and its place stay.")
+		return nil, refuse(CodeSystemManaged, "The type and the parent of a built-in group cannot change.")
 	}
 	if err := refuseBroken(c.GroupTypes[p.GroupType].RoleMode, p.broken); err != nil {
 		return nil, err
@@ -385,7 +409,7 @@ func (p PutGroup) decide(c *Config, _ time.Time) ([]Event, error) {
 	return []Event{e}, nil
 }
 
-// parent checks that the tree is one afterwards, and not too deep.
+// parent checks that the result is a tree and not too deep.
 func (f *faults) parent(c *Config, p PutGroup) {
 	if p.ParentID == "" {
 		return
@@ -395,14 +419,14 @@ func (f *faults) parent(c *Config, p PutGroup) {
 	case p.ParentID == p.GroupID, ok && c.below(p.ParentID, p.GroupID):
 		f.add("/parentId", "must not be the group itself or one below it")
 	case !ok:
-		f.add("/parentId", "must be a group that exists")
+		f.add("/parentId", "there is no such group")
 	case c.depth(p.ParentID)+c.height(p.GroupID) > maxGroupDepth:
-		f.add("/parentId", "at most %d groups are above one another", maxGroupDepth)
+		f.add("/parentId", "the tree can be at most %d groups deep", maxGroupDepth)
 	}
 }
 
-// DeleteGroup removes a group; one that has groups below it or members, or is
-// the system's, is refused.
+// DeleteGroup removes a group. A built-in one, or one with members or with groups
+// below it, cannot be removed.
 type DeleteGroup struct {
 	GroupID string
 
@@ -424,7 +448,7 @@ func (d DeleteGroup) decide(c *Config, _ time.Time) ([]Event, error) {
 	case !ok:
 		return nil, refuse(CodeGroupNotFound, "There is no such group.")
 	case g.System:
-		return nil, refuse(CodeSystemManaged, "The group is one of the system's.")
+		return nil, refuse(CodeSystemManaged, "A built-in group cannot be deleted.")
 	case children > 0:
 		return nil, refuse(CodeInUse, "The group has %d groups below it.", children)
 	case d.members > 0:

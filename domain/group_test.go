@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
@@ -18,7 +19,7 @@ import (
 	"accountledger/eventstore"
 )
 
-// configure is the configuration after events, which begin where c is.
+// configure returns c after events.
 func configure(c *Config, events ...Event) *Config {
 	c = c.clone()
 	for _, e := range events {
@@ -27,7 +28,7 @@ func configure(c *Config, events ...Event) *Config {
 	return c
 }
 
-// folding is a census of accounts in memory.
+// folding is a Census of accounts in memory.
 type folding []Account
 
 func (f folding) Accounts(context.Context) (eventstore.Position, iter.Seq2[Account, error], error) {
@@ -53,7 +54,7 @@ func (f folding) Members(_ context.Context, groupID, role string) (n int64, _ er
 	return n, nil
 }
 
-// ask asks cmd of c as the Ledger does.
+// ask decides cmd on c as the Ledger does.
 func ask(t interface{ Fatal(...any) }, c *Config, census Census, cmd ConfigCommand) ([]Event, error) {
 	if s, ok := cmd.(surveyed); ok {
 		var err error
@@ -88,17 +89,17 @@ func TestDecideGroups(t *testing.T) {
 		{name: "define the same type", when: PutGroupType{GroupType: "OFFICE", RoleMode: ModeAllowedRoles, AllowedRoles: []string{"USER", "ADMIN"}}},
 		{name: "widen a type", when: PutGroupType{GroupType: "OFFICE", RoleMode: ModeAnyRoles},
 			then: []Event{GroupTypeSet{GroupType: "OFFICE", RoleMode: ModeAnyRoles, Fields: []string{"roleMode", "allowedRoles"}}}},
-		{name: "forbid a role that is held", when: PutGroupType{GroupType: "OFFICE", RoleMode: ModeAllowedRoles, AllowedRoles: []string{"USER"}}, code: CodeInUse},
-		{name: "require a role that is missing", when: PutGroupType{GroupType: "OPEN", RoleMode: ModeRolesRequired}, code: CodeInUse},
-		{name: "require a role that is there", when: PutGroupType{GroupType: "OFFICE", RoleMode: ModeRolesRequired},
+		{name: "forbid a role that a member has", when: PutGroupType{GroupType: "OFFICE", RoleMode: ModeAllowedRoles, AllowedRoles: []string{"USER"}}, code: CodeInUse},
+		{name: "require roles while a member has none", when: PutGroupType{GroupType: "OPEN", RoleMode: ModeRolesRequired}, code: CodeInUse},
+		{name: "require roles while all members have one", when: PutGroupType{GroupType: "OFFICE", RoleMode: ModeRolesRequired},
 			then: []Event{GroupTypeSet{GroupType: "OFFICE", RoleMode: ModeRolesRequired, Fields: []string{"roleMode", "allowedRoles"}}}},
 		{name: "every fault of a type", when: PutGroupType{GroupType: "-", RoleMode: "some", AllowedRoles: []string{"USER", "NOBODY"}}, code: CodeInvalidRequest,
 			faults: []string{"/allowedRoles", "/allowedRoles/1", "/groupType", "/roleMode"}},
 		{name: "allow nothing", when: PutGroupType{GroupType: "TEAM", RoleMode: ModeAllowedRoles}, code: CodeInvalidRequest, faults: []string{"/allowedRoles"}},
-		{name: "change the system's type", when: PutGroupType{GroupType: groupTypeSystem, RoleMode: ModeNoRoles}, code: CodeSystemManaged},
+		{name: "change a built-in type", when: PutGroupType{GroupType: groupTypeSystem, RoleMode: ModeNoRoles}, code: CodeSystemManaged},
 		{name: "delete a type in use", when: DeleteGroupType{"OFFICE"}, code: CodeInUse},
-		{name: "delete the system's type", when: DeleteGroupType{groupTypeSystem}, code: CodeSystemManaged},
-		{name: "delete no type", when: DeleteGroupType{"NONE"}, code: CodeGroupTypeNotFound},
+		{name: "delete a built-in type", when: DeleteGroupType{groupTypeSystem}, code: CodeSystemManaged},
+		{name: "delete an unknown type", when: DeleteGroupType{"NONE"}, code: CodeGroupTypeNotFound},
 		{name: "delete a role that a type allows", when: DeleteRole{Role: "AUDITOR"}, code: CodeInUse},
 
 		{name: "define a group", when: PutGroup{GroupID: "PARIS", GroupName: "Paris", GroupType: "OFFICE", ParentID: "EUROPE"},
@@ -111,15 +112,15 @@ func TestDecideGroups(t *testing.T) {
 		{name: "a cycle", when: PutGroup{GroupID: "EUROPE", GroupType: "OFFICE", ParentID: "BERLIN"}, code: CodeInvalidRequest, faults: []string{"/parentId"}},
 		{name: "every fault of a group", when: PutGroup{GroupID: "a b", GroupName: strings.Repeat("n", 256), GroupType: "NONE", ParentID: "NONE"},
 			code: CodeInvalidRequest, faults: []string{"/groupId", "/groupName", "/groupType", "/parentId"}},
-		{name: "a type that members break", when: PutGroup{GroupID: "BERLIN", GroupName: "Berlin", GroupType: "BARE", ParentID: "EUROPE"}, code: CodeInUse},
-		{name: "rename the system's group", when: PutGroup{GroupID: GroupUsers, GroupName: "All", GroupType: groupTypeSystem},
+		{name: "a type that memberships violate", when: PutGroup{GroupID: "BERLIN", GroupName: "Berlin", GroupType: "BARE", ParentID: "EUROPE"}, code: CodeInUse},
+		{name: "rename a built-in group", when: PutGroup{GroupID: GroupUsers, GroupName: "All", GroupType: groupTypeSystem},
 			then: []Event{GroupSet{GroupID: GroupUsers, GroupName: "All", GroupType: groupTypeSystem, Fields: []string{"groupName"}}}},
-		{name: "move the system's group", when: PutGroup{GroupID: GroupAdmins, GroupType: groupTypeSystem, ParentID: "EUROPE"}, code: CodeSystemManaged},
+		{name: "move a built-in group", when: PutGroup{GroupID: GroupAdmins, GroupType: groupTypeSystem, ParentID: "EUROPE"}, code: CodeSystemManaged},
 		{name: "delete a group with groups below it", when: DeleteGroup{GroupID: "EUROPE"}, code: CodeInUse},
 		{name: "delete a group with members", when: DeleteGroup{GroupID: "BERLIN"}, code: CodeInUse},
 		{name: "delete an empty group", when: DeleteGroup{GroupID: "STRICT"}, then: []Event{GroupDeleted{"STRICT"}}},
-		{name: "delete the system's group", when: DeleteGroup{GroupID: GroupUsers}, code: CodeSystemManaged},
-		{name: "delete no group", when: DeleteGroup{GroupID: "NONE"}, code: CodeGroupNotFound},
+		{name: "delete a built-in group", when: DeleteGroup{GroupID: GroupUsers}, code: CodeSystemManaged},
+		{name: "delete an unknown group", when: DeleteGroup{GroupID: "NONE"}, code: CodeGroupNotFound},
 	}
 	c := configure(offices, RoleSet{Role: "AUDITOR"}, GroupTypeSet{GroupType: "AUDIT", RoleMode: ModeAllowedRoles, AllowedRoles: []string{"AUDITOR"}})
 	for _, tt := range tests {
@@ -130,8 +131,8 @@ func TestDecideGroups(t *testing.T) {
 	}
 }
 
-// TestRoleModes holds each role mode against no role, an allowed one, and one
-// that exists and is not among the allowed.
+// TestRoleModes checks each role mode with no role, with an allowed role, and with an
+// existing role that is not allowed.
 func TestRoleModes(t *testing.T) {
 	given := [][]string{nil, {"USER"}, {"CUSTOMER"}, {"CUSTOMER", "USER"}, {"NOBODY"}}
 	for group, want := range map[string]string{ // y: accepted, n: refused
@@ -165,13 +166,13 @@ func TestMembership(t *testing.T) {
 			then: []Event{GroupRolesChanged{GroupID: "BERLIN", GroupType: "OFFICE", Path: "/EUROPE/BERLIN", Roles: []string{"ADMIN"}}}},
 		{name: "the same roles", when: SetMembership{"BERLIN", []string{"USER", "USER"}}},
 		{name: "leave", when: LeaveGroup{"BERLIN"}, then: []Event{GroupLeft{"BERLIN"}}},
-		{name: "leave where it is not", when: LeaveGroup{"OPEN"}},
-		{name: "leave no group", when: LeaveGroup{"NONE"}, code: CodeGroupNotFound},
-		{name: "join no group", when: SetMembership{"NONE", nil}, code: CodeGroupNotFound},
+		{name: "leave a group without a membership", when: LeaveGroup{"OPEN"}},
+		{name: "leave an unknown group", when: LeaveGroup{"NONE"}, code: CodeGroupNotFound},
+		{name: "join an unknown group", when: SetMembership{"NONE", nil}, code: CodeGroupNotFound},
 		{name: "leave the users", when: LeaveGroup{GroupUsers}, code: CodeAdminRequired},
-		{name: "leave the users as an administrator", when: LeaveGroup{GroupUsers}, admin: true, then: []Event{GroupLeft{GroupUsers}}},
+		{name: "leave the users, as an administrator", when: LeaveGroup{GroupUsers}, admin: true, then: []Event{GroupLeft{GroupUsers}}},
 		{name: "join the administrators", when: SetMembership{GroupAdmins, nil}, code: CodeAdminRequired},
-		{name: "join the administrators as one", when: SetMembership{GroupAdmins, nil}, admin: true,
+		{name: "join the administrators, as an administrator", when: SetMembership{GroupAdmins, nil}, admin: true,
 			then: []Event{GroupJoined{GroupID: GroupAdmins, GroupType: groupTypeSystem, Path: "/" + GroupAdmins}}},
 	}
 	for _, tt := range tests {
@@ -203,10 +204,10 @@ func TestCreateInGroups(t *testing.T) {
 		{name: "other roles in the first", groups: []SetMembership{{GroupUsers, []string{"USER", "CUSTOMER"}}}, want: map[string][]string{GroupUsers: {"CUSTOMER", "USER"}}},
 		{name: "faults together", groups: []SetMembership{{"BARE", []string{"USER"}}, {"OPEN", nil}, {"BERLIN", []string{"USER", "CUSTOMER"}}, {"OPEN", nil}},
 			faults: []string{"/groups/0/roles", "/groups/2/roles/1", "/groups/3"}, code: CodeInvalidRequest},
-		{name: "no group", groups: []SetMembership{{"NONE", nil}}, code: CodeGroupNotFound},
+		{name: "unknown group", groups: []SetMembership{{"NONE", nil}}, code: CodeGroupNotFound},
 		{name: "too many", groups: make([]SetMembership, maxGroups), faults: []string{"/groups"}, code: CodeInvalidRequest},
 		{name: "administrators", groups: []SetMembership{{GroupAdmins, nil}}, code: CodeAdminRequired},
-		{name: "administrators, by one", groups: []SetMembership{{GroupAdmins, nil}}, admin: true, want: map[string][]string{GroupUsers: {"USER"}, GroupAdmins: nil}},
+		{name: "administrators, as an administrator", groups: []SetMembership{{GroupAdmins, nil}}, admin: true, want: map[string][]string{GroupUsers: {"USER"}, GroupAdmins: nil}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			create.Groups = tt.groups
@@ -228,18 +229,17 @@ func TestCreateInGroups(t *testing.T) {
 	}
 }
 
-// TestTree drives random commands and holds after each that the groups are a
-// tree of at most maxGroupDepth levels, and that no account is in a group that
-// is gone.
+// TestTree executes random commands. After each, the groups must form a tree of at
+// most maxGroupDepth levels, and no account may be in a group that does not exist.
 func TestTree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := NewConfig()
 		a := fold(adaCreated)
 		var ids []string
-		for i := range 40 { // a chain of them is too deep
+		for i := range 40 { // a chain of all of them is too deep
 			ids = append(ids, fmt.Sprint("g", i))
 		}
-		// Few groups make cycles likely, and many in a row the depth.
+		// Few groups make cycles likely; many in a row make the tree deep.
 		few := rapid.SampledFrom(ids[:6])
 		step := func(t *rapid.T, cmd ConfigCommand) bool {
 			events, err := ask(t, c, folding{a}, cmd)
@@ -276,7 +276,7 @@ func TestTree(t *testing.T) {
 					seen := 0
 					for at := id; at != ""; at = c.Groups[at].ParentID {
 						if _, ok := c.Groups[at]; !ok {
-							t.Fatalf("%s is below %s, which is not there", id, at)
+							t.Fatalf("%s is below %s, which does not exist", id, at)
 						}
 						if seen++; seen > maxGroupDepth {
 							t.Fatalf("%s is below itself, or %d levels deep", id, seen)
@@ -285,10 +285,34 @@ func TestTree(t *testing.T) {
 				}
 				for _, m := range a.Groups {
 					if _, ok := c.Groups[m.GroupID]; !ok {
-						t.Fatalf("the account is in %s, which is not there", m.GroupID)
+						t.Fatalf("the account is in %s, which does not exist", m.GroupID)
 					}
 				}
 			},
 		})
 	})
+}
+
+func (GroupSet) sample() sample {
+	return sample{event: GroupSet{GroupID: "BERLIN", GroupName: "Berlin", GroupType: "OFFICE", ParentID: "EUROPE", Description: "Next to the station.",
+		CustomFields: map[string]jsontext.Value{"floor": value("3")}, Created: true,
+		Fields: []string{"groupName", "groupType", "parentId", "description", "customFields"}},
+		clear:  "GroupID GroupName GroupType ParentID Description CustomFields Created Fields",
+		others: []Event{GroupSet{GroupID: "BERLIN", Fields: []string{"parentId"}}}}
+}
+
+func (GroupDeleted) sample() sample {
+	return sample{event: GroupDeleted{GroupID: "BERLIN"},
+		clear: "GroupID"}
+}
+
+func (GroupTypeSet) sample() sample {
+	return sample{event: GroupTypeSet{GroupType: "OFFICE", RoleMode: ModeAllowedRoles, AllowedRoles: []string{"ADMIN", "USER"}, Created: true, Fields: []string{"roleMode", "allowedRoles"}},
+		clear:  "GroupType RoleMode AllowedRoles Created Fields",
+		others: []Event{GroupTypeSet{GroupType: "OFFICE", Fields: []string{"roleMode"}}}}
+}
+
+func (GroupTypeDeleted) sample() sample {
+	return sample{event: GroupTypeDeleted{GroupType: "OFFICE"},
+		clear: "GroupType"}
 }

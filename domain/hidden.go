@@ -5,11 +5,11 @@ import (
 	"slices"
 )
 
-// Hidden are the keys of internal fields, which only admins see. Accounts and
-// entries are shown to others Without them.
+// Hidden is the set of keys of internal fields, which only admins may see. Call
+// Without to remove them from accounts and entries.
 type Hidden map[string]bool
 
-// Hidden is what only admins may see of accounts. It is nil where no field is
+// Hidden returns the fields that only admins may see, nil if no field is
 // internal.
 func (c *Config) Hidden() Hidden { return c.hidden }
 
@@ -26,7 +26,7 @@ func hidden(fields map[string]Field) Hidden {
 	return h
 }
 
-// Without returns a as it is shown to who must not see h.
+// Without returns a copy of a with the fields in h removed.
 func (a Account) Without(h Hidden) Account {
 	if len(h) == 0 {
 		return a
@@ -42,13 +42,13 @@ func (a Account) Without(h Hidden) Account {
 	return a
 }
 
-// fielded is an event that holds values of custom fields, or names some.
+// fielded is an event that holds or names custom fields.
 type fielded interface {
 	Event
 	without(h Hidden) Event
 }
 
-// Without returns x as it is shown to who must not see h.
+// Without returns a copy of x with the fields in h removed.
 func (x Entry) Without(h Hidden) Entry {
 	if e, ok := x.Event.(fielded); ok && len(h) > 0 {
 		x.Event = e.without(h)
@@ -78,12 +78,12 @@ func (e AccountSeparated) without(h Hidden) Event {
 	return e
 }
 
-// Without returns r as it is shown to who must not see h.
-func (r Result) Without(h Hidden) Result {
+// from returns a copy of r with the fields in h removed.
+func (h Hidden) from(r Result[Account]) Result[Account] {
 	if len(h) == 0 {
 		return r
 	}
-	r.Account = r.Account.Without(h)
+	r.State = r.State.Without(h)
 	r.Others, r.Events = slices.Clone(r.Others), slices.Clone(r.Events)
 	for i := range r.Others {
 		r.Others[i] = r.Others[i].Without(h)
@@ -94,12 +94,12 @@ func (r Result) Without(h Hidden) Result {
 	return r
 }
 
-// names copies keys without those of h.
+// names returns a copy of keys without those in h.
 func (h Hidden) names(keys []string) []string {
 	return slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return h[key] })
 }
 
-// without copies m without the members of h; nothing is nil.
+// without returns a copy of m without the members in h, nil if m is nil.
 func without[V any](m map[string]V, h Hidden) map[string]V {
 	m = maps.Clone(m)
 	maps.DeleteFunc(m, func(key string, _ V) bool { return h[key] })

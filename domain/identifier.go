@@ -18,8 +18,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// Kind is a kind of identifier: the type of a UserID, and the name under
-// which a caller learns that one is taken.
+// Kind is a kind of identifier: the type of a UserID, which a refusal names if
+// the identifier is taken.
 type Kind string
 
 // The kinds of identifiers.
@@ -32,16 +32,16 @@ const (
 
 // UserID is an identifier that leads to its account.
 type UserID struct {
-	Type       Kind   `json:"type"`
-	Value      string `json:"value"` // as shown
-	Verified   bool   `json:"verified"`
-	IdentityID string `json:"identityId,omitzero"`
-	Provider   string `json:"provider,omitzero"` // of a providerUserId
-	FieldKey   string `json:"fieldKey,omitzero"` // of a custom field
+	Type       Kind   `json:"type" doc:"email, mobile_number, username or providerUserId."`
+	Value      string `json:"value" doc:"The identifier in its display form."`
+	Verified   bool   `json:"verified" doc:"Whether the person is verified to own the identifier."`
+	IdentityID string `json:"identityId,omitzero" doc:"The identity the identifier belongs to."`
+	Provider   string `json:"provider,omitzero" doc:"With type providerUserId: the provider."`
+	FieldKey   string `json:"fieldKey,omitzero" doc:"For an identifier that is a custom field: the field's key."`
 }
 
-// Key is the value as it is compared: two identifiers of one kind are the
-// same if and only if their keys are.
+// Key returns the comparison key: two identifiers of one kind are the same if
+// and only if their keys are equal.
 func (u UserID) Key() string { return compareKey(u.Type, u.Provider, u.Value) }
 
 func compareKey(kind Kind, provider, value string) string {
@@ -52,7 +52,7 @@ func compareKey(kind Kind, provider, value string) string {
 		if key, err := precis.UsernameCaseMapped.CompareKey(value); err == nil {
 			return key
 		}
-		return folded(value) // of a custom field, which may hold more than usernames
+		return folded(value) // of a custom field, which allows more than usernames
 	case KindProviderUserID:
 		return provider + "\x00" + value
 	case KindMobileNumber:
@@ -61,7 +61,7 @@ func compareKey(kind Kind, provider, value string) string {
 	return folded(value) // of a unique custom field
 }
 
-// folded is a value as it is compared without regard to case and form.
+// folded returns a key that ignores case and Unicode normalization form.
 func folded(value string) string {
 	return norm.NFKC.String(cases.Fold().String(norm.NFKC.String(value)))
 }
@@ -86,7 +86,7 @@ func userIDs(a Account) []UserID {
 	ids = append(ids, fieldIDs(a.CustomFields, a.FieldClaims, true)...)
 	for _, c := range a.CombinedFrom {
 		for _, u := range fieldIDs(c.CustomFields, c.FieldClaims, true) {
-			if !slices.Contains(ids[own:], u) { // filled in, it is a's already
+			if !slices.Contains(ids[own:], u) { // a value that the merge filled in is listed already
 				ids = append(ids, u)
 			}
 		}
@@ -94,8 +94,8 @@ func userIDs(a Account) []UserID {
 	return ids
 }
 
-// fieldIDs are the custom fields that are identifiers: those that lead to
-// their account, or all that no other account may have.
+// fieldIDs returns the custom fields that are identifiers: with leading only
+// those that lead to their account, otherwise all that are unique.
 func fieldIDs(fields map[string]jsontext.Value, claims map[string]Kind, leading bool) []UserID {
 	var ids []UserID
 	for _, key := range slices.Sorted(maps.Keys(claims)) {
@@ -111,19 +111,19 @@ func fieldIDs(fields map[string]jsontext.Value, claims map[string]Kind, leading 
 	return ids
 }
 
-// claims says which claims move when accounts go from before to after: those
-// they hold after and did not hold before are taken, and the reverse given up.
-// No command has to know.
+// claims compares the identifiers of accounts before and after a commit, and
+// returns the claims that the commit takes and those that it releases. So no
+// command has to name its claims.
 //
-// A merge moves none: what an account brought along stays claimed by it, so
-// that un-merging has nothing to give back. Two identities of one account may
-// have the same identifier, and they may have come from different accounts:
-// then either of these holds it for both.
+// A merge moves no claim: the merged account keeps the claims on its own
+// identifiers, so that un-merging has nothing to give back. Two identities of
+// one account may have the same identifier and come from different accounts;
+// then one of these accounts holds the claim for both.
 func claims(before, after []Account, claim func(kind, value, owner string) eventstore.Claim) (take, release []eventstore.Claim) {
 	held, needed := holders(before), holders(after)
 	for id, owners := range held {
 		if len(needed[id]) > 0 && !slices.ContainsFunc(owners, func(sub string) bool { return !slices.Contains(needed[id], sub) }) {
-			delete(needed, id) // whichever of them holds it goes on holding it
+			delete(needed, id) // an owner from before keeps the claim
 			continue
 		}
 		for _, sub := range owners {
@@ -136,13 +136,13 @@ func claims(before, after []Account, claim func(kind, value, owner string) event
 	return take, release
 }
 
-// identifier is what at most one account has.
+// identifier is a kind and a comparison key that at most one account has.
 type identifier struct {
 	kind Kind
 	key  string
 }
 
-// holders says which accounts' own the identifiers of accounts are.
+// holders returns, for each identifier of accounts, the accounts it originates from.
 func holders(accounts []Account) map[identifier][]string {
 	m := make(map[identifier][]string, 4*len(accounts))
 	for _, a := range accounts {
@@ -157,7 +157,7 @@ func holders(accounts []Account) map[identifier][]string {
 			}
 		}
 		if a.CombinedInto != "" {
-			continue // the survivor has what a's fields claim
+			continue // the surviving account holds the claims of a's fields
 		}
 		for _, u := range fieldIDs(a.CustomFields, a.FieldClaims, false) {
 			sub := a.Sub
@@ -177,8 +177,8 @@ func holders(accounts []Account) map[identifier][]string {
 	return m
 }
 
-// Normalize checks an identifier and brings it into the form in which it is
-// stored and shown. The error names the rule and not the value.
+// Normalize checks an identifier and returns the form that is stored and shown.
+// The error names the rule and not the value.
 func Normalize(kind Kind, value string) (string, error) {
 	switch kind {
 	case KindEmail:
@@ -194,9 +194,9 @@ func Normalize(kind Kind, value string) (string, error) {
 	return value, nil
 }
 
-// normalizeEmail takes an addr-spec (RFC 5322, without comments and quoted
-// local parts, RFC 6532 for its characters). The domain becomes lower-case
-// ASCII (IDNA 2008, lookup); the local part stays as typed.
+// normalizeEmail accepts an addr-spec (RFC 5322 with the characters of RFC 6532,
+// without comments and quoted local parts). It converts the domain to lower-case
+// ASCII (IDNA 2008, lookup) and keeps the local part as typed.
 func normalizeEmail(value string) (string, error) {
 	bad := errors.New("must be an e-mail address")
 	a, err := mail.ParseAddress(value)
@@ -212,8 +212,8 @@ func normalizeEmail(value string) (string, error) {
 	return local + "@" + strings.ToLower(domain), nil
 }
 
-// normalizeMobileNumber takes an international number however it is grouped
-// and gives E.164. The number must be one that its country's plan knows.
+// normalizeMobileNumber accepts an international number in any grouping and
+// returns it in E.164. The number must be valid in its country's numbering plan.
 func normalizeMobileNumber(value string) (string, error) {
 	bad := errors.New("must be a valid telephone number with its country code, like +4915112345678")
 	if len(value) > 40 {
@@ -226,8 +226,8 @@ func normalizeMobileNumber(value string) (string, error) {
 	return phonenumbers.Format(n, phonenumbers.E164), nil
 }
 
-// normalizeUsername checks for the profile UsernameCaseMapped of PRECIS (RFC
-// 8265, section 3.3) and keeps the case as typed.
+// normalizeUsername checks the profile UsernameCaseMapped of PRECIS (RFC 8265,
+// section 3.3) and keeps the case as typed.
 func normalizeUsername(value string) (string, error) {
 	shown, err := precis.UsernameCasePreserved.String(value)
 	if err == nil {
@@ -239,7 +239,7 @@ func normalizeUsername(value string) (string, error) {
 	return shown, nil
 }
 
-// identifier normalises *value in place; an empty one is none.
+// identifier normalizes *value in place. An empty value stays empty.
 func (f *faults) identifier(pointer string, kind Kind, value *string) {
 	if *value == "" {
 		return
@@ -252,16 +252,16 @@ func (f *faults) identifier(pointer string, kind Kind, value *string) {
 	*value = normal
 }
 
-// Candidate is an identifier someone looks up: a kind and its comparable key.
+// Candidate is an identifier to look up: a kind and a comparison key.
 type Candidate struct {
 	Kind Kind
 	Key  string
 }
 
-// Candidates are what a typed identifier may mean, most likely first. With an
-// empty kind it is tried as e-mail, mobile number and username; a
-// providerUserId needs its kind and provider. An identifier that cannot exist
-// has no candidates.
+// Candidates returns the identifiers that a typed value may stand for, most
+// likely first. With an empty kind it tries e-mail, mobile number and username;
+// a providerUserId needs its kind and provider. A value that cannot be an
+// identifier has no candidates.
 func Candidates(kind Kind, provider, value string) []Candidate {
 	kinds := []Kind{kind}
 	if kind == "" {

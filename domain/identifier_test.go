@@ -13,7 +13,7 @@ import (
 func TestNormalize(t *testing.T) {
 	tests := []struct {
 		kind        Kind
-		value, want string // no want: refused
+		value, want string // want is empty: refused
 	}{
 		{KindEmail, "ada@example.com", "ada@example.com"},
 		{KindEmail, "Ada.Lovelace+x@EXAMPLE.Com", "Ada.Lovelace+x@example.com"},
@@ -59,7 +59,7 @@ func TestNormalize(t *testing.T) {
 	}
 }
 
-// TestSameIdentifier holds which spellings are one identifier.
+// TestSameIdentifier checks which spellings are the same identifier.
 func TestSameIdentifier(t *testing.T) {
 	same := func(kind Kind, a, b string) bool {
 		x, err1 := Normalize(kind, a)
@@ -115,10 +115,10 @@ func TestClaims(t *testing.T) {
 	for _, tt := range tests {
 		take, release := claims([]Account{tt.before}, []Account{tt.after}, claim)
 		if diff := cmp.Diff(tt.take, keys(take), sorted, cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("%s takes (-want +got):\n%s", tt.name, diff)
+			t.Errorf("claims taken by %s (-want +got):\n%s", tt.name, diff)
 		}
 		if diff := cmp.Diff(tt.release, keys(release), sorted, cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("%s releases (-want +got):\n%s", tt.name, diff)
+			t.Errorf("claims released by %s (-want +got):\n%s", tt.name, diff)
 		}
 	}
 }

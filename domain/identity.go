@@ -16,53 +16,53 @@ import (
 	"golang.org/x/text/language"
 )
 
-// ProviderSelf is the identity provider of identities that the ledger's own
-// installation signs in; an account has at most one.
+// ProviderSelf is the identity provider of the ledger's own installation. An
+// account has at most one such identity, except after a merge.
 const ProviderSelf = "self"
 
 var providerKey = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
 
 // Identity is one way to sign in to an account.
 type Identity struct {
-	IdentityID     string `json:"identityId"`
-	Provider       string `json:"provider"` // never changes
-	ProviderUserID string `json:"providerUserId,omitzero"`
+	IdentityID     string `json:"identityId" doc:"The identity's id in this ledger."`
+	Provider       string `json:"provider" doc:"The identity provider: self, google, or any other lower-case key. It never changes."`
+	ProviderUserID string `json:"providerUserId,omitzero" doc:"The person's user id at the provider."`
 	Profile
-	From        string    `json:"from,omitzero"`      // the sub of the account it was merged in from
-	Secondary   bool      `json:"secondary,omitzero"` // a merge brought a second identity of provider self
-	CreatedTime time.Time `json:"createdTime"`
-	UpdatedTime time.Time `json:"updatedTime"`
+	From        string    `json:"from,omitzero" doc:"The merged account this identity came from."`
+	Secondary   bool      `json:"secondary,omitzero" doc:"Whether a merge added this identity as a second one of provider self."`
+	CreatedTime time.Time `json:"createdTime" doc:"When the identity was added."`
+	UpdatedTime time.Time `json:"updatedTime" doc:"When the identity was last changed."`
 }
 
-// Profile is what an identity says about its person: the claims of OpenID
-// Connect Core 1.0, section 5.1, under their names. All of it is personal.
+// Profile is an identity's data about a person: the claims of OpenID Connect Core
+// 1.0, section 5.1, under their names. All of it is personal data.
 type Profile struct {
-	GivenName            string   `json:"given_name,omitzero"`
-	FamilyName           string   `json:"family_name,omitzero"`
-	MiddleName           string   `json:"middle_name,omitzero"`
-	Nickname             string   `json:"nickname,omitzero"`
-	Email                string   `json:"email,omitzero"`
-	EmailVerified        bool     `json:"email_verified"`
-	MobileNumber         string   `json:"mobile_number,omitzero"` // E.164
-	MobileNumberVerified bool     `json:"mobile_number_verified"`
-	Username             string   `json:"username,omitzero"`
-	Locale               string   `json:"locale,omitzero"`    // BCP 47
-	Zoneinfo             string   `json:"zoneinfo,omitzero"`  // IANA time zone
-	Birthdate            string   `json:"birthdate,omitzero"` // YYYY-MM-DD
-	Gender               string   `json:"gender,omitzero"`
-	Picture              string   `json:"picture,omitzero"` // URL
-	Website              string   `json:"website,omitzero"` // URL
-	Address              *Address `json:"address,omitzero"`
+	GivenName            string   `json:"given_name,omitzero" doc:"Given name."`
+	FamilyName           string   `json:"family_name,omitzero" doc:"Family name."`
+	MiddleName           string   `json:"middle_name,omitzero" doc:"Middle name."`
+	Nickname             string   `json:"nickname,omitzero" doc:"Casual name."`
+	Email                string   `json:"email,omitzero" doc:"E-mail address. Its domain is stored in lower-case ASCII."`
+	EmailVerified        bool     `json:"email_verified" doc:"Whether the person is verified to own the e-mail address."`
+	MobileNumber         string   `json:"mobile_number,omitzero" doc:"Mobile number in E.164 format."`
+	MobileNumberVerified bool     `json:"mobile_number_verified" doc:"Whether the person is verified to own the mobile number."`
+	Username             string   `json:"username,omitzero" doc:"Username, prepared according to RFC 8265."`
+	Locale               string   `json:"locale,omitzero" doc:"Language tag (BCP 47)."`
+	Zoneinfo             string   `json:"zoneinfo,omitzero" doc:"Time zone of the IANA database."`
+	Birthdate            string   `json:"birthdate,omitzero" doc:"Date of birth, YYYY-MM-DD."`
+	Gender               string   `json:"gender,omitzero" doc:"Gender, free text."`
+	Picture              string   `json:"picture,omitzero" doc:"URL of a picture."`
+	Website              string   `json:"website,omitzero" doc:"URL of a website."`
+	Address              *Address `json:"address,omitzero" doc:"Postal address."`
 }
 
 // Address is the postal address of OpenID Connect Core 1.0, section 5.1.1.
 type Address struct {
-	Formatted     string `json:"formatted,omitzero"`
-	StreetAddress string `json:"street_address,omitzero"`
-	Locality      string `json:"locality,omitzero"`
-	Region        string `json:"region,omitzero"`
-	PostalCode    string `json:"postal_code,omitzero"`
-	Country       string `json:"country,omitzero"`
+	Formatted     string `json:"formatted,omitzero" doc:"The full address as on a mailing label, with lines separated by newlines."`
+	StreetAddress string `json:"street_address,omitzero" doc:"Street, house number and further delivery details."`
+	Locality      string `json:"locality,omitzero" doc:"City or town."`
+	Region        string `json:"region,omitzero" doc:"State, province or region."`
+	PostalCode    string `json:"postal_code,omitzero" doc:"Postal code."`
+	Country       string `json:"country,omitzero" doc:"Country."`
 }
 
 func newIdentity(id, provider, providerUserID string, p Profile, x Entry) Identity {
@@ -81,7 +81,7 @@ type IdentityLinked struct {
 func (IdentityLinked) eventType() string { return "account.identity-linked.v1" }
 
 func (e IdentityLinked) evolve(a Account, x Entry) Account {
-	// An account's own come first, then what each merge brought along.
+	// The account's own identities come first, then those of each merge.
 	own := slices.IndexFunc(a.Identities, func(i Identity) bool { return i.From != "" })
 	if own < 0 {
 		own = len(a.Identities)
@@ -90,6 +90,24 @@ func (e IdentityLinked) evolve(a Account, x Entry) Account {
 	a.UserIDs = userIDs(a)
 	return a
 }
+
+func (e IdentityLinked) public(x Entry) []publicEvent {
+	return []publicEvent{{"IDENTITY_LINKED", identityChanged{x.Sub(), e.IdentityID, e.Provider}}}
+}
+
+func (IdentityLinked) catalogue() []PublicType {
+	return []PublicType{{Name: "IDENTITY_LINKED", When: "a way to sign in is added", Data: identityChanged{},
+		Aliases: []Alias{{"ACCOUNT_CIDAASIDENTITY_ADDED", "of provider self", ofSelf}, {"ACCOUNT_SOCIALIDENTITY_ADDED", "of another provider", ofOthers}}}}
+}
+
+type identityChanged struct {
+	Sub        string `json:"sub" doc:"The account."`
+	IdentityID string `json:"identityId" doc:"The identity."`
+	Provider   string `json:"provider" doc:"The identity's provider."`
+}
+
+func ofSelf(data any) bool   { return data.(identityChanged).Provider == ProviderSelf }
+func ofOthers(data any) bool { return !ofSelf(data) }
 
 // IdentityUnlinked removes a way to sign in from the account.
 type IdentityUnlinked struct {
@@ -105,11 +123,20 @@ func (e IdentityUnlinked) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// ProfileUpdated changes what an identity says about its person.
+func (e IdentityUnlinked) public(x Entry) []publicEvent {
+	return []publicEvent{{"IDENTITY_UNLINKED", identityChanged{x.Sub(), e.IdentityID, e.Provider}}}
+}
+
+func (IdentityUnlinked) catalogue() []PublicType {
+	return []PublicType{{Name: "IDENTITY_UNLINKED", When: "a way to sign in is removed", Data: identityChanged{},
+		Aliases: []Alias{{"ACCOUNT_CIDAASIDENTITY_REMOVED", "of provider self", ofSelf}, {"ACCOUNT_SOCIALIDENTITY_REMOVED", "of another provider", ofOthers}}}}
+}
+
+// ProfileUpdated changes the profile of an identity.
 type ProfileUpdated struct {
 	IdentityID string         `json:"identityId" pii:"clear"`
 	Fields     []string       `json:"fields" pii:"clear"`          // names of the members of Changes
-	Changes    jsontext.Value `json:"changes,omitzero" pii:"seal"` // object: the changed members with their new values, null where removed
+	Changes    jsontext.Value `json:"changes,omitzero" pii:"seal"` // object: the new values of the changed members, null for removed ones
 }
 
 func (ProfileUpdated) eventType() string { return "account.profile-updated.v1" }
@@ -126,16 +153,48 @@ func (e ProfileUpdated) evolve(a Account, x Entry) Account {
 	return a
 }
 
-// NewIdentity is an identity to be: of a new account, or to be linked.
+func (e ProfileUpdated) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_UPDATED", userUpdated{x.Sub(), e.IdentityID, x.OccurredTime(), e.Fields, e.Changes}}}
+}
+
+func (ProfileUpdated) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_UPDATED", When: "the profile, an identifier, a custom field or a verification changes", Data: userUpdated{},
+		From: typesOf(ProfileUpdated{}, CustomFieldsUpdated{}),
+		Aliases: []Alias{
+			{"ACCOUNT_EMAIL_VERIFIED", "that verify an e-mail address", func(data any) bool { return data.(userUpdated).verified("email_verified") }},
+			{"ACCOUNT_MOBILE_NO_VERIFIED", "that verify a mobile number", func(data any) bool { return data.(userUpdated).verified("mobile_number_verified") }},
+			{"ACCOUNT_MODIFIED", "", nil},
+		}}}
+}
+
+type userUpdated struct {
+	Sub        string    `json:"sub" doc:"The account."`
+	IdentityID string    `json:"identityId,omitzero" doc:"The identity that changed; absent if custom fields changed."`
+	Timestamp  time.Time `json:"timestamp" doc:"When the change took effect."`
+	Fields     []string  `json:"fields" doc:"The members that changed."`
+	Changes    any       `json:"changes,omitzero" doc:"The new values, by member; null for removed ones. Absent once they are erased."`
+}
+
+// verified reports whether the change set a flag.
+func (u userUpdated) verified(flag string) bool {
+	changes, ok := u.Changes.(jsontext.Value)
+	if !ok || !slices.Contains(u.Fields, flag) {
+		return false
+	}
+	var members map[string]jsontext.Value
+	return json.Unmarshal(changes, &members, trusted) == nil && string(members[flag]) == "true"
+}
+
+// NewIdentity is an identity to create with an account or to link.
 type NewIdentity struct {
-	IdentityID     string // a fresh id, see NewID
+	IdentityID     string // a new id, see NewID
 	Provider       string
 	ProviderUserID string // required unless Provider is self
 	Profile        Profile
 }
 
-// LinkIdentity adds an identity to the account. Linking what is linked
-// already changes nothing.
+// LinkIdentity adds an identity to the account. Linking a linked identity again
+// changes nothing.
 type LinkIdentity struct{ Identity NewIdentity }
 
 func (LinkIdentity) command() {}
@@ -146,7 +205,7 @@ func (c LinkIdentity) decide(_ Setting, a Account) ([]Event, error) {
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	self := false // of which a merge may have brought further ones
+	self := false // whether there is one of provider self; merges may have added more
 	for _, i := range a.Identities {
 		if i.Provider == n.Provider && i.ProviderUserID == n.ProviderUserID && (n.Provider != ProviderSelf || i.Profile.equal(n.Profile)) {
 			return nil, nil
@@ -154,12 +213,13 @@ func (c LinkIdentity) decide(_ Setting, a Account) ([]Event, error) {
 		self = self || i.Provider == ProviderSelf
 	}
 	if self && n.Provider == ProviderSelf {
-		return nil, refuse(CodeIdentityConflict, "An account has at most one identity of provider self.")
+		return nil, refuse(CodeIdentityConflict, "An account can have at most one identity of provider self.")
 	}
 	return []Event{IdentityLinked(n)}, nil
 }
 
-// UnlinkIdentity removes an identity, unless no identifier would be left.
+// UnlinkIdentity removes an identity. The account must keep an e-mail address, a
+// mobile number or a username.
 type UnlinkIdentity struct{ IdentityID string }
 
 func (UnlinkIdentity) command() {}
@@ -176,14 +236,14 @@ func (c UnlinkIdentity) decide(_ Setting, a Account) ([]Event, error) {
 		}
 	}
 	if !reachable(left.Identities) {
-		return nil, refuse(CodeIdentifierRequired, "Without this identity the account would have no e-mail, mobile number or username.")
+		return nil, refuse(CodeIdentifierRequired, "Without this identity the account would have no e-mail address, mobile number or username.")
 	}
 	return []Event{IdentityUnlinked{IdentityID: i.IdentityID, Provider: i.Provider}}, nil
 }
 
 // UpdateProfile changes members of one identity's profile.
 type UpdateProfile struct {
-	IdentityID string         // may be empty where the account has one identity
+	IdentityID string         // may be empty if the account has one identity
 	Patch      jsontext.Value // RFC 7396 merge patch of a Profile
 }
 
@@ -196,7 +256,7 @@ func (c UpdateProfile) decide(_ Setting, a Account) ([]Event, error) {
 	}
 	old, ok := a.identity(id)
 	if !ok && c.IdentityID == "" {
-		return nil, faults{{"/identity/identityId", "required where the account has more than one identity"}}.err()
+		return nil, faults{{"/identityId", "required if the account has more than one identity"}}.err()
 	}
 	if !ok {
 		return nil, refuse(CodeIdentityNotFound, "The account has no such identity.")
@@ -206,11 +266,12 @@ func (c UpdateProfile) decide(_ Setting, a Account) ([]Event, error) {
 		return nil, err
 	}
 	var f faults
-	p = f.profile("/identity", p)
+	p = f.profile("", p)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	// A verification is of a value: a new value has to be stated verified.
+	// A verification applies to one value: a new value is unverified unless the
+	// patch says otherwise.
 	if p.Email != old.Email && !stated["email_verified"] {
 		p.EmailVerified = false
 	}
@@ -228,13 +289,13 @@ func (c UpdateProfile) decide(_ Setting, a Account) ([]Event, error) {
 		}
 	}
 	if !reachable(after) {
-		return nil, refuse(CodeIdentifierRequired, "The account would have no e-mail, mobile number or username left.")
+		return nil, refuse(CodeIdentifierRequired, "The account would have no e-mail address, mobile number or username left.")
 	}
 	return []Event{ProfileUpdated{IdentityID: id, Fields: fields, Changes: changes}}, nil
 }
 
-// reachable reports whether an account with these identities has one of the
-// identifiers every account must have.
+// reachable reports whether identities have an e-mail address, a mobile number or a
+// username: every account must have one.
 func reachable(identities []Identity) bool {
 	for _, i := range identities {
 		if i.Email != "" || i.MobileNumber != "" || i.Username != "" {
@@ -244,40 +305,39 @@ func reachable(identities []Identity) bool {
 	return false
 }
 
-// patched applies an RFC 7396 merge patch and says which members it stated.
-// What json makes of an object and a struct of plain values is exactly that
-// merge, null included.
+// patched applies an RFC 7396 merge patch and returns which members the patch has.
+// Unmarshalling an object into a struct of plain values is exactly such a merge,
+// also for null.
 func (p Profile) patched(patch jsontext.Value) (patched Profile, stated map[string]bool, err error) {
 	var members map[string]jsontext.Value
 	if err := json.Unmarshal(patch, &members); err != nil || members == nil {
-		return p, nil, faults{{"/identity", "must be an object"}}.err()
+		return p, nil, faults{{"", "must be an object"}}.err()
 	}
 	stated = make(map[string]bool, len(members))
 	for name := range members {
 		stated[name] = true
 	}
 	if p.Address != nil {
-		address := *p.Address // a merge reaches into it, and p shares it with the account
+		address := *p.Address // the merge changes it, and p shares it with the account
 		p.Address = &address
 	}
 	if err := json.Unmarshal(patch, &p, json.RejectUnknownMembers(true)); err != nil {
-		at := "/identity"
+		var at string
 		if e, ok := errors.AsType[*json.SemanticError](err); ok {
-			at += string(e.JSONPointer)
+			at = string(e.JSONPointer)
 		}
-		return p, nil, faults{{at, "unknown member, or a value of the wrong type"}}.err()
+		return p, nil, faults{{at, "is unknown or has a value of the wrong type"}}.err()
 	}
 	return p, stated, nil
 }
 
-// with applies what a ProfileUpdated recorded; without changes, because they
-// were erased, it changes nothing.
+// with returns p after e. If the changes of e were erased, it returns p.
 func (p Profile) with(e ProfileUpdated) Profile {
 	if len(e.Changes) == 0 {
 		return p
 	}
 	if slices.Contains(e.Fields, "address") {
-		p.Address = nil // it is recorded whole, not merged
+		p.Address = nil // the event has the whole address, not a patch
 	}
 	if err := json.Unmarshal(e.Changes, &p); err != nil {
 		panic("domain: recorded profile changes do not fit a profile")
@@ -287,7 +347,7 @@ func (p Profile) with(e ProfileUpdated) Profile {
 
 func (p Profile) equal(q Profile) bool { return reflect.DeepEqual(p, q) }
 
-// changes lists the members in which p and q differ, and gives q's values.
+// changes returns the members in which p and q differ, with q's values.
 func (p Profile) changes(q Profile) (fields []string, object jsontext.Value) {
 	pv, qv := reflect.ValueOf(p), reflect.ValueOf(q)
 	values := map[string]any{}
@@ -309,10 +369,10 @@ func (p Profile) changes(q Profile) (fields []string, object jsontext.Value) {
 	return fields, object
 }
 
-// identity checks and normalises one new identity.
+// identity checks and normalizes one new identity.
 func (f *faults) identity(pointer string, n NewIdentity) NewIdentity {
 	if !providerKey.MatchString(n.Provider) {
-		f.add(pointer+"/provider", "a lower-case letter and up to 63 lower-case letters, digits, '_' or '-'")
+		f.add(pointer+"/provider", "must be a lower-case letter followed by up to 63 lower-case letters, digits, '_' or '-'")
 	}
 	if n.Provider != ProviderSelf && n.ProviderUserID == "" {
 		f.add(pointer+"/providerUserId", "required unless the provider is self")
@@ -322,7 +382,7 @@ func (f *faults) identity(pointer string, n NewIdentity) NewIdentity {
 	return n
 }
 
-// profile checks and normalises a profile. It reports all that is wrong.
+// profile checks and normalizes a profile. It reports every fault.
 func (f *faults) profile(pointer string, p Profile) Profile {
 	for name, value := range map[string]string{"given_name": p.GivenName, "family_name": p.FamilyName,
 		"middle_name": p.MiddleName, "nickname": p.Nickname, "gender": p.Gender} {
@@ -365,7 +425,7 @@ func (f *faults) text(pointer, value string, most int) {
 	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
 		f.add(pointer, "must be text in UTF-8 without NUL")
 	case utf8.RuneCountInString(value) > most:
-		f.add(pointer, "at most %d characters", most)
+		f.add(pointer, "must have at most %d characters", most)
 	}
 }
 
@@ -379,10 +439,11 @@ func (f *faults) url(pointer, value string) {
 	}
 }
 
-// maxIdentities keeps an account a small document.
+// maxIdentities is the maximum number of identities. It keeps an account a small
+// document.
 const maxIdentities = 50
 
-// identities checks and normalises the identities of a new account.
+// identities checks and normalizes the identities of a new account.
 func (f *faults) identities(given []NewIdentity) []NewIdentity {
 	var all []NewIdentity
 	var ways []Identity
@@ -395,7 +456,7 @@ func (f *faults) identities(given []NewIdentity) []NewIdentity {
 		all, ways = append(all, n), append(ways, Identity{Profile: n.Profile})
 	}
 	if selfs > 1 {
-		f.add("/identities", "an account has at most one identity of provider self")
+		f.add("/identities", "an account can have at most one identity of provider self")
 	}
 	if !reachable(ways) {
 		f.add("/identities", "at least one of email, mobile_number and username is required")

@@ -8,20 +8,21 @@ import (
 	"accountledger/eventstore"
 )
 
-// inspecting is a ConfigCommand that depends on what each single account is.
-// To look at all of them takes long, so that is done while they change; then,
-// while none changes, only those that have changed since are looked at.
+// inspecting is a ConfigCommand whose decision depends on every single account.
+// Reading all accounts takes long, so the ledger first reads them while they
+// change. Then, while none changes, it reads only those that changed since.
 type inspecting interface {
 	ConfigCommand
-	// inspect returns what reports whether an account is in the way of the
-	// command, nil if none can be.
+	// inspect returns a function that reports whether an account conflicts with
+	// the command, or nil if none can.
 	inspect(c *Config) func(Account) bool
-	// inspected returns the command knowing how many are.
+	// inspected returns the command with the number of conflicting accounts
+	// filled in.
 	inspected(n int64) ConfigCommand
 }
 
-// inspection is what was seen of the accounts, up to a position of the log,
-// with the eyes of one revision of the configuration.
+// inspection is the result of reading all accounts up to a position of the log,
+// by one revision of the configuration.
 type inspection struct {
 	inTheWay func(Account) bool
 	count    int64
@@ -29,8 +30,8 @@ type inspection struct {
 	revision eventstore.Revision
 }
 
-// inspect looks at all accounts. If some are in the way the answer is no,
-// whatever happens meanwhile; only if none is, it matters what changes next.
+// inspect reads all accounts. If some conflict, the command is refused whatever
+// changes next; only if none does, later changes matter.
 func (l *Ledger) inspect(ctx context.Context, cmd ConfigCommand) (inspection, error) {
 	i, ok := cmd.(inspecting)
 	if !ok {
@@ -57,11 +58,11 @@ func (l *Ledger) inspect(ctx context.Context, cmd ConfigCommand) (inspection, er
 			seen.count++
 		}
 	}
-	// Once already now, so that little is left to do while all wait.
+	// Catch up before the lock is taken, so that little is left to do under it.
 	return l.inspectSince(ctx, seen)
 }
 
-// inspectSince looks at the accounts that have changed since.
+// inspectSince reads the accounts that changed since.
 func (l *Ledger) inspectSince(ctx context.Context, seen inspection) (inspection, error) {
 	head, err := l.log.Head(ctx)
 	if err != nil || seen.inTheWay == nil || seen.count > 0 || seen.at >= head {
@@ -94,9 +95,9 @@ func (l *Ledger) inspectSince(ctx context.Context, seen inspection) (inspection,
 	return seen, nil
 }
 
-// conclude returns cmd with what is known of the accounts. The caller holds
-// l.configuring, so that none changes. A configuration that is no longer the
-// one the accounts were seen with is a conflict.
+// conclude returns cmd with the result of the inspection filled in. The caller
+// holds l.configuring, so no account changes. If the configuration changed since
+// the inspection, the error is a conflict.
 func (l *Ledger) conclude(ctx context.Context, c *Config, cmd ConfigCommand, seen inspection) (ConfigCommand, error) {
 	i, ok := cmd.(inspecting)
 	if !ok {

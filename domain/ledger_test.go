@@ -65,7 +65,7 @@ func create(email string) CreateAccount {
 		{IdentityID: NewID().String(), Provider: ProviderSelf, Profile: Profile{Email: email}}}}
 }
 
-func mustExecute(t *testing.T, l *Ledger, r Request, sub string, cmd Command) Result {
+func mustExecute(t *testing.T, l *Ledger, r Request, sub string, cmd Command) Result[Account] {
 	t.Helper()
 	result, err := l.Execute(t.Context(), r, sub, cmd)
 	if err != nil {
@@ -81,21 +81,21 @@ func TestExecute(t *testing.T) {
 	mustExecute(t, l, by("", ""), "a", create("ada@example.com"))
 	mustExecute(t, l, by("", ""), "a", SetCustomFields{map[string]jsontext.Value{"tier": value(`"gold"`)}})
 	got := mustExecute(t, l, by("", ""), "a", SetStatus{Status: StatusDeclined, Reason: "chargeback"})
-	if got.Account.Revision != 2 || got.Account.Position != 3 || len(got.Events) != 1 {
-		t.Errorf("revision %d, position %d, %d events; want 2, 3, 1", got.Account.Revision, got.Account.Position, len(got.Events))
+	if got.State.Revision != 2 || got.State.Position != 3 || len(got.Events) != 1 {
+		t.Errorf("revision %d, position %d, %d events; want 2, 3, 1", got.State.Revision, got.State.Position, len(got.Events))
 	}
 	l.cache.InvalidateAll()
 	folded, err := l.Account(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, _ := got.Account.JSON()
+	want, _ := got.State.JSON()
 	data, _ := folded.JSON()
 	if diff := cmp.Diff(string(want), string(data)); diff != "" {
 		t.Errorf("folded anew (-answered +folded):\n%s", diff)
 	}
-	if unchanged := mustExecute(t, l, by("", ""), "a", SetStatus{Status: StatusDeclined}); len(unchanged.Events) != 0 || unchanged.Account.Revision != 2 {
-		t.Errorf("the same status again: %d events, revision %d; want none, 2", len(unchanged.Events), unchanged.Account.Revision)
+	if unchanged := mustExecute(t, l, by("", ""), "a", SetStatus{Status: StatusDeclined}); len(unchanged.Events) != 0 || unchanged.State.Revision != 2 {
+		t.Errorf("the same status again: %d events, revision %d; want none, 2", len(unchanged.Events), unchanged.State.Revision)
 	}
 }
 
@@ -120,9 +120,9 @@ func TestIdempotency(t *testing.T) {
 			{"c2", SetStatus{Status: StatusDeclined}, 1, StatusDeclined},
 		} {
 			again := mustExecute(t, l, by(tt.id, "h"+tt.id[1:]), "a", tt.cmd)
-			if !again.Repeated || again.Account.Revision != tt.revision || again.Account.Status != tt.status {
+			if !again.Repeated || again.State.Revision != tt.revision || again.State.Status != tt.status {
 				t.Errorf("%s again: repeated %v, revision %d, %s; want the first outcome, revision %d, %s",
-					tt.id, again.Repeated, again.Account.Revision, again.Account.Status, tt.revision, tt.status)
+					tt.id, again.Repeated, again.State.Revision, again.State.Status, tt.revision, tt.status)
 			}
 		}
 		if _, err := l.Execute(t.Context(), by("c2", "other"), "a", SetStatus{Status: StatusPending}); CodeOf(err) != CodeIdempotencyKeyReused {
@@ -153,8 +153,8 @@ func TestDryRun(t *testing.T) {
 	r := by("", "")
 	r.DryRun = true
 	got := mustExecute(t, l, r, "a", create("ada@example.com"))
-	if len(got.Events) != 1 || got.Account.Status != StatusVerified {
-		t.Errorf("dry run: %d events, %s; want 1, VERIFIED", len(got.Events), got.Account.Status)
+	if len(got.Events) != 1 || got.State.Status != StatusVerified {
+		t.Errorf("dry run: %d events, %s; want 1, VERIFIED", len(got.Events), got.State.Status)
 	}
 	if head, err := l.log.Head(t.Context()); head != 0 || err != nil {
 		t.Errorf("head %d, %v after a dry run, want 0", head, err)
@@ -241,8 +241,8 @@ func TestAnotherProcess(t *testing.T) {
 	mustExecute(t, l, by("", ""), "a", create("ada@example.com"))
 	mustExecute(t, other, by("", ""), "a", SetStatus{Status: StatusDeclined})
 	got := mustExecute(t, l, by("", ""), "a", SetCustomFields{map[string]jsontext.Value{"x": value("1")}})
-	if got.Account.Revision != 2 || got.Account.Status != StatusDeclined {
-		t.Errorf("revision %d, %s; want 2, DECLINED", got.Account.Revision, got.Account.Status)
+	if got.State.Revision != 2 || got.State.Status != StatusDeclined {
+		t.Errorf("revision %d, %s; want 2, DECLINED", got.State.Revision, got.State.Status)
 	}
 }
 
@@ -250,24 +250,24 @@ func TestWebhook(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	cmd := CreateWebhook{URL: "https://crm.example/hook", Events: []string{"USER_*"}, Format: FormatStandard, Payload: PayloadFull}
-	w, at, err := l.ExecuteWebhook(t.Context(), by("", ""), "w", cmd)
-	if err != nil || at != 1 || w.State != WebhookEnabled {
-		t.Fatalf("create: %+v at %d, %v", w, at, err)
+	got, err := l.ChangeWebhook(t.Context(), by("", ""), "w", cmd)
+	if err != nil || got.Position() != 1 || got.State.State != WebhookEnabled {
+		t.Fatalf("create: %+v, %v", got, err)
 	}
-	if w, at, err = l.ExecuteWebhook(t.Context(), by("", ""), "w", SetWebhookState{WebhookPaused, "maintenance"}); err != nil || w.State != WebhookPaused {
-		t.Fatalf("pause: %+v at %d, %v", w, at, err)
+	if got, err = l.ChangeWebhook(t.Context(), by("", ""), "w", SetWebhookState{WebhookPaused, "maintenance"}); err != nil || got.State.State != WebhookPaused {
+		t.Fatalf("pause: %+v, %v", got, err)
 	}
-	if _, _, err = l.ExecuteWebhook(t.Context(), by("", ""), "w", DeleteWebhook{}); err != nil {
+	if _, err = l.ChangeWebhook(t.Context(), by("", ""), "w", DeleteWebhook{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, at, err = l.ExecuteWebhook(t.Context(), by("", ""), "w", DeleteWebhook{}); err != nil || at != 0 {
-		t.Errorf("delete again: at %d, %v; want no event", at, err)
+	if got, err = l.ChangeWebhook(t.Context(), by("", ""), "w", DeleteWebhook{}); err != nil || len(got.Events) != 0 || got.Position() != 3 {
+		t.Errorf("delete again: %+v, %v; want no event", got, err)
 	}
-	if _, _, err = l.ExecuteWebhook(t.Context(), by("", ""), "w", SetWebhookState{State: WebhookEnabled}); CodeOf(err) != CodeWebhookNotFound {
+	if _, err = l.ChangeWebhook(t.Context(), by("", ""), "w", SetWebhookState{State: WebhookEnabled}); CodeOf(err) != CodeWebhookNotFound {
 		t.Errorf("resume a deleted one: %v, want %s", err, CodeWebhookNotFound)
 	}
 	bad := CreateWebhook{URL: "ftp://user@crm.example", Events: []string{"NOBODY"}, Format: "fax", Payload: "all"}
-	_, _, err = l.ExecuteWebhook(t.Context(), by("", ""), "w2", bad)
+	_, err = l.ChangeWebhook(t.Context(), by("", ""), "w2", bad)
 	refused, ok := errors.AsType[*Error](err)
 	if !ok || len(refused.Faults) != 4 {
 		t.Errorf("create with four faults: %v", err)
@@ -304,7 +304,7 @@ func TestErased(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	got := mustExecute(t, l, by("", ""), "a", create("ada@example.com"))
-	if err := l.codec.Keys.Destroy(t.Context(), got.Account.key); err != nil {
+	if err := l.codec.Keys.Destroy(t.Context(), got.State.key); err != nil {
 		t.Fatal(err)
 	}
 	l.cache.InvalidateAll()

@@ -10,23 +10,23 @@ import (
 	"accountledger/eventstore"
 )
 
-// LoginRefusal says why an account may not log in.
+// LoginRefusal is the reason why an account may not log in.
 type LoginRefusal string
 
-// The reasons: those of an account are its status.
+// The reasons. Those of an existing account follow its status.
 const (
 	LoginPending  LoginRefusal = "pending"
 	LoginDeclined LoginRefusal = "declined"
 	LoginCombined LoginRefusal = "combined"
 	LoginDeleted  LoginRefusal = "deleted"
-	LoginUnknown  LoginRefusal = "unknown" // there is no such account, or it was erased
+	LoginUnknown  LoginRefusal = "unknown" // the account does not exist or was erased
 )
 
-// LoginRecorded says that somebody logged in to the account.
+// LoginRecorded records a login to the account.
 type LoginRecorded struct {
-	IdentityID string    `json:"identityId,omitzero" pii:"clear"` // none where the account has none of the provider
+	IdentityID string    `json:"identityId,omitzero" pii:"clear"` // empty if the account has no identity of the provider
 	Provider   string    `json:"provider" pii:"clear"`
-	Method     string    `json:"method,omitzero" pii:"clear"` // a code: password
+	Method     string    `json:"method,omitzero" pii:"clear"` // a code such as password
 	Situation  Situation `json:"situation,omitzero" pii:"seal"`
 }
 
@@ -40,8 +40,28 @@ func (e LoginRecorded) evolve(a Account, x Entry) Account {
 	return a
 }
 
-// LoginFailed says that somebody wanted to log in to the account, which may
-// not be logged in to.
+func (e LoginRecorded) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_LOGIN", userLogin{x.Sub(), e.IdentityID, e.Provider, e.Method, "", x.OccurredTime(), e.Situation}}}
+}
+
+func (LoginRecorded) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_LOGIN", When: "a person logs in", Data: userLogin{}, Aliases: []Alias{
+		{"LOGIN_WITH_CIDAAS", "with provider self", func(data any) bool { return data.(userLogin).Provider == ProviderSelf }},
+		{"LOGIN_WITH_SOCIAL", "with another provider", func(data any) bool { return data.(userLogin).Provider != ProviderSelf }},
+	}}}
+}
+
+type userLogin struct {
+	Sub        string       `json:"sub" doc:"The account."`
+	IdentityID string       `json:"identity,omitzero" doc:"The identityId used for the login."`
+	Provider   string       `json:"provider" doc:"The identity provider."`
+	Method     string       `json:"method,omitzero" doc:"How the person signed in, as a code, such as password."`
+	Reason     LoginRefusal `json:"reason,omitzero" doc:"Why the login was refused: pending, declined, combined or deleted."`
+	Time       time.Time    `json:"time" doc:"When the login happened."`
+	Situation
+}
+
+// LoginFailed records a login that the account's status refused.
 type LoginFailed struct {
 	IdentityID string       `json:"identityId,omitzero" pii:"clear"`
 	Provider   string       `json:"provider" pii:"clear"`
@@ -54,8 +74,17 @@ func (LoginFailed) eventType() string { return "account.login-failed.v1" }
 
 func (LoginFailed) evolve(a Account, _ Entry) Account { return a }
 
-// UnknownLogin says that somebody wanted to log in to an account that there is
-// not. Nothing in it is anybody's: not even what was typed.
+func (e LoginFailed) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_LOGIN_FAILED", userLogin{x.Sub(), e.IdentityID, e.Provider, e.Method, e.Reason, x.OccurredTime(), e.Situation}}}
+}
+
+func (LoginFailed) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_LOGIN_FAILED", When: "a login to an existing account is refused", Data: userLogin{},
+		Aliases: []Alias{{"LOGIN_FAILURE", "", nil}}}}
+}
+
+// UnknownLogin records a login to an account that does not exist. It holds no
+// personal data, not even what was typed.
 type UnknownLogin struct {
 	Provider string `json:"provider" pii:"clear"`
 	Method   string `json:"method,omitzero" pii:"clear"`
@@ -63,16 +92,16 @@ type UnknownLogin struct {
 
 func (UnknownLogin) eventType() string { return "login.unknown.v1" }
 
-// LoginsStream is the stream of the logins that belong to no account. It is
-// only ever appended to, at whatever revision it is at, so those who write to
-// it never wait for one another.
+func (UnknownLogin) public(Entry) []publicEvent { return internal } // it belongs to no account
+
+// LoginsStream is the stream of the logins that belong to no account. The ledger
+// appends to it at any revision, so that writers never conflict.
 const LoginsStream = "logins"
 
-// Login records that somebody wants to log in, and decides whether they may:
-// it causes a LoginRecorded or a LoginFailed, and is never refused for the
-// account's status.
+// Login decides whether a person may log in. It causes a LoginRecorded or a
+// LoginFailed; the account's status never refuses the command itself.
 type Login struct {
-	Identifier []Candidate // what it was typed as; none if the sub was given
+	Identifier []Candidate // what the typed identifier may stand for; empty if the sub was given
 	Provider   string
 	Method     string
 	Situation  Situation
@@ -84,14 +113,14 @@ func (Login) admits(Status) bool { return true }
 
 var loginMethod = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
 
-// Check returns what is wrong with the attempt, whoever it is for.
+// Check returns what is wrong with the command, for any account.
 func (c Login) Check() error {
 	var f faults
 	if !providerKey.MatchString(c.Provider) {
-		f.add("/provider", "a lower-case letter and up to 63 lower-case letters, digits, '_' or '-'")
+		f.add("/provider", "must be a lower-case letter followed by up to 63 lower-case letters, digits, '_' or '-'")
 	}
 	if c.Method != "" && !loginMethod.MatchString(c.Method) {
-		f.add("/method", "a code of at most 64 lower-case letters, digits, '_', '.' or '-'")
+		f.add("/method", "must be a code of at most 64 lower-case letters, digits, '_', '.' or '-', beginning with a letter or digit")
 	}
 	f.text("/client", c.Situation.Client, 255)
 	f.text("/device", c.Situation.Device, 255)
@@ -111,8 +140,8 @@ func (c Login) decide(_ Setting, a Account) ([]Event, error) {
 	return []Event{LoginRecorded{IdentityID: id, Provider: c.Provider, Method: c.Method, Situation: c.Situation}}, nil
 }
 
-// identity is the one that is logged in with: that of the provider that has
-// the identifier, or else the provider's first.
+// identity returns the identity of the login: the provider's identity that has the
+// identifier, otherwise the provider's first identity, "" if there is none.
 func (c Login) identity(a Account) string {
 	for _, u := range a.UserIDs {
 		i, ok := a.identity(u.IdentityID)
@@ -128,14 +157,14 @@ func (c Login) identity(a Account) string {
 	return ""
 }
 
-// RecordUnknownLogin records an attempt to log in to an account that there is
-// not, with one commit like one on an account that there is.
+// RecordUnknownLogin records a login to an account that does not exist. Like a
+// login to an existing account it makes one commit.
 func (l *Ledger) RecordUnknownLogin(ctx context.Context, r Request, cmd Login) (Entry, error) {
 	if err := cmd.Check(); err != nil {
 		return Entry{}, err
 	}
-	// A digest of the request tests guesses at the identifier in it, and there
-	// is no key to seal it with.
+	// A digest of the request would allow guesses at the identifier in it, and
+	// there is no key to seal it with.
 	meta := r.Meta.WithRequest("", "")
 	e := UnknownLogin{Provider: cmd.Provider, Method: cmd.Method}
 	x := Entry{ID: NewID(), Type: e.eventType(), Stream: LoginsStream, Time: l.now().UTC().Truncate(time.Microsecond), Meta: meta, Event: e}

@@ -9,7 +9,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// What the machine asks about schedules, deletions and erasures.
+// The machine's commands on schedules, deletions and erasures.
 
 func (c *machine) plan(t *rapid.T, sub string) (Command, change) {
 	id, kind := c.id("s"), draw(t, "kind", ScheduleKinds...)
@@ -32,7 +32,7 @@ func (c *machine) plan(t *rapid.T, sub string) (Command, change) {
 	}
 }
 
-// schedule draws one of the account's: as the model knows it, and its id.
+// schedule draws a schedule of the account: its key in the model, and its id.
 func (c *machine) schedule(t *rapid.T, sub string) (key, id string) {
 	key = draw(t, "schedule", append(slices.Sorted(maps.Keys(c.m.accounts[sub].schedules)), "none")...)
 	for _, s := range c.w.account(sub).Schedules {

@@ -16,23 +16,23 @@ import (
 	"pgregory.net/rapid"
 )
 
-// machine drives a world and a model side by side with random commands.
+// machine executes random commands in a world and in a model.
 type machine struct {
 	w     *world
 	m     *model
-	n     int // ids made
-	turn  int // steps made
+	n     int // number of ids made
+	steps int // number of steps made
 	start time.Time
 }
 
-// What is defined: how many versions consents have, and after how long what
-// happens to an account that is not VERIFIED.
+// The definitions: the number of versions of each consent, and the offsets of the
+// schedule setups.
 var (
 	newestVersions = map[string]int{"news": 2, "terms": 1}
 	setups         = map[ScheduleKind]time.Duration{ScheduleReminder: time.Hour, ScheduleStatusChange: 24 * time.Hour, ScheduleDeletion: 72 * time.Hour}
 )
 
-// init defines them, and two fields that are identifiers.
+// init makes these definitions, and those of two fields that are identifiers.
 func (c *machine) init(_ *rapid.T, w *world) {
 	c.w, c.m, c.start = w, newModel(), w.now
 	w.configure(PutField{FieldDefinition: FieldDefinition{FieldKey: "login", DataType: TypeUsername, Personal: true}})
@@ -58,21 +58,21 @@ func (c *machine) init(_ *rapid.T, w *world) {
 
 func (c *machine) subs() []string { return slices.Sorted(maps.Keys(c.w.accounts)) }
 
-// draw chooses one of some.
+// draw chooses one of several values.
 func draw[T any](t *rapid.T, name string, some ...T) T { return rapid.SampledFrom(some).Draw(t, name) }
 
-// sub draws an account. rapid prefers small numbers, so each step begins to
-// count with another one.
+// sub draws an account. rapid prefers small numbers, so each step counts from
+// another account.
 func (c *machine) sub(t *rapid.T) string {
-	c.turn++
-	return testSub(1 + (c.turn+rapid.IntRange(0, 4).Draw(t, "sub"))%5)
+	c.steps++
+	return testSub(1 + (c.steps+rapid.IntRange(0, 4).Draw(t, "sub"))%5)
 }
 
-// from draws an account, preferably one that is fit.
+// from draws an account, preferably one for which fit is true.
 func (c *machine) from(t *rapid.T, fit func(sub string, a *modelAccount) bool) string {
 	var fitting, others []string
 	for i := range 5 {
-		sub := testSub(1 + (c.turn+i)%5)
+		sub := testSub(1 + (c.steps+i)%5)
 		if a := c.m.accounts[sub]; a != nil && fit(sub, a) {
 			fitting = append(fitting, sub)
 		} else {
@@ -87,7 +87,7 @@ func (c *machine) id(prefix string) string {
 	return fmt.Sprintf("%s%03d", prefix, c.n)
 }
 
-// step asks one random command of both and compares what came of it.
+// step executes one random command in both and compares the outcomes.
 func (c *machine) step(t *rapid.T) {
 	sub := c.sub(t)
 	commands := map[string]func(*rapid.T, string) (Command, change){
@@ -95,26 +95,26 @@ func (c *machine) step(t *rapid.T) {
 		"consent": c.consent, "plan": c.plan, "execute": c.execute, "status": c.status, "postpone": c.postpone, "cancel": c.cancel,
 		"delete": c.delete, "restore": c.restore, "erase": c.erase,
 	}
-	// rapid draws the first of them most. An account that was erased is no use.
+	// rapid draws the first command most. An erased account refuses nearly all.
 	name := draw(t, "command", "merge", "fields", "consent", "separate", "execute", "plan", "link", "update", "wait", "group",
 		"unlink", "status", "postpone", "cancel", "delete", "restore", "erase")
 	if name == "wait" {
 		c.w.now = c.w.now.Add(draw(t, "for", time.Hour, 25*time.Hour))
 		return
 	}
-	ask := commands[name]
+	generate := commands[name]
 	if !c.w.account(sub).Exists() {
-		name, ask = "create", c.create
+		name, generate = "create", c.create
 	}
 	c.m.now = c.w.now
-	cmd, asked := ask(t, sub)
+	cmd, expected := generate(t, sub)
 	events, got := c.w.execute(sub, cmd)
-	changed, want := c.m.ask(asked)
+	changed, want := c.m.apply(expected)
 	if (got == nil) != (want == nil) {
 		t.Fatalf("%s of %s: %v, the model says %v", name, sub, got, want)
 	}
 	if got != nil && CodeOf(got) == "" {
-		t.Fatalf("%s: %v is no refusal", name, got)
+		t.Fatalf("%s: %v is not a refusal", name, got)
 	}
 	if changed != (len(events) > 0) {
 		t.Fatalf("%s of %s: %d events, the model says it changes something: %t", name, sub, len(events), changed)
@@ -122,7 +122,7 @@ func (c *machine) step(t *rapid.T) {
 	c.compare(t, name)
 }
 
-// shown is what both say of an account.
+// shown is the part of an account that the comparison covers.
 type shown struct {
 	status    Status
 	erased    bool
@@ -177,7 +177,7 @@ func (c *machine) compare(t failer, after string) {
 			t.Fatalf("after %s, %s (-model +account):\n%s", after, sub, diff)
 		}
 	}
-	// Every identifier leads where the model says, and nothing else is held.
+	// Identifiers lead where the model says, and there are no other claims.
 	want, _ := c.m.identifiers()
 	leads, held := map[string]string{}, map[string]string{}
 	for sub, a := range c.w.accounts {
@@ -208,7 +208,7 @@ func (c *machine) way(t *rapid.T, sub string) (NewIdentity, modelWay) {
 	return NewIdentity{IdentityID: c.id("i"), Provider: w.provider, ProviderUserID: w.user, Profile: Profile{Email: w.email, Username: w.name}}, w
 }
 
-// field draws a custom field's key and value, and the value as it is kept.
+// field draws a custom field's key and value, and the value as it is stored.
 func field(t *rapid.T) (key, given, kept string) {
 	key = draw(t, "key", "login", "badge", "x", "y")
 	switch key {
@@ -364,8 +364,8 @@ func (c *machine) group(t *rapid.T, sub string) (Command, change) {
 		if leave && !member || !leave && member && slices.Equal(now, roles) {
 			return nil
 		}
-		for _, brought := range a.shared {
-			delete(brought, group)
+		for _, merged := range a.shared {
+			delete(merged, group)
 		}
 		delete(a.groups, group)
 		if !leave {
@@ -375,12 +375,12 @@ func (c *machine) group(t *rapid.T, sub string) (Command, change) {
 	}
 }
 
-// consent decides now, when others did, or at a time to come.
+// consent decides now, at the time of another decision, or in the future.
 func (c *machine) consent(t *rapid.T, sub string) (Command, change) {
 	id, version := draw(t, "consent", "news", "news", "terms", "none"), draw(t, "version", 1, 2)
 	status := draw(t, "decision", ConsentStatuses...)
 	times := []time.Time{{}, c.start, c.start.Add(time.Hour), c.w.now.Add(time.Hour)}
-	for _, other := range c.subs() { // a merge then has to choose
+	for _, other := range c.subs() { // so that a merge has to choose
 		if d, ok := c.m.accounts[other].decided[id]; ok && other != sub {
 			times = slices.Insert(times, 0, d.time)
 		}
@@ -406,8 +406,8 @@ func (c *machine) consent(t *rapid.T, sub string) (Command, change) {
 			return errModel
 		}
 		a.decided[id] = d
-		for _, brought := range a.brought {
-			delete(brought.decided, id)
+		for _, merged := range a.merged {
+			delete(merged.decided, id)
 		}
 		return nil
 	}
@@ -436,7 +436,7 @@ func (c *machine) merge(t *rapid.T, sub string) (Command, change) {
 		}
 		a.filled[from] = map[string]bool{}
 		a.shared[from] = b.memberships()
-		a.brought = append(a.brought, modelBrought{from, b.consents()})
+		a.merged = append(a.merged, modelMerged{from, b.consents()})
 		for key, v := range b.fields {
 			if _, has := a.fields[key]; !has {
 				a.fields[key] = v
@@ -461,7 +461,7 @@ func (c *machine) separate(t *rapid.T, sub string) (Command, change) {
 			return errModel
 		}
 		b.status, b.into = b.was, ""
-		for _, id := range m.at(sub) { // whatever stems from b, or from what had been merged into b
+		for _, id := range m.at(sub) { // those that originate from b or from accounts merged into b
 			if w := m.ways[id]; m.survivor(w.origin) == from {
 				w.at = from
 				m.ways[id] = w
@@ -472,13 +472,13 @@ func (c *machine) separate(t *rapid.T, sub string) (Command, change) {
 		}
 		delete(a.filled, from)
 		delete(a.shared, from)
-		a.brought = slices.DeleteFunc(a.brought, func(b modelBrought) bool { return b.from == from })
+		a.merged = slices.DeleteFunc(a.merged, func(b modelMerged) bool { return b.from == from })
 		return nil
 	}
 }
 
-// TestMachine drives random commands over a few accounts that want the same
-// identifiers, and holds each outcome against the model.
+// TestMachine executes random commands on a few accounts that compete for the same
+// identifiers, and compares each outcome with the model.
 func TestMachine(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {

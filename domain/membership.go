@@ -6,32 +6,32 @@ import (
 	"time"
 )
 
-// Membership is an account in a group. Its type and path are the group's when
-// the membership was last set: a group that is moved later leaves its
-// members' accounts as they are, so that no account changes without an event
-// of its own, and a move is one event however many members there are.
+// Membership is an account's membership in a group. GroupType and Path are those
+// of the group when the membership was last set. Moving a group does not change
+// them: no account changes without an event of its own, and a move is one event
+// for any number of members.
 type Membership struct {
-	GroupID    string    `json:"groupId"`
-	GroupType  string    `json:"groupType"`
-	Path       string    `json:"path"` // ids of groups from the root down: /EUROPE/BERLIN
-	Roles      []string  `json:"roles"`
-	JoinedTime time.Time `json:"joinedTime"`
+	GroupID    string    `json:"groupId" doc:"The group."`
+	GroupType  string    `json:"groupType" doc:"The group's type when the membership was last set."`
+	Path       string    `json:"path" doc:"The group's place in the tree when the membership was last set: group ids from the root down."` // /EUROPE/BERLIN
+	Roles      []string  `json:"roles" doc:"The account's roles in the group, sorted."`
+	JoinedTime time.Time `json:"joinedTime" doc:"When the account joined the group."`
 
-	// Where accounts that were merged into this one are members, too, Roles is
-	// the union. Then OwnRoles are the account's own, unless it is Merged: it
-	// was no member before.
-	OwnRoles []string `json:"ownRoles,omitzero"`
-	Merged   bool     `json:"merged,omitzero"`
+	// If accounts that were merged into this one are members, too, Roles is the
+	// union of all roles, and OwnRoles are the account's own. Merged says that the
+	// account itself was not a member.
+	OwnRoles []string `json:"ownRoles,omitzero" doc:"If a merged account is also a member: the roles without that account's."`
+	Merged   bool     `json:"merged,omitzero" doc:"Whether the membership comes only from accounts that were merged into this one."`
 }
 
-// RoleUser is the role with which every new account joins GroupUsers.
+// RoleUser is the role that every new account has in GroupUsers.
 const RoleUser = "USER"
 
-// NoRole stands for having none, where Census.Members is asked for a role. It
-// is no role's id.
+// NoRole makes Census.Members count the members without a role. It is not a valid
+// role id.
 const NoRole = "-"
 
-// GroupID is the group that the entry is about, "" where it is about none.
+// GroupID returns the group that x is about, "" if it is about none.
 func (x Entry) GroupID() string {
 	switch e := x.Event.(type) {
 	case GroupJoined:
@@ -63,6 +63,21 @@ func (e GroupJoined) evolve(a Account, x Entry) Account {
 	return a
 }
 
+func (e GroupJoined) public(x Entry) []publicEvent {
+	return []publicEvent{{"GROUP_MEMBER_ADDED", memberChanged{x.Sub(), e.GroupID, e.Roles}}}
+}
+
+func (GroupJoined) catalogue() []PublicType {
+	return []PublicType{{Name: "GROUP_MEMBER_ADDED", When: "the account becomes a member of a group", Data: memberChanged{},
+		From: typesOf(AccountCreated{}, GroupJoined{})}}
+}
+
+type memberChanged struct {
+	Sub     string   `json:"sub" doc:"The account."`
+	GroupID string   `json:"groupId" doc:"The group."`
+	Roles   []string `json:"roles" doc:"All roles of the member in the group."`
+}
+
 func (e GroupJoined) membership(x Entry) Membership {
 	return Membership{GroupID: e.GroupID, GroupType: e.GroupType, Path: e.Path, Roles: e.Roles, JoinedTime: x.OccurredTime()}
 }
@@ -89,8 +104,16 @@ func (e GroupRolesChanged) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// setSince returns merged without what they brought along to a group: its
-// membership was set since, and is the account's own.
+func (e GroupRolesChanged) public(x Entry) []publicEvent {
+	return []publicEvent{{"GROUP_MEMBER_ROLES_CHANGED", memberChanged{x.Sub(), e.GroupID, e.Roles}}}
+}
+
+func (GroupRolesChanged) catalogue() []PublicType {
+	return []PublicType{{Name: "GROUP_MEMBER_ROLES_CHANGED", When: "a member's roles in a group change", Data: memberChanged{}}}
+}
+
+// setSince returns merged without their memberships in a group, because the
+// account's own membership was set since the merge.
 func setSince(merged []Combined, groupID string) []Combined {
 	in := func(m Membership) bool { return m.GroupID == groupID }
 	if !slices.ContainsFunc(merged, func(c Combined) bool { return slices.ContainsFunc(c.Groups, in) }) {
@@ -103,8 +126,8 @@ func setSince(merged []Combined, groupID string) []Combined {
 	return merged
 }
 
-// regroup makes a's memberships the union of its own and of those that the
-// accounts merged into it brought along.
+// regroup returns a with the union of its own memberships and of those of the
+// accounts merged into it.
 func (a Account) regroup() Account {
 	var groups []Membership
 	for _, m := range a.Groups {
@@ -117,25 +140,25 @@ func (a Account) regroup() Account {
 		groups = append(groups, m)
 	}
 	for _, c := range a.CombinedFrom {
-		for _, brought := range c.Groups {
-			i := slices.IndexFunc(groups, func(m Membership) bool { return m.GroupID == brought.GroupID })
+		for _, theirs := range c.Groups {
+			i := slices.IndexFunc(groups, func(m Membership) bool { return m.GroupID == theirs.GroupID })
 			if i < 0 {
-				brought.Merged = true
-				groups = append(groups, brought)
+				theirs.Merged = true
+				groups = append(groups, theirs)
 				continue
 			}
 			m := &groups[i]
 			if !m.Merged && m.OwnRoles == nil {
 				m.OwnRoles = append([]string{}, m.Roles...)
 			}
-			m.Roles = union(m.Roles, brought.Roles)
+			m.Roles = union(m.Roles, theirs.Roles)
 		}
 	}
 	a.Groups = groups
 	return a
 }
 
-// union is what either has, sorted.
+// union returns the elements of a and b, sorted and without duplicates.
 func union(a, b []string) []string {
 	all := slices.Concat(a, b)
 	slices.Sort(all)
@@ -155,7 +178,21 @@ func (e GroupLeft) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// maxGroups keeps an account a small document.
+func (e GroupLeft) public(x Entry) []publicEvent {
+	return []publicEvent{{"GROUP_MEMBER_REMOVED", groupLeft{x.Sub(), e.GroupID}}}
+}
+
+func (GroupLeft) catalogue() []PublicType {
+	return []PublicType{{Name: "GROUP_MEMBER_REMOVED", When: "the account is no longer a member of a group", Data: groupLeft{}}}
+}
+
+type groupLeft struct {
+	Sub     string `json:"sub" doc:"The account."`
+	GroupID string `json:"groupId" doc:"The group."`
+}
+
+// maxGroups is the maximum number of memberships. It keeps an account a small
+// document.
 const maxGroups = 200
 
 func (a Account) membership(groupID string) (Membership, bool) {
@@ -166,17 +203,17 @@ func (a Account) membership(groupID string) (Membership, bool) {
 	return a.Groups[i], true
 }
 
-// firstGroups are the memberships every new account has.
+// firstGroups returns the memberships of every new account.
 func firstGroups(c *Config) []GroupJoined {
 	return []GroupJoined{{GroupID: GroupUsers, GroupType: c.Groups[GroupUsers].GroupType, Path: c.path(GroupUsers), Roles: []string{RoleUser}}}
 }
 
-// newMemberships are those of a new account: the first ones, with the roles
-// that are asked for there, and the others that are asked for.
+// newMemberships returns the memberships of a new account: first, those of
+// firstGroups with the requested roles; joined, the other requested ones.
 func (f *faults) newMemberships(s Setting, asked []SetMembership) (first, joined []GroupJoined, err error) {
 	first = firstGroups(s.Config)
 	if len(first)+len(asked) > maxGroups {
-		f.add("/groups", "an account is in at most %d groups", maxGroups)
+		f.add("/groups", "an account can be in at most %d groups", maxGroups)
 		return first, nil, nil
 	}
 	for i, c := range asked {
@@ -190,7 +227,7 @@ func (f *faults) newMemberships(s Setting, asked []SetMembership) (first, joined
 		if at := slices.IndexFunc(first, same); at >= 0 {
 			first[at] = e
 		} else if slices.ContainsFunc(joined, same) {
-			f.add("/groups/"+strconv.Itoa(i), "each group once")
+			f.add("/groups/"+strconv.Itoa(i), "the group is listed twice")
 		} else {
 			joined = append(joined, e)
 		}
@@ -198,8 +235,7 @@ func (f *faults) newMemberships(s Setting, asked []SetMembership) (first, joined
 	return first, joined, nil
 }
 
-// SetMembership makes the account a member of a group with these roles, and no
-// others.
+// SetMembership makes the account a member of a group with exactly these roles.
 type SetMembership struct {
 	GroupID string
 	Roles   []string
@@ -216,7 +252,7 @@ func (c SetMembership) decide(s Setting, a Account) ([]Event, error) {
 	roles := f.membershipRoles("/roles", s.Config, s.Config.GroupTypes[g.GroupType], c.Roles)
 	old, member := a.membership(c.GroupID)
 	if !member && len(a.Groups) >= maxGroups {
-		f.add("", "an account is in at most %d groups", maxGroups)
+		f.add("", "an account can be in at most %d groups", maxGroups)
 	}
 	if err := f.err(); err != nil {
 		return nil, err
@@ -232,37 +268,37 @@ func (c SetMembership) decide(s Setting, a Account) ([]Event, error) {
 }
 
 // membershipRoles checks the roles of a membership in a group of type t and
-// returns them sorted, each once.
+// returns them sorted and without duplicates.
 func (f *faults) membershipRoles(pointer string, c *Config, t GroupType, roles []string) []string {
 	switch {
 	case t.RoleMode == ModeNoRoles && len(roles) > 0:
-		f.add(pointer, "the members of this group have no roles")
+		f.add(pointer, "members of this group cannot have roles")
 		return nil
 	case t.RoleMode == ModeRolesRequired && len(roles) == 0:
-		f.add(pointer, "the members of this group have at least one role")
+		f.add(pointer, "members of this group must have at least one role")
 	}
 	sorted := f.roles(pointer, c, roles)
 	for i, role := range roles {
 		if _, exists := c.Roles[role]; exists && !t.allows(role) {
-			f.add(pointer+"/"+strconv.Itoa(i), "must be a role that the group's type allows")
+			f.add(pointer+"/"+strconv.Itoa(i), "the group's type does not allow this role")
 		}
 	}
 	return sorted
 }
 
-// groupToChange gives a group whose members the caller may change.
+// groupToChange returns a group whose members the caller may change.
 func groupToChange(s Setting, id string) (Group, error) {
 	g, ok := s.Config.Groups[id]
 	switch {
 	case !ok:
 		return g, refuse(CodeGroupNotFound, "There is no such group.")
 	case id == GroupAdmins && !s.Admin:
-		return g, refuse(CodeAdminRequired, "Only administrators change who is in this group.")
+		return g, refuse(CodeAdminRequired, "Only an administrator may change the members of this group.")
 	}
 	return g, nil
 }
 
-// LeaveGroup ends a membership. Leaving a group one is not in changes nothing.
+// LeaveGroup ends a membership. If there is none, it changes nothing.
 type LeaveGroup struct{ GroupID string }
 
 func (LeaveGroup) command() {}

@@ -11,45 +11,45 @@ import (
 	"accountledger/eventstore"
 )
 
-// Combined is an account that was merged into the one that lists it, and what
-// un-merging needs to know of it.
+// Combined is an account that was merged into the one that lists it, with what
+// un-merging needs.
 type Combined struct {
-	Sub          string    `json:"sub"`
-	Via          string    `json:"via,omitzero"` // the merged account that brought it along
-	Status       Status    `json:"userStatus"`   // before the merge
-	CreatedTime  time.Time `json:"createdTime"`
-	CombinedTime time.Time `json:"combinedTime"`
-	FilledFields []string  `json:"filledFields"` // custom fields it filled, as long as they have not changed since
+	Sub          string    `json:"sub" doc:"The account that was merged in."`
+	Via          string    `json:"via,omitzero" doc:"The merged account through which this one came."`
+	Status       Status    `json:"userStatus" doc:"Its status before the merge."`
+	CreatedTime  time.Time `json:"createdTime" doc:"When it was created."`
+	CombinedTime time.Time `json:"combinedTime" doc:"When it was merged in."`
+	FilledFields []string  `json:"filledFields" doc:"Custom fields whose values came from it and have not changed since."`
 
-	Groups   []Membership      `json:"groups,omitzero"`   // it brought along, as long as they have not been set since
-	Consents []ConsentDecision `json:"consents,omitzero"` // likewise
+	Groups   []Membership      `json:"groups,omitzero" doc:"Memberships that came from it and have not been set since."`
+	Consents []ConsentDecision `json:"consents,omitzero" doc:"Consent decisions that came from it, if none has been made since."`
 
-	// What it brought that no other account may have leads here, whatever
-	// became of it, until un-merging gives it back.
-	CustomFields map[string]jsontext.Value `json:"customFields,omitzero"`
-	FieldClaims  map[string]Kind           `json:"fieldClaims,omitzero"`
+	// Its unique field values. They resolve to the surviving account, even if that
+	// account has other values, until un-merging gives them back.
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" doc:"Its values of custom fields that are unique across accounts."`
+	FieldClaims  map[string]Kind           `json:"fieldClaims,omitzero" doc:"The kind of identifier of each of these custom fields, by field key."`
 
-	key eventstore.KeyID // of its personal data
+	key eventstore.KeyID // encrypts its personal data
 }
 
-// AccountMerged makes another account's identities this one's, and fills what
-// was empty. It is sealed under the other account's key, because what it holds
-// is the other account's: whoever erases that account erases it here.
+// AccountMerged moves another account's identities to this one and fills in its
+// empty custom fields. The event is sealed under the other account's key, so that
+// erasing that account erases its data here, too.
 type AccountMerged struct {
 	From         string                    `json:"from" pii:"clear"`
-	Via          string                    `json:"via,omitzero" pii:"clear"`    // From had been merged into this one before
-	Status       Status                    `json:"userStatus" pii:"clear"`      // of From, before
+	Via          string                    `json:"via,omitzero" pii:"clear"`    // the account into which From had been merged before
+	Status       Status                    `json:"userStatus" pii:"clear"`      // of From, before the merge
 	CreatedTime  time.Time                 `json:"createdTime" pii:"clear"`     // of From
 	IdentityIDs  []string                  `json:"identityIds" pii:"clear"`     // of Identities
-	Identities   []Identity                `json:"identities" pii:"seal"`       // as they were
-	CustomFields map[string]jsontext.Value `json:"customFields" pii:"seal"`     // all From had
-	Filled       []string                  `json:"filledFields" pii:"clear"`    // those of them that were taken over
-	Conflicts    []string                  `json:"conflicts" pii:"clear"`       // those that were not, because the survivor had another value
-	Groups       []Membership              `json:"groups,omitzero" pii:"clear"` // From was a member of
+	Identities   []Identity                `json:"identities" pii:"seal"`       // of From, before the merge
+	CustomFields map[string]jsontext.Value `json:"customFields" pii:"seal"`     // all of From
+	Filled       []string                  `json:"filledFields" pii:"clear"`    // keys of CustomFields that this account took over
+	Conflicts    []string                  `json:"conflicts" pii:"clear"`       // keys in which this account had another value, and kept it
+	Groups       []Membership              `json:"groups,omitzero" pii:"clear"` // memberships of From
 
-	FieldClaims map[string]Kind `json:"fieldClaims,omitzero" pii:"clear"` // those that no other account may have the same value of
+	FieldClaims map[string]Kind `json:"fieldClaims,omitzero" pii:"clear"` // the unique ones of CustomFields
 
-	Consents []ConsentDecision `json:"consents,omitzero" pii:"seal"` // the decisions of From
+	Consents []ConsentDecision `json:"consents,omitzero" pii:"seal"` // decisions of From
 }
 
 func (AccountMerged) eventType() string { return "account.merged.v1" }
@@ -86,8 +86,24 @@ func (e AccountMerged) evolve(a Account, x Entry) Account {
 	return a.regroup().reconsent()
 }
 
-// AccountCombined ends an account that was merged into another: that one has
-// its identities now, and its identifiers lead there.
+func (e AccountMerged) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_COMBINED", combinedChanged{x.Sub(), e.From, e.IdentityIDs, prefixed("customFields.", e.Conflicts)}}}
+}
+
+func (AccountMerged) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_COMBINED", When: "another account is merged into the account", Data: combinedChanged{},
+		Aliases: []Alias{{"COMBINED", "", nil}}}}
+}
+
+type combinedChanged struct {
+	Sub         string   `json:"sub" doc:"The surviving account."`
+	CombinedSub string   `json:"combinedSub" doc:"The account that was merged into it, or separated from it."`
+	IdentityIDs []string `json:"identityIds" doc:"The identities of that account."`
+	Conflicts   []string `json:"conflicts,omitzero" doc:"Members that differed and in which the surviving account kept its value."`
+}
+
+// AccountCombined ends an account that was merged into another one. That account
+// has its identities now, and its identifiers resolve to it.
 type AccountCombined struct {
 	Into string `json:"into" pii:"clear"`
 	From Status `json:"from" pii:"clear"` // the status before
@@ -101,11 +117,15 @@ func (e AccountCombined) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// AccountSeparated takes back a merge in the account that survived it.
+func (e AccountCombined) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, StatusCombined, x.Meta.ReasonCode}}}
+}
+
+// AccountSeparated undoes a merge in the surviving account.
 type AccountSeparated struct {
 	From        string   `json:"from" pii:"clear"`        // the account that is restored
 	IdentityIDs []string `json:"identityIds" pii:"clear"` // that go with it
-	Unset       []string `json:"unset" pii:"clear"`       // custom fields it had filled and nobody has changed since
+	Unset       []string `json:"unset" pii:"clear"`       // custom fields it had filled and that have not changed since
 }
 
 func (AccountSeparated) eventType() string { return "account.separated.v1" }
@@ -128,28 +148,36 @@ func (e AccountSeparated) evolve(a Account, _ Entry) Account {
 	return a.regroup().reconsent()
 }
 
-// AccountRestored makes an account that was combined its own again, with its
-// identities as they have become.
+func (e AccountSeparated) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_SEPARATED", combinedChanged{x.Sub(), e.From, e.IdentityIDs, nil}}}
+}
+
+func (AccountSeparated) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_SEPARATED", When: "a merge is undone", Data: combinedChanged{}}}
+}
+
+// AccountRestored undoes a merge in the merged account. Its identities are as they
+// were last in the surviving account.
 type AccountRestored struct {
-	Survivor    string     `json:"survivor" pii:"clear"` // it was combined into
+	Survivor    string     `json:"survivor" pii:"clear"` // the account it had been merged into
 	To          Status     `json:"to" pii:"clear"`
 	IdentityIDs []string   `json:"identityIds" pii:"clear"`
 	Identities  []Identity `json:"identities" pii:"seal"`
 }
 
-// Joined is the other stream whose order an event is part of: merging two
-// accounts, and taking that back, says something in both streams, which nobody
-// should be told before what came earlier in either of them, or after what came
-// later. It is "" for all other events.
+// Joined returns the other stream in whose order an event must be delivered, too.
+// Merging two accounts and undoing it affects both: subscribers must receive such
+// an event after all earlier events of either stream and before all later ones. For
+// other events it is "".
 func Joined(rec eventstore.Recorded) (stream string) {
-	switch rec.Type {
+	switch CurrentType(rec.Type) {
 	case AccountMerged{}.eventType(), AccountCombined{}.eventType(), AccountSeparated{}.eventType(), AccountRestored{}.eventType():
 	default:
 		return ""
 	}
 	event, _, err := DecodeEvent(rec.Type, rec.Clear, nil)
 	if err != nil {
-		return "" // nobody is told of it before it can be decoded
+		return "" // no subscriber receives it before it can be decoded
 	}
 	switch e := event.(type) {
 	case AccountMerged:
@@ -173,8 +201,12 @@ func (e AccountRestored) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// IdentitiesReturned follows AccountRestored for each account that had been
-// merged into the restored one before: it is sealed under that one's key.
+func (e AccountRestored) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), StatusCombined, e.To, x.Meta.ReasonCode}}}
+}
+
+// IdentitiesReturned follows AccountRestored for each account that had been merged
+// into the restored one before. It is sealed under that account's key.
 type IdentitiesReturned struct {
 	From        string     `json:"from" pii:"clear"`
 	IdentityIDs []string   `json:"identityIds" pii:"clear"`
@@ -189,8 +221,10 @@ func (e IdentitiesReturned) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// ranked marks all identities of provider self but the first as secondary. It
-// changes the slice it is given.
+func (IdentitiesReturned) public(Entry) []publicEvent { return internal } // USER_SEPARATED has them
+
+// ranked marks all identities of provider self except the first as secondary. It
+// changes the slice in place.
 func ranked(identities []Identity) []Identity {
 	self := false
 	for i := range identities {
@@ -201,8 +235,8 @@ func ranked(identities []Identity) []Identity {
 	return identities
 }
 
-// changedSince returns merged without these fields among the filled ones: what
-// was changed after a merge is no longer what the merge filled in.
+// changedSince returns merged without fields among their filled ones, because their
+// values no longer come from the merge.
 func changedSince(merged []Combined, fields []string) []Combined {
 	changed := func(key string) bool { return slices.Contains(fields, key) }
 	if !slices.ContainsFunc(merged, func(c Combined) bool { return slices.ContainsFunc(c.FilledFields, changed) }) {
@@ -215,7 +249,7 @@ func changedSince(merged []Combined, fields []string) []Combined {
 	return merged
 }
 
-// combined is what a knows of an account that was merged into it.
+// combined returns the record of an account that was merged into a.
 func (a Account) combined(sub string) (Combined, bool) {
 	i := slices.IndexFunc(a.CombinedFrom, func(c Combined) bool { return c.Sub == sub })
 	if i < 0 {
@@ -224,7 +258,7 @@ func (a Account) combined(sub string) (Combined, bool) {
 	return a.CombinedFrom[i], true
 }
 
-// subs are a's own sub and those of all accounts merged into it.
+// subs returns a's own sub, followed by those of all accounts merged into it.
 func (a Account) subs() []string {
 	all := []string{a.Sub}
 	for _, c := range a.CombinedFrom {
@@ -233,8 +267,8 @@ func (a Account) subs() []string {
 	return all
 }
 
-// owner is the account whose personal data e holds, where that is not the
-// account of its stream: under its key it is sealed.
+// owner returns the account whose personal data e holds and under whose key it is
+// sealed. That may be an account that was merged into a.
 func owner(a Account, e Event) string {
 	switch e := e.(type) {
 	case AccountMerged:
@@ -249,7 +283,7 @@ func owner(a Account, e Event) string {
 	return a.Sub
 }
 
-// MergeAccount merges the account From into the one it is asked of.
+// MergeAccount merges the account From into the account of the command.
 type MergeAccount struct{ From string }
 
 func (MergeAccount) command() {}
@@ -264,7 +298,7 @@ func (c MergeAccount) decideJoint(s Setting, a Account, others []Account) ([]Eve
 	b := others[0]
 	switch {
 	case !b.Exists():
-		return nil, nil, refuse(CodeAccountNotFound, "There is no account to merge with this sub.")
+		return nil, nil, refuse(CodeAccountNotFound, "The account to merge does not exist.")
 	case b.CombinedInto == a.Sub:
 		return nil, [][]Event{nil}, nil
 	case a.Sub == b.Sub:
@@ -272,14 +306,14 @@ func (c MergeAccount) decideJoint(s Setting, a Account, others []Account) ([]Eve
 	case b.Erased():
 		return nil, nil, refuse(CodeMergeRefused, "The account to merge was erased.")
 	case !allowed(b.Status, StatusCombined, CauseMerge):
-		return nil, nil, refuse(CodeMergeRefused, "An account that is %s cannot be merged into another one.", b.Status)
+		return nil, nil, refuse(CodeMergeRefused, "An account with status %s cannot be merged into another one.", b.Status)
 	case a.Status != StatusVerified && a.Status != StatusPending:
-		return nil, nil, refuse(CodeMergeRefused, "Into an account that is %s nothing can be merged.", a.Status)
+		return nil, nil, refuse(CodeMergeRefused, "No account can be merged into one with status %s.", a.Status)
 	case len(a.Identities)+len(b.Identities) > maxIdentities:
-		return nil, nil, refuse(CodeMergeRefused, "An account has at most %d identities.", maxIdentities)
+		return nil, nil, refuse(CodeMergeRefused, "The account would have more than %d identities.", maxIdentities)
 	}
 	if _, admin := b.membership(GroupAdmins); admin && !s.Admin {
-		return nil, nil, refuse(CodeAdminRequired, "Only administrators merge an administrator's account into another one.")
+		return nil, nil, refuse(CodeAdminRequired, "Only an administrator may merge an administrator's account into another one.")
 	}
 	merged := AccountMerged{From: b.Sub, Status: b.Status, CreatedTime: b.CreatedTime, CustomFields: b.CustomFields, FieldClaims: b.FieldClaims}
 	for _, m := range b.Groups {
@@ -300,10 +334,10 @@ func (c MergeAccount) decideJoint(s Setting, a Account, others []Account) ([]Eve
 		}
 	}
 	if len(a.Groups)+len(b.Groups) > maxGroups {
-		return nil, nil, refuse(CodeMergeRefused, "An account is in at most %d groups.", maxGroups)
+		return nil, nil, refuse(CodeMergeRefused, "The two accounts have more than %d group memberships together.", maxGroups)
 	}
 	if len(a.CustomFields)+len(merged.Filled) > maxCustomFields {
-		return nil, nil, refuse(CodeMergeRefused, "An account has at most %d custom fields.", maxCustomFields)
+		return nil, nil, refuse(CodeMergeRefused, "The account would have more than %d custom fields.", maxCustomFields)
 	}
 	merged.Identities, merged.IdentityIDs = b.identitiesOf("")
 	events := []Event{merged}
@@ -316,8 +350,8 @@ func (c MergeAccount) decideJoint(s Setting, a Account, others []Account) ([]Eve
 	return events, [][]Event{append(ended, AccountCombined{Into: a.Sub, From: b.Status})}, nil
 }
 
-// identitiesOf are the identities that came to a from another account, "" for
-// its own.
+// identitiesOf returns the identities that came to a from another account, or with
+// "" its own.
 func (a Account) identitiesOf(from string) (all []Identity, ids []string) {
 	for _, i := range a.Identities {
 		if i.From == from {
@@ -327,8 +361,8 @@ func (a Account) identitiesOf(from string) (all []Identity, ids []string) {
 	return all, ids
 }
 
-// UnmergeAccount restores the account Sub, which was merged into the one it is
-// asked of.
+// UnmergeAccount restores the account Sub, which was merged into the account of the
+// command.
 type UnmergeAccount struct{ Sub string }
 
 func (UnmergeAccount) command() {}
@@ -344,9 +378,9 @@ func (c UnmergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]E
 	was, ok := a.combined(b.Sub)
 	switch {
 	case !ok:
-		return nil, nil, refuse(CodeMergeRefused, "The account was not merged into this one.")
+		return nil, nil, refuse(CodeMergeRefused, "No account with this sub was merged into this account.")
 	case was.Via != "":
-		return nil, nil, refuse(CodeMergeRefused, "The account came along with another one; un-merge that one first.")
+		return nil, nil, refuse(CodeMergeRefused, "The account came with another merged account; un-merge that one first.")
 	}
 	separated := AccountSeparated{From: b.Sub, Unset: was.FilledFields}
 	restored := AccountRestored{Survivor: a.Sub, To: was.Status}
@@ -378,7 +412,7 @@ func (c UnmergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]E
 		}
 	}
 	if !reachable(left.Identities) || !reachable(back.Identities) {
-		return nil, nil, refuse(CodeIdentifierRequired, "One of the accounts would have no e-mail, mobile number or username.")
+		return nil, nil, refuse(CodeIdentifierRequired, "One of the accounts would have no e-mail address, mobile number or username.")
 	}
 	return []Event{separated}, [][]Event{events}, nil
 }

@@ -74,12 +74,12 @@ func TestMerge(t *testing.T) {
 	if got := owner(a, merged); got != subB {
 		t.Errorf("the merge is sealed under the key of %s", got)
 	}
-	// It has this one already, though it is not its first of provider self.
+	// The identity is linked already, as a second one of provider self.
 	if again := w.must(t, subA, LinkIdentity{identityOf("b9", ProviderSelf, "", "ada@work.example")}); len(again) != 0 {
-		t.Errorf("linking what a merge brought: %v", again)
+		t.Errorf("linking an identity that came with a merge: %v", again)
 	}
-	// What changes on B's identity after the merge goes back with it; a field
-	// that was changed since stays, one that was not is unset.
+	// Changes of B's identity after the merge go back with it. A filled field stays
+	// if it has changed since the merge, and is unset otherwise.
 	w.must(t, subA, UpdateProfile{IdentityID: "b1", Patch: value(`{"email":"ada@new.example","nickname":"Countess"}`)})
 	w.must(t, subA, UnlinkIdentity{IdentityID: "b2"})
 	w.check(t)
@@ -99,7 +99,7 @@ func TestMerge(t *testing.T) {
 		t.Errorf("restored fields: %v", b.CustomFields)
 	}
 
-	// Again, and change the filled field: it is A's own then.
+	// Merge again and change the filled field, which makes it A's own.
 	w.must(t, subA, MergeAccount{From: subB})
 	w.must(t, subA, SetCustomFields{Values: map[string]jsontext.Value{"employee_id": value(`"8"`)}})
 	w.must(t, subA, UnmergeAccount{Sub: subB})
@@ -131,13 +131,13 @@ func TestMergeRefused(t *testing.T) {
 		code  Code
 	}{
 		{"itself", nil, MergeAccount{From: subA}, CodeMergeRefused},
-		{"nobody", nil, MergeAccount{From: testSub(99)}, CodeAccountNotFound},
+		{"an unknown account", nil, MergeAccount{From: testSub(99)}, CodeAccountNotFound},
 		{"into declined", status(StatusDeclined), MergeAccount{From: subB}, CodeMergeRefused},
 		{"into deleted", status(StatusDeleted), MergeAccount{From: subB}, CodeAccountDeleted},
 		{"into combined", status(StatusCombined), MergeAccount{From: subB}, CodeAccountCombined},
 		{"deleted", otherStatus(StatusDeleted), MergeAccount{From: subB}, CodeMergeRefused},
 		{"combined elsewhere", otherStatus(StatusCombined), MergeAccount{From: subB}, CodeMergeRefused},
-		{"an administrator, by somebody else", func(w *world) {
+		{"an administrator, by a caller who is none", func(w *world) {
 			w.execute(subB, SetMembership{GroupID: GroupAdmins, Roles: []string{"ADMIN"}})
 			w.user = true
 		}, MergeAccount{From: subB}, CodeAdminRequired},
@@ -179,7 +179,7 @@ func TestMergeRefused(t *testing.T) {
 	}
 }
 
-// TestMergeChain merges C into B and that into A, and takes it all back.
+// TestMergeChain merges C into B and B into A, and undoes both.
 func TestMergeChain(t *testing.T) {
 	w := newWorld()
 	for i, sub := range []string{subA, subB, subC} {
@@ -190,13 +190,13 @@ func TestMergeChain(t *testing.T) {
 	w.must(t, subA, MergeAccount{From: subB})
 	w.check(t)
 	if got := w.accounts[subA].subs(); !slices.Equal(got, []string{subA, subB, subC}) || len(w.accounts[subA].Identities) != 3 {
-		t.Errorf("A is made of %v", got)
+		t.Errorf("A has the identities %v", got)
 	}
 	w.must(t, subA, UpdateProfile{IdentityID: "i2", Patch: value(`{"nickname":"C"}`)})
 	w.must(t, subA, UnmergeAccount{Sub: subB})
 	w.check(t)
 	if got := w.accounts[subB]; len(got.Identities) != 2 || got.Identities[1].From != subC || got.Identities[1].Nickname != "C" {
-		t.Errorf("B got back %+v", got.Identities)
+		t.Errorf("B has the identities %+v", got.Identities)
 	}
 	w.must(t, subB, UnmergeAccount{Sub: subC})
 	w.check(t)
@@ -208,8 +208,8 @@ func TestMergeChain(t *testing.T) {
 	}
 }
 
-// TestUnmergeRestores holds that taking a merge back at once gives both
-// accounts what they had, whatever came before.
+// TestUnmergeRestores checks, after random commands, that undoing a merge at once
+// restores both accounts.
 func TestUnmergeRestores(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -219,8 +219,8 @@ func TestUnmergeRestores(t *testing.T) {
 		for range rapid.IntRange(0, 20).Draw(rt, "before") {
 			m.step(rt)
 		}
-		// Two accounts that nobody has combined take part in every run: one that
-		// random commands have made, if there is any, and one of our own.
+		// Every run merges two accounts that are not combined: one that the random
+		// commands have made, if there is any, and a new one.
 		w.must(rt, testSub(8), createWith(nil, identityOf("eight", ProviderSelf, "", "eight@example.com")))
 		w.must(rt, testSub(9), createWith(nil, identityOf("nine", ProviderSelf, "", "nine@example.com")))
 		free := []string{testSub(9)}
@@ -243,28 +243,28 @@ func TestUnmergeRestores(t *testing.T) {
 		for _, before := range []Account{a, b} {
 			after := w.accounts[before.Sub]
 			after.Revision, after.Position, after.UpdatedTime = before.Revision, before.Position, before.UpdatedTime
-			after.StatusReason = before.StatusReason // said of a status that has changed since
+			after.StatusReason = before.StatusReason // the reason of a status that has changed
 			if len(after.planned()) == 0 && before.Sub == b.Sub {
-				after.Schedules = before.Schedules // what was planned for it was cancelled, and stays so
+				after.Schedules = before.Schedules // its planned schedules stay cancelled
 			}
 			was, _ := before.JSON()
 			is, _ := after.JSON()
 			if string(was) != string(is) {
-				rt.Fatalf("not as before:\n%s\n%s", was, is)
+				rt.Fatalf("not restored (before, after):\n%s\n%s", was, is)
 			}
 		}
 	})
 }
 
-// TestMergeErased holds that what B brought into A's history goes when B's key
-// goes, and nothing of A's with it.
+// TestMergeErased checks that destroying B's key erases B's data in A's history and
+// nothing else.
 func TestMergeErased(t *testing.T) {
 	t.Parallel()
 	l := newLedger(t)
 	a, b := NewID().String(), NewID().String()
 	mustExecute(t, l, by("", ""), a, create("ada@example.com"))
 	restored := mustExecute(t, l, by("", ""), b, create("ada@work.example"))
-	id := restored.Account.Identities[0].IdentityID
+	id := restored.State.Identities[0].IdentityID
 	mustExecute(t, l, by("", ""), a, MergeAccount{From: b})
 	mustExecute(t, l, by("", ""), a, UpdateProfile{IdentityID: id, Patch: value(`{"nickname":"Countess"}`)})
 	result := mustExecute(t, l, by("", ""), a, UnmergeAccount{Sub: b})
@@ -297,8 +297,8 @@ func TestMergeErased(t *testing.T) {
 	}
 }
 
-// TestMergeConsents holds that the latest decision stands, of two at the same
-// time the stricter one, and that an un-merge gives back the account's own.
+// TestMergeConsents checks that the latest decision overrides, or of two at the same
+// time the stricter one, and that un-merging restores the account's own.
 func TestMergeConsents(t *testing.T) {
 	w := newWorld()
 	for _, id := range []string{"later", "earlier", "same", "same2", "only", "again"} {
@@ -339,4 +339,34 @@ func TestMergeConsents(t *testing.T) {
 	w.must(t, subA, UnmergeAccount{Sub: subB})
 	w.check(t)
 	stands("again accepted, earlier accepted, later accepted, same accepted, same2 declined")
+}
+
+func (AccountMerged) sample() sample {
+	return sample{event: AccountMerged{From: "0190a1b2-0000-7000-8000-000000000002", Via: "0190a1b2-0000-7000-8000-000000000003", Status: StatusVerified,
+		CreatedTime: goldenMeta.EffectiveTime, IdentityIDs: []string{fullIdentity.IdentityID}, Identities: []Identity{fullIdentity},
+		CustomFields: map[string]jsontext.Value{"tier": value(`"silver"`)}, Filled: []string{"employee_id"}, Conflicts: []string{"tier"},
+		Groups:      []Membership{{GroupID: "BERLIN", GroupType: "OFFICE", Path: "/EUROPE/BERLIN", Roles: []string{"USER"}, JoinedTime: goldenMeta.EffectiveTime}},
+		Consents:    []ConsentDecision{{ConsentID: "newsletter", Version: 2, Status: ConsentAccepted, Time: goldenMeta.EffectiveTime, Channel: "web"}},
+		FieldClaims: map[string]Kind{"tier": "customFields.tier"}},
+		clear: "From Via Status CreatedTime IdentityIDs Filled Conflicts Groups FieldClaims"}
+}
+
+func (AccountCombined) sample() sample {
+	return sample{event: AccountCombined{"0190a1b2-0000-7000-8000-000000000001", StatusPending},
+		clear: "Into From"}
+}
+
+func (AccountSeparated) sample() sample {
+	return sample{event: AccountSeparated{From: "0190a1b2-0000-7000-8000-000000000002", IdentityIDs: []string{fullIdentity.IdentityID}, Unset: []string{"employee_id"}},
+		clear: "From IdentityIDs Unset"}
+}
+
+func (AccountRestored) sample() sample {
+	return sample{event: AccountRestored{"0190a1b2-0000-7000-8000-000000000001", StatusPending, []string{fullIdentity.IdentityID}, []Identity{fullIdentity}},
+		clear: "Survivor To IdentityIDs"}
+}
+
+func (IdentitiesReturned) sample() sample {
+	return sample{event: IdentitiesReturned{"0190a1b2-0000-7000-8000-000000000003", []string{fullIdentity.IdentityID}, []Identity{fullIdentity}},
+		clear: "From IdentityIDs", hidden: true}
 }

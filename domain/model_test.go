@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// model is what accounts are, said a second time and otherwise: no events, no
-// folding, no claims, but one map for the whole ledger. A change is made to a
-// copy, which is thrown away if accounts then get in each other's way. The
-// model knows the rules by the words of the specification only.
+// model is a second, independent implementation of accounts: one map for the whole
+// ledger, without events, folds and claims. It makes each change to a copy, and
+// discards the copy if accounts conflict. Its rules come from the specification
+// alone.
 type model struct {
 	now      time.Time
 	accounts map[string]*modelAccount
@@ -22,18 +22,18 @@ type model struct {
 type modelAccount struct {
 	status Status
 	erased bool
-	into   string // COMBINED
-	was    Status // before it was combined
-	end    string // its scheduled deletion
-	before Status // that
+	into   string // if COMBINED: the surviving account
+	was    Status // before the merge
+	end    string // schedule of its deletion
+	before Status // before the deletion was scheduled
 
 	fields    map[string]string
-	filled    map[string]map[string]bool     // by the account that was merged
-	groups    map[string][]string            // its own
-	shared    map[string]map[string][]string // brought along, by the account that did
-	decided   map[string]modelDecision       // its own, by consent
-	brought   []modelBrought                 // likewise, as they were merged
-	schedules map[string]modelSchedule       // auto ones by their setup
+	filled    map[string]map[string]bool     // fields filled by a merge, by the merged account
+	groups    map[string][]string            // its own roles, by group
+	shared    map[string]map[string][]string // those of merged accounts, by account
+	decided   map[string]modelDecision       // its own decisions, by consent
+	merged    []modelMerged                  // those of merged accounts, in the order of merging
+	schedules map[string]modelSchedule       // by id, those of setups by setup
 }
 
 type modelDecision struct {
@@ -42,7 +42,7 @@ type modelDecision struct {
 	time    time.Time
 }
 
-type modelBrought struct {
+type modelMerged struct {
 	from    string
 	decided map[string]modelDecision
 }
@@ -57,7 +57,7 @@ type modelSchedule struct {
 	why    string
 }
 
-// modelWay is an identity: whose it is by origin, and whose it is now.
+// modelWay is an identity, with its original and its present account.
 type modelWay struct {
 	origin, at        string
 	provider, user    string
@@ -79,15 +79,15 @@ func (m *model) clone() *model {
 	for sub, a := range m.accounts {
 		b := *a
 		b.fields, b.groups, b.decided, b.schedules = maps.Clone(a.fields), maps.Clone(a.groups), maps.Clone(a.decided), maps.Clone(a.schedules)
-		b.filled, b.shared, b.brought = map[string]map[string]bool{}, map[string]map[string][]string{}, slices.Clone(a.brought)
+		b.filled, b.shared, b.merged = map[string]map[string]bool{}, map[string]map[string][]string{}, slices.Clone(a.merged)
 		for from, f := range a.filled {
 			b.filled[from] = maps.Clone(f)
 		}
 		for from, s := range a.shared {
 			b.shared[from] = maps.Clone(s)
 		}
-		for i := range b.brought {
-			b.brought[i].decided = maps.Clone(b.brought[i].decided)
+		for i := range b.merged {
+			b.merged[i].decided = maps.Clone(b.merged[i].decided)
 		}
 		c.accounts[sub] = &b
 	}
@@ -96,12 +96,11 @@ func (m *model) clone() *model {
 
 var errModel = errors.New("refused")
 
-// change is a command as the model understands it.
+// change is a command on the model.
 type change func(m *model) error
 
-// ask makes a change, or refuses it. It reports whether something is other
-// than before.
-func (m *model) ask(c change) (changed bool, err error) {
+// apply makes a change or refuses it. It reports whether the model has changed.
+func (m *model) apply(c change) (changed bool, err error) {
 	next := m.clone()
 	if err := c(next); err != nil {
 		return false, err
@@ -114,7 +113,7 @@ func (m *model) ask(c change) (changed bool, err error) {
 	return changed, nil
 }
 
-// open refuses what an account that is not there or has ended refuses.
+// open returns the account if it accepts ordinary commands.
 func (m *model) open(sub string) (*modelAccount, error) {
 	a, err := m.there(sub)
 	if err != nil || a.status == StatusDeleted {
@@ -123,7 +122,7 @@ func (m *model) open(sub string) (*modelAccount, error) {
 	return a, nil
 }
 
-// there is open, but to an account that waits for its deletion.
+// there is like open, but also accepts an account whose deletion is scheduled.
 func (m *model) there(sub string) (*modelAccount, error) {
 	a := m.accounts[sub]
 	if a == nil || a.erased || a.status == StatusCombined {
@@ -132,7 +131,7 @@ func (m *model) there(sub string) (*modelAccount, error) {
 	return a, nil
 }
 
-// survivor is the account that has what sub had.
+// survivor returns the account into which sub was merged, directly or indirectly.
 func (m *model) survivor(sub string) string {
 	for m.accounts[sub].into != "" {
 		sub = m.accounts[sub].into
@@ -150,11 +149,11 @@ func (m *model) at(sub string) (ids []string) {
 	return ids
 }
 
-// unique is a field of which no two accounts may have the same value.
+// unique is the key of a unique field.
 const unique = "customFields.badge"
 
-// identifiers says to which account each identifier leads; sound is false if
-// one leads to two.
+// identifiers returns the account to which each identifier leads. sound is false if
+// one leads to two accounts.
 func (m *model) identifiers() (leads map[string]string, sound bool) {
 	leads, sound = map[string]string{}, true
 	lead := func(kind, value, to string) {
@@ -172,15 +171,15 @@ func (m *model) identifiers() (leads map[string]string, sound bool) {
 		lead("username", w.name, w.at)
 		lead("providerUserId", w.provider+"\x00"+w.user, w.at)
 	}
-	for sub, a := range m.accounts { // what a combined account had leads to the survivor
+	for sub, a := range m.accounts { // the identifiers of a combined account lead to the surviving one
 		lead("username", strings.Trim(a.fields["login"], `"`), m.survivor(sub))
 		lead(unique, a.fields["badge"], m.survivor(sub))
 	}
 	return leads, sound
 }
 
-// sound reports whether each identifier leads to one account, and each account
-// has an e-mail or a username in an identity.
+// sound reports whether each identifier leads to one account, and each account has
+// an identity with an e-mail address or a username.
 func (m *model) sound() bool {
 	reachable := map[string]bool{}
 	for _, w := range m.ways {
@@ -195,11 +194,11 @@ func (m *model) sound() bool {
 	return sound
 }
 
-// memberships are those of a, its own and what was brought along.
+// memberships returns a's own memberships and those of merged accounts.
 func (a *modelAccount) memberships() map[string][]string {
 	all := maps.Clone(a.groups)
-	for _, brought := range a.shared {
-		for group, roles := range brought {
+	for _, merged := range a.shared {
+		for group, roles := range merged {
 			both := slices.Concat(all[group], roles)
 			slices.Sort(both)
 			all[group] = slices.Compact(both)
@@ -208,12 +207,12 @@ func (a *modelAccount) memberships() map[string][]string {
 	return all
 }
 
-// consents are the decisions that stand: of each consent the latest, and of
-// two at the same time the one that accepts less.
+// consents returns the effective decisions: the latest on each consent, and of two
+// at the same time the one that accepts less.
 func (a *modelAccount) consents() map[string]modelDecision {
 	all := maps.Clone(a.decided)
-	for _, brought := range a.brought {
-		for id, d := range brought.decided {
+	for _, merged := range a.merged {
+		for id, d := range merged.decided {
 			o, other := all[id]
 			if !other || d.time.After(o.time) || d.time.Equal(o.time) && o.status == ConsentAccepted {
 				all[id] = d
@@ -223,7 +222,7 @@ func (a *modelAccount) consents() map[string]modelDecision {
 	return all
 }
 
-// cancel cancels what is planned and selected.
+// cancel cancels the planned schedules that which selects.
 func (a *modelAccount) cancel(why string, which func(id string, s modelSchedule) bool) {
 	for id, s := range a.schedules {
 		if s.state == SchedulePending && which(id, s) {
@@ -233,7 +232,7 @@ func (a *modelAccount) cancel(why string, which func(id string, s modelSchedule)
 	}
 }
 
-// become gives a another status.
+// become changes the status of a.
 func (a *modelAccount) become(status Status) {
 	if a.end != "" {
 		a.cancel("deletion-cancelled", func(id string, _ modelSchedule) bool { return id == a.end })
@@ -245,7 +244,7 @@ func (a *modelAccount) become(status Status) {
 	}
 }
 
-// erase ends sub, and all that was combined into it.
+// erase ends sub and all accounts merged into it.
 func (m *model) erase(sub string) {
 	for id, w := range m.ways {
 		if w.at == sub {
@@ -264,7 +263,7 @@ func (m *model) erase(sub string) {
 	}
 }
 
-// execute does what a schedule says, if it is due.
+// execute executes a schedule if it is due.
 func (m *model) execute(sub, id string) {
 	a := m.accounts[sub]
 	s, ok := a.schedules[id]

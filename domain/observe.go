@@ -7,26 +7,28 @@ import (
 	"time"
 )
 
-// Executed is a command that was carried out or refused. Nothing in it is
-// personal, and its texts are few: it is made to be counted.
+// Executed describes a command that was carried out or refused, for metrics. It
+// holds no personal data, and its texts take few values.
 type Executed struct {
 	Command  string        // its Go type: CreateAccount
-	Outcome  string        // one of those below, or the Code of a refusal
-	Duration time.Duration // with all the waiting
+	Outcome  string        // one of the outcomes below, or the Code of a refusal
+	Duration time.Duration // including the time spent waiting
 }
 
 // Outcomes of commands that were not refused.
 const (
 	OutcomeChanged   = "changed"   // its events are in the log
-	OutcomeUnchanged = "unchanged" // nothing to change, or executed before, or a dry run
-	OutcomeCanceled  = "canceled"  // nobody waits for it any more
-	OutcomeFailed    = "failed"    // by a fault of ours
+	OutcomeUnchanged = "unchanged" // nothing to change, a repetition, or a dry run
+	OutcomeCanceled  = "canceled"  // the caller's context was cancelled
+	OutcomeFailed    = "failed"    // an internal error
 )
 
-// executed tells the observer of a command that was begun at start.
-func (l *Ledger) executed(ctx context.Context, cmd any, start time.Time, changed bool, err error) {
+// observed carries out cmd by calling f, and tells the observer what came of it.
+func observed[S aggregate[S]](ctx context.Context, l *Ledger, cmd any, r Request, f func() (Result[S], error)) (Result[S], error) {
+	start := time.Now()
+	result, err := f()
 	if l.observe == nil {
-		return
+		return result, err
 	}
 	x := Executed{Command: reflect.TypeOf(cmd).Name(), Outcome: OutcomeUnchanged, Duration: time.Since(start)}
 	switch code := CodeOf(err); {
@@ -36,10 +38,11 @@ func (l *Ledger) executed(ctx context.Context, cmd any, start time.Time, changed
 		x.Outcome = OutcomeCanceled
 	case err != nil:
 		x.Outcome = OutcomeFailed
-	case changed:
+	case len(result.Events) > 0 && !result.Repeated && !r.DryRun:
 		x.Outcome = OutcomeChanged
 	}
 	l.observe(ctx, x)
+	return result, err
 }
 
 // CacheStats are how the accounts kept in memory serve.

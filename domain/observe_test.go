@@ -37,7 +37,7 @@ func TestObserve(t *testing.T) {
 		func() error { _, err := l.Configure(t.Context(), by("", ""), PutRole{Role: "no role"}); return err },
 		func() error { _, err := l.Configure(t.Context(), by("", ""), PutRole{Role: "READER"}); return err },
 		func() error {
-			_, _, err := l.ExecuteWebhook(t.Context(), by("", ""), hook, DeleteWebhook{})
+			_, err := l.ChangeWebhook(t.Context(), by("", ""), hook, DeleteWebhook{})
 			return err
 		},
 		func() error {

@@ -10,27 +10,27 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// A command that is asked for again under its id is answered and not executed
-// again. What a stream was asked for lately its fold remembers, for nothing:
-// commands. What it forgets, and what changed nothing in it, is remembered by
-// CommandRemembered events, each in a stream that is named by the command's id
-// and so is found without an index.
+// A command that is repeated under its id gets the first outcome and is not
+// carried out again. The fold keeps the stream's latest command ids in memory, at
+// no extra cost: commands. CommandRemembered events record those that the fold
+// forgets and those that changed nothing. Each is in a stream named after the
+// command's id, so it is found without an index.
 
 // commands are the latest commands that changed a stream, newest last.
 type commands []command
 
-// command remembers what a command id led to.
+// command is the outcome of the command under an id.
 type command struct {
 	id, requestHash string
 	revision        eventstore.Revision // of the stream after it
 	unchanged       bool                // it caused no event
 }
 
-// maxCommands is how many commands a fold remembers. A client repeats within
-// seconds and does not first send 128 other commands, as a rule.
+// maxCommands is how many commands a fold keeps. As a rule, a client repeats a
+// command within seconds, before 128 others change the same stream.
 const maxCommands = 128
 
-// with returns c after x. It shares memory with c and leaves c as it is.
+// with returns c after x. It shares memory with c but does not change c.
 func (c commands) with(x Entry) commands {
 	id, n := x.Meta.CommandID, len(c)
 	switch {
@@ -39,12 +39,15 @@ func (c commands) with(x Entry) commands {
 	case n > 0 && c[n-1].id == id:
 		c = slices.Clone(c)
 		c[n-1].revision = x.Revision
+		if c[n-1].requestHash == "" { // erased with an event of another account's data
+			c[n-1].requestHash = x.Meta.requestHash
+		}
 		return c
 	}
 	return append(c[max(0, n+1-maxCommands):n:n], command{id: id, requestHash: x.Meta.requestHash, revision: x.Revision})
 }
 
-// forgets is the command that with forgets for the one under id.
+// forgets returns the command that with drops to make room for the one under id.
 func (c commands) forgets(id string) (command, bool) {
 	n := len(c)
 	if id == "" || n < maxCommands || c[n-1].id == id {
@@ -53,56 +56,51 @@ func (c commands) forgets(id string) (command, bool) {
 	return c[0], true
 }
 
-// find returns the command of m, if it was seen. Another request under its id
-// is refused.
-func (c commands) find(m Metadata) (seen command, ok bool, err error) {
-	if m.CommandID == "" {
-		return command{}, false, nil
-	}
-	i := slices.IndexFunc(c, func(c command) bool { return c.id == m.CommandID })
+// find returns the command under id, if c remembers it.
+func (c commands) find(id string) (seen command, ok bool) {
+	i := slices.IndexFunc(c, func(c command) bool { return c.id == id })
 	if i < 0 {
-		return command{}, false, nil
+		return command{}, false
 	}
-	if c[i].requestHash != m.requestHash {
-		return command{}, true, errReused()
-	}
-	return c[i], true, nil
+	return c[i], true
 }
 
 func errReused() *Error {
 	return refuse(CodeIdempotencyKeyReused, "This Idempotency-Key was used for another request.")
 }
 
-// CommandRemembered says what a command came to that the stream it was asked
-// of does not remember.
+// CommandRemembered records the outcome of a command that the fold of its stream
+// does not keep.
 type CommandRemembered struct {
 	Stream    string              `json:"stream" pii:"clear"`
 	Revision  eventstore.Revision `json:"revision" pii:"clear"`           // of Stream, after the command
 	Unchanged bool                `json:"unchanged,omitzero" pii:"clear"` // it caused no event
-	KeyID     []byte              `json:"keyId,omitzero" pii:"clear"`     // the account's that it was asked of, if one
+	KeyID     []byte              `json:"keyId,omitzero" pii:"clear"`     // of the addressed account, if the command had one
 
-	// Request is the digest of the request. It tests guesses at what was in
-	// there, so it is sealed under KeyID where there is one, and means nothing
-	// once that is destroyed; nobody need look for it then.
+	// Request is the digest of the request. With it an attacker could test
+	// guesses at personal data, so it is sealed under KeyID where there is one.
+	// Destroying the key makes it meaningless, so an erasure need not find it.
 	Request []byte `json:"request,omitzero" pii:"clear"`
 }
 
 func (CommandRemembered) eventType() string { return "command.remembered.v1" }
 
+func (CommandRemembered) public(Entry) []publicEvent { return internal } // bookkeeping, not a change
+
 func commandStream(id string) string { return "command-" + id }
 
-// remember makes the write that remembers what c came to in a stream, of the
-// account whose key it is.
-func (l *Ledger) remember(m Metadata, stream string, key eventstore.KeyID, c command, expected eventstore.Revision) (eventstore.Write, error) {
-	e := CommandRemembered{Stream: stream, Revision: c.revision, Unchanged: c.unchanged, Request: []byte(c.requestHash)}
+// remember returns the write that remembers what c led to in a stream. Its
+// digest is sealed under the stream's key, where it has one.
+func (l *Ledger) remember(m Metadata, at end, c command, expected eventstore.Revision) (eventstore.Write, error) {
+	e := CommandRemembered{Stream: at.stream, Revision: c.revision, Unchanged: c.unchanged, Request: []byte(c.requestHash)}
 	x := Entry{ID: NewID(), Type: e.eventType(), Stream: commandStream(c.id), Time: l.now().UTC().Truncate(time.Microsecond), Meta: m}
 	x.Meta.CommandID, x.Meta.requestHash = c.id, ""
-	if key != (eventstore.KeyID{}) {
-		sealed, err := l.codec.Keys.Seal(key, x.place(), e.Request)
+	if at.key != (eventstore.KeyID{}) {
+		sealed, err := l.codec.Keys.Seal(at.key, x.place(), e.Request)
 		if err != nil {
 			return eventstore.Write{}, err
 		}
-		e.KeyID, e.Request = key[:], sealed
+		e.KeyID, e.Request = at.key[:], sealed
 	}
 	x.Event = e
 	encoded, err := l.codec.encode(x, eventstore.KeyID{})
@@ -110,13 +108,13 @@ func (l *Ledger) remember(m Metadata, stream string, key eventstore.KeyID, c com
 }
 
 // rememberUnchanged remembers that the command of m, if it may be repeated,
-// changed nothing in a stream at a revision. If somebody was faster it is a
+// changed nothing in a stream. If another writer was faster the error is a
 // *eventstore.ConflictError.
-func (l *Ledger) rememberUnchanged(ctx context.Context, r Request, stream string, key eventstore.KeyID, at eventstore.Revision) error {
-	if r.DryRun || r.Meta.CommandID == "" {
+func (l *Ledger) rememberUnchanged(ctx context.Context, m Metadata, at end) error {
+	if m.CommandID == "" {
 		return nil
 	}
-	w, err := l.remember(r.Meta, stream, key, command{r.Meta.CommandID, r.Meta.requestHash, at, true}, eventstore.NoStream)
+	w, err := l.remember(m, at, command{m.CommandID, m.requestHash, at.revision, true}, eventstore.NoStream)
 	if err != nil {
 		return err
 	}
@@ -124,41 +122,64 @@ func (l *Ledger) rememberUnchanged(ctx context.Context, r Request, stream string
 	return err
 }
 
-// rememberForgotten makes the writes that go with the next command of a
-// stream, so that what its fold forgets with it is remembered.
-func (l *Ledger) rememberForgotten(c commands, m Metadata, stream string, key eventstore.KeyID) ([]eventstore.Write, error) {
-	old, ok := c.forgets(m.CommandID)
+// rememberForgotten returns the writes that go with the next command of a
+// stream, for the command that its fold forgets with it.
+func (l *Ledger) rememberForgotten(at end, m Metadata) ([]eventstore.Write, error) {
+	old, ok := at.commands.forgets(m.CommandID)
 	if !ok {
 		return nil, nil
 	}
-	// Of a command on two accounts both folds forget: whoever is first counts.
-	w, err := l.remember(m, stream, key, old, eventstore.Any)
+	// A command on two accounts is forgotten by both folds, and remembered twice.
+	w, err := l.remember(m, at, old, eventstore.Any)
 	return []eventstore.Write{w}, err
 }
 
-// recall returns the command of m if it was executed before, whether c, the
-// fold of the stream it is asked of, remembers it or not. Another request under
-// its id is refused.
+// rememberForeign adds a write for a command whose digest is sealed in events
+// that hold other accounts' data: it would go when those are erased, and the
+// command could no longer be told from another one under its id.
+func (l *Ledger) rememberForeign(remembered []eventstore.Write, at end, m Metadata, events eventstore.Write) ([]eventstore.Write, error) {
+	own := func(e eventstore.Event) bool { return e.KeyID == at.key }
+	if m.requestHash == "" || at.key == (eventstore.KeyID{}) || slices.ContainsFunc(events.Events, own) {
+		return remembered, nil
+	}
+	w, err := l.remember(m, at, command{m.CommandID, m.requestHash, at.revision + eventstore.Revision(len(events.Events)), false}, eventstore.Any)
+	return append(remembered, w), err
+}
+
+// recall returns the command of m if it was carried out before, whether c, the
+// fold's memory, has it or not. Another request under its id is refused.
 func (l *Ledger) recall(ctx context.Context, c commands, m Metadata) (seen command, ok bool, err error) {
-	seen, ok, err = c.find(m)
-	if ok || m.CommandID == "" {
-		return seen, ok, err
+	if m.CommandID == "" {
+		return command{}, false, nil
+	}
+	seen, ok = c.find(m.CommandID)
+	if ok && seen.requestHash == m.requestHash {
+		return seen, true, nil
+	}
+	if ok && seen.requestHash != "" {
+		return command{}, false, errReused()
 	}
 	for x, err := range l.entries(ctx, commandStream(m.CommandID), 0) {
 		if err != nil {
 			return command{}, false, err
 		}
+		ok = true
 		e, hash := x.Event.(CommandRemembered), []byte(nil)
 		if hash = e.Request; len(e.KeyID) > 0 {
 			hash, err = l.codec.Keys.Open(eventstore.KeyID(e.KeyID), x.place(), e.Request)
 		}
-		if err != nil && !errors.Is(err, seal.ErrErased) {
+		switch {
+		case errors.Is(err, seal.ErrErased): // another record may still be readable
+		case err != nil:
 			return command{}, false, err
+		case string(hash) != m.requestHash:
+			return command{}, false, errReused()
+		default:
+			return command{m.CommandID, m.requestHash, e.Revision, e.Unchanged}, true, nil
 		}
-		if err != nil || string(hash) != m.requestHash {
-			return command{}, true, errReused()
-		}
-		return command{m.CommandID, m.requestHash, e.Revision, e.Unchanged}, true, nil
+	}
+	if ok { // but nothing is left to compare the request with
+		return command{}, false, errReused()
 	}
 	return command{}, false, nil
 }

@@ -17,8 +17,8 @@ func TestRepeatUnchanged(t *testing.T) {
 	t.Run("first", func(t *testing.T) {
 		l := open(t, dir, master)
 		mustExecute(t, l, by("", ""), "a", create("ada@example.com"))
-		if first := mustExecute(t, l, by("c1", "h1"), "a", verified); len(first.Events) != 0 || first.Account.Revision != 0 {
-			t.Fatalf("the present status: %d events, revision %d", len(first.Events), first.Account.Revision)
+		if first := mustExecute(t, l, by("c1", "h1"), "a", verified); len(first.Events) != 0 || first.State.Revision != 0 {
+			t.Fatalf("the present status: %d events, revision %d", len(first.Events), first.State.Revision)
 		}
 		mustExecute(t, l, by("", ""), "a", SetStatus{Status: StatusDeclined})
 		role := PutRole{Role: "USER", Name: "User"}
@@ -36,15 +36,15 @@ func TestRepeatUnchanged(t *testing.T) {
 			t.Fatal(err)
 		}
 		again := mustExecute(t, l, by("c1", "h1"), "a", verified)
-		if !again.Repeated || again.Account.Status != StatusVerified || again.Account.Revision != 0 {
-			t.Errorf("again: repeated %v, %s at %d; want VERIFIED at 0, as it was answered", again.Repeated, again.Account.Status, again.Account.Revision)
+		if !again.Repeated || again.State.Status != StatusVerified || again.State.Revision != 0 {
+			t.Errorf("again: repeated %v, %s at %d; want VERIFIED at 0, as it was answered", again.Repeated, again.State.Status, again.State.Revision)
 		}
 		if _, err := l.Execute(t.Context(), by("c1", "other"), "a", verified); CodeOf(err) != CodeIdempotencyKeyReused {
 			t.Errorf("another request under the id: %v", err)
 		}
 		config, err := l.Configure(t.Context(), by("r1", "h"), PutRole{Role: "USER", Name: "User"})
-		if err != nil || !config.Repeated || config.Config.Roles["USER"].Name != "User" {
-			t.Errorf("the role again: repeated %v, %+v, %v", config.Repeated, config.Config.Roles["USER"], err)
+		if err != nil || !config.Repeated || config.State.Roles["USER"].Name != "User" {
+			t.Errorf("the role again: repeated %v, %+v, %v", config.Repeated, config.State.Roles["USER"], err)
 		}
 		if now, _ := l.log.Head(t.Context()); now != head {
 			t.Errorf("repetitions wrote %d events", now-head)
@@ -79,13 +79,13 @@ func TestRepeatForgotten(t *testing.T) {
 		if len(before.commands) != maxCommands {
 			t.Fatalf("the fold remembers %d commands, so this tests nothing", len(before.commands))
 		}
-		if again := mustExecute(t, l, by("create", "h"), "a", creation); !again.Repeated || again.Account.Revision != 0 || len(again.Events) != 1 {
-			t.Errorf("the creation again: repeated %v, revision %d, %d events", again.Repeated, again.Account.Revision, len(again.Events))
+		if again := mustExecute(t, l, by("create", "h"), "a", creation); !again.Repeated || again.State.Revision != 0 || len(again.Events) != 1 {
+			t.Errorf("the creation again: repeated %v, revision %d, %d events", again.Repeated, again.State.Revision, len(again.Events))
 		}
 		for i := range later + 1 {
 			again := mustExecute(t, l, by(fmt.Sprint("c", i), fmt.Sprint("h", i)), "a", SetStatus{Status: StatusVerified})
-			if !again.Repeated || again.Account.Revision != eventstore.Revision(i+1) {
-				t.Errorf("command %d again: repeated %v, revision %d", i, again.Repeated, again.Account.Revision)
+			if !again.Repeated || again.State.Revision != eventstore.Revision(i+1) {
+				t.Errorf("command %d again: repeated %v, revision %d", i, again.Repeated, again.State.Revision)
 			}
 			if _, err := l.Execute(t.Context(), by(fmt.Sprint("c", i), "other"), "a", SetStatus{Status: StatusVerified}); CodeOf(err) != CodeIdempotencyKeyReused {
 				t.Errorf("another request under the id of command %d: %v", i, err)
@@ -95,4 +95,9 @@ func TestRepeatForgotten(t *testing.T) {
 			t.Errorf("repetitions changed the account: revision %d, then %d", before.Revision, a.Revision)
 		}
 	})
+}
+
+func (CommandRemembered) sample() sample {
+	return sample{event: CommandRemembered{Stream: "account-0190a1b2-0000-7000-8000-000000000003", Revision: 4, Unchanged: true, KeyID: []byte{0, 255}, Request: []byte("sealed")},
+		clear: "Stream Revision Unchanged KeyID Request", hidden: true}
 }

@@ -9,28 +9,28 @@ import (
 	"accountledger/eventstore"
 )
 
-// Role is what a member of a group may be there.
+// Role is a role that members of groups can have.
 type Role struct {
-	Role        string              `json:"role"` // its id: ADMIN
-	Name        string              `json:"name"`
-	Description string              `json:"description,omitzero"`
-	System      bool                `json:"system"`   // there from the start, and for good
-	Revision    eventstore.Revision `json:"revision"` // of the configuration, when it last changed; -1: never
+	Role        string              `json:"role" doc:"The role's id."`
+	Name        string              `json:"name" doc:"Display name."`
+	Description string              `json:"description,omitzero" doc:"What the role is for."`
+	System      bool                `json:"system" doc:"A built-in role, which cannot be deleted."`
+	Revision    eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the role last changed, or -1 if it never has. Also the ETag."`
 }
 
-// systemRoles are there before the first event.
+// systemRoles are the built-in roles.
 var systemRoles = []Role{
 	{Role: "ADMIN", Name: "Administrator", System: true, Revision: eventstore.NoStream},
 	{Role: "USER", Name: "User", System: true, Revision: eventstore.NoStream},
 	{Role: "CUSTOMER", Name: "Customer", System: true, Revision: eventstore.NoStream},
 }
 
-// RoleSet defines a role, or changes one.
+// RoleSet defines or changes a role.
 type RoleSet struct {
 	Role        string   `json:"role" pii:"clear"`
 	Name        string   `json:"name" pii:"clear"`
 	Description string   `json:"description,omitzero" pii:"clear"`
-	Created     bool     `json:"created,omitzero" pii:"clear"` // there was none of this id
+	Created     bool     `json:"created,omitzero" pii:"clear"` // the id was new
 	Fields      []string `json:"fields" pii:"clear"`           // names of the members that changed
 }
 
@@ -40,7 +40,13 @@ func (e RoleSet) evolve(c *Config, x Entry) {
 	c.Roles[e.Role] = Role{Role: e.Role, Name: e.Name, Description: e.Description, System: c.Roles[e.Role].System, Revision: x.Revision}
 }
 
-// RoleDeleted removes a role that nobody has.
+func (e RoleSet) public(Entry) []publicEvent {
+	return objectSet("ROLE", e.Created, e.Role, e.Fields)
+}
+
+func (RoleSet) catalogue() []PublicType { return objectSetTypes("ROLE", "a role") }
+
+// RoleDeleted removes a role that no member has.
 type RoleDeleted struct {
 	Role string `json:"role" pii:"clear"`
 }
@@ -49,12 +55,16 @@ func (RoleDeleted) eventType() string { return "role.deleted.v1" }
 
 func (e RoleDeleted) evolve(c *Config, _ Entry) { delete(c.Roles, e.Role) }
 
-// objectID is what an operator may call a role, a group, a consent.
+func (e RoleDeleted) public(Entry) []publicEvent { return objectDeleted("ROLE", e.Role) }
+
+func (RoleDeleted) catalogue() []PublicType { return objectDeletedTypes("ROLE", "a role is deleted") }
+
+// objectID matches the ids that operators give to roles, groups, consents and so on.
 var objectID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
 
-const objectIDRule = "a letter or digit and up to 63 letters, digits, '_', '.' or '-'"
+const objectIDRule = "must be a letter or digit followed by up to 63 letters, digits, '_', '.' or '-'"
 
-// PutRole defines a role, or changes one.
+// PutRole defines or changes a role.
 type PutRole struct {
 	Role, Name, Description string
 }
@@ -87,13 +97,13 @@ func (p PutRole) decide(c *Config, _ time.Time) ([]Event, error) {
 	return []Event{e}, nil
 }
 
-// member is a member of an object, and whether a change changes it.
+// member is a JSON member of an object, and whether a command changes it.
 type member struct {
 	name    string
 	changed bool
 }
 
-// changed names the members that changed, of a new object all.
+// changed returns the names of the members that changed, or of all of them.
 func changed(all bool, members ...member) []string {
 	var names []string
 	for _, m := range members {
@@ -104,12 +114,12 @@ func changed(all bool, members ...member) []string {
 	return names
 }
 
-// DeleteRole removes a role; one that somebody has, that a group type allows
-// or that is the system's is refused.
+// DeleteRole removes a role. A built-in one, one that a member has or one that a
+// group type allows cannot be removed.
 type DeleteRole struct {
 	Role string
 
-	members int64 // who have it
+	members int64 // memberships with the role
 }
 
 func (d DeleteRole) revision(c *Config) eventstore.Revision { return roleRevision(c, d.Role) }
@@ -132,11 +142,11 @@ func (d DeleteRole) decide(c *Config, _ time.Time) ([]Event, error) {
 	case !ok:
 		return nil, refuse(CodeRoleNotFound, "There is no such role.")
 	case r.System:
-		return nil, refuse(CodeSystemManaged, "The role is one of the system's.")
+		return nil, refuse(CodeSystemManaged, "A built-in role cannot be deleted.")
 	case types > 0:
-		return nil, refuse(CodeInUse, "The role is allowed by %d group types.", types)
+		return nil, refuse(CodeInUse, "%d group types allow this role.", types)
 	case d.members > 0:
-		return nil, refuse(CodeInUse, "The role is held in %d memberships.", d.members)
+		return nil, refuse(CodeInUse, "%d memberships have this role.", d.members)
 	}
 	return []Event{RoleDeleted{d.Role}}, nil
 }

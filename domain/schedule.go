@@ -8,20 +8,20 @@ import (
 	"github.com/google/uuid"
 )
 
-// ScheduleKind is what happens to an account when a schedule is due.
+// ScheduleKind says what a schedule does to an account when it is due.
 type ScheduleKind string
 
 // The kinds of schedules.
 const (
-	ScheduleReminder     ScheduleKind = "reminder"      // external systems are told to remind the person
+	ScheduleReminder     ScheduleKind = "reminder"      // external systems receive an event and remind the person
 	ScheduleStatusChange ScheduleKind = "status_change" // the account gets another status
-	ScheduleDeletion     ScheduleKind = "deletion"      // the account ends, see AccountErased
+	ScheduleDeletion     ScheduleKind = "deletion"      // the account is erased, see AccountErased
 )
 
 // ScheduleKinds lists every kind.
 var ScheduleKinds = []ScheduleKind{ScheduleReminder, ScheduleStatusChange, ScheduleDeletion}
 
-// ScheduleState is where a schedule stands.
+// ScheduleState is the state of a schedule.
 type ScheduleState string
 
 // The states of a schedule. All but the first are final.
@@ -29,72 +29,63 @@ const (
 	SchedulePending  ScheduleState = "planned"
 	ScheduleDone     ScheduleState = "executed"
 	ScheduleAborted  ScheduleState = "cancelled"
-	ScheduleNeedless ScheduleState = "skipped" // there was nothing to do, or the account had ended
+	ScheduleNeedless ScheduleState = "skipped" // it had nothing to change, or the account had ended
 	ScheduleRefused  ScheduleState = "failed"  // the account's rules refused it
 )
 
 // The origins of schedules.
 const (
 	ScheduleAuto   = "auto"   // a setup planned it when the account was created
-	ScheduleManual = "manual" // somebody planned it for this account
+	ScheduleManual = "manual" // a caller planned it for this account
 )
 
-// Schedule is what is planned for an account, or has been.
+// Schedule is a planned or ended schedule of an account.
 type Schedule struct {
-	ScheduleID    string        `json:"scheduleId"`
-	Kind          ScheduleKind  `json:"kind"`
-	DueTime       time.Time     `json:"dueTime"` // of a periodic one, the next time
-	State         ScheduleState `json:"status"`
-	TargetStatus  Status        `json:"targetStatus,omitzero"`  // of a status change
-	ReminderNo    int           `json:"reminderNo,omitzero"`    // of a reminder
-	PeriodSeconds int64         `json:"periodSeconds,omitzero"` // it comes again, until it is cancelled
-	Origin        string        `json:"origin"`
-	SetupID       string        `json:"setupId,omitzero"`      // of an auto one
-	ExecutedTime  time.Time     `json:"executedTime,omitzero"` // of a periodic one, the last time
-	Late          bool          `json:"late,omitzero"`         // it was then overdue by more than the ledger promises
-	Reason        string        `json:"reason,omitzero"`       // why it was cancelled, skipped or failed, as a code
+	ScheduleID    string        `json:"scheduleId" doc:"The schedule's id."`
+	Kind          ScheduleKind  `json:"kind" doc:"reminder, status_change or deletion."`
+	DueTime       time.Time     `json:"dueTime" doc:"When the schedule is due; for a periodic one, the next time."`
+	State         ScheduleState `json:"status" doc:"planned, executed, cancelled, skipped, or failed: the account's rules refused it."`
+	TargetStatus  Status        `json:"targetStatus,omitzero" doc:"With kind status_change: the new status."`
+	ReminderNo    int           `json:"reminderNo,omitzero" doc:"With kind reminder: the reminder's number."`
+	PeriodSeconds int64         `json:"periodSeconds,omitzero" doc:"The schedule repeats at this interval in seconds until it is cancelled."`
+	Origin        string        `json:"origin" doc:"auto: planned by a setup when the account was created; manual: planned for this account."`
+	SetupID       string        `json:"setupId,omitzero" doc:"With origin auto: the schedule setup."`
+	ExecutedTime  time.Time     `json:"executedTime,omitzero" doc:"When the schedule was executed, skipped or refused; for a periodic one, the last time."`
+	Late          bool          `json:"late,omitzero" doc:"Whether the execution was later than the ledger guarantees, because the server was down or busy."`
+	Reason        string        `json:"reason,omitzero" doc:"Why the schedule was cancelled, skipped or failed, as a code."`
 }
 
 // Limits of an account's schedules.
 const (
-	maxPlanned = 100                        // at once
-	keptEnded  = 100                        // in the account; older ones are in its history
+	maxPlanned = 100                        // planned schedules
+	keptEnded  = 100                        // ended schedules; the history has older ones
 	minPeriod  = 24 * 60 * 60               // seconds
 	maxAhead   = 100 * 366 * 24 * time.Hour // a schedule further in the future is a mistake
-	onTime     = time.Second                // what is executed later than this after its time is late
+	onTime     = time.Second                // a schedule executed later than this after its due time is late
 )
 
-// Reason codes of schedules that ended without an effect of their own.
+// Reason codes of schedules that ended without an effect.
 const (
-	reasonVerified  = "verified"           // the account became VERIFIED, so what was to lead it there is needless
-	reasonRestored  = "deletion-cancelled" // the deletion it was to execute
+	reasonVerified  = "verified"           // the account became VERIFIED, which the schedule was to bring about
+	reasonRestored  = "deletion-cancelled" // the deletion that it would have executed was cancelled
 	reasonCombined  = "combined"           // the account was merged into another
-	reasonErased    = "erased"             // the account ended first
-	reasonUnchanged = "unchanged"          // the account has the status already
+	reasonErased    = "erased"             // the account was erased first
+	reasonUnchanged = "unchanged"          // the account had the target status already
 )
 
-// SchedulePlanned plans something for the account.
+// SchedulePlanned plans a schedule for the account.
 type SchedulePlanned struct {
-	ScheduleID    string       `json:"scheduleId" pii:"clear"`
-	Kind          ScheduleKind `json:"kind" pii:"clear"`
-	DueTime       time.Time    `json:"dueTime" pii:"clear"`
-	TargetStatus  Status       `json:"targetStatus,omitzero" pii:"clear"`
-	ReminderNo    int          `json:"reminderNo,omitzero" pii:"clear"`
-	PeriodSeconds int64        `json:"periodSeconds,omitzero" pii:"clear"`
-	Origin        string       `json:"origin" pii:"clear"`
-	SetupID       string       `json:"setupId,omitzero" pii:"clear"`
+	ScheduleID    string       `json:"scheduleId" pii:"clear" doc:"The schedule's id."`
+	Kind          ScheduleKind `json:"kind" pii:"clear" doc:"reminder, status_change or deletion."`
+	DueTime       time.Time    `json:"dueTime" pii:"clear" doc:"When the schedule is due."`
+	TargetStatus  Status       `json:"targetStatus,omitzero" pii:"clear" doc:"With kind status_change: the new status."`
+	ReminderNo    int          `json:"reminderNo,omitzero" pii:"clear" doc:"With kind reminder: the reminder's number."`
+	PeriodSeconds int64        `json:"periodSeconds,omitzero" pii:"clear" doc:"The schedule repeats at this interval in seconds until it is cancelled."`
+	Origin        string       `json:"origin" pii:"clear" doc:"auto: planned by a setup when the account was created; manual: planned for this account."`
+	SetupID       string       `json:"setupId,omitzero" pii:"clear" doc:"With origin auto: the schedule setup."`
 }
 
-func (SchedulePlanned) eventType() string { return SchedulePlannedType }
-
-// The types of the events that move what is planned, for followers that know
-// no others.
-const (
-	SchedulePlannedType   = "account.schedule-planned.v1"
-	SchedulePostponedType = "account.schedule-postponed.v1"
-	ScheduleCancelledType = "account.schedule-cancelled.v1"
-	ScheduleExecutedType  = "account.schedule-executed.v1"
-)
+func (SchedulePlanned) eventType() string { return "account.schedule-planned.v1" }
 
 func (e SchedulePlanned) evolve(a Account, _ Entry) Account {
 	a.Schedules = append(slices.Clip(a.Schedules), Schedule{
@@ -104,45 +95,84 @@ func (e SchedulePlanned) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// SchedulePostponed moves a schedule to another time, later or earlier.
-type SchedulePostponed struct {
-	ScheduleID string    `json:"scheduleId" pii:"clear"`
-	From       time.Time `json:"from" pii:"clear"`
-	DueTime    time.Time `json:"dueTime" pii:"clear"`
+func (e SchedulePlanned) public(x Entry) []publicEvent {
+	return []publicEvent{{"SCHEDULE_PLANNED", schedulePlanned{x.Sub(), e}}}
 }
 
-func (SchedulePostponed) eventType() string { return SchedulePostponedType }
+func (SchedulePlanned) catalogue() []PublicType {
+	return []PublicType{{Name: "SCHEDULE_PLANNED", When: "a schedule is planned for the account", Data: schedulePlanned{}}}
+}
+
+type schedulePlanned struct {
+	Sub string `json:"sub" doc:"The account."`
+	SchedulePlanned
+}
+
+// SchedulePostponed moves a schedule to another time, later or earlier.
+type SchedulePostponed struct {
+	ScheduleID string    `json:"scheduleId" pii:"clear" doc:"The schedule's id."`
+	From       time.Time `json:"from" pii:"clear" doc:"The previous due time."`
+	DueTime    time.Time `json:"dueTime" pii:"clear" doc:"The new due time."`
+}
+
+func (SchedulePostponed) eventType() string { return "account.schedule-postponed.v1" }
 
 func (e SchedulePostponed) evolve(a Account, _ Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) { s.DueTime = e.DueTime })
 }
 
-// ScheduleCancelled ends a schedule before its time.
-type ScheduleCancelled struct {
-	ScheduleID string `json:"scheduleId" pii:"clear"`
-	Reason     string `json:"reason,omitzero" pii:"clear"` // a code; none where somebody cancelled it as such
+func (e SchedulePostponed) public(x Entry) []publicEvent {
+	return []publicEvent{{"SCHEDULE_POSTPONED", schedulePostponed{x.Sub(), e}}}
 }
 
-func (ScheduleCancelled) eventType() string { return ScheduleCancelledType }
+func (SchedulePostponed) catalogue() []PublicType {
+	return []PublicType{{Name: "SCHEDULE_POSTPONED", When: "a schedule is moved to another time", Data: schedulePostponed{}}}
+}
+
+type schedulePostponed struct {
+	Sub string `json:"sub" doc:"The account."`
+	SchedulePostponed
+}
+
+// ScheduleCancelled ends a planned schedule.
+type ScheduleCancelled struct {
+	ScheduleID string `json:"scheduleId" pii:"clear" doc:"The schedule's id."`
+	Reason     string `json:"reason,omitzero" pii:"clear" doc:"Why the schedule was cancelled, as a code."` // empty if a caller cancelled it
+}
+
+func (ScheduleCancelled) eventType() string { return "account.schedule-cancelled.v1" }
 
 func (e ScheduleCancelled) evolve(a Account, _ Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) { s.State, s.Reason = ScheduleAborted, e.Reason })
 }
 
-// ScheduleExecuted marks a schedule as done. What it did to the account is in
-// the events of the same commit.
-type ScheduleExecuted struct {
-	ScheduleID  string        `json:"scheduleId" pii:"clear"`
-	Kind        ScheduleKind  `json:"kind" pii:"clear"`
-	State       ScheduleState `json:"status" pii:"clear"` // executed, skipped or failed
-	Reason      string        `json:"reason,omitzero" pii:"clear"`
-	DueTime     time.Time     `json:"dueTime" pii:"clear"`
-	Late        bool          `json:"late,omitzero" pii:"clear"`
-	ReminderNo  int           `json:"reminderNo,omitzero" pii:"clear"`
-	NextDueTime time.Time     `json:"nextDueTime,omitzero" pii:"clear"` // of a periodic one
+func (e ScheduleCancelled) public(x Entry) []publicEvent {
+	return []publicEvent{{"SCHEDULE_CANCELLED", scheduleCancelled{x.Sub(), e}}}
 }
 
-func (ScheduleExecuted) eventType() string { return ScheduleExecutedType }
+func (ScheduleCancelled) catalogue() []PublicType {
+	return []PublicType{{Name: "SCHEDULE_CANCELLED", When: "a schedule is cancelled", Data: scheduleCancelled{}}}
+}
+
+type scheduleCancelled struct {
+	Sub string `json:"sub" doc:"The account."`
+	ScheduleCancelled
+}
+
+// ScheduleExecuted records the execution of a schedule. Other events of the same
+// commit record its effect on the account.
+type ScheduleExecuted struct {
+	ScheduleID  string        `json:"scheduleId" pii:"clear" doc:"The schedule's id."`
+	Kind        ScheduleKind  `json:"kind" pii:"clear" doc:"reminder, status_change or deletion."`
+	State       ScheduleState `json:"status" pii:"clear" doc:"executed, skipped, or failed: the account's rules refused it."`
+	Reason      string        `json:"reason,omitzero" pii:"clear" doc:"Why the schedule was skipped or failed, as a code."`
+	DueTime     time.Time     `json:"dueTime" pii:"clear" doc:"When the schedule was due."`
+	Late        bool          `json:"late,omitzero" pii:"clear" doc:"Whether the execution was later than the ledger guarantees, because the server was down or busy."`
+	ReminderNo  int           `json:"reminderNo,omitzero" pii:"clear" doc:"With kind reminder: the reminder's number."`
+	NextDueTime time.Time     `json:"nextDueTime,omitzero" pii:"clear" doc:"For a periodic schedule: when it is due next."`
+}
+
+func (ScheduleExecuted) eventType() string { return "account.schedule-executed.v1" }
 
 func (e ScheduleExecuted) evolve(a Account, x Entry) Account {
 	return a.reschedule(e.ScheduleID, func(s *Schedule) {
@@ -155,8 +185,35 @@ func (e ScheduleExecuted) evolve(a Account, x Entry) Account {
 	})
 }
 
-// reschedule changes one planned schedule of a. Those that have ended come
-// first, in the order of their ends, and the oldest of them drop out.
+func (e ScheduleExecuted) public(x Entry) []publicEvent {
+	events := []publicEvent{{"SCHEDULE_EXECUTED", scheduleExecuted{x.Sub(), e}}}
+	if e.Kind == ScheduleReminder && e.State == ScheduleDone {
+		events = append(events, publicEvent{"USER_VERIFICATION_REMINDER", reminder{x.Sub(), e.ScheduleID, e.ReminderNo, e.DueTime}})
+	}
+	return events
+}
+
+func (ScheduleExecuted) catalogue() []PublicType {
+	return []PublicType{
+		{Name: "SCHEDULE_EXECUTED", When: "a schedule is executed, skipped or refused", Data: scheduleExecuted{}},
+		{Name: "USER_VERIFICATION_REMINDER", When: "a reminder is due: remind the person", Data: reminder{}},
+	}
+}
+
+type scheduleExecuted struct {
+	Sub string `json:"sub" doc:"The account."`
+	ScheduleExecuted
+}
+
+type reminder struct {
+	Sub        string    `json:"sub" doc:"The account."`
+	ScheduleID string    `json:"scheduleId" doc:"The schedule's id."`
+	ReminderNo int       `json:"reminderNo,omitzero" doc:"The reminder's number."`
+	DueTime    time.Time `json:"dueTime" doc:"When the reminder was due."`
+}
+
+// reschedule changes one planned schedule of a. If that ends it, it moves behind
+// the other ended schedules, which come first, and the oldest of these drops out.
 func (a Account) reschedule(id string, change func(*Schedule)) Account {
 	i := slices.IndexFunc(a.Schedules, func(s Schedule) bool { return s.ScheduleID == id && s.State == SchedulePending })
 	if i < 0 {
@@ -173,7 +230,7 @@ func (a Account) reschedule(id string, change func(*Schedule)) Account {
 	return a
 }
 
-// ended is how many schedules of a have ended.
+// ended returns the number of a's schedules that have ended.
 func (a Account) ended() int {
 	i := slices.IndexFunc(a.Schedules, func(s Schedule) bool { return s.State == SchedulePending })
 	if i < 0 {
@@ -182,7 +239,7 @@ func (a Account) ended() int {
 	return i
 }
 
-// planned are the schedules of a that have not ended.
+// planned returns the schedules of a that have not ended.
 func (a Account) planned() []Schedule { return a.Schedules[a.ended():] }
 
 // Schedule returns the schedule with this id.
@@ -201,7 +258,7 @@ func (a Account) plannedSchedule(id string) (Schedule, error) {
 	case !ok:
 		return s, refuse(CodeScheduleNotFound, "The account has no schedule with this id.")
 	case s.State != SchedulePending:
-		return s, refuse(CodeScheduleEnded, "The schedule is %s.", s.State)
+		return s, refuse(CodeScheduleEnded, "The schedule is %s, so it cannot change.", s.State)
 	}
 	return s, nil
 }
@@ -217,10 +274,10 @@ func cancelPlanned(a Account, reason string, which func(Schedule) bool) []Event 
 	return events
 }
 
-// autoSchedules plans, for an account that is being created and not VERIFIED,
-// what the setups say. Their ids follow from account and setup. The time
-// counts from the creation in this ledger: what an import says of older days
-// must not make everything due at once.
+// autoSchedules plans the schedules of the setups for a new account that is not
+// VERIFIED. Their ids follow from account and setup. Offsets count from the
+// creation in this ledger: with the original creation time of imported accounts,
+// all their schedules would be due at once.
 func autoSchedules(s Setting, sub string, status Status) []Event {
 	if status == StatusVerified {
 		return nil
@@ -236,30 +293,30 @@ func autoSchedules(s Setting, sub string, status Status) []Event {
 	return events
 }
 
-// scheduleRules are the rules that schedules and setups of them share.
+// scheduleRules checks the rules that schedules and setups share.
 func (f *faults) scheduleRules(kind ScheduleKind, target Status, reminderNo int, period int64) {
 	if !slices.Contains(ScheduleKinds, kind) {
 		f.add("/kind", "must be reminder, status_change or deletion")
 	}
 	switch {
 	case kind != ScheduleStatusChange && target != "":
-		f.add("/targetStatus", "is of a status_change")
+		f.add("/targetStatus", "only allowed with kind status_change")
 	case kind == ScheduleStatusChange && target != StatusDeclined:
-		f.add("/targetStatus", "must be DECLINED: a schedule leads to no other status")
+		f.add("/targetStatus", "must be DECLINED, the only status a schedule can set")
 	}
 	if kind != ScheduleReminder && reminderNo != 0 {
-		f.add("/reminderNo", "is of a reminder")
+		f.add("/reminderNo", "only allowed with kind reminder")
 	}
 	switch {
 	case period == 0:
 	case kind == ScheduleDeletion:
-		f.add("/periodSeconds", "a deletion happens once")
+		f.add("/periodSeconds", "not allowed with kind deletion")
 	case period < minPeriod || period > int64(maxAhead/time.Second):
-		f.add("/periodSeconds", "at least %d seconds, a day, and at most 100 years", minPeriod)
+		f.add("/periodSeconds", "must be at least %d seconds (a day) and at most 100 years", minPeriod)
 	}
 }
 
-// dueTime is a time at which something may be due, seen from now.
+// dueTime checks the due time of a schedule.
 func (f *faults) dueTime(pointer string, due, now time.Time) {
 	switch {
 	case !due.After(now):
@@ -269,7 +326,7 @@ func (f *faults) dueTime(pointer string, due, now time.Time) {
 	}
 }
 
-// PlanSchedule plans something for the account.
+// PlanSchedule plans a schedule for the account.
 type PlanSchedule struct {
 	ScheduleID    string // made by the caller
 	Kind          ScheduleKind
@@ -290,10 +347,10 @@ func (c PlanSchedule) decide(s Setting, a Account) ([]Event, error) {
 	due := c.DueTime.UTC().Truncate(time.Microsecond)
 	f.dueTime("/dueTime", due, s.Now)
 	if c.ReminderNo < 0 || c.ReminderNo > maxPlanned {
-		f.add("/reminderNo", "1 to %d", maxPlanned)
+		f.add("/reminderNo", "must be 1 to %d", maxPlanned)
 	}
 	if len(a.planned()) >= maxPlanned {
-		f.add("", "an account has at most %d planned schedules", maxPlanned)
+		f.add("", "an account can have at most %d planned schedules", maxPlanned)
 	}
 	if err := f.err(); err != nil {
 		return nil, err
@@ -305,8 +362,8 @@ func (c PlanSchedule) decide(s Setting, a Account) ([]Event, error) {
 		ReminderNo: c.ReminderNo, PeriodSeconds: c.PeriodSeconds, Origin: ScheduleManual}}, nil
 }
 
-// PostponeSchedule moves a planned schedule to another time; that of a
-// deletion, too.
+// PostponeSchedule moves a planned schedule to another time, also that of a
+// scheduled deletion.
 type PostponeSchedule struct {
 	ScheduleID string
 	DueTime    time.Time
@@ -333,8 +390,8 @@ func (c PostponeSchedule) decide(s Setting, a Account) ([]Event, error) {
 	return []Event{SchedulePostponed{c.ScheduleID, schedule.DueTime, due}}, nil
 }
 
-// CancelSchedule cancels a planned schedule. To cancel that of a scheduled
-// deletion is to cancel the deletion.
+// CancelSchedule cancels a planned schedule. If that is the schedule of a scheduled
+// deletion, it cancels the deletion.
 type CancelSchedule struct{ ScheduleID string }
 
 func (CancelSchedule) command() {}
@@ -354,10 +411,10 @@ func (c CancelSchedule) decide(_ Setting, a Account) ([]Event, error) {
 	return []Event{ScheduleCancelled{ScheduleID: c.ScheduleID}}, nil
 }
 
-// ExecuteSchedule does what is due. If the schedule is not planned any more,
-// not for this time, or not due yet, it changes nothing: however often it is
-// asked, and by whom, its effect comes once. What the account's rules refuse
-// ends the schedule too.
+// ExecuteSchedule executes a due schedule. If the schedule is no longer planned,
+// was moved to another time or is not due yet, the command changes nothing: so
+// repeated and concurrent commands have one effect. If the account's rules refuse
+// the effect, the schedule ends as failed.
 type ExecuteSchedule struct {
 	ScheduleID string
 	DueTime    time.Time // as the caller knows it
@@ -365,10 +422,10 @@ type ExecuteSchedule struct {
 
 func (ExecuteSchedule) command() {}
 
-// admits any state: what is due then has its end, too.
+// admits accepts every status: on an ended account the schedule ends as skipped.
 func (ExecuteSchedule) admits(Status) bool { return true }
 
-// due is the schedule to execute, if it is to be executed.
+// due returns the schedule, and whether it has to be executed now.
 func (c ExecuteSchedule) due(a Account, now time.Time) (Schedule, bool) {
 	s, ok := a.Schedule(c.ScheduleID)
 	return s, ok && s.State == SchedulePending && s.DueTime.Equal(c.DueTime) && !s.DueTime.After(now)
@@ -379,7 +436,7 @@ func (c ExecuteSchedule) decide(s Setting, a Account) ([]Event, error) {
 	return events, err
 }
 
-// others are the accounts that end with this one, if that is what is due.
+// others returns the accounts that are erased with a, if the schedule is a deletion.
 func (c ExecuteSchedule) others(a Account) []string {
 	if s, ok := a.Schedule(c.ScheduleID); ok && s.Kind == ScheduleDeletion && s.State == SchedulePending {
 		return erasures(a)
@@ -417,15 +474,15 @@ func (c ExecuteSchedule) decideJoint(s Setting, a Account, others []Account) ([]
 	return []Event{mark}, none, nil
 }
 
-// nextDue is when a periodic schedule is due after now. Times that were
-// missed are not made up for.
+// nextDue returns the first time after now at which a periodic schedule is due. It
+// skips the times that were missed.
 func nextDue(s Schedule, now time.Time) time.Time {
 	period := time.Duration(s.PeriodSeconds) * time.Second
 	missed := max(0, now.Sub(s.DueTime)) / period
 	return s.DueTime.Add((missed + 1) * period)
 }
 
-// BySetup orders setups as they fall due: by time, then by id.
+// BySetup orders setups by the time at which they fall due, then by id.
 func BySetup(a, b ScheduleSetup) int {
 	return cmp.Or(cmp.Compare(a.OffsetSeconds, b.OffsetSeconds), cmp.Compare(a.SetupID, b.SetupID))
 }

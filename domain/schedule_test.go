@@ -12,7 +12,7 @@ import (
 	"accountledger/eventstore"
 )
 
-// noon is when fold begins.
+// noon is the time of fold's first event.
 var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
 func plannedAt(id string, kind ScheduleKind, due time.Time) SchedulePlanned {
@@ -55,24 +55,24 @@ func TestDecideSchedules(t *testing.T) {
 		{name: "plan ahead", given: []Event{adaCreated}, when: PlanSchedule{ScheduleID: "s", Kind: ScheduleStatusChange, DueTime: hour.Add(time.Hour), TargetStatus: StatusDeclined},
 			then: []Event{plannedAt("s", ScheduleStatusChange, hour.Add(time.Hour))}},
 		{name: "plan again", given: []Event{adaCreated, plannedAt("s", ScheduleReminder, hour)}, when: PlanSchedule{ScheduleID: "s", Kind: ScheduleReminder, DueTime: hour.Add(time.Hour)}},
-		{name: "plan all wrong", given: []Event{adaCreated}, when: PlanSchedule{Kind: "x", DueTime: noon, TargetStatus: StatusPending, ReminderNo: 1, PeriodSeconds: 60},
+		{name: "plan with every fault", given: []Event{adaCreated}, when: PlanSchedule{Kind: "x", DueTime: noon, TargetStatus: StatusPending, ReminderNo: 1, PeriodSeconds: 60},
 			code: CodeInvalidRequest, faults: []string{"/dueTime", "/kind", "/periodSeconds", "/reminderNo", "/targetStatus"}},
-		{name: "plan what no schedule leads to", given: []Event{adaCreated}, when: PlanSchedule{Kind: ScheduleStatusChange, DueTime: hour.Add(time.Hour), TargetStatus: StatusVerified},
+		{name: "plan a status that schedules cannot set", given: []Event{adaCreated}, when: PlanSchedule{Kind: ScheduleStatusChange, DueTime: hour.Add(time.Hour), TargetStatus: StatusVerified},
 			code: CodeInvalidRequest, faults: []string{"/targetStatus"}},
-		{name: "plan what the system manages", given: []Event{adaCreated}, when: PlanSchedule{Kind: ScheduleStatusChange, DueTime: hour.Add(time.Hour), TargetStatus: StatusDeleted}, code: CodeStatusSystemManaged},
+		{name: "plan a status that the system manages", given: []Event{adaCreated}, when: PlanSchedule{Kind: ScheduleStatusChange, DueTime: hour.Add(time.Hour), TargetStatus: StatusDeleted}, code: CodeStatusSystemManaged},
 		{name: "plan for a deleted account", given: deleting, when: PlanSchedule{Kind: ScheduleReminder, DueTime: hour.Add(time.Hour)}, code: CodeAccountDeleted},
 
 		{name: "postpone", given: []Event{adaCreated, remind}, when: PostponeSchedule{"r", hour.Add(time.Hour)}, then: []Event{SchedulePostponed{"r", due, hour.Add(time.Hour)}}},
 		{name: "postpone to the same", given: []Event{adaCreated, remind}, when: PostponeSchedule{"r", due}},
 		{name: "postpone into the past", given: []Event{adaCreated, remind}, when: PostponeSchedule{"r", noon}, code: CodeInvalidRequest, faults: []string{"/dueTime"}},
-		{name: "postpone nothing", given: []Event{adaCreated}, when: PostponeSchedule{"r", hour}, code: CodeScheduleNotFound},
-		{name: "postpone what has ended", given: []Event{adaCreated, remind, ScheduleCancelled{ScheduleID: "r"}}, when: PostponeSchedule{"r", hour.Add(time.Hour)}, code: CodeScheduleEnded},
+		{name: "postpone an unknown schedule", given: []Event{adaCreated}, when: PostponeSchedule{"r", hour}, code: CodeScheduleNotFound},
+		{name: "postpone an ended schedule", given: []Event{adaCreated, remind, ScheduleCancelled{ScheduleID: "r"}}, when: PostponeSchedule{"r", hour.Add(time.Hour)}, code: CodeScheduleEnded},
 		{name: "postpone a deletion", given: deleting, when: PostponeSchedule{"g", hour.Add(time.Hour)}, then: []Event{SchedulePostponed{"g", due, hour.Add(time.Hour)}}},
 
 		{name: "cancel", given: []Event{adaCreated, remind}, when: CancelSchedule{"r"}, then: []Event{ScheduleCancelled{ScheduleID: "r"}}},
 		{name: "cancel again", given: []Event{adaCreated, remind, ScheduleCancelled{ScheduleID: "r"}}, when: CancelSchedule{"r"}},
-		{name: "cancel what was executed", given: []Event{adaCreated, remind, done(remind, nil)}, when: CancelSchedule{"r"}, code: CodeScheduleEnded},
-		{name: "cancel that of a deletion", given: deleting, when: CancelSchedule{"g"}, then: []Event{ScheduleCancelled{"g", reasonRestored}, DeletionCancelled{To: StatusPending}}},
+		{name: "cancel an executed schedule", given: []Event{adaCreated, remind, done(remind, nil)}, when: CancelSchedule{"r"}, code: CodeScheduleEnded},
+		{name: "cancel the schedule of a deletion", given: deleting, when: CancelSchedule{"g"}, then: []Event{ScheduleCancelled{"g", reasonRestored}, DeletionCancelled{To: StatusPending}}},
 
 		{name: "remind", given: []Event{adaCreated, remind}, when: ExecuteSchedule{"r", due}, then: []Event{done(remind, nil)}},
 		{name: "remind twice", given: []Event{adaCreated, remind, done(remind, nil)}, when: ExecuteSchedule{"r", due}},
@@ -83,13 +83,13 @@ func TestDecideSchedules(t *testing.T) {
 		{name: "remind every day, two days late", given: []Event{adaCreated, daily}, when: ExecuteSchedule{"r", daily.DueTime},
 			then: []Event{done(daily, func(x *ScheduleExecuted) { x.Late, x.NextDueTime = true, daily.DueTime.Add(72*time.Hour) })}},
 		{name: "decline", given: []Event{adaCreated, decline}, when: ExecuteSchedule{"s", due}, then: []Event{done(decline, nil), StatusChanged{From: StatusVerified, To: StatusDeclined}}},
-		{name: "decline what is", given: []Event{adaCreated, decline, StatusChanged{To: StatusDeclined}}, when: ExecuteSchedule{"s", due},
+		{name: "decline a declined account", given: []Event{adaCreated, decline, StatusChanged{To: StatusDeclined}}, when: ExecuteSchedule{"s", due},
 			then: []Event{done(decline, func(x *ScheduleExecuted) { x.State, x.Reason = ScheduleNeedless, "unchanged" })}},
 		{name: "decline a combined account", given: []Event{adaCreated, decline, StatusChanged{To: StatusCombined}}, when: ExecuteSchedule{"s", due},
 			then: []Event{done(decline, func(x *ScheduleExecuted) { x.State, x.Reason = ScheduleNeedless, "account-combined" })}},
 		{name: "decline a deleted account", given: with(deleting, decline), when: ExecuteSchedule{"s", due},
 			then: []Event{done(decline, func(x *ScheduleExecuted) { x.State, x.Reason = ScheduleNeedless, "account-deleted" })}},
-		{name: "what the status machine refuses", given: []Event{adaCreated, func() Event { p := decline; p.TargetStatus = StatusPending; return p }()}, when: ExecuteSchedule{"s", due},
+		{name: "a transition that the status machine refuses", given: []Event{adaCreated, func() Event { p := decline; p.TargetStatus = StatusPending; return p }()}, when: ExecuteSchedule{"s", due},
 			then: []Event{done(decline, func(x *ScheduleExecuted) { x.State, x.Reason = ScheduleRefused, "invalid-status-transition" })}},
 		{name: "end", given: []Event{adaCreated, end, remind}, when: ExecuteSchedule{"d", due}, then: []Event{done(end, nil), ScheduleCancelled{"r", "erased"}, erased}},
 
@@ -100,9 +100,9 @@ func TestDecideSchedules(t *testing.T) {
 			then: []Event{plannedAt("g", ScheduleDeletion, hour.Add(48*time.Hour)), DeletionScheduled{"g", StatusVerified, hour.Add(48 * time.Hour)}}},
 		{name: "delete again", given: deleting, when: ScheduleAccountDeletion{"h", time.Hour}},
 		{name: "delete with too much grace", given: []Event{adaCreated}, when: ScheduleAccountDeletion{"g", MaxGrace + 1}, code: CodeInvalidRequest},
-		{name: "change what is being deleted", given: deleting, when: UnlinkIdentity{"i1"}, code: CodeAccountDeleted},
+		{name: "change a deleted account", given: deleting, when: UnlinkIdentity{"i1"}, code: CodeAccountDeleted},
 		{name: "cancel the deletion", given: deleting, when: CancelAccountDeletion{}, then: []Event{ScheduleCancelled{"g", reasonRestored}, DeletionCancelled{To: StatusPending}}},
-		{name: "cancel no deletion", given: []Event{adaCreated}, when: CancelAccountDeletion{}, code: CodeDeletionNotFound},
+		{name: "cancel a deletion that is not scheduled", given: []Event{adaCreated}, when: CancelAccountDeletion{}, code: CodeDeletionNotFound},
 		{name: "restore by verifying", given: deleting, when: SetStatus{Status: StatusVerified, Reason: "sorry"},
 			then: []Event{ScheduleCancelled{"g", reasonRestored}, DeletionCancelled{StatusVerified, "sorry"}, ScheduleCancelled{"auto", "verified"}}},
 		{name: "the deletion is due", given: deleting, when: ExecuteSchedule{"g", due}, then: []Event{done(plannedAt("g", ScheduleDeletion, due), nil), ScheduleCancelled{"auto", "erased"}, erased}},
@@ -120,8 +120,8 @@ func TestDecideSchedules(t *testing.T) {
 	}
 }
 
-// TestSchedulesKept holds that all planned schedules are in the account, and
-// of those that ended the last hundred, in the order of their ends.
+// TestSchedulesKept checks that the account has all planned schedules and the last
+// hundred that ended, in the order in which they ended.
 func TestSchedulesKept(t *testing.T) {
 	events := []Event{adaCreated, plannedAt("stays", ScheduleReminder, noon.Add(time.Hour))}
 	for i := range 120 {
@@ -137,7 +137,7 @@ func TestSchedulesKept(t *testing.T) {
 	}
 }
 
-// TestScheduleSetups holds the order of setups against every change that would break it.
+// TestScheduleSetups checks that no change can break the order of setups.
 func TestScheduleSetups(t *testing.T) {
 	c := NewConfig()
 	reminderAt := func(no int, offset string) PutScheduleSetup {
@@ -149,7 +149,7 @@ func TestScheduleSetups(t *testing.T) {
 		cmd  ConfigCommand
 		code Code
 	}{
-		{reminderAt(2, "P2D"), CodeInvalidRequest}, // a hole
+		{reminderAt(2, "P2D"), CodeInvalidRequest}, // a gap
 		{reminderAt(1, "P1D"), ""},
 		{reminderAt(1, "P1D"), ""}, // changes nothing
 		{PutScheduleSetup{SetupID: "other", Kind: ScheduleReminder, ReminderNo: 1, Offset: "P2D"}, CodeInvalidRequest},
@@ -209,18 +209,18 @@ func TestScheduleSetups(t *testing.T) {
 	}
 	register.Status = StatusVerified
 	if p := plan(register); len(p) != 0 {
-		t.Errorf("a VERIFIED account gets %v", p)
+		t.Errorf("a VERIFIED account has the schedules %v", p)
 	}
 }
 
-// TestErase holds that an ended account has nothing left, that a schedule and
-// an immediate deletion give its identifiers free, and that it takes no more.
+// TestErase checks that an erased account keeps no data, releases its identifiers and
+// accepts no further command, whether a schedule or a command erased it.
 func TestErase(t *testing.T) {
 	l := newLedger(t)
 	ada := CreateAccount{Origin: OriginCreated, Identities: []NewIdentity{{IdentityID: "i1", Provider: ProviderSelf, Profile: adaProfile}}}
 	mustExecute(t, l, by("c1", "h1"), "a", ada)
 	got := mustExecute(t, l, by("c2", "h2"), "a", EraseAccount{})
-	if a := got.Account; !a.Erased() || len(a.UserIDs) != 0 || len(a.Identities) != 0 || a.Status != StatusDeleted {
+	if a := got.State; !a.Erased() || len(a.UserIDs) != 0 || len(a.Identities) != 0 || a.Status != StatusDeleted {
 		t.Errorf("erased: %+v", a)
 	}
 	kid := got.Events[0].Event.(AccountErased).KeyID
@@ -240,4 +240,26 @@ func TestErase(t *testing.T) {
 	if done := mustExecute(t, l, by("", ""), "a", CompleteErasure{kid}); len(done.Events) != 0 {
 		t.Errorf("complete again: %v", done.Events)
 	}
+}
+
+func (SchedulePlanned) sample() sample {
+	return sample{event: SchedulePlanned{ScheduleID: "0190a1b2-0000-7000-8000-00000000000c", Kind: ScheduleReminder, DueTime: goldenTime, TargetStatus: StatusDeclined,
+		ReminderNo: 1, PeriodSeconds: 86400, Origin: ScheduleAuto, SetupID: "first-reminder"},
+		clear: "ScheduleID Kind DueTime TargetStatus ReminderNo PeriodSeconds Origin SetupID"}
+}
+
+func (SchedulePostponed) sample() sample {
+	return sample{event: SchedulePostponed{ScheduleID: "0190a1b2-0000-7000-8000-00000000000c", From: goldenTime, DueTime: goldenTime.Add(time.Hour)},
+		clear: "ScheduleID From DueTime"}
+}
+
+func (ScheduleCancelled) sample() sample {
+	return sample{event: ScheduleCancelled{ScheduleID: "0190a1b2-0000-7000-8000-00000000000c", Reason: "verified"},
+		clear: "ScheduleID Reason"}
+}
+
+func (ScheduleExecuted) sample() sample {
+	return sample{event: ScheduleExecuted{ScheduleID: "0190a1b2-0000-7000-8000-00000000000c", Kind: ScheduleReminder, State: ScheduleDone, Reason: "unchanged",
+		DueTime: goldenTime, Late: true, ReminderNo: 1, NextDueTime: goldenTime.Add(24 * time.Hour)},
+		clear: "ScheduleID Kind State Reason DueTime Late ReminderNo NextDueTime"}
 }

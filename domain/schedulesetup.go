@@ -10,21 +10,22 @@ import (
 	"accountledger/eventstore"
 )
 
-// ScheduleSetup is what is planned for every new account that is not VERIFIED.
+// ScheduleSetup is a schedule that the ledger plans for every new account that is
+// not VERIFIED.
 type ScheduleSetup struct {
-	SetupID       string              `json:"setupId"`
-	Kind          ScheduleKind        `json:"kind"`
-	OffsetSeconds int64               `json:"offsetSeconds"` // from the account's creation
-	ReminderNo    int                 `json:"reminderNo,omitzero"`
-	TargetStatus  Status              `json:"targetStatus,omitzero"`
-	PeriodSeconds int64               `json:"periodSeconds,omitzero"`
-	Revision      eventstore.Revision `json:"revision"` // of the configuration, when it last changed
+	SetupID       string              `json:"setupId" doc:"The setup's id."`
+	Kind          ScheduleKind        `json:"kind" doc:"reminder, status_change or deletion."`
+	OffsetSeconds int64               `json:"offsetSeconds" doc:"Time after account creation, in seconds."`
+	ReminderNo    int                 `json:"reminderNo,omitzero" doc:"With kind reminder: the reminder's number."`
+	TargetStatus  Status              `json:"targetStatus,omitzero" doc:"With kind status_change: the new status."`
+	PeriodSeconds int64               `json:"periodSeconds,omitzero" doc:"The schedule repeats at this interval in seconds until it is cancelled."`
+	Revision      eventstore.Revision `json:"revision" doc:"Revision of the configuration in which the setup last changed. Also the ETag."`
 }
 
-// maxReminders is how many reminders can be set up.
+// maxReminders is the maximum number of reminder setups.
 const maxReminders = 5
 
-// ScheduleSetupSet defines a setup, or changes one.
+// ScheduleSetupSet defines or changes a setup.
 type ScheduleSetupSet struct {
 	SetupID       string       `json:"setupId" pii:"clear"`
 	Kind          ScheduleKind `json:"kind" pii:"clear"`
@@ -42,7 +43,15 @@ func (e ScheduleSetupSet) evolve(c *Config, x Entry) {
 	c.ScheduleSetups[e.SetupID] = ScheduleSetup{e.SetupID, e.Kind, e.OffsetSeconds, e.ReminderNo, e.TargetStatus, e.PeriodSeconds, x.Revision}
 }
 
-// ScheduleSetupDeleted removes a setup. What it planned stays planned.
+func (e ScheduleSetupSet) public(Entry) []publicEvent {
+	return objectSet("SCHEDULE_SETUP", e.Created, e.SetupID, e.Fields)
+}
+
+func (ScheduleSetupSet) catalogue() []PublicType {
+	return objectSetTypes("SCHEDULE_SETUP", "a schedule setup")
+}
+
+// ScheduleSetupDeleted removes a setup. Schedules that it planned stay.
 type ScheduleSetupDeleted struct {
 	SetupID string `json:"setupId" pii:"clear"`
 }
@@ -51,7 +60,15 @@ func (ScheduleSetupDeleted) eventType() string { return "schedule-setup.deleted.
 
 func (e ScheduleSetupDeleted) evolve(c *Config, _ Entry) { delete(c.ScheduleSetups, e.SetupID) }
 
-// setups are the setups in the order in which they fall due.
+func (e ScheduleSetupDeleted) public(Entry) []publicEvent {
+	return objectDeleted("SCHEDULE_SETUP", e.SetupID)
+}
+
+func (ScheduleSetupDeleted) catalogue() []PublicType {
+	return objectDeletedTypes("SCHEDULE_SETUP", "a schedule setup is deleted")
+}
+
+// setups returns the setups in the order in which their schedules fall due.
 func (c *Config) setups() []ScheduleSetup {
 	if len(c.ScheduleSetups) == 0 {
 		return nil
@@ -66,12 +83,12 @@ func setupRevision(c *Config, id string) eventstore.Revision {
 	return eventstore.NoStream
 }
 
-// PutScheduleSetup defines a setup, or changes one.
+// PutScheduleSetup defines or changes a setup.
 type PutScheduleSetup struct {
 	SetupID       string
 	Kind          ScheduleKind
-	Offset        string // from the creation, ISO 8601: P14D; or, instead,
-	OffsetSeconds int64  // in seconds
+	Offset        string // after the creation, in ISO 8601, such as P14D
+	OffsetSeconds int64  // the same in seconds; only one of the two is set
 	ReminderNo    int
 	TargetStatus  Status
 	PeriodSeconds int64
@@ -85,22 +102,22 @@ func (p PutScheduleSetup) decide(c *Config, _ time.Time) ([]Event, error) {
 	}
 	var f faults
 	if !objectID.MatchString(p.SetupID) {
-		f.add("/setupId", "a letter or digit and up to 63 letters, digits, '_', '.' or '-'")
+		f.add("/setupId", objectIDRule)
 	}
 	f.scheduleRules(p.Kind, p.TargetStatus, p.ReminderNo, p.PeriodSeconds)
 	if p.Kind == ScheduleReminder && (p.ReminderNo < 1 || p.ReminderNo > maxReminders) {
-		f.add("/reminderNo", "1 to %d", maxReminders)
+		f.add("/reminderNo", "must be 1 to %d", maxReminders)
 	}
 	seconds, pointer := p.OffsetSeconds, "/offsetSeconds"
 	if p.Offset != "" {
 		var ok bool
 		pointer = "/offset"
 		if seconds, ok = parseDuration(p.Offset); !ok || p.OffsetSeconds != 0 {
-			f.add(pointer, "an ISO 8601 duration of weeks, days, hours, minutes and seconds, and no offsetSeconds beside it")
+			f.add(pointer, "must be an ISO 8601 duration of weeks, days, hours, minutes and seconds, without offsetSeconds")
 		}
 	}
 	if seconds < 1 || seconds > int64(maxAhead/time.Second) {
-		f.add(pointer, "1 second to 100 years")
+		f.add(pointer, "must be 1 second to 100 years")
 	}
 	if err := f.err(); err != nil {
 		return nil, err
@@ -121,8 +138,9 @@ func (p PutScheduleSetup) decide(c *Config, _ time.Time) ([]Event, error) {
 	return []Event{ScheduleSetupSet{p.SetupID, p.Kind, seconds, p.ReminderNo, p.TargetStatus, p.PeriodSeconds, !exists, fields}}, nil
 }
 
-// setupOrder holds that reminders are numbered from 1 without holes, each
-// later than the one before, then comes the status change, then the deletion.
+// setupOrder checks that reminders are numbered from 1 without gaps, and that each
+// setup is later than the one before: first the reminders by number, then the
+// status change, then the deletion.
 func (f *faults) setupOrder(setups map[string]ScheduleSetup, offset string) {
 	ordered := slices.SortedFunc(maps.Values(setups), func(a, b ScheduleSetup) int {
 		if rank := slices.Index(ScheduleKinds, a.Kind) - slices.Index(ScheduleKinds, b.Kind); rank != 0 {
@@ -137,20 +155,20 @@ func (f *faults) setupOrder(setups map[string]ScheduleSetup, offset string) {
 		}
 		switch {
 		case s.Kind == ScheduleReminder && s.ReminderNo != i+1:
-			f.add("/reminderNo", "reminders are numbered from 1, without holes, each number once")
+			f.add("/reminderNo", "reminders must be numbered from 1 without gaps or duplicates")
 			return
 		case s.Kind != ScheduleReminder && s.Kind == before.Kind:
-			f.add("/kind", "there is one setup of a status change at most, and one of a deletion")
+			f.add("/kind", "only one setup of kind status_change and one of kind deletion is allowed")
 			return
 		case s.OffsetSeconds <= before.OffsetSeconds:
-			f.add(offset, "each reminder is later than the one before, a status change later than all reminders, a deletion later than all")
+			f.add(offset, "each setup must be later than the one before: reminders by number, then the status change, then the deletion")
 			return
 		}
 	}
 }
 
-// DeleteScheduleSetup removes a setup. Reminders go in reverse order, so that
-// their numbers have no hole. What was planned for accounts stays planned.
+// DeleteScheduleSetup removes a setup. Reminders must be removed in reverse order,
+// so that their numbers have no gap. Schedules that were planned stay.
 type DeleteScheduleSetup struct{ SetupID string }
 
 func (d DeleteScheduleSetup) revision(c *Config) eventstore.Revision {
@@ -160,18 +178,18 @@ func (d DeleteScheduleSetup) revision(c *Config) eventstore.Revision {
 func (d DeleteScheduleSetup) decide(c *Config, _ time.Time) ([]Event, error) {
 	setup, ok := c.ScheduleSetups[d.SetupID]
 	if !ok {
-		return nil, refuse(CodeScheduleSetupNotFound, "There is no such setup.")
+		return nil, refuse(CodeScheduleSetupNotFound, "There is no such schedule setup.")
 	}
 	for _, s := range c.ScheduleSetups {
 		if setup.Kind == ScheduleReminder && s.ReminderNo > setup.ReminderNo {
-			return nil, refuse(CodeScheduleSetupOrder, "Reminders are removed in reverse order, and there is number %d.", s.ReminderNo)
+			return nil, refuse(CodeScheduleSetupOrder, "Reminders must be removed in reverse order: remove number %d first.", s.ReminderNo)
 		}
 	}
 	return []Event{ScheduleSetupDeleted(d)}, nil
 }
 
-// isoDuration is a duration of ISO 8601, section 5.5.2, without years and
-// months, which are of no fixed length, and without fractions.
+// isoDuration matches a duration of ISO 8601, section 5.5.2, without fractions
+// and without years and months, whose lengths vary.
 var isoDuration = regexp.MustCompile(`^P(?:(\d{1,4})W)?(?:(\d{1,5})D)?(?:T(?:(\d{1,6})H)?(?:(\d{1,8})M)?(?:(\d{1,10})S)?)?$`)
 
 // parseDuration returns the seconds of an ISO 8601 duration.
@@ -182,7 +200,7 @@ func parseDuration(text string) (seconds int64, ok bool) {
 	}
 	for i, unit := range []int64{7 * 24 * 3600, 24 * 3600, 3600, 60, 1} {
 		if part := parts[i+1]; part != "" {
-			n, _ := strconv.ParseInt(part, 10, 64) // digits, and few
+			n, _ := strconv.ParseInt(part, 10, 64) // a few digits: it cannot fail
 			seconds += n * unit
 			ok = true
 		}

@@ -2,10 +2,10 @@ package domain
 
 import "slices"
 
-// Status is where an account stands.
+// Status is the state of an account.
 type Status string
 
-// The states of an account.
+// The statuses of an account.
 const (
 	StatusPending  Status = "PENDING"
 	StatusVerified Status = "VERIFIED" // the only one that may log in
@@ -14,10 +14,10 @@ const (
 	StatusDeleted  Status = "DELETED"  // deletion scheduled or done
 )
 
-// Statuses lists every state.
+// Statuses lists every status.
 var Statuses = []Status{StatusPending, StatusVerified, StatusDeclined, StatusCombined, StatusDeleted}
 
-// Cause is what may take an account from one status to another.
+// Cause is what can move an account from one status to another.
 type Cause string
 
 // The causes of a transition.
@@ -31,8 +31,8 @@ const (
 	CauseCancel   Cause = "cancel"   // the deletion is cancelled: back to the status before it
 )
 
-// Transitions is the status machine: for each pair of states, what may take an
-// account from the first to the second. What is not here does not happen.
+// Transitions is the status machine: for each pair of statuses, the causes that
+// can move an account from the first to the second. A missing pair is impossible.
 var Transitions = map[Status]map[Status][]Cause{
 	StatusPending: {
 		StatusVerified: {CauseAPI}, StatusDeclined: {CauseAPI, CauseSchedule},
@@ -54,12 +54,12 @@ var Transitions = map[Status]map[Status][]Cause{
 	},
 }
 
-// allowed reports whether cause may take an account from one status to another.
+// allowed reports whether cause can move an account from one status to another.
 func allowed(from, to Status, cause Cause) bool {
 	return slices.Contains(Transitions[from][to], cause)
 }
 
-// statusBySchedule is the same for what is done when it is due.
+// statusBySchedule lists the transitions that a schedule can make.
 var statusBySchedule = map[Status][]Status{
 	StatusPending:  {StatusDeclined},
 	StatusVerified: {StatusDeclined},
@@ -67,7 +67,7 @@ var statusBySchedule = map[Status][]Status{
 
 func (s Status) systemManaged() bool { return s == StatusCombined || s == StatusDeleted }
 
-// StatusChanged moves the account to another state.
+// StatusChanged moves the account to another status.
 type StatusChanged struct {
 	From   Status `json:"from" pii:"clear"`
 	To     Status `json:"to" pii:"clear"`
@@ -81,7 +81,30 @@ func (e StatusChanged) evolve(a Account, _ Entry) Account {
 	return a
 }
 
-// SetStatus asks for a state. Asking for the present one changes nothing.
+func (e StatusChanged) public(x Entry) []publicEvent {
+	return []publicEvent{{"USER_STATUS_CHANGED", statusChanged{x.Sub(), e.From, e.To, x.Meta.ReasonCode}}}
+}
+
+func (StatusChanged) catalogue() []PublicType {
+	return []PublicType{{Name: "USER_STATUS_CHANGED", When: "the status changes for any reason", Data: statusChanged{},
+		From: typesOf(StatusChanged{}, AccountCombined{}, AccountRestored{}, DeletionScheduled{}, DeletionCancelled{}),
+		Aliases: []Alias{
+			{"ACCOUNT_ACTIVATED", "to VERIFIED", func(data any) bool { return data.(statusChanged).To == StatusVerified }},
+			{"ACCOUNT_DEACTIVATED", "to DECLINED or PENDING", func(data any) bool {
+				to := data.(statusChanged).To // deleted and combined accounts have other events
+				return to == StatusDeclined || to == StatusPending
+			}},
+		}}}
+}
+
+type statusChanged struct {
+	Sub        string `json:"sub" doc:"The account."`
+	From       Status `json:"from" doc:"The previous status."`
+	To         Status `json:"to" doc:"The new status."`
+	ReasonCode string `json:"reasonCode,omitzero" doc:"Why the status changed, as a code."`
+}
+
+// SetStatus sets the status. Setting the present status changes nothing.
 type SetStatus struct {
 	Status Status
 	Reason string // free text, personal; at most 1024 characters
@@ -89,7 +112,7 @@ type SetStatus struct {
 
 func (SetStatus) command() {}
 
-// admits any state: the status machine has its own say on ended accounts.
+// admits accepts every status: decide checks the transition.
 func (SetStatus) admits(Status) bool { return true }
 
 func (c SetStatus) decide(_ Setting, a Account) ([]Event, error) {
@@ -107,13 +130,13 @@ func (c SetStatus) decide(_ Setting, a Account) ([]Event, error) {
 	case c.Status == a.Status:
 		return nil, nil
 	case !allowed(a.Status, c.Status, CauseAPI) && !allowed(a.Status, c.Status, CauseRestore):
-		return nil, refuse(CodeInvalidStatusTransition, "There is no transition from %s to %s.", a.Status, c.Status)
+		return nil, refuse(CodeInvalidStatusTransition, "The status cannot change from %s to %s.", a.Status, c.Status)
 	}
 	return statusChange(a, c.Status, c.Reason), nil
 }
 
-// statusChange moves a to another state, with what follows from that. Whoever
-// changes a status does it through here, or through restore.
+// statusChange returns the events of a change of status and of its consequences.
+// Every change of status uses it, or restore.
 func statusChange(a Account, to Status, reason string) []Event {
 	if a.Deletion != (Deletion{}) {
 		return restore(a, to, reason)
@@ -121,7 +144,8 @@ func statusChange(a Account, to Status, reason string) []Event {
 	return append([]Event{StatusChanged{From: a.Status, To: to, Reason: reason}}, verifiedCancels(a, to)...)
 }
 
-// verifiedCancels cancels what was planned to lead to VERIFIED, if a gets there.
+// verifiedCancels cancels what the schedule setups planned for the unverified
+// account, if its new status is VERIFIED.
 func verifiedCancels(a Account, to Status) []Event {
 	if to != StatusVerified {
 		return nil

@@ -2,7 +2,6 @@ package domain
 
 import (
 	"context"
-	"errors"
 	"net/url"
 	"regexp"
 	"slices"
@@ -15,65 +14,68 @@ import (
 	"accountledger/eventstore"
 )
 
-// Webhook is an endpoint of an external system and what it asked to be told.
-// Its secrets are in the key store; where it stands in the log is delivery's.
+// Webhook is a registered webhook: an endpoint of an external system, and the
+// events to send to it. The key store has its secrets, and the delivery engine its
+// progress in the log.
 type Webhook struct {
-	WebhookID string `json:"webhookId"`
+	WebhookID string `json:"webhookId" doc:"The webhook's id."`
 	WebhookSettings
-	Keys        []WebhookKey        `json:"keys"`  // that deliveries are signed with, newest first
-	After       eventstore.Position `json:"after"` // it gets the events after this position
-	State       WebhookState        `json:"state"`
-	StateReason string              `json:"stateReason,omitzero"`
-	CreatedTime time.Time           `json:"createdTime"`
-	Revision    eventstore.Revision `json:"revision"` // of the last change of its configuration or state
+	Keys        []WebhookKey        `json:"keys" doc:"The keys that sign deliveries, newest first."`
+	After       eventstore.Position `json:"after" doc:"The webhook receives events after this log position."`
+	State       WebhookState        `json:"state" doc:"enabled; paused by a caller; disabled by the ledger; pending_verification until the receiver agrees to deliveries."`
+	StateReason string              `json:"stateReason,omitzero" doc:"Why the webhook is in this state, as a code."`
+	CreatedTime time.Time           `json:"createdTime" doc:"When the webhook was registered."`
+	Revision    eventstore.Revision `json:"revision" doc:"The webhook's revision. Also the ETag."` // delivery reports do not change it
 
-	FailingSince time.Time            `json:"failingSince,omitzero"` // as the last report of its deliveries says
-	Verified     *WebhookVerification `json:"verified,omitzero"`     // what it said to being asked
+	FailingSince time.Time            `json:"failingSince,omitzero" doc:"When deliveries began to fail, for one account or for all, as recorded in the log."`
+	Verified     *WebhookVerification `json:"verified,omitzero" doc:"The receiver's answer to the verification request."`
 
-	last eventstore.Revision // of its stream
+	last     eventstore.Revision // of its stream
+	position eventstore.Position // of the last event
+	commands commands
 }
 
-// WebhookSettings is what an endpoint can be configured to.
+// WebhookSettings are the settings of a webhook that a caller can change.
 type WebhookSettings struct {
-	URL     string   `json:"url"`
-	Events  []string `json:"events"`  // public names, or prefixes like USER_*
-	Format  string   `json:"format"`  // one of Formats
-	Payload string   `json:"payload"` // full, thin or fields
+	URL     string   `json:"url" doc:"The endpoint: the URL deliveries are sent to."`
+	Events  []string `json:"events" doc:"Names of public events, their aliases such as ACCOUNT_MODIFIED, or prefixes such as USER_*. An event is sent once, under the first entry that matches it: by its alias if that entry is an alias."`
+	Format  string   `json:"format" doc:"standard: Standard Webhooks; cloudevents: CloudEvents 1.0.2, structured; cloudevents-binary: attributes in headers; cloudevents-batch: several events in one request."` // one of Formats
+	Payload string   `json:"payload" doc:"full: all data of the event; thin: ids only; fields: the members named by mapping."`
 	WebhookOptions
 }
 
-// WebhookOptions are the settings that may be left out.
+// WebhookOptions are the optional settings.
 type WebhookOptions struct {
-	Description  string         `json:"description,omitzero"`
-	Preset       string         `json:"preset,omitzero"`       // what it started from; its events and mapping may differ since
-	Mapping      WebhookMapping `json:"mapping,omitzero"`      // of the payload fields
-	BatchSize    int            `json:"batchSize,omitzero"`    // events in a request at most, of FormatBatch
-	BatchBytes   int            `json:"batchBytes,omitzero"`   // of the body at most; an event that is larger goes alone
-	HubSignature bool           `json:"hubSignature,omitzero"` // deliveries carry X-Hub-Signature-256, too
+	Description  string         `json:"description,omitzero" doc:"Free text. Do not put personal data in it."`
+	Preset       string         `json:"preset,omitzero" doc:"The preset the webhook was created from: crm, marketing or analytics."` // its events and mapping may have changed since
+	Mapping      WebhookMapping `json:"mapping,omitzero" doc:"With payload fields: the path of the value for each member of data."`
+	BatchSize    int            `json:"batchSize,omitzero" doc:"With format cloudevents-batch: maximum number of events in a request."`
+	BatchBytes   int            `json:"batchBytes,omitzero" doc:"With format cloudevents-batch: maximum size of a body in bytes."` // a larger event is sent alone
+	HubSignature bool           `json:"hubSignature,omitzero" doc:"Whether deliveries also carry GitHub's X-Hub-Signature-256 header, made with the newest v1 key."`
 
-	Auth              WebhookAuth        `json:"auth,omitzero"`
-	ClientCertificate WebhookCertificate `json:"clientCertificate,omitzero"`
-	Headers           map[string]string  `json:"headers,omitzero"`     // of its own; nothing secret
-	RateLimit         float64            `json:"rateLimit,omitzero"`   // requests a second; 0: as many as it takes
-	Burst             int                `json:"burst,omitzero"`       // requests at once after a pause, of a rate limit; 0: one
-	MaxInFlight       int                `json:"maxInFlight,omitzero"` // requests at a time; 0: the ledger's default
-	Order             string             `json:"order,omitzero"`       // OrderStrict, or "": per account
+	Auth              WebhookAuth        `json:"auth,omitzero" doc:"Credentials sent to the receiver in addition to the signature."`
+	ClientCertificate WebhookCertificate `json:"clientCertificate,omitzero" doc:"The client certificate for receivers that require one in TLS."`
+	Headers           map[string]string  `json:"headers,omitzero" doc:"Additional HTTP headers. Put secrets in auth instead."`
+	RateLimit         float64            `json:"rateLimit,omitzero" doc:"Maximum requests per second. Absent: unlimited."`
+	Burst             int                `json:"burst,omitzero" doc:"With rateLimit: how many requests may be sent at once after a pause; default 1."`
+	MaxInFlight       int                `json:"maxInFlight,omitzero" doc:"Maximum number of concurrent requests."`                                                                                                          // 0: the ledger's default
+	Order             string             `json:"order,omitzero" doc:"account: events are delivered in order per account; strict: in order over all accounts, one request at a time, and a failure delays all later events."` // OrderStrict, or "": per account
 
-	DeadLetter   string `json:"deadLetter,omitzero"`   // DeadLetterBlock, or "": skip
-	Verification string `json:"verification,omitzero"` // VerifyOptions, or "": none
+	DeadLetter   string `json:"deadLetter,omitzero" doc:"What happens to an account's later events after a delivery is given up. skip: they are delivered; block: they wait until the event is resent or deadLetter is set to skip."` // DeadLetterBlock, or "": skip
+	Verification string `json:"verification,omitzero" doc:"options: the receiver must first allow deliveries from this ledger, as the CloudEvents webhook specification describes; none: no verification."`                           // VerifyOptions, or "": none
 }
 
-// WebhookState says whether an endpoint is delivered to.
+// WebhookState says whether the ledger delivers to a webhook.
 type WebhookState string
 
-// The states an operator or the ledger puts an endpoint in.
+// The states of a webhook, besides WebhookPending.
 const (
 	WebhookEnabled  WebhookState = "enabled"
-	WebhookPaused   WebhookState = "paused"   // by a caller: events wait
+	WebhookPaused   WebhookState = "paused"   // by a caller; events wait
 	WebhookDisabled WebhookState = "disabled" // by the ledger, because the endpoint is gone
 )
 
-// How deliveries can look.
+// The formats and payloads of deliveries.
 const (
 	FormatStandard = "standard"           // Standard Webhooks: type, timestamp, data
 	FormatEvent    = "cloudevents"        // CloudEvents 1.0.2, structured
@@ -81,28 +83,27 @@ const (
 	FormatBatch    = "cloudevents-batch"  // several events in a request
 	PayloadFull    = "full"               // all data of the event
 	PayloadThin    = "thin"               // ids only
-	PayloadFields  = "fields"             // what a mapping names
+	PayloadFields  = "fields"             // the members that a mapping names
 )
 
-// OrderStrict keeps the log's order over all accounts: one request at a time,
-// and none after a failure until it is mended.
+// OrderStrict delivers in the log's order over all accounts: one request at a time.
+// A delivery that fails holds up all later ones.
 const OrderStrict = "strict"
 
-// DeadLetterBlock keeps an account whose event was given up from getting any
-// other, until somebody has sent it again by hand. Otherwise the event is
-// skipped.
+// DeadLetterBlock holds up an account's later events after a delivery was given up,
+// until a caller has resent it. Without it, the ledger skips the event.
 const DeadLetterBlock = "block"
 
-// Bounds of how fast an endpoint can be sent to.
+// Limits of a webhook's delivery rate.
 const (
 	MaxRateLimit = 10_000
 	MaxInFlight  = 256
 )
 
-// Formats are all of them.
+// Formats lists every format.
 var Formats = []string{FormatStandard, FormatEvent, FormatBinary, FormatBatch}
 
-// Bounds of a batch.
+// Limits of a batch.
 const (
 	MaxBatchSize  = 1000
 	MinBatchBytes = 1 << 10
@@ -111,10 +112,10 @@ const (
 
 const webhookPrefix = "webhook-"
 
-// WebhookStream is the stream that holds the configuration of one endpoint.
+// WebhookStream returns the name of the stream that holds a webhook's events.
 func WebhookStream(id string) string { return webhookPrefix + id }
 
-// WebhookID is the endpoint whose stream it is, or "" for another stream.
+// WebhookID returns the webhook whose stream x is in, or "" for another stream.
 func (x Entry) WebhookID() string {
 	id, ok := strings.CutPrefix(x.Stream, webhookPrefix)
 	if !ok {
@@ -123,7 +124,7 @@ func (x Entry) WebhookID() string {
 	return id
 }
 
-// WebhookCreated registers an endpoint.
+// WebhookCreated registers a webhook.
 type WebhookCreated struct {
 	URL     string              `json:"url" pii:"clear"`
 	Events  []string            `json:"events" pii:"clear"`
@@ -131,17 +132,37 @@ type WebhookCreated struct {
 	Payload string              `json:"payload" pii:"clear"`
 	After   eventstore.Position `json:"after" pii:"clear"`
 	Options WebhookOptions      `json:"options,omitzero" pii:"clear"`
-	Keys    []WebhookKey        `json:"keys,omitzero" pii:"clear"` // none: one with the id FirstKey
+	Keys    []WebhookKey        `json:"keys,omitzero" pii:"clear"` // empty: one key with the id FirstKey
 }
 
 func (WebhookCreated) eventType() string { return "webhook.created.v1" }
+
+func (WebhookCreated) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_CREATED", x, WebhookEnabled, "url", "events", "format", "payload")
+}
+
+func (WebhookCreated) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_CREATED", When: "a webhook is registered", Data: webhookChanged{}}}
+}
+
+type webhookChanged struct {
+	WebhookID string       `json:"webhookId" doc:"The webhook's id."`
+	Fields    []string     `json:"fields" doc:"The members that changed."`
+	State     WebhookState `json:"state,omitzero" doc:"The new state, if it changed."`
+}
+
+// webhookUpdate returns the public event of a change of these fields. state is the
+// new state, "" if it does not change.
+func webhookUpdate(name string, x Entry, state WebhookState, fields ...string) []publicEvent {
+	return []publicEvent{{name, webhookChanged{x.WebhookID(), fields, state}}}
+}
 
 func (e WebhookCreated) settings() WebhookSettings {
 	return WebhookSettings{e.URL, e.Events, e.Format, e.Payload, e.Options}
 }
 
-// WebhookUpdated changes what an endpoint is configured to. It holds all of
-// it, so that a change never depends on how an older one was merged.
+// WebhookUpdated changes the settings of a webhook. It holds all settings, so that
+// folding it does not depend on earlier events.
 type WebhookUpdated struct {
 	Settings WebhookSettings `json:"settings" pii:"clear"`
 	Fields   []string        `json:"fields" pii:"clear"` // that changed
@@ -149,22 +170,42 @@ type WebhookUpdated struct {
 
 func (WebhookUpdated) eventType() string { return "webhook.updated.v1" }
 
-// WebhookStateChanged starts or stops deliveries to an endpoint.
+func (e WebhookUpdated) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_UPDATED", x, "", e.Fields...)
+}
+
+func (WebhookUpdated) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_UPDATED", When: "a webhook's settings, keys or state change", Data: webhookChanged{},
+		From: typesOf(WebhookUpdated{}, WebhookKeyRotated{}, WebhookStateChanged{}, WebhookVerified{})}}
+}
+
+// WebhookStateChanged starts or stops the deliveries of a webhook.
 type WebhookStateChanged struct {
 	From   WebhookState `json:"from" pii:"clear"`
 	To     WebhookState `json:"to" pii:"clear"`
-	Reason string       `json:"reason,omitzero" pii:"clear"` // a code, like gone
+	Reason string       `json:"reason,omitzero" pii:"clear"` // a code, such as gone
 }
 
 func (WebhookStateChanged) eventType() string { return "webhook.state-changed.v1" }
 
-// WebhookDeleted removes an endpoint for good.
+func (e WebhookStateChanged) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_UPDATED", x, e.To, "state")
+}
+
+// WebhookDeleted removes a webhook. Its id is never reused.
 type WebhookDeleted struct{}
 
 func (WebhookDeleted) eventType() string { return "webhook.deleted.v1" }
 
+func (WebhookDeleted) public(x Entry) []publicEvent { return webhookUpdate("WEBHOOK_DELETED", x, "") }
+
+func (WebhookDeleted) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_DELETED", When: "a webhook is deleted", Data: webhookChanged{}}}
+}
+
 // Evolve returns w after x.
 func (w Webhook) Evolve(x Entry) Webhook {
+	before := w
 	switch e := x.Event.(type) {
 	case WebhookCreated:
 		w = Webhook{WebhookID: x.WebhookID(), WebhookSettings: e.settings(), Keys: e.Keys,
@@ -196,36 +237,49 @@ func (w Webhook) Evolve(x Entry) Webhook {
 	default:
 		panic("domain: " + x.Type + " does not belong to a webhook")
 	}
-	w.last = x.Revision
-	if !OfDelivery(typeOf(x.Event)) {
+	w.last, w.position, w.commands = x.Revision, x.Position, before.commands.with(x)
+	if !OfDelivery(TypeOf(x.Event)) {
 		w.Revision = x.Revision
 	}
 	return w
 }
 
-// NewWebhook is an endpoint before its first event.
+// NewWebhook returns a webhook before its first event.
 func NewWebhook(id string) Webhook {
 	return Webhook{WebhookID: id, Revision: eventstore.NoStream, last: eventstore.NoStream}
 }
 
-// Exists reports whether the endpoint was created and not deleted.
+func (w Webhook) end() end {
+	return end{stream: WebhookStream(w.WebhookID), revision: w.last, position: w.position, commands: w.commands, repeatable: true}
+}
+
+func (w Webhook) with(entries ...Entry) Webhook {
+	for _, x := range entries {
+		w = w.Evolve(x)
+	}
+	return w
+}
+
+func (w Webhook) unborn() Webhook { return NewWebhook(w.WebhookID) }
+
+// Exists reports whether the webhook was created and not deleted.
 func (w Webhook) Exists() bool { return w.URL != "" }
 
-// WebhookCommand is something a caller asks of one endpoint.
+// WebhookCommand is a command on one webhook.
 type WebhookCommand interface {
 	decide(w Webhook) ([]Event, error)
 }
 
-// CreateWebhook registers an endpoint. Whether its address may be connected
-// to is checked at every connection, not here.
+// CreateWebhook registers a webhook. Delivery checks at every connection whether
+// it may connect to the endpoint; this command does not.
 type CreateWebhook WebhookCreated
 
-// Settings is what the endpoint would be configured to.
+// Settings returns the settings that the webhook would have.
 func (c CreateWebhook) Settings() WebhookSettings { return WebhookCreated(c).settings() }
 
 func (c CreateWebhook) decide(w Webhook) ([]Event, error) {
-	if w.Revision >= 0 {
-		return nil, nil
+	if w.last >= 0 {
+		return nil, refuse(CodeIdempotencyKeyReused, "This Idempotency-Key was used for another webhook.")
 	}
 	if f := c.Settings().faults(); len(f) > 0 {
 		return nil, f.err()
@@ -233,7 +287,7 @@ func (c CreateWebhook) decide(w Webhook) ([]Event, error) {
 	return []Event{WebhookCreated(c)}, nil
 }
 
-// UpdateWebhook configures an endpoint anew.
+// UpdateWebhook replaces the settings of a webhook.
 type UpdateWebhook struct{ Settings WebhookSettings }
 
 func (c UpdateWebhook) decide(w Webhook) ([]Event, error) {
@@ -257,13 +311,13 @@ func (c UpdateWebhook) decide(w Webhook) ([]Event, error) {
 	return events, nil
 }
 
-// Same reports whether s and t are the same settings.
+// Same reports whether s and t are equal.
 func (s WebhookSettings) Same(t WebhookSettings) bool {
 	fields, err := s.changed(t)
 	return err == nil && len(fields) == 0
 }
 
-// changed names the members in which s and t differ, sorted.
+// changed returns the names of the members in which s and t differ, sorted.
 func (s WebhookSettings) changed(t WebhookSettings) ([]string, error) {
 	before, err := membersOf(s)
 	if err != nil {
@@ -296,7 +350,7 @@ func membersOf(v any) (members map[string]jsontext.Value, err error) {
 	return members, json.Unmarshal(data, &members)
 }
 
-// faults is everything that is wrong with s.
+// faults returns all faults of s.
 func (s WebhookSettings) faults() faults {
 	var f faults
 	if fault := urlFault(s.URL); fault != "" {
@@ -373,7 +427,7 @@ func (s WebhookSettings) paceFaults(f *faults) {
 	}
 }
 
-// urlFault says what is wrong with an address to send to, or "".
+// urlFault returns what is wrong with an endpoint's URL, or "".
 func urlFault(text string) string {
 	u, err := url.Parse(text)
 	switch {
@@ -389,8 +443,8 @@ func urlFault(text string) string {
 	return ""
 }
 
-// SetWebhookState pauses, resumes or disables an endpoint. One that is resumed
-// before it has said that it wants deliveries is asked first.
+// SetWebhookState pauses, resumes or disables a webhook. A webhook that is resumed
+// before its endpoint agreed to deliveries becomes pending.
 type SetWebhookState struct {
 	State  WebhookState
 	Reason string // a code of lower-case letters and dashes
@@ -421,7 +475,7 @@ func (c SetWebhookState) decide(w Webhook) ([]Event, error) {
 	return []Event{WebhookStateChanged{From: w.State, To: c.State, Reason: c.Reason}}, nil
 }
 
-// DeleteWebhook removes an endpoint; removing it again changes nothing.
+// DeleteWebhook deletes a webhook. Deleting it again changes nothing.
 type DeleteWebhook struct{}
 
 func (DeleteWebhook) decide(w Webhook) ([]Event, error) {
@@ -434,7 +488,7 @@ func (DeleteWebhook) decide(w Webhook) ([]Event, error) {
 	return []Event{WebhookDeleted{}}, nil
 }
 
-// Webhook returns the endpoint as its stream says, created or not.
+// Webhook returns the webhook as its stream defines it. It may not exist.
 func (l *Ledger) Webhook(ctx context.Context, id string) (Webhook, error) {
 	w := NewWebhook(id)
 	for x, err := range l.entries(ctx, WebhookStream(id), 0) {
@@ -446,89 +500,31 @@ func (l *Ledger) Webhook(ctx context.Context, id string) (Webhook, error) {
 	return w, nil
 }
 
-// ExecuteWebhook asks cmd of the endpoint id. The position is that of the
-// last event it caused, 0 if it changed nothing. What was executed before is
-// not executed again; the endpoint is then as it is now.
-func (l *Ledger) ExecuteWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (w Webhook, last eventstore.Position, err error) {
-	start := time.Now()
-	defer func() { l.executed(ctx, cmd, start, last > 0, err) }()
-	for range tries {
-		w, entries, repeated, err := l.decideWebhook(ctx, r, id, cmd)
-		if err != nil || repeated {
-			return w, 0, err
-		}
-		// Webhooks are changed too seldom for their fold to remember commands:
-		// each is remembered apart.
-		if len(entries) == 0 {
-			err := l.rememberUnchanged(ctx, r, WebhookStream(id), eventstore.KeyID{}, w.Revision)
-			if _, conflict := errors.AsType[*eventstore.ConflictError](err); conflict {
-				continue
-			}
-			return w, 0, err
-		}
-		write := eventstore.Write{Stream: WebhookStream(id), Expected: w.last}
-		for _, x := range entries {
-			encoded, err := l.codec.encode(x, eventstore.KeyID{})
+// ChangeWebhook carries out cmd on the webhook id. The events are durable when
+// it returns. A refusal is an *Error.
+func (l *Ledger) ChangeWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Result[Webhook], error) {
+	return observed(ctx, l, cmd, r, func() (Result[Webhook], error) {
+		defer l.lock(WebhookStream(id))()
+		return retry(func() (Result[Webhook], error) {
+			before, err := l.Webhook(ctx, id)
 			if err != nil {
-				return w, 0, err
+				return Result[Webhook]{}, err
 			}
-			write.Events = append(write.Events, encoded)
-		}
-		commit := eventstore.Commit{Writes: []eventstore.Write{write}}
-		if m := r.Meta; m.CommandID != "" {
-			last := entries[len(entries)-1].Revision
-			remembered, err := l.remember(m, write.Stream, eventstore.KeyID{}, command{id: m.CommandID, requestHash: m.requestHash, revision: last}, eventstore.NoStream)
-			if err != nil {
-				return w, 0, err
-			}
-			commit.Writes = append(commit.Writes, remembered)
-		}
-		receipt, err := l.log.Append(ctx, commit)
-		if _, conflict := errors.AsType[*eventstore.ConflictError](err); conflict {
-			continue
-		}
-		if err != nil {
-			return w, 0, err
-		}
-		for _, x := range entries {
-			x.Time = receipt.Time
-			w = w.Evolve(x)
-		}
-		return w, receipt.First + eventstore.Position(len(entries)-1), nil
-	}
-	return Webhook{}, 0, refuse(CodeConcurrentChange, "Others change this webhook all the time; try again.")
-}
-
-// TryWebhook decides like ExecuteWebhook and appends nothing. It returns the
-// endpoint as it would be and the events there would be.
-func (l *Ledger) TryWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (Webhook, []Entry, error) {
-	w, entries, _, err := l.decideWebhook(ctx, r, id, cmd)
-	for _, x := range entries {
-		w = w.Evolve(x)
-	}
-	return w, entries, err
-}
-
-// decideWebhook returns the endpoint as it is, and what cmd would cause in it:
-// nothing if it was executed before.
-func (l *Ledger) decideWebhook(ctx context.Context, r Request, id string, cmd WebhookCommand) (w Webhook, entries []Entry, repeated bool, err error) {
-	if w, err = l.Webhook(ctx, id); err != nil {
-		return w, nil, false, err
-	}
-	if _, repeated, err = l.recall(ctx, nil, r.Meta); repeated || err != nil {
-		return w, nil, repeated, err
-	}
-	if r.Expected != nil && *r.Expected != w.Revision {
-		return w, nil, false, refuse(CodeStaleRevision, "The webhook is at revision %d, not %d.", w.Revision, *r.Expected)
-	}
-	events, err := cmd.decide(w)
-	if err != nil {
-		return w, nil, false, err
-	}
-	now := l.now().UTC().Truncate(time.Microsecond)
-	for i, e := range events {
-		entries = append(entries, Entry{ID: NewID(), Type: e.eventType(), Stream: WebhookStream(id),
-			Revision: w.last + 1 + eventstore.Revision(i), Time: now, Meta: r.Meta, Event: e})
-	}
-	return w, entries, false, nil
+			return carryOut(ctx, l, order[Webhook]{
+				Request: r,
+				noun:    "webhook",
+				revision: func(w Webhook) eventstore.Revision {
+					if !w.Exists() {
+						return eventstore.NoStream
+					}
+					return w.Revision
+				},
+				decide: func(time.Time, []Webhook) ([][]Event, error) {
+					events, err := cmd.decide(before)
+					return [][]Event{events}, err
+				},
+				keep: func(Webhook) {}, // webhooks change too seldom to stay in memory
+			}, []Webhook{before})
+		})
+	})
 }

@@ -6,24 +6,24 @@ import (
 	"strings"
 )
 
-// WebhookAuth is how a receiver is shown who is sending, beside the signature.
-// The secret it needs is in the key store.
+// WebhookAuth says how deliveries authenticate to the receiver, in addition to
+// their signature. The key store has the secret.
 type WebhookAuth struct {
-	Type        WebhookAuthType `json:"type"`
-	In          string          `json:"in,omitzero"`          // of an API key: header or query
-	Name        string          `json:"name,omitzero"`        // of the header or parameter
-	Username    string          `json:"username,omitzero"`    // of AuthBasic
-	TokenURL    string          `json:"tokenUrl,omitzero"`    // of AuthOAuth2
-	ClientID    string          `json:"clientId,omitzero"`    // likewise
-	Scope       string          `json:"scope,omitzero"`       // likewise, may be empty
-	SecretID    string          `json:"secretId,omitzero"`    // of what is in the key store
-	Fingerprint string          `json:"fingerprint,omitzero"` // tells whether there is a secret, and whether it changed; never in an event
+	Type        WebhookAuthType `json:"type" doc:"api-key: a secret in a header or query parameter; basic: username and password; totp: the current RFC 6238 code in a header, six digits, 30 seconds, SHA-1; oauth2: a bearer token from the client credentials grant."`
+	In          string          `json:"in,omitzero" doc:"With api-key: header or query."`
+	Name        string          `json:"name,omitzero" doc:"With api-key or totp: the name of the header or query parameter."`
+	Username    string          `json:"username,omitzero" doc:"With basic: the username."`
+	TokenURL    string          `json:"tokenUrl,omitzero" doc:"With oauth2: the token endpoint. Addresses refused for deliveries are refused here too."`
+	ClientID    string          `json:"clientId,omitzero" doc:"With oauth2: the client id."`
+	Scope       string          `json:"scope,omitzero" doc:"With oauth2: the scope to request. Optional."`
+	SecretID    string          `json:"secretId,omitzero" doc:"Id of the stored secret."`                                                       // in the key store
+	Fingerprint string          `json:"fingerprint,omitzero" doc:"Fingerprint of the secret: shows whether one is set and whether it changed."` // never in an event
 }
 
-// WebhookAuthType is a way to authenticate toward a receiver.
+// WebhookAuthType is a method to authenticate to a receiver.
 type WebhookAuthType string
 
-// The ways there are.
+// The authentication methods.
 const (
 	AuthAPIKey WebhookAuthType = "api-key" // in a header or a query parameter
 	AuthBasic  WebhookAuthType = "basic"   // RFC 7617
@@ -31,10 +31,10 @@ const (
 	AuthOAuth2 WebhookAuthType = "oauth2"  // RFC 6749, section 4.4: client credentials
 )
 
-// WebhookCertificate is a client certificate that receivers ask for in TLS.
+// WebhookCertificate is a TLS client certificate for receivers that require one.
 type WebhookCertificate struct {
-	Certificate string `json:"certificate"`       // PEM, with the chain
-	SecretID    string `json:"secretId,omitzero"` // of its key, which is in the key store
+	Certificate string `json:"certificate" doc:"The certificate and its chain, PEM."`
+	SecretID    string `json:"secretId,omitzero" doc:"Id of the stored private key."` // in the key store
 }
 
 var (
@@ -42,28 +42,27 @@ var (
 	parameterName = regexp.MustCompile(`^[A-Za-z0-9_.~-]{1,64}$`)
 )
 
-// ourHeaders are those that deliveries set, or that steer the connection; and
-// by their beginning whole families.
+// Headers that a webhook cannot set, because deliveries set them or because they
+// control the connection.
 var (
-	ourHeaders = []string{"accept-encoding", "authorization", "connection", "content-length", "content-type", "cookie", "date", "expect", "host",
+	reservedHeaders = []string{"accept-encoding", "authorization", "connection", "content-length", "content-type", "cookie", "date", "expect", "host",
 		"idempotency-key", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent", "via", "x-hub-signature-256"}
-	ourFamilies = []string{"webhook-", "ce-", "proxy-", "content-", "sec-", "ledger-"}
+	reservedPrefixes = []string{"webhook-", "ce-", "proxy-", "content-", "sec-", "ledger-"}
 )
 
-// ownHeader says what is wrong with a header's name for an endpoint's own use,
-// or "".
-func ownHeader(name string) string {
+// headerFault returns why a webhook cannot set a header, or "".
+func headerFault(name string) string {
 	lower := strings.ToLower(name)
 	switch {
 	case !headerName.MatchString(name):
-		return "is not a header's name"
-	case slices.Contains(ourHeaders, lower) || slices.ContainsFunc(ourFamilies, func(f string) bool { return strings.HasPrefix(lower, f) }):
-		return "is a header that deliveries or connections set themselves"
+		return "is not a valid header name"
+	case slices.Contains(reservedHeaders, lower) || slices.ContainsFunc(reservedPrefixes, func(f string) bool { return strings.HasPrefix(lower, f) }):
+		return "is a header that deliveries or the connection set"
 	}
 	return ""
 }
 
-// printableASCII reports whether a header can have value.
+// printableASCII reports whether value can be a header's value.
 func printableASCII(value string) bool {
 	return !strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c > '~' })
 }
@@ -77,19 +76,19 @@ func (a WebhookAuth) faults(f *faults) {
 	case AuthAPIKey:
 		if a.In == "query" {
 			if !parameterName.MatchString(a.Name) {
-				f.add("/auth/name", "must be the name of a parameter: letters, digits, dots, dashes, tildes and underscores")
+				f.add("/auth/name", "must be a parameter name of 1 to 64 letters, digits, dots, dashes, tildes and underscores")
 			}
-		} else if fault := ownHeader(a.Name); a.In != "header" {
+		} else if fault := headerFault(a.Name); a.In != "header" {
 			f.add("/auth/in", "must be header or query")
 		} else if fault != "" {
 			f.add("/auth/name", "%s", fault)
 		}
 	case AuthBasic:
 		if a.Username == "" || len(a.Username) > 255 || strings.Contains(a.Username, ":") {
-			f.add("/auth/username", "1 to 255 bytes without a colon")
+			f.add("/auth/username", "must be 1 to 255 bytes without a colon")
 		}
 	case AuthTOTP:
-		if fault := ownHeader(a.Name); fault != "" {
+		if fault := headerFault(a.Name); fault != "" {
 			f.add("/auth/name", "%s", fault)
 		}
 	case AuthOAuth2:
@@ -97,30 +96,30 @@ func (a WebhookAuth) faults(f *faults) {
 			f.add("/auth/tokenUrl", "%s", fault)
 		}
 		if a.ClientID == "" || len(a.ClientID) > 255 {
-			f.add("/auth/clientId", "1 to 255 bytes")
+			f.add("/auth/clientId", "must be 1 to 255 bytes")
 		}
 		if len(a.Scope) > 1024 || !printableASCII(a.Scope) {
-			f.add("/auth/scope", "at most 1024 bytes of printable ASCII")
+			f.add("/auth/scope", "must be at most 1024 bytes of printable ASCII")
 		}
 	default:
 		f.add("/auth/type", "must be %s, %s, %s or %s", AuthAPIKey, AuthBasic, AuthTOTP, AuthOAuth2)
 	}
 }
 
-// MaxHeaders is how many headers of its own an endpoint may have.
+// MaxHeaders is the maximum number of headers that a webhook can set.
 const MaxHeaders = 20
 
 func (s WebhookSettings) headerFaults(f *faults) {
 	if len(s.Headers) > MaxHeaders {
-		f.add("/headers", "at most %d", MaxHeaders)
+		f.add("/headers", "must have at most %d headers", MaxHeaders)
 	}
 	for name, value := range s.Headers {
-		fault := ownHeader(name)
+		fault := headerFault(name)
 		if fault == "" && strings.EqualFold(name, s.Auth.Name) && s.Auth.In != "query" {
-			fault = "is the header of auth"
+			fault = "is used by auth"
 		}
 		if fault == "" && (len(value) > 1024 || !printableASCII(value)) {
-			fault = "at most 1024 bytes of printable ASCII"
+			fault = "must be at most 1024 bytes of printable ASCII"
 		}
 		if fault != "" {
 			pointer := "/headers"

@@ -7,47 +7,83 @@ import (
 	"accountledger/eventstore"
 )
 
-// What delivery finds out about an endpoint is recorded in its stream, once a
-// transition and not once an attempt. It is no change of the configuration, so
-// the endpoint's revision stays.
+// The delivery engine records the health of deliveries in the webhook's stream, at
+// each transition and not at each attempt. These events do not change the
+// configuration, so the webhook's revision stays.
 
-// WebhookDeliveryFailing says that deliveries to an endpoint began to fail: of
-// an account, or all.
+// WebhookDeliveryFailing says that deliveries to a webhook began to fail, those of
+// one account or all.
 type WebhookDeliveryFailing struct {
 	Since  time.Time `json:"since" pii:"clear"`  // the first failure
-	Reason string    `json:"reason" pii:"clear"` // the code of an attempt's error
+	Reason string    `json:"reason" pii:"clear"` // error code of an attempt
 }
 
 func (WebhookDeliveryFailing) eventType() string { return "webhook.delivery-failing.v1" }
 
-// WebhookDeliveryRecovered says that nothing fails any more.
+func (e WebhookDeliveryFailing) public(x Entry) []publicEvent {
+	return []publicEvent{{"WEBHOOK_DELIVERY_FAILING", deliveryHealth{x.WebhookID(), e.Since, e.Reason}}}
+}
+
+func (WebhookDeliveryFailing) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_DELIVERY_FAILING",
+		When: "a delivery to a webhook, or the webhook as a whole, has failed twice in a row", Data: deliveryHealth{}}}
+}
+
+type deliveryHealth struct {
+	WebhookID string    `json:"webhookId" doc:"The webhook's id."`
+	Since     time.Time `json:"since" doc:"When deliveries began to fail."`
+	Reason    string    `json:"reason,omitzero" doc:"Error code of an attempt."`
+}
+
+// WebhookDeliveryRecovered says that no delivery to a webhook fails any more.
 type WebhookDeliveryRecovered struct {
-	Since time.Time `json:"since" pii:"clear"` // it had failed since
+	Since time.Time `json:"since" pii:"clear"` // since when it had failed
 }
 
 func (WebhookDeliveryRecovered) eventType() string { return "webhook.delivery-recovered.v1" }
 
-// WebhookDeliveryExhausted says that a delivery was given up.
+func (e WebhookDeliveryRecovered) public(x Entry) []publicEvent {
+	return []publicEvent{{"WEBHOOK_DELIVERY_RECOVERED", deliveryHealth{x.WebhookID(), e.Since, ""}}}
+}
+
+func (WebhookDeliveryRecovered) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_DELIVERY_RECOVERED", When: "a delivery succeeds and no delivery is failing any more", Data: deliveryHealth{}}}
+}
+
+// WebhookDeliveryExhausted says that the ledger gave up a delivery.
 type WebhookDeliveryExhausted struct {
-	EventID   string              `json:"eventId" pii:"clear"` // of the public event
-	EventType string              `json:"eventType" pii:"clear"`
-	Sub       string              `json:"sub,omitzero" pii:"clear"`
-	Sequence  eventstore.Revision `json:"sequence" pii:"clear"`
-	Position  eventstore.Position `json:"position" pii:"clear"`
-	Reason    string              `json:"reason" pii:"clear"` // the code of the last attempt's error
+	EventID   string              `json:"eventId" pii:"clear" doc:"The event whose delivery was given up."`
+	EventType string              `json:"eventType" pii:"clear" doc:"The event's name in the public catalogue."`
+	Sub       string              `json:"sub,omitzero" pii:"clear" doc:"The account the event is about."`
+	Sequence  eventstore.Revision `json:"sequence" pii:"clear" doc:"The account's revision."`
+	Position  eventstore.Position `json:"position" pii:"clear" doc:"The event's position in the log."`
+	Reason    string              `json:"reason" pii:"clear" doc:"Error code of the last attempt."`
 }
 
 func (WebhookDeliveryExhausted) eventType() string { return "webhook.delivery-exhausted.v1" }
 
-// deliveryTypes are the events that say how deliveries to an endpoint go.
+func (e WebhookDeliveryExhausted) public(x Entry) []publicEvent {
+	return []publicEvent{{"WEBHOOK_DELIVERY_EXHAUSTED", deliveryGivenUp{x.WebhookID(), e}}}
+}
+
+func (WebhookDeliveryExhausted) catalogue() []PublicType {
+	return []PublicType{{Name: "WEBHOOK_DELIVERY_EXHAUSTED", When: "the ledger gives up a delivery", Data: deliveryGivenUp{}}}
+}
+
+type deliveryGivenUp struct {
+	WebhookID string `json:"webhookId" doc:"The webhook's id."`
+	WebhookDeliveryExhausted
+}
+
+// deliveryTypes are the types of the events about the health of deliveries.
 var deliveryTypes = []string{WebhookDeliveryFailing{}.eventType(), WebhookDeliveryRecovered{}.eventType(), WebhookDeliveryExhausted{}.eventType()}
 
-// OfDelivery reports whether events of a type say how deliveries to an
-// endpoint go: the endpoint itself is not told of them, and a delivery of them
-// that fails causes none.
+// OfDelivery reports whether events of a current type are about the health of
+// deliveries. A webhook does not receive such events about itself, and failed
+// deliveries of them cause no further ones.
 func OfDelivery(eventType string) bool { return slices.Contains(deliveryTypes, eventType) }
 
-// ReportFailing records that deliveries fail; only the first time counts.
+// ReportFailing records that deliveries fail, unless that is recorded already.
 type ReportFailing WebhookDeliveryFailing
 
 func (c ReportFailing) decide(w Webhook) ([]Event, error) {
@@ -57,7 +93,7 @@ func (c ReportFailing) decide(w Webhook) ([]Event, error) {
 	return []Event{WebhookDeliveryFailing(c)}, nil
 }
 
-// ReportRecovered records that deliveries do not fail any more.
+// ReportRecovered records that deliveries no longer fail.
 type ReportRecovered struct{}
 
 func (ReportRecovered) decide(w Webhook) ([]Event, error) {
@@ -67,8 +103,8 @@ func (ReportRecovered) decide(w Webhook) ([]Event, error) {
 	return []Event{WebhookDeliveryRecovered{w.FailingSince}}, nil
 }
 
-// ReportExhausted records that a delivery was given up. Who reports it takes
-// care to do so once.
+// ReportExhausted records that a delivery was given up. The caller must report each
+// delivery only once.
 type ReportExhausted WebhookDeliveryExhausted
 
 func (c ReportExhausted) decide(w Webhook) ([]Event, error) {
@@ -77,26 +113,3 @@ func (c ReportExhausted) decide(w Webhook) ([]Event, error) {
 	}
 	return []Event{WebhookDeliveryExhausted(c)}, nil
 }
-
-// deliveryEvent is the public event of one of these.
-func deliveryEvent(x Entry) []publicEvent {
-	switch e := x.Event.(type) {
-	case WebhookDeliveryFailing:
-		return []publicEvent{{"WEBHOOK_DELIVERY_FAILING", deliveryHealth{x.WebhookID(), e.Since, e.Reason}}}
-	case WebhookDeliveryRecovered:
-		return []publicEvent{{"WEBHOOK_DELIVERY_RECOVERED", deliveryHealth{x.WebhookID(), e.Since, ""}}}
-	}
-	return []publicEvent{{"WEBHOOK_DELIVERY_EXHAUSTED", deliveryGivenUp{x.WebhookID(), x.Event.(WebhookDeliveryExhausted)}}}
-}
-
-type (
-	deliveryHealth struct {
-		WebhookID string    `json:"webhookId"`
-		Since     time.Time `json:"since"`
-		Reason    string    `json:"reason,omitzero"`
-	}
-	deliveryGivenUp struct {
-		WebhookID string `json:"webhookId"`
-		WebhookDeliveryExhausted
-	}
-)

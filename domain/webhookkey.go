@@ -5,44 +5,48 @@ import (
 	"time"
 )
 
-// WebhookKey is a key that deliveries to an endpoint are signed with. The key
-// itself is in the key store, under its id.
+// WebhookKey describes a key that signs a webhook's deliveries. The key store has
+// the key itself, under its id.
 type WebhookKey struct {
-	KeyID       string         `json:"keyId"`
-	Type        WebhookKeyType `json:"type"`
-	NotAfter    time.Time      `json:"notAfter,omitzero"`    // of one that was replaced: signs until then
-	Fingerprint string         `json:"fingerprint,omitzero"` // for comparison, of a key pair the public key; never in an event
+	KeyID       string         `json:"keyId" doc:"The key's id."`
+	Type        WebhookKeyType `json:"type" doc:"v1: HMAC-SHA256; v1a: Ed25519."`
+	NotAfter    time.Time      `json:"notAfter,omitzero" doc:"For a replaced key: when it stops signing."`
+	Fingerprint string         `json:"fingerprint,omitzero" doc:"Identifies the key without revealing it. For v1a, the public key (whpk_)."` // never in an event
 }
 
-// WebhookKeyType is the kind of signature a key makes, by the name Standard
-// Webhooks gives it.
+// WebhookKeyType is the type of a key, named by the version of its signatures in
+// Standard Webhooks.
 type WebhookKeyType string
 
-// The kinds of keys.
+// The key types.
 const (
 	KeyHMAC    WebhookKeyType = "v1"  // HMAC-SHA256 with a shared secret
 	KeyEd25519 WebhookKeyType = "v1a" // Ed25519 with a key pair
 )
 
-// FirstKey is the id of the only key of an endpoint whose creation names none.
+// FirstKey is the id of the only key of a webhook whose WebhookCreated names none.
 const FirstKey = "first"
 
-// MaxOldKeys is how many keys that were replaced may sign at a time.
+// MaxOldKeys is the maximum number of replaced keys that still sign.
 const MaxOldKeys = 10
 
-// MaxOverlap is for how long a key that was replaced can go on signing.
+// MaxOverlap is the longest time for which a replaced key can go on signing.
 const MaxOverlap = 30 * 24 * time.Hour
 
-// WebhookKeyRotated gives an endpoint a new key, and ends older ones.
+// WebhookKeyRotated gives a webhook a new key that replaces older ones.
 type WebhookKeyRotated struct {
 	Key      WebhookKey `json:"key" pii:"clear"`
-	Replaces []string   `json:"replaces,omitzero" pii:"clear"` // ids of keys that sign on only
-	NotAfter time.Time  `json:"notAfter,omitzero" pii:"clear"` // until then
+	Replaces []string   `json:"replaces,omitzero" pii:"clear"` // ids of the replaced keys
+	NotAfter time.Time  `json:"notAfter,omitzero" pii:"clear"` // when they stop signing
 }
 
 func (WebhookKeyRotated) eventType() string { return "webhook.key-rotated.v1" }
 
-// rotated is keys after e, without those that no longer sign at a time.
+func (WebhookKeyRotated) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_UPDATED", x, "", "keys")
+}
+
+// rotated returns keys after e, without those that no longer sign at a time.
 func (e WebhookKeyRotated) rotated(keys []WebhookKey, at time.Time) []WebhookKey {
 	after := []WebhookKey{e.Key}
 	for _, k := range keys {
@@ -56,17 +60,16 @@ func (e WebhookKeyRotated) rotated(keys []WebhookKey, at time.Time) []WebhookKey
 	return after
 }
 
-// Signs reports whether k is signed with at a time.
+// Signs reports whether k signs deliveries at a time.
 func (k WebhookKey) Signs(at time.Time) bool { return k.NotAfter.IsZero() || k.NotAfter.After(at) }
 
-// RotateWebhookKey gives an endpoint a key of a type. It takes the place of
-// the endpoint's key of that type, if there is one; keys of the other type
-// stay unless All is set.
+// RotateWebhookKey gives a webhook a new key. It replaces the webhook's keys of the
+// same type and, if All is set, those of the other type, too.
 type RotateWebhookKey struct {
-	KeyID   string // of the new key; asked for again under the same id, nothing changes
+	KeyID   string // of the new key
 	Type    WebhookKeyType
-	Overlap time.Duration // for which the key before goes on signing
-	All     bool          // it takes the place of all keys
+	Overlap time.Duration // for which replaced keys go on signing
+	All     bool          // replace the keys of all types
 	Now     time.Time
 }
 
@@ -75,14 +78,14 @@ func (c RotateWebhookKey) decide(w Webhook) ([]Event, error) {
 		return nil, refuse(CodeWebhookNotFound, "There is no such webhook.")
 	}
 	if slices.ContainsFunc(w.Keys, func(k WebhookKey) bool { return k.KeyID == c.KeyID }) {
-		return nil, nil
+		return nil, refuse(CodeIdempotencyKeyReused, "This Idempotency-Key was used for another key of the webhook.")
 	}
 	var f faults
 	if c.Type != KeyHMAC && c.Type != KeyEd25519 {
 		f.add("/type", "must be %s or %s", KeyHMAC, KeyEd25519)
 	}
 	if c.Overlap < 0 || c.Overlap > MaxOverlap {
-		f.add("/overlap", "0 to %d seconds", int(MaxOverlap.Seconds()))
+		f.add("/overlap", "must be 0 to %d seconds", int(MaxOverlap.Seconds()))
 	}
 	if err := f.err(); err != nil {
 		return nil, err
@@ -101,12 +104,13 @@ func (c RotateWebhookKey) decide(w Webhook) ([]Event, error) {
 		}
 	}
 	if len(old) > MaxOldKeys {
-		return nil, refuse(CodeTooManyKeys, "%d older keys sign already; the next one ends at %s.", MaxOldKeys, slices.MinFunc(old, time.Time.Compare).Format(time.RFC3339))
+		return nil, refuse(CodeTooManyKeys, "There are already %d replaced keys that still sign; the first of them stops at %s.", MaxOldKeys, slices.MinFunc(old, time.Time.Compare).Format(time.RFC3339))
 	}
 	return []Event{e}, nil
 }
 
-// Secrets are the ids of the secrets that w refers to at a time.
+// Secrets returns the ids of the secrets of w: true for those in use at a time,
+// false for those of keys that no longer sign.
 func (w Webhook) Secrets(at time.Time) map[string]bool {
 	ids := map[string]bool{}
 	for _, k := range w.Keys {

@@ -12,38 +12,38 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// WebhookMapping says what the data of a fields payload holds: under each name
-// what is at a path of the public event. A path is type, timestamp, id, sub or
-// sequence of the envelope, or a member of the event's data, and so of what
-// changed: email is the address an account was created with or has changed to.
-// A dot leads into customFields and address. What an event does not have is
-// left out; of USER_UPDATED that is whatever did not change.
+// WebhookMapping defines the data of a payload with the setting fields: for each
+// name, the path of its value in the public event. A path is type, timestamp, id,
+// sub or sequence of the envelope, or a member of the event's data or of the
+// changes in it: email is the address an account was created with, or its new one.
+// A dot leads into customFields and address. Values that an event lacks are left
+// out; in USER_UPDATED these are all unchanged ones.
 type WebhookMapping map[string]string
 
-// MaxMapped is how many members a mapping may have.
+// MaxMapped is the maximum number of members of a mapping.
 const MaxMapped = 64
 
 var mappedName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,63}$`)
 
 func (m WebhookMapping) faults(f *faults) {
 	if len(m) == 0 || len(m) > MaxMapped {
-		f.add("/mapping", "1 to %d members", MaxMapped)
+		f.add("/mapping", "must have 1 to %d members", MaxMapped)
 		return
 	}
 	for name, path := range m {
 		switch {
 		case !mappedName.MatchString(name):
-			f.add("/mapping", "names are a letter or underscore, and up to 63 letters, digits, dots, dashes and underscores")
+			f.add("/mapping", "names must be a letter or underscore followed by up to 63 letters, digits, dots, dashes or underscores")
 		case !mappable(path):
-			f.add("/mapping/"+name, "must be a member of public events, like email or customFields.tier")
+			f.add("/mapping/"+name, "must be a member of public events, such as email or customFields.tier")
 		}
 	}
 }
 
-// envelopeMembers are the members of public events outside their data.
+// envelopeMembers lists the members of a public event outside its data.
 var envelopeMembers = []string{"type", "timestamp", "id", "sub", "sequence"}
 
-// mappable reports whether path leads to something in some public event.
+// mappable reports whether path can exist in a public event.
 func mappable(path string) bool {
 	if slices.Contains(envelopeMembers, path) {
 		return true
@@ -58,21 +58,17 @@ func mappable(path string) bool {
 	return !deeper && slices.Contains(dataMembers(), first)
 }
 
-// publicData is a value of every type of data that public events carry.
-var publicData = []any{
-	userRegistered{}, userUpdated{}, Profile{}, statusChanged{}, combinedChanged{}, identityChanged{}, userLogin{}, memberChanged{}, groupLeft{},
-	schedulePlanned{}, schedulePostponed{}, scheduleCancelled{}, scheduleExecuted{}, reminder{}, deletionScheduled{}, deletionCancelled{},
-	consentDecided{}, configChanged{}, webhookChanged{}, deliveryHealth{}, deliveryGivenUp{},
-}
-
-var dataMembers = sync.OnceValue(func() (names []string) {
-	for _, data := range publicData {
-		names = append(names, membersOfType(reflect.TypeOf(data))...)
+// dataMembers lists the members of all data of public events, and of the profiles
+// in their changes.
+var dataMembers = sync.OnceValue(func() []string {
+	names := membersOfType(reflect.TypeFor[Profile]())
+	for _, t := range Catalogue {
+		names = append(names, membersOfType(reflect.TypeOf(t.Data))...)
 	}
 	return names
 })
 
-// membersOfType are the names a struct's fields have in JSON.
+// membersOfType returns the JSON names of a struct's fields.
 func membersOfType(t reflect.Type) (names []string) {
 	for i := range t.NumField() {
 		field := t.Field(i)
@@ -86,7 +82,7 @@ func membersOfType(t reflect.Type) (names []string) {
 	return names
 }
 
-// Apply is the data that m makes of e: a JSON object, sorted by name.
+// Apply returns the data that m selects from e: a JSON object, sorted by name.
 func (m WebhookMapping) Apply(e PublicEvent) (jsontext.Value, error) {
 	var data, changes map[string]jsontext.Value
 	if err := json.Unmarshal(e.Data, &data, trusted); err != nil {
@@ -110,7 +106,7 @@ func (m WebhookMapping) Apply(e PublicEvent) (jsontext.Value, error) {
 	return json.Marshal(mapped, json.Deterministic(true))
 }
 
-// envelope is the member of e outside its data.
+// envelope returns a member of e outside its data.
 func (e PublicEvent) envelope(name string) (any, bool) {
 	switch name {
 	case "type":
@@ -127,7 +123,7 @@ func (e PublicEvent) envelope(name string) (any, bool) {
 	return nil, false
 }
 
-// at is what a path leads to in an object.
+// at returns the value at a path in an object.
 func at(members map[string]jsontext.Value, path string) (jsontext.Value, bool) {
 	first, rest, deeper := strings.Cut(path, ".")
 	value, ok := members[first]
@@ -136,7 +132,7 @@ func at(members map[string]jsontext.Value, path string) (jsontext.Value, bool) {
 	}
 	var nested map[string]jsontext.Value
 	if json.Unmarshal(value, &nested, trusted) != nil {
-		return nil, false // an address that was removed, say
+		return nil, false // for example an address that was removed
 	}
 	value, ok = nested[rest]
 	return value, ok

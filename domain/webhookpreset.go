@@ -2,15 +2,14 @@ package domain
 
 import "slices"
 
-// WebhookPreset is what an endpoint can start from: its events, and its data
-// as a fields payload.
+// WebhookPreset is a template for a webhook: its events and a mapping of its data.
 type WebhookPreset struct {
 	Preset  string
 	Events  []string
 	Mapping WebhookMapping
 }
 
-// WebhookPresets are the presets there are.
+// WebhookPresets lists every preset.
 var WebhookPresets = []WebhookPreset{
 	{"crm", []string{"USER_CREATED", "USER_UPDATED", "USER_DELETED"}, WebhookMapping{
 		"customer_id": "sub", "email": "email", "given_name": "given_name", "family_name": "family_name",
@@ -24,7 +23,7 @@ var WebhookPresets = []WebhookPreset{
 	}},
 }
 
-// PresetOf finds a preset by its name.
+// PresetOf returns the preset with a name.
 func PresetOf(name string) (WebhookPreset, bool) {
 	i := slices.IndexFunc(WebhookPresets, func(p WebhookPreset) bool { return p.Preset == name })
 	if i < 0 {

@@ -2,33 +2,37 @@ package domain
 
 import "time"
 
-// VerifyOptions has an endpoint asked, by the OPTIONS request of the CloudEvents
-// webhook specification, whether it wants deliveries; until it has said so it
-// gets none.
+// VerifyOptions makes the ledger ask the receiver for consent, with the OPTIONS
+// request of the CloudEvents webhook specification. It delivers nothing before the
+// receiver has agreed.
 const VerifyOptions = "options"
 
-// WebhookPending is the state of an endpoint that has not said yet that it
-// wants deliveries.
+// WebhookPending is the state of a webhook whose receiver has not agreed to
+// deliveries yet.
 const WebhookPending WebhookState = "pending_verification"
 
-// WebhookVerification is what an endpoint said to that.
+// WebhookVerification is a receiver's agreement to deliveries.
 type WebhookVerification struct {
-	Time        time.Time `json:"time"`
-	AllowedRate int       `json:"allowedRate,omitzero"` // requests a minute at most; 0: as many as the settings allow
+	Time        time.Time `json:"time" doc:"When the receiver answered."`
+	AllowedRate int       `json:"allowedRate,omitzero" doc:"Maximum requests per minute that the receiver allows. Absent: no limit beyond the settings of the webhook."`
 }
 
-// WebhookVerified says that an endpoint wants deliveries.
+// WebhookVerified says that the receiver has agreed to deliveries.
 type WebhookVerified struct {
-	AllowedRate int `json:"allowedRate,omitzero" pii:"clear"` // requests a minute at most; 0: no bound
+	AllowedRate int `json:"allowedRate,omitzero" pii:"clear"` // maximum requests per minute; 0: no limit
 }
 
 func (WebhookVerified) eventType() string { return "webhook.verified.v1" }
 
-// VerifyWebhook records that an endpoint wants deliveries, and starts them if
-// that was all they waited for. An endpoint that was configured to another
-// address since it was asked has not said so.
+func (WebhookVerified) public(x Entry) []publicEvent {
+	return webhookUpdate("WEBHOOK_UPDATED", x, "", "verified")
+}
+
+// VerifyWebhook records that the receiver has agreed to deliveries, and starts them
+// if they waited for that. If the webhook's URL has changed since the ledger asked,
+// the command changes nothing.
 type VerifyWebhook struct {
-	URL         string // that was asked
+	URL         string // of the receiver that agreed
 	AllowedRate int
 }
 
@@ -49,8 +53,8 @@ func (c VerifyWebhook) decide(w Webhook) ([]Event, error) {
 	return events, nil
 }
 
-// unverified reports whether an endpoint with settings s has yet to be asked,
-// after it was w.
+// unverified reports whether a change of w to settings s needs the receiver's
+// agreement.
 func (s WebhookSettings) unverified(w Webhook) bool {
 	return s.Verification == VerifyOptions && (w.Verified == nil || w.URL != s.URL)
 }

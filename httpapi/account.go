@@ -14,18 +14,34 @@ import (
 	"accountledger/projections"
 )
 
+func (s *server) accountRoutes() {
+	handle(s, route{
+		method: "POST", path: "/v1/accounts", name: "createAccount", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
+		summary: "Create or register an account",
+		text:    "Creates an account with its identities. With an Idempotency-Key, the sub is derived from the caller and the key, so a repeated request returns the account it created the first time.",
+		example: `{"origin":"registered","identities":[{"provider":"self","given_name":"Ada","family_name":"Lovelace","email":"ada@example.com"}],"customFields":{"employee_id":"12345"}}`,
+		codes:   codes(onCommand, []domain.Code{domain.CodeAccountExists, domain.CodeAccountErased, domain.CodeIdentifierTaken, domain.CodeStatusSystemManaged}),
+	}, s.createAccount)
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}", name: "getAccount", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
+		summary: "Get an account",
+		text:    "Returns the account in its current state, or as it was at an earlier revision.",
+		codes:   codes(onAccount, onQuery, []domain.Code{codeRevisionNotFound}),
+	}, s.getAccount)
+}
+
 type createAccountInput struct {
 	Command
 	JSON[newAccount]
 }
 
-// newAccount is the body of a creation.
+// newAccount is the body of POST /v1/accounts.
 type newAccount struct {
-	Origin       domain.Origin             `json:"origin,omitzero" enum:"registered,created,imported" default:"created"`
-	UserStatus   domain.Status             `json:"userStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED"`
-	Identities   []newIdentity             `json:"identities" minItems:"1" maxItems:"50"`
-	CustomFields map[string]jsontext.Value `json:"customFields,omitzero"`
-	Registration domain.Situation          `json:"registration,omitzero"`
+	Origin       domain.Origin             `json:"origin,omitzero" enum:"registered,created,imported" default:"created" doc:"registered: by the person; created: by the caller; imported: by a batch import. Default created."`
+	UserStatus   domain.Status             `json:"userStatus,omitzero" enum:"PENDING,VERIFIED,DECLINED" doc:"The initial status. Default VERIFIED; for a registration PENDING, unless the server is configured otherwise."`
+	Identities   []newIdentity             `json:"identities" minItems:"1" maxItems:"50" doc:"The ways to sign in, at most one of provider self. At least one has an e-mail address, mobile number or username."`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" doc:"The application's custom fields: values by field key."`
+	Registration domain.Situation          `json:"registration,omitzero" doc:"Where the registration came from."`
 }
 
 func (s *server) createAccount(ctx context.Context, c *call, in *createAccountInput) (*answer, error) {
@@ -48,7 +64,7 @@ func (s *server) createAccount(ctx context.Context, c *call, in *createAccountIn
 	return a, err
 }
 
-// Sub is the account a request is about.
+// Sub identifies the account a request is about.
 type Sub struct {
 	Sub string `path:"sub" doc:"The account's sub, a UUID." example:"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"`
 }
@@ -56,8 +72,8 @@ type Sub struct {
 type getAccountInput struct {
 	Sub
 	Query
-	Revision    int64  `query:"revision" minimum:"-1" default:"-1" doc:"The account as it was at this revision; -1, the default, is the present."`
-	IfNoneMatch string `header:"If-None-Match" doc:"Answer 304 if the account is still at the revision of this ETag." example:"\"3\""`
+	Revision    int64  `query:"revision" minimum:"-1" default:"-1" doc:"Return the account as it was at this revision. Default -1: the current state."`
+	IfNoneMatch string `header:"If-None-Match" doc:"Return 304 Not Modified if the account is still at the revision of this ETag." example:"\"3\""`
 }
 
 func (s *server) getAccount(ctx context.Context, c *call, in *getAccountInput) (*answer, error) {
@@ -83,7 +99,8 @@ func (s *server) getAccount(ctx context.Context, c *call, in *getAccountInput) (
 	return a, err
 }
 
-// row begins the answer to a query about an account, erased or not.
+// row starts the answer to a query about an account and reads the account's
+// row, whether the account is erased or not.
 func (s *server) row(ctx context.Context, q Query, sub Sub) (*answer, projections.AccountRow, error) {
 	a, err := s.fresh(ctx, q)
 	if err != nil {
@@ -97,22 +114,23 @@ func (s *server) row(ctx context.Context, q Query, sub Sub) (*answer, projection
 	return a, row, missing(err)
 }
 
-// present begins an answer that reads a part of an account as it is now.
-func (s *server) present(ctx context.Context, q Query, sub Sub) (*answer, domain.Account, error) {
+// current starts the answer to a query that reads part of an account's current
+// state.
+func (s *server) current(ctx context.Context, q Query, sub Sub) (*answer, domain.Account, error) {
 	a, row, err := s.row(ctx, q, sub)
 	if err != nil {
 		return nil, domain.Account{}, err
 	}
 	if !row.ErasedTime.IsZero() {
-		return nil, domain.Account{}, erased(row.ErasedTime)
+		return nil, domain.Account{}, errErased(row.ErasedTime)
 	}
 	a.ETag = etag(row.Revision)
 	account, err := row.Account()
 	return a, account, err
 }
 
-// accountAt answers with the account as its own events say it was. What was
-// erased since is not in it.
+// accountAt answers with the account folded from its events up to revision r.
+// Data erased since then is missing.
 func (s *server) accountAt(ctx context.Context, c *call, a *answer, sub string, r eventstore.Revision) (*answer, error) {
 	then, err := s.Ledger.AccountAt(ctx, sub, r)
 	switch {
@@ -132,11 +150,11 @@ func (s *server) accountAt(ctx context.Context, c *call, a *answer, sub string, 
 	return a, err
 }
 
-// account gives a the account as its body, byte for byte as the view has it
-// unless there is something the caller must not see.
+// account sets a's body to the account. It is the view's JSON byte for byte,
+// unless fields are hidden from the caller.
 func (s *server) account(ctx context.Context, c *call, a *answer, row projections.AccountRow) (*answer, error) {
 	if !row.ErasedTime.IsZero() {
-		return nil, erased(row.ErasedTime)
+		return nil, errErased(row.ErasedTime)
 	}
 	a.ETag, a.Body = etag(row.Revision), row.JSON
 	hidden, err := s.hidden(ctx, c)
@@ -151,7 +169,7 @@ func (s *server) account(ctx context.Context, c *call, a *answer, row projection
 	return a, err
 }
 
-// hidden is what the caller must not see of accounts and their events.
+// hidden returns the fields of accounts and events that the caller may not see.
 func (s *server) hidden(ctx context.Context, c *call) (domain.Hidden, error) {
 	if c.admin {
 		return nil, nil
@@ -163,22 +181,23 @@ func (s *server) hidden(ctx context.Context, c *call) (domain.Hidden, error) {
 	return config.Hidden(), nil
 }
 
-// erased refuses an account that has ended, and says when.
-func erased(when time.Time) error {
+// errErased is the refusal for an account that was erased at the given time.
+func errErased(when time.Time) error {
 	p := newProblem(domain.CodeAccountErased, "The account was erased at %s.", when.Format(time.RFC3339))
 	p.Erased = when
 	return p
 }
 
-func (s *server) erased(ctx context.Context, sub string) error {
+// accountErased is errErased with the time read from the account itself.
+func (s *server) accountErased(ctx context.Context, sub string) error {
 	account, err := s.Ledger.Account(ctx, sub)
 	if err != nil {
 		return err
 	}
-	return erased(account.ErasedTime)
+	return errErased(account.ErasedTime)
 }
 
-// missing turns the view's ErrNotFound into the refusal it means.
+// missing turns the view's ErrNotFound into the problem account-not-found.
 func missing(err error) error {
 	if errors.Is(err, projections.ErrNotFound) {
 		return &domain.Error{Code: domain.CodeAccountNotFound, Detail: "There is no such account."}
@@ -186,8 +205,8 @@ func missing(err error) error {
 	return err
 }
 
-// matches reports whether the header If-None-Match lists tag. The comparison
-// is weak, as RFC 9110, section 13.1.2, has it.
+// matches reports whether the If-None-Match header lists tag. The comparison is
+// weak, as RFC 9110, section 13.1.2, requires.
 func matches(header, tag string) bool {
 	if header == "" {
 		return false

@@ -43,7 +43,7 @@ func TestCreateAccount(t *testing.T) {
 	}
 	read := l.want(t, 200, "GET", r.header.Get("Location"), "")
 	if diff := cmp.Diff(string(r.body), string(read.body)); diff != "" {
-		t.Errorf("GET answers another account than POST (-POST +GET):\n%s", diff)
+		t.Errorf("GET and POST return different accounts (-POST +GET):\n%s", diff)
 	}
 	if got, want := read.header.Get("ETag"), `"0"`; got != want {
 		t.Errorf("ETag = %s, want %s", got, want)
@@ -92,7 +92,7 @@ func TestCreateAccountFaults(t *testing.T) {
 	}
 	for _, value := range []string{"not-an-address", "1.1.2000", "born"} {
 		if strings.Contains(string(r.body), value) {
-			t.Errorf("the refusal shows the value %s: %s", value, r.body)
+			t.Errorf("the problem contains the value %s: %s", value, r.body)
 		}
 	}
 }
@@ -105,12 +105,12 @@ func TestGetAccount(t *testing.T) {
 	path := "/v1/accounts/" + sub
 
 	if r := l.want(t, 200, "GET", "/v1/accounts/"+strings.ToUpper(sub), ""); r.text(t, "sub") != sub {
-		t.Errorf("a sub in capitals leads to %s", r.body)
+		t.Errorf("a sub in upper case returns %s", r.body)
 	}
 	for tag, status := range map[string]int{`"1"`: 304, `W/"1"`: 304, `"7", "1"`: 304, `*`: 304, `"0"`: 200, `1`: 200} {
 		r := l.want(t, status, "GET", path, "", "If-None-Match: "+tag)
 		if status == 304 && (len(r.body) > 0 || r.header.Get("ETag") != `"1"`) {
-			t.Errorf("304 with body %q and ETag %s", r.body, r.header.Get("ETag"))
+			t.Errorf("304 has body %q and ETag %s", r.body, r.header.Get("ETag"))
 		}
 	}
 	head := l.want(t, 200, "HEAD", path, "")
@@ -126,7 +126,7 @@ func TestGetAccount(t *testing.T) {
 	l.refused(t, domain.CodeInvalidRequest, "GET", path+"?revision=x", "")
 	r := l.refused(t, codeInvalidParameter, "GET", path+"?revison=0&at=now&wait=1&wait=2", "")
 	if got := r.text(t, "errors.0.parameter") + r.text(t, "errors.1.parameter") + r.text(t, "errors.2.parameter"); got != "at"+"revison"+"wait" {
-		t.Errorf("parameters named: %q", got)
+		t.Errorf("parameters in the problem: %q", got)
 	}
 
 	for _, sub := range []string{uuid.NewString(), "nobody", "..%2f..%2fetc%2fpasswd", "%2e%2e", "..", "{" + sub + "}", "urn:uuid:" + sub, strings.ReplaceAll(sub, "-", ""), "%00", "%ff", "'; DROP TABLE accounts; --"} {
@@ -157,12 +157,12 @@ func TestErasedAccount(t *testing.T) {
 	}
 }
 
-// erase ends the account by an event in the log, as erasure will.
+// erase erases the account by appending the event that an erasure appends.
 func (l *ledger) erase(t testing.TB, sub string, at eventstore.Revision) time.Time {
 	t.Helper()
 	receipt, err := l.Log.Append(t.Context(), eventstore.Commit{Writes: []eventstore.Write{{
 		Stream: domain.AccountStream(sub), Expected: at,
-		Events: []eventstore.Event{{ID: uuid.New(), Type: domain.ErasedType, Actor: "system:test",
+		Events: []eventstore.Event{{ID: uuid.New(), Type: domain.TypeOf(domain.AccountErased{}), Actor: "system:test",
 			Clear: []byte(`{"meta":{"actor":{"kind":"system","id":"test"}},"data":{"kid":"00"}}`)}},
 	}}})
 	check(t, err)
@@ -195,8 +195,8 @@ func TestSameEmailAtOnce(t *testing.T) {
 	}
 }
 
-// TestReadYourWrites creates and reads at once from many clients: what a
-// client was told exists is there, and what it changed has changed.
+// TestReadYourWrites creates, reads and changes accounts from many clients
+// concurrently: each client sees its own writes at once.
 func TestReadYourWrites(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -254,7 +254,7 @@ func TestIfMatch(t *testing.T) {
 	}
 	l.refused(t, domain.CodeStaleRevision, "POST", "/v1/accounts", account("new@example.com"), `If-Match: "0"`)
 
-	// Where there is no account, there is nothing to be at a revision.
+	// Without an account, no revision can match.
 	none := "/v1/accounts/" + domain.NewID().String() + "/custom-fields"
 	l.refused(t, domain.CodeAccountNotFound, "PATCH", none, `{"n":1}`, `If-Match: "0"`)
 	erased := "/v1/accounts/" + l.create(t, "erased@example.com")
@@ -262,8 +262,8 @@ func TestIfMatch(t *testing.T) {
 	l.refused(t, domain.CodeAccountErased, "PATCH", erased+"/custom-fields", `{"n":1}`, `If-Match: "0"`)
 }
 
-// TestIfMatchRace lets many clients count in one field, each by reading and
-// writing on the condition that nobody was faster: no count is lost.
+// TestIfMatchRace lets many clients increment a counter in one field with
+// If-Match: no increment is lost.
 func TestIfMatchRace(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -317,7 +317,7 @@ func TestIdempotency(t *testing.T) {
 	same := func(what string, want, got response) {
 		t.Helper()
 		if diff := cmp.Diff(string(want.body), string(got.body)); diff != "" {
-			t.Errorf("%s: the repetition answers otherwise (-first +again):\n%s", what, diff)
+			t.Errorf("%s: the repeated request has another response (-first +repeated):\n%s", what, diff)
 		}
 		for _, name := range []string{"ETag", "Location", "Ledger-Position"} {
 			if want.header.Get(name) != got.header.Get(name) {
@@ -325,30 +325,30 @@ func TestIdempotency(t *testing.T) {
 			}
 		}
 	}
-	again := func() {
+	repeat := func() {
 		t.Helper()
 		same("create", first, l.want(t, 201, "POST", "/v1/accounts", ada, key))
 		same("status", change, l.want(t, 200, "PUT", path+"/status", `{"userStatus":"VERIFIED"}`, "Idempotency-Key: s", `If-Match: "0"`))
 		l.refused(t, domain.CodeIdempotencyKeyReused, "POST", "/v1/accounts", account("other@example.com"), key)
 		l.refused(t, domain.CodeIdempotencyKeyReused, "PUT", path+"/status", `{"userStatus":"PENDING"}`, "Idempotency-Key: s")
 	}
-	again()
+	repeat()
 	l.close()
 	l = f.open(t)
-	again()
+	repeat()
 	if r := l.want(t, 200, "GET", path, ""); r.header.Get("ETag") != `"2"` || r.text(t, "userStatus") != "DECLINED" {
 		t.Errorf("after repetitions: %s", r.body)
 	}
-	// The same key of another caller is another key.
+	// Another caller may use the same key.
 	other := l.key(t, "other", scopeAccountsWrite)
 	if r := l.want(t, 201, "POST", "/v1/accounts", account("theirs@example.com"), key, "Authorization: Bearer "+other); r.text(t, "sub") == sub {
-		t.Error("two callers' keys led to one account")
+		t.Error("the same key of two callers created one account")
 	}
 	l.refused(t, domain.CodeInvalidRequest, "POST", "/v1/accounts", ada, "Idempotency-Key: "+strings.Repeat("k", 256))
 }
 
-// TestIdempotencyAtOnce repeats one creation from many clients at once: all of
-// them are told of the same account.
+// TestIdempotencyAtOnce repeats one creation from many clients concurrently: all
+// of them get the same account.
 func TestIdempotencyAtOnce(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -366,7 +366,7 @@ func TestIdempotencyAtOnce(t *testing.T) {
 	wg.Wait()
 	for _, body := range bodies {
 		if body != bodies[0] {
-			t.Errorf("two outcomes of one creation:\n%s\n%s", bodies[0], body)
+			t.Errorf("one creation has two outcomes:\n%s\n%s", bodies[0], body)
 		}
 	}
 	if r := l.want(t, 200, "GET", "/v1/events", ""); len(r.member(t, "events").([]any)) != 3 {
@@ -395,12 +395,12 @@ func TestDryRun(t *testing.T) {
 	l.refused(t, domain.CodeStatusSystemManaged, "PUT", path+"/status?dry_run=true", `{"userStatus":"DELETED"}`)
 	l.refused(t, domain.CodeInvalidRequest, "PUT", path+"/status?dry_run=perhaps", `{"userStatus":"DECLINED"}`)
 	if head, err := l.Log.Head(t.Context()); err != nil || head != 1 {
-		t.Errorf("the log is at %d after dry runs, want 1", head)
+		t.Errorf("the log ends at %d after dry runs, want 1", head)
 	}
 }
 
-// TestLaggingView lets the account view stand still: writes succeed and say
-// so, reads that ask for more than there is are refused.
+// TestLaggingView stops the account view: writes succeed and report the lag,
+// reads with a min_position beyond the view are refused.
 func TestLaggingView(t *testing.T) {
 	t.Parallel()
 	l := start(t)

@@ -12,13 +12,13 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// adminKeyID is the id of the key that is there before any event. It is no
-// event's: who can write the key store can replace it, see NewAdminKey.
+// adminKeyID is the id of the bootstrap key, which exists without any event.
+// Anyone with write access to the key store can replace it, see NewAdminKey.
 const adminKeyID = "admin"
 
-// Bootstrap makes the admin key when the ledger has none yet and writes it to
-// path, readable by its owner only. Where there is one it does nothing, also
-// when the file is gone: a lost key is replaced on purpose, by NewAdminKey.
+// Bootstrap creates the admin key if the ledger has none yet and writes it to
+// path, readable by its owner only. If the key exists, Bootstrap does nothing,
+// even if the file is missing: NewAdminKey replaces a lost key deliberately.
 func Bootstrap(ctx context.Context, keys *seal.Keys, path string) error {
 	_, err := keys.Secret(ctx, credentialName(adminKeyID))
 	if errors.Is(err, seal.ErrNoSecret) {
@@ -30,12 +30,12 @@ func Bootstrap(ctx context.Context, keys *seal.Keys, path string) error {
 	return nil
 }
 
-// NewAdminKey makes a new admin key, with every scope, and writes it to path.
-// The one before is no longer valid.
+// NewAdminKey creates a new admin key, with every scope, and writes it to path.
+// The previous one becomes invalid.
 func NewAdminKey(ctx context.Context, keys *seal.Keys, path string) error {
 	secret := newKeySecret()
-	// The file first: a key that is stored and was never written is lost,
-	// one that was written and is not stored is replaced at the next start.
+	// Write the file first: after a crash, a key that is stored but not written
+	// is lost; one that is written but not stored is replaced at the next start.
 	if err := writePrivate(path, []byte(formatKey(adminKeyID, secret)+"\n")); err != nil {
 		return fmt.Errorf("httpapi: write the admin key: %w", err)
 	}
@@ -46,7 +46,7 @@ func NewAdminKey(ctx context.Context, keys *seal.Keys, path string) error {
 	return nil
 }
 
-// writePrivate puts data at path, whole or not at all, with mode 0600.
+// writePrivate writes data to path atomically, with mode 0600.
 func writePrivate(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // 0600
 	if err != nil {
@@ -68,5 +68,5 @@ func writePrivate(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close()) // or a crash takes the name back
+	return errors.Join(dir.Sync(), dir.Close()) // without it, a crash can undo the rename
 }

@@ -16,78 +16,78 @@ func (s *server) apiKeyRoutes() {
 	onKey := []domain.Code{domain.CodeAPIKeyNotFound}
 	handle(s, route{
 		method: "POST", path: "/v1/api-keys", name: "createAPIKey", scope: scopeKeysWrite, status: 201, answer: createdAPIKey{},
-		summary: "Make an API key",
-		text:    "The key is shown this once; the ledger keeps a hash of it. Nobody can grant a scope they do not have. A repetition under an Idempotency-Key answers without the key: whoever lost it revokes this one and makes another.",
+		summary: "Create an API key",
+		text:    "Creates a key and returns it. This is the only response that contains the key; the ledger stores only a hash. A caller can grant only scopes it has itself. A repeated request with the same Idempotency-Key returns the key's data without the key; if the key is lost, revoke it and create another.",
 		example: `{"name":"CRM import","scopes":["accounts:read","accounts:write"],"expiresTime":"2030-01-01T00:00:00Z"}`,
 		codes:   onCommand,
 	}, s.createAPIKey)
 	handle(s, route{
 		method: "GET", path: "/v1/api-keys", name: "listAPIKeys", scope: scopeKeysRead, status: 200, answer: apiKeys{},
 		summary: "List the API keys",
-		text:    "Oldest first, with the one that was there from the start, and without those that were revoked.",
+		text:    "Returns all keys, oldest first, including the bootstrap key and excluding revoked ones.",
 		codes:   onQuery,
 	}, s.listAPIKeys)
 	handle(s, route{
 		method: "GET", path: "/v1/api-keys/{keyId}", name: "getAPIKey", scope: scopeKeysRead, status: 200, answer: APIKey{},
 		summary: "Get an API key",
-		text:    "What it may do, until when, and when it was used last.",
+		text:    "Returns the key's scopes, its expiry and its last use.",
 		codes:   codes(onKey, onQuery),
 	}, s.getAPIKey)
 	handle(s, route{
 		method: "PATCH", path: "/v1/api-keys/{keyId}", name: "patchAPIKey", scope: scopeKeysWrite, status: 200, answer: APIKey{},
 		summary: "Change an API key",
-		text:    "An RFC 7396 merge patch; null as expiresTime lets it be valid for good. Only who has all the scopes that the key has then can change it.",
+		text:    "The body is an RFC 7396 merge patch; an expiresTime of null removes the expiry. The caller must have all scopes that the key has after the change.",
 		example: `{"scopes":["accounts:read"],"expiresTime":null}`,
 		codes:   codes(onKey, onCommand, []domain.Code{domain.CodeSystemManaged}),
 	}, s.patchAPIKey)
 	handle(s, route{
 		method: "DELETE", path: "/v1/api-keys/{keyId}", name: "revokeAPIKey", scope: scopeKeysWrite, status: 204,
 		summary: "Revoke an API key",
-		text:    "At once, and for good: its next request is refused, and its streams end at their next heartbeat.",
+		text:    "Revokes the key permanently. Its next request is refused, and its open streams end at their next heartbeat.",
 		codes:   codes(onKey, onCommand, []domain.Code{domain.CodeSystemManaged}),
 	}, s.revokeAPIKey)
 }
 
-// APIKey is an API key as it is shown.
+// APIKey is an API key as the API returns it.
 type APIKey struct {
 	domain.APIKey
-	System       bool      `json:"system"`                // there from the start, see Bootstrap
-	LastUsedTime time.Time `json:"lastUsedTime,omitzero"` // as noted, see authenticator.use
+	System       bool      `json:"system" doc:"The bootstrap key, created with the data directory. Only the command admin-key replaces it."` // see Bootstrap
+	LastUsedTime time.Time `json:"lastUsedTime,omitzero" doc:"When the key was last used, recorded at most once an hour. Absent: never."`    // see authenticator.use
 }
 
-// createdAPIKey is a new API key, and the key itself.
+// createdAPIKey is a new API key with the key itself.
 type createdAPIKey struct {
 	APIKey
-	Key string `json:"key,omitzero"`
+	Key string `json:"key,omitzero" doc:"The key itself. Only the response that creates the key contains it; a repeated request does not."`
 }
 
 // apiKeys is the list of all keys.
 type apiKeys struct {
-	APIKeys []APIKey `json:"apiKeys"`
-	Next    *string  `json:"next"` // always null: they fit on one page
+	APIKeys []APIKey `json:"apiKeys" doc:"The keys, oldest first."`
+	Next    *string  `json:"next" doc:"Always null: the list is never paged."`
 }
 
-// KeyID is the API key a request is about.
+// KeyID identifies the API key a request is about.
 type KeyID struct {
 	ID string `path:"keyId" doc:"The API key's id." example:"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"`
 }
 
-// NewAPIKey is what an API key can be set to.
+// NewAPIKey holds the settings of an API key.
 type NewAPIKey struct {
-	Name        string    `json:"name" minLength:"1" maxLength:"255"`
-	Scopes      []string  `json:"scopes" minItems:"1" maxItems:"50"`
-	ExpiresTime time.Time `json:"expiresTime,omitzero"`
+	Name        string    `json:"name" minLength:"1" maxLength:"255" doc:"What the key is for. Key names are stored permanently; do not put personal data in them."`
+	Scopes      []string  `json:"scopes" minItems:"1" maxItems:"50" doc:"The scopes the key grants. The caller must have them itself."`
+	ExpiresTime time.Time `json:"expiresTime,omitzero" doc:"When the key expires. Default: never."`
 }
 
-// granted is b as the domain has it. Scopes that the caller does not have are
-// refused: otherwise a key that may make keys may do everything.
+// granted returns b as the domain's settings. It refuses scopes that the caller
+// does not have: otherwise a caller that may create keys could do everything.
 func (c *call) granted(b NewAPIKey) (domain.APIKeySettings, error) {
 	if slices.ContainsFunc(b.Scopes, func(name string) bool { return !scope(name).known() }) {
-		return domain.APIKeySettings{}, invalid([]domain.Fault{{Pointer: "/scopes", Detail: "must be scopes that there are"}})
+		return domain.APIKeySettings{}, invalid([]domain.Fault{{Pointer: "/scopes", Detail: "must be existing scopes"}})
 	}
 	for _, name := range b.Scopes {
 		if !c.allows(scope(name)) {
-			return domain.APIKeySettings{}, newProblem(codeForbidden, "The scope %s can be granted only by who has it.", name)
+			return domain.APIKeySettings{}, newProblem(codeForbidden, "Only a caller with the scope %s can grant it.", name)
 		}
 	}
 	return domain.APIKeySettings(b), nil
@@ -108,11 +108,11 @@ func (s *server) createAPIKey(ctx context.Context, c *call, in *createAPIKeyInpu
 		return nil, err
 	}
 	cmd := domain.CreateAPIKey{KeyID: in.newID(c), Settings: settings}
-	s.changingKeys.Lock()
-	defer s.changingKeys.Unlock()
-	try := r
-	try.DryRun = true
-	result, err := s.Ledger.ChangeAPIKey(ctx, try, cmd)
+	secret := newKeySecret()
+	// First the hash: a key without one could not be used, a hash without a key
+	// does no harm.
+	r.Prepare = func(ctx context.Context) error { return s.auth.keep(ctx, cmd.KeyID, secret) }
+	result, err := s.Ledger.ChangeAPIKey(ctx, r, cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -121,15 +121,6 @@ func (s *server) createAPIKey(ctx context.Context, c *call, in *createAPIKeyInpu
 	}
 	var key string
 	if !result.Repeated {
-		// First the hash: a key without one could not be used, a hash without
-		// a key hurts nobody.
-		secret := newKeySecret()
-		if err := s.auth.keep(ctx, cmd.KeyID, secret); err != nil {
-			return nil, err
-		}
-		if result, err = s.Ledger.ChangeAPIKey(ctx, r, cmd); err != nil {
-			return nil, err
-		}
 		key = formatKey(cmd.KeyID, secret)
 	}
 	a, shown, err := s.apiKeyAnswer(ctx, result, cmd.KeyID)
@@ -140,9 +131,9 @@ func (s *server) createAPIKey(ctx context.Context, c *call, in *createAPIKeyInpu
 	return a.rendered(createdAPIKey{shown, key})
 }
 
-// apiKeyAnswer begins the answer to a command that left a key so.
-func (s *server) apiKeyAnswer(ctx context.Context, result domain.APIKeysResult, id string) (*answer, APIKey, error) {
-	key, ok := result.Keys.Get(id)
+// apiKeyAnswer starts the answer to a command on a key and returns the key after it.
+func (s *server) apiKeyAnswer(ctx context.Context, result domain.Result[*domain.APIKeys], id string) (*answer, APIKey, error) {
+	key, ok := result.State.Get(id)
 	if !ok {
 		return nil, APIKey{}, noAPIKey()
 	}
@@ -150,12 +141,12 @@ func (s *server) apiKeyAnswer(ctx context.Context, result domain.APIKeysResult, 
 	if err != nil {
 		return nil, APIKey{}, err
 	}
-	a := s.settled(ctx, result.Keys.Position)
+	a := s.settled(ctx, result.Position())
 	a.ETag = etag(key.Revision)
 	return a, shown, nil
 }
 
-func triedAPIKey(result domain.APIKeysResult) (*answer, error) {
+func triedAPIKey(result domain.Result[*domain.APIKeys]) (*answer, error) {
 	events, err := planned(result.Events)
 	if err != nil {
 		return nil, err
@@ -172,7 +163,7 @@ func (s *server) shownAPIKey(ctx context.Context, key domain.APIKey) (APIKey, er
 	return APIKey{APIKey: key, LastUsedTime: used}, err
 }
 
-// adminKey is the key that was there from the start.
+// adminKey returns the bootstrap key.
 func (s *server) adminKey(ctx context.Context) (APIKey, error) {
 	c, err := s.auth.credential(ctx, adminKeyID)
 	if err != nil {
@@ -251,21 +242,20 @@ type patchAPIKeyInput struct {
 // apiKeyPatch is an RFC 7396 merge patch of NewAPIKey, as sent.
 type apiKeyPatch map[string]jsontext.Value
 
-// Schema describes the patch for OpenAPI.
+// Schema returns the OpenAPI schema of the patch.
 func (apiKeyPatch) Schema(r huma.Registry) *huma.Schema {
 	schema := huma.SchemaFromType(r, reflect.TypeFor[NewAPIKey]())
 	schema.Required = nil
 	for name, member := range schema.Properties {
 		member.Nullable = name == "expiresTime"
-		member.Description = memberTexts["NewAPIKey"][name]
 	}
 	return schema
 }
 
-// errSystemKey refuses to change the key that was there from the start.
+// errSystemKey returns an error for the bootstrap key, which cannot be changed here.
 func (id KeyID) errSystemKey() error {
 	if id.ID == adminKeyID {
-		return &domain.Error{Code: domain.CodeSystemManaged, Detail: "This key was there from the start; the command admin-key replaces it."}
+		return &domain.Error{Code: domain.CodeSystemManaged, Detail: "The bootstrap key cannot be changed or revoked; the command admin-key replaces it."}
 	}
 	return nil
 }
@@ -278,23 +268,21 @@ func (s *server) patchAPIKey(ctx context.Context, c *call, in *patchAPIKeyInput)
 	if err != nil {
 		return nil, err
 	}
-	s.changingKeys.Lock() // what the patch is merged into stays as it is
+	s.changingKeys.Lock() // the key must not change while the patch is merged into it
 	defer s.changingKeys.Unlock()
 	keys, err := s.Ledger.LoadAPIKeys(ctx)
 	if err != nil {
 		return nil, err
 	}
-	before, ok := keys.Get(in.ID)
-	if !ok {
-		return nil, noAPIKey()
-	}
-	var body NewAPIKey
-	if err := decodeMerged(NewAPIKey(before.Settings()), in.RawBody, &body); err != nil {
-		return nil, err
-	}
-	settings, err := c.granted(body)
-	if err != nil {
-		return nil, err
+	var settings domain.APIKeySettings
+	if before, ok := keys.Get(in.ID); ok { // else the ledger refuses, or knows a repetition
+		var body NewAPIKey
+		if err := decodeMerged(NewAPIKey(before.Settings()), in.RawBody, &body); err != nil {
+			return nil, err
+		}
+		if settings, err = c.granted(body); err != nil {
+			return nil, err
+		}
 	}
 	result, err := s.Ledger.ChangeAPIKey(ctx, r, domain.UpdateAPIKey{KeyID: in.ID, Settings: settings})
 	if err != nil {
@@ -330,9 +318,9 @@ func (s *server) revokeAPIKey(ctx context.Context, c *call, in *revokeAPIKeyInpu
 	if in.DryRun {
 		return triedAPIKey(result)
 	}
-	// It is no longer accepted already; the hash is of no more use.
+	// The key is already refused; its hash is no longer needed.
 	if err := s.auth.forget(ctx, in.ID); err != nil {
-		s.Logger.WarnContext(ctx, "the hash of a revoked API key stays in the key store", "key", in.ID, "err", err)
+		s.Logger.WarnContext(ctx, "cannot remove the hash of a revoked API key", "key", in.ID, "err", err)
 	}
-	return s.settled(ctx, result.Keys.Position), nil
+	return s.settled(ctx, result.Position()), nil
 }

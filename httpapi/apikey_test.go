@@ -9,7 +9,7 @@ import (
 	"accountledger/domain"
 )
 
-// clock is a time that tests set.
+// clock is a clock that tests set.
 type clock struct {
 	mu sync.Mutex
 	t  time.Time
@@ -31,7 +31,7 @@ func (c *clock) pass(d time.Duration) {
 
 func bearer(key string) string { return "Authorization: Bearer " + key }
 
-// TestAPIKeys follows a key from its making to its end, over a restart.
+// TestAPIKeys follows a key from its creation to its revocation, across a restart.
 func TestAPIKeys(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
@@ -46,12 +46,12 @@ func TestAPIKeys(t *testing.T) {
 	id, key := made.text(t, "keyId"), made.text(t, "key")
 	path := made.header.Get("Location")
 	if path != "/v1/api-keys/"+id || made.header.Get("ETag") != `"0"` || !strings.HasPrefix(key, "alk_"+id+"_") || made.text(t, "scopes.0") != "accounts:read" {
-		t.Fatalf("made: %v %s", made.header, made.body)
+		t.Fatalf("created: %v %s", made.header, made.body)
 	}
 	l.want(t, 200, "GET", "/v1/projections", "", bearer(key))
 	l.refused(t, codeForbidden, "GET", "/v1/roles", "", bearer(key))
 
-	// A repetition makes no other key, and has none to show.
+	// A repeated request creates no second key and does not return the key.
 	again := l.want(t, 201, "POST", "/v1/api-keys", asked, "Idempotency-Key: k1")
 	if again.text(t, "keyId") != id || again.text(t, "key") != "" {
 		t.Errorf("repeated: %s", again.body)
@@ -69,7 +69,7 @@ func TestAPIKeys(t *testing.T) {
 		t.Errorf("list: %s", r.body)
 	}
 
-	// A change is valid with the next request.
+	// A change applies to the next request.
 	r := l.want(t, 200, "PATCH", path, `{"scopes":["config:read"]}`, `If-Match: "0"`)
 	if r.text(t, "scopes.0") != "config:read" || r.text(t, "name") != "reports" || r.header.Get("ETag") != `"1"` {
 		t.Errorf("patched: %s", r.body)
@@ -80,7 +80,7 @@ func TestAPIKeys(t *testing.T) {
 	l.refused(t, domain.CodeInvalidRequest, "PATCH", path, `{"name":null}`)
 	l.refused(t, domain.CodeInvalidRequest, "PATCH", path, `{"colour":"blue"}`)
 
-	// So is its end.
+	// So does a revocation.
 	l.want(t, 200, "DELETE", path+"?dry_run=true", "")
 	l.want(t, 204, "DELETE", path, "")
 	l.refused(t, codeUnauthorized, "GET", "/v1/roles", "", bearer(key))
@@ -99,7 +99,7 @@ func TestAPIKeys(t *testing.T) {
 	}
 }
 
-// TestAPIKeyRules is what a key cannot be.
+// TestAPIKeyRules tests the rules for keys and their scopes.
 func TestAPIKeyRules(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -124,7 +124,7 @@ func TestAPIKeyRules(t *testing.T) {
 			l.refused(t, code, "POST", "/v1/api-keys", body, maker)
 		}
 	}
-	// A key is no way to more than its own scopes, also not by another's.
+	// A key cannot obtain more than its own scopes, not even by changing another key.
 	strong := l.want(t, 201, "POST", "/v1/api-keys", `{"name":"strong","scopes":["accounts:read"]}`).header.Get("Location")
 	l.refused(t, codeForbidden, "PATCH", strong, `{"expiresTime":"2100-01-01T00:00:00Z"}`, maker)
 	l.want(t, 200, "PATCH", strong, `{"scopes":["audit:read"]}`, maker)
@@ -136,7 +136,7 @@ func TestAPIKeyRules(t *testing.T) {
 	}
 	l.refused(t, domain.CodeAPIKeyNotFound, "GET", "/v1/api-keys/nobody", "")
 
-	// A key ends by itself.
+	// A key expires.
 	end := c.now().Add(time.Hour).UTC().Format(time.RFC3339)
 	r := l.want(t, 201, "POST", "/v1/api-keys", `{"name":"short","scopes":["audit:read"],"expiresTime":"`+end+`"}`)
 	short := bearer(r.text(t, "key"))
@@ -147,8 +147,7 @@ func TestAPIKeyRules(t *testing.T) {
 	l.want(t, 200, "GET", "/v1/projections", "", short)
 }
 
-// TestLastUse holds that the use of a key is noted once an hour, and no more
-// often.
+// TestLastUse checks that the use of a key is recorded at most once an hour.
 func TestLastUse(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -156,24 +155,24 @@ func TestLastUse(t *testing.T) {
 	r := l.want(t, 201, "POST", "/v1/api-keys", `{"name":"x","scopes":["audit:read"]}`)
 	path, key := r.header.Get("Location"), bearer(r.text(t, "key"))
 	if r.text(t, "lastUsedTime") != "" {
-		t.Errorf("used before it was: %s", r.body)
+		t.Errorf("lastUsedTime before the first use: %s", r.body)
 	}
-	noted := func() string { t.Helper(); return l.want(t, 200, "GET", path, "").text(t, "lastUsedTime") }
+	lastUse := func() string { t.Helper(); return l.want(t, 200, "GET", path, "").text(t, "lastUsedTime") }
 	use := func() { t.Helper(); l.want(t, 200, "GET", "/v1/projections", "", key) }
 	use()
-	first := noted()
+	first := lastUse()
 	c.pass(useEvery / 2)
-	if use(); first == "" || noted() != first {
-		t.Errorf("noted %q, then %q half an hour later", first, noted())
+	if use(); first == "" || lastUse() != first {
+		t.Errorf("recorded %q, then %q half an hour later", first, lastUse())
 	}
 	c.pass(useEvery / 2)
-	if use(); noted() == first {
-		t.Error("not noted an hour later")
+	if use(); lastUse() == first {
+		t.Error("not recorded an hour later")
 	}
 }
 
-// TestOtherProcess holds for how long a process may accept a key that another
-// one has revoked.
+// TestOtherProcess checks for how long a process accepts a key that another one
+// has revoked.
 func TestOtherProcess(t *testing.T) {
 	t.Parallel()
 	c := newClock()

@@ -8,9 +8,9 @@ import (
 	"accountledger/domain"
 )
 
-// asyncAPI is what is told of accounts as an AsyncAPI 3.0 document
-// (https://www.asyncapi.com/docs/reference/specification/v3.0.0): the feed as a
-// stream, and deliveries to webhooks.
+// asyncAPI returns the AsyncAPI 3.0 document
+// (https://www.asyncapi.com/docs/reference/specification/v3.0.0), which
+// describes the feed as a stream and the deliveries to webhooks.
 func (s *server) asyncAPI() []byte {
 	type object = map[string]any
 	const schemas = "#/components/schemas/"
@@ -25,23 +25,23 @@ func (s *server) asyncAPI() []byte {
 		messages[id], channel[name] = m, ref("#/components/messages/"+id)
 	}
 	frame := object{"type": "object", "required": []string{"id", "event"}, "properties": object{
-		"id":    object{"type": "string", "description": "A cursor: send the last one as Last-Event-ID to go on after it."},
+		"id":    object{"type": "string", "description": "A cursor. Send the last one as Last-Event-ID to resume after it."},
 		"event": object{"type": "string", "description": "The event's name."},
 	}}
 	signed := object{"type": "object", "required": []string{"webhook-id", "webhook-timestamp", "webhook-signature"}, "properties": object{
-		"webhook-id":        object{"type": "string", "description": "The event's id, the same at every attempt."},
-		"webhook-timestamp": object{"type": "integer", "description": "When the attempt was made, in seconds since 1970."},
-		"webhook-signature": object{"type": "string", "description": "Signatures of id, timestamp and body by the endpoint's keys, separated by spaces."},
+		"webhook-id":        object{"type": "string", "description": "The event's id, the same for every attempt."},
+		"webhook-timestamp": object{"type": "integer", "description": "When the attempt was made, as a Unix timestamp in seconds."},
+		"webhook-signature": object{"type": "string", "description": "Signatures of id, timestamp and body with each of the webhook's keys, separated by spaces."},
 	}}
 	for _, t := range domain.Catalogue {
-		message(feedMessages, t.Name, t.Name, sentence(t), told(registry, t), ref(schemas+"Frame"))
-		message(deliveries, t.Name+".delivery", t.Name, sentence(t), sent(registry, t), ref(schemas+"Signed"))
+		message(feedMessages, t.Name, t.Name, sentence(t), feedSchema(registry, t), ref(schemas+"Frame"))
+		message(deliveries, t.Name+".delivery", t.Name, sentence(t), deliverySchema(registry, t), ref(schemas+"Signed"))
 	}
-	message(feedMessages, "checkpoint", "checkpoint", "Moves the cursor where no event does, at least every 15 seconds.",
+	message(feedMessages, "checkpoint", "checkpoint", "Advances the cursor when there are no events, at least every 15 seconds.",
 		object{"type": "object", "required": []string{"position"}, "additionalProperties": false, "properties": object{
-			"position": object{"type": "integer", "description": "The stream has told everything up to this position of the log."},
+			"position": object{"type": "integer", "description": "The stream has sent every matching event up to this log position."},
 		}}, ref(schemas+"Frame"))
-	describeSchemas(registry.Map())
+	forbidNullArrays(registry.Map())
 	parts := object{"Frame": frame, "Signed": signed}
 	for name, schema := range registry.Map() {
 		parts[name] = schema
@@ -50,23 +50,23 @@ func (s *server) asyncAPI() []byte {
 		"asyncapi": "3.0.0",
 		"info": object{
 			"title": "accountledger", "version": s.Version,
-			"description": "What happens to accounts, for systems that listen. Each event is told at least once; of one account in the order of the log. " +
-				"Ignore a sequence that is not above the last one applied.",
+			"description": "Public events about accounts and their configuration. Each event is sent at least once, in log order per account. " +
+				"Ignore an event whose sequence is not greater than the last one applied.",
 			"license": object{"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
 		},
 		"defaultContentType": "application/json",
 		"servers": object{
 			"ledger":   object{"host": "localhost:8080", "protocol": "http", "description": "The ledger."},
-			"receiver": object{"host": "receiver.example", "protocol": "https", "description": "The URL of a webhook: whoever registers it names it."},
+			"receiver": object{"host": "receiver.example", "protocol": "https", "description": "The receiver: the url of a webhook."},
 		},
 		"channels": object{
 			"feed": object{"address": "/v1/events", "title": "Feed", "servers": []any{ref("#/servers/ledger")}, "messages": feedMessages,
-				"description": "GET with Accept: text/event-stream answers with server-sent events, without an end. The parameters types, sub and group select."},
+				"description": "GET with Accept: text/event-stream returns an endless stream of server-sent events. The parameters types, sub and group filter it."},
 			"deliveries": object{"address": "/", "title": "Deliveries", "servers": []any{ref("#/servers/receiver")}, "messages": deliveries,
-				"description": "Of an endpoint of format standard and payload full. Payload thin leaves of data the ids, and fields what the endpoint's mapping names."},
+				"description": "Deliveries with format standard and payload full. With payload thin, data contains only ids; with payload fields, the members named by the webhook's mapping."},
 		},
 		"operations": object{
-			"tell": object{"action": "send", "channel": ref("#/channels/feed"), "title": "Tell who follows the feed",
+			"tell": object{"action": "send", "channel": ref("#/channels/feed"), "title": "Stream the feed",
 				"security": []any{ref("#/components/securitySchemes/apiKey")},
 				"bindings": object{"http": object{"method": "GET", "bindingVersion": "0.3.0"}}},
 			"deliver": object{"action": "send", "channel": ref("#/channels/deliveries"), "title": "Deliver to a webhook",
@@ -78,7 +78,7 @@ func (s *server) asyncAPI() []byte {
 			"securitySchemes": object{
 				securityScheme: object{"type": "http", "scheme": "bearer", "description": "An API key with the scope events:read."},
 				"webhookSignature": object{"type": "httpApiKey", "name": "webhook-signature", "in": "header",
-					"description": "No key but a signature, as Standard Webhooks has it, of webhook-id, webhook-timestamp and the body: the receiver verifies it with the webhook's secret."},
+					"description": "Not a key but a Standard Webhooks signature of webhook-id, webhook-timestamp and the body, which the receiver verifies with the webhook's secret."},
 			},
 		},
 	}
@@ -89,7 +89,7 @@ func (s *server) asyncAPI() []byte {
 	return indented(text)
 }
 
-// indented is JSON as the committed documents are written.
+// indented formats JSON like the committed documents.
 func indented(text []byte) []byte {
 	v := jsontext.Value(text)
 	if err := v.Indent(jsontext.WithIndent("  ")); err != nil {

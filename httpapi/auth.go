@@ -22,7 +22,7 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// caller is who was let in, and what they may do.
+// caller is an authenticated caller and its scopes.
 type caller struct {
 	actor  domain.Actor
 	scopes []scope
@@ -32,11 +32,11 @@ func (c caller) allows(need scope) bool {
 	return slices.Contains(c.scopes, need) || slices.Contains(c.scopes, scopeAdmin)
 }
 
-// credential is what the key store has of an API key, under "credential/<id>".
-// The key itself is kept nowhere.
+// credential is the key store's record of an API key, under "credential/<id>".
+// The key itself is not stored anywhere.
 type credential struct {
 	Hash        []byte    `json:"hash"`            // SHA-256 of the secret, which is random and long: no need for a slow hash
-	Scopes      []scope   `json:"scopes,omitzero"` // of the admin key; those of others are in the log
+	Scopes      []scope   `json:"scopes,omitzero"` // only of the admin key; the log has those of other keys
 	CreatedTime time.Time `json:"createdTime"`
 }
 
@@ -56,7 +56,7 @@ func newKeySecret() string {
 func credentialName(id string) string    { return "credential/" + id }
 func credentialUseName(id string) string { return "credential-used/" + id }
 
-// parseKey cuts an API key into its id and its secret.
+// parseKey splits an API key into its id and secret.
 func parseKey(key string) (id, secret string, ok bool) {
 	rest, ok := strings.CutPrefix(key, keyPrefix)
 	if !ok {
@@ -68,47 +68,46 @@ func parseKey(key string) (id, secret string, ok bool) {
 	return id, secret, ok
 }
 
-// credentialTTL is how long a credential, and what the log says of it, is
-// remembered: thus how long a key that another process revoked, or changed,
-// may still be accepted as it was. In this process a change takes effect at
-// once.
+// credentialTTL is how long a credential and its record in the log are cached,
+// and so how long a key may keep working after another process has revoked or
+// changed it. Changes made by this process take effect at once.
 const credentialTTL = 30 * time.Second
 
-// useEvery is how often at most it is written down that a key was used.
+// useEvery is the minimum interval between two records of a key's last use.
 const useEvery = time.Hour
 
-// authenticator knows the callers.
+// authenticator identifies callers by their API keys and tokens.
 type authenticator struct {
 	keys   *seal.Keys
 	ledger *domain.Ledger
-	tokens *tokens // nil: none are accepted
+	tokens *tokens // nil: tokens are not accepted
 	now    func() time.Time
 	logger *slog.Logger
 
-	loaded atomic.Int64 // when the API keys were read from the log, Unix nanoseconds
+	loaded atomic.Int64 // when the API keys were last read from the log, Unix nanoseconds
 
 	mu    sync.RWMutex
-	known map[string]knownCredential // by id; no more than there are in the key store
+	known map[string]knownCredential // by id; never more than the key store has
 }
 
 type knownCredential struct {
 	credential
 	until time.Time
-	used  *atomic.Int64 // as it is written down, Unix seconds; 0: never
+	used  *atomic.Int64 // the recorded last use, Unix seconds; 0: never
 }
 
-// Why access was refused, as it is logged and counted: Refusals.
+// The reasons for which access is refused, as logged and counted. See Refusals.
 const (
-	refusedNoKey   = "no-key"   // no Authorization header of the form Bearer alk_..., or with a token
-	refusedUnknown = "unknown"  // no such credential, or no more
-	refusedSecret  = "secret"   // a credential's id with another secret
-	refusedExpired = "expired"  // an API key or a token after its end
-	refusedToken   = "token"    // a token that is not the issuer's, for us, or valid yet
+	refusedNoKey   = "no-key"   // no Authorization header with an API key or a token
+	refusedUnknown = "unknown"  // no such credential, or it was revoked
+	refusedSecret  = "secret"   // the secret does not match the credential
+	refusedExpired = "expired"  // an expired API key or token
+	refusedToken   = "token"    // a token of another issuer, for another audience, or not valid yet
 	refusedScope   = "no-scope" // a valid key without the scope
 )
 
-// authenticate returns who sends authorization, or the reason why nobody is
-// believed to.
+// authenticate returns the caller that the Authorization header identifies, or
+// the reason for refusing access.
 func (a *authenticator) authenticate(ctx context.Context, authorization string) (_ caller, refused string, _ error) {
 	scheme, key, _ := strings.Cut(authorization, " ")
 	id, secret, ok := parseKey(key)
@@ -151,7 +150,7 @@ func (a *authenticator) authenticate(ctx context.Context, authorization string) 
 	return who, "", nil
 }
 
-// apiKeys are the keys as the log has them, or had them less than
+// apiKeys returns the keys as they are in the log, or were less than
 // credentialTTL ago.
 func (a *authenticator) apiKeys(ctx context.Context) (*domain.APIKeys, error) {
 	now := a.now().UnixNano()
@@ -202,7 +201,7 @@ func (a *authenticator) keep(ctx context.Context, id, secret string, scopes ...s
 	return nil
 }
 
-// forget removes what the key store has of a key that is no longer valid.
+// forget removes a revoked key from the key store.
 func (a *authenticator) forget(ctx context.Context, id string) error {
 	a.mu.Lock()
 	delete(a.known, id)
@@ -210,9 +209,9 @@ func (a *authenticator) forget(ctx context.Context, id string) error {
 	return errors.Join(a.keys.DeleteSecret(ctx, credentialName(id)), a.keys.DeleteSecret(ctx, credentialUseName(id)))
 }
 
-// use notes that a key is used, in the key store and not in the log: it says
-// nothing about accounts, and would be the most frequent event of all. One
-// request an hour pays for it.
+// use records that a key is used, at most once an hour. The record is in the
+// key store and not in the log: it says nothing about accounts and would be the
+// most frequent event of all.
 func (a *authenticator) use(ctx context.Context, id string, used *atomic.Int64) {
 	now := a.now()
 	before := used.Load()
@@ -220,11 +219,11 @@ func (a *authenticator) use(ctx context.Context, id string, used *atomic.Int64) 
 		return
 	}
 	if err := a.keys.PutSecret(ctx, credentialUseName(id), []byte(now.UTC().Format(time.RFC3339))); err != nil {
-		a.logger.WarnContext(ctx, "the use of an API key was not noted", "actor", id, "err", err)
+		a.logger.WarnContext(ctx, "cannot record the use of an API key", "actor", id, "err", err)
 	}
 }
 
-// lastUsed is when a key was used last, as it is written down; zero: never.
+// lastUsed returns the recorded time of a key's last use; zero: never.
 func (a *authenticator) lastUsed(ctx context.Context, id string) (time.Time, error) {
 	text, err := a.keys.Secret(ctx, credentialUseName(id))
 	if errors.Is(err, seal.ErrNoSecret) {
@@ -236,11 +235,11 @@ func (a *authenticator) lastUsed(ctx context.Context, id string) (time.Time, err
 	return time.Parse(time.RFC3339, string(text))
 }
 
-// Refusals are the reasons for which access is refused.
+// Refusals lists the reasons for which access is refused.
 var Refusals = []string{refusedNoKey, refusedUnknown, refusedSecret, refusedExpired, refusedToken, refusedScope}
 
-// admit lets a caller with the scope in, so many times, and notes in c who it
-// is.
+// admit authenticates the caller, requires the scope, counts the request
+// against the caller's limit, and stores the caller in c.
 func (s *server) admit(ctx context.Context, c *call, need scope, authorization string) error {
 	err := s.recognize(ctx, c, need, authorization)
 	if c.actor.ID == "" {
@@ -249,7 +248,7 @@ func (s *server) admit(ctx context.Context, c *call, need scope, authorization s
 	return cmp.Or(s.byCaller.take(c.w.Header(), c.actor.String()), err)
 }
 
-// recognize is admit for who has been let in already: it counts nothing.
+// recognize is admit without the caller's limit, for callers already admitted.
 func (s *server) recognize(ctx context.Context, c *call, need scope, authorization string) error {
 	who, refused, err := s.auth.authenticate(ctx, authorization)
 	if err != nil {
@@ -257,7 +256,7 @@ func (s *server) recognize(ctx context.Context, c *call, need scope, authorizati
 	}
 	if refused != "" {
 		s.refuse(ctx, c, refused)
-		// Whoever guesses at keys is slowed down; whoever has one is not.
+		// Slows down clients that guess keys. Valid callers are not affected.
 		if err := s.byAddress.take(c.w.Header(), s.address(c.r)); err != nil {
 			return err
 		}
@@ -277,8 +276,8 @@ func (s *server) recognize(ctx context.Context, c *call, need scope, authorizati
 	return nil
 }
 
-// refuse logs and counts a refusal of access. What was sent as a key is not
-// logged, not even its id: it may be a secret in the wrong place.
+// refuse logs and counts a refusal of access. It logs no part of the key that
+// was sent, not even its id: it may be a secret in the wrong place.
 func (s *server) refuse(ctx context.Context, c *call, reason string) {
 	s.Refused(reason)
 	s.Logger.WarnContext(ctx, "access refused", "reason", reason, "route", c.route, "actor", c.actor.ID, "request", c.id)

@@ -21,10 +21,10 @@ import (
 	"accountledger/domain"
 )
 
-// clients is how many call at once, each on a connection it keeps.
+// clients is the number of concurrent clients, each with a persistent connection.
 const clients = 64
 
-// atOnce calls f with 1 to n from all clients, until one fails.
+// atOnce calls f with 1 to n from all clients concurrently, until one call fails.
 func atOnce(n int, f func(i int) error) error {
 	var next atomic.Int64
 	var failed atomic.Pointer[error]
@@ -45,9 +45,9 @@ func atOnce(n int, f func(i int) error) error {
 	return nil
 }
 
-// load sends b.N requests from all clients over loopback and fails on any
-// answer but want. The load generator shares the machine's cores. cpu-us/req
-// is what both sides of a request cost together, whoever else is busy.
+// load sends b.N requests from all clients over loopback and fails on any status
+// but want. The load generator shares the machine's cores. cpu-us/req is the CPU
+// time of client and server per request, independent of other load.
 func load(b *testing.B, l *ledger, want int, request func(i int) *http.Request) {
 	b.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: clients, MaxConnsPerHost: clients, DisableCompression: true}
@@ -97,7 +97,7 @@ func creation(l *ledger, i int) *http.Request {
 	return r
 }
 
-// fill puts accounts into the ledger, past HTTP.
+// fill adds accounts to the ledger directly, without HTTP.
 func (l *ledger) fill(b *testing.B, n int) []string {
 	b.Helper()
 	subs := make([]string, n)
@@ -109,23 +109,23 @@ func (l *ledger) fill(b *testing.B, n int) []string {
 		if err != nil {
 			return err
 		}
-		return l.Views.Await(b.Context(), "accounts", result.Account.Position)
+		return l.Views.Await(b.Context(), "accounts", result.State.Position)
 	}))
 	return subs
 }
 
-// BenchmarkCreate creates accounts durably, each visible to its creator when
-// it is answered.
+// BenchmarkCreate creates accounts. Each is durable and visible to its creator
+// when the response arrives.
 func BenchmarkCreate(b *testing.B) {
 	l := start(b)
 	load(b, l, 201, func(i int) *http.Request { return creation(l, i) })
 }
 
-// BenchmarkCreateLimit is the limit that BenchmarkCreate is held against: echo,
-// one row of about the bytes of a creation, its event, sealed part and view,
-// for each request, made durable by one goroutine with what else has come in
-// meanwhile. No keys, no tree, no claims; the rows are in the order of their
-// keys.
+// BenchmarkCreateLimit is the upper bound for BenchmarkCreate: echo and, for
+// each request, one row with about as many bytes as a creation's event, sealed
+// part and view together. One goroutine commits the rows that have arrived in
+// the meantime together. There are no keys, no tree and no claims, and the rows
+// arrive in key order.
 func BenchmarkCreateLimit(b *testing.B) {
 	db, err := sql.Open("sqlite3", "file:"+filepath.Join(b.TempDir(), "limit.db")+"?_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_cache_size=-16384")
 	check(b, err)
@@ -202,8 +202,8 @@ func BenchmarkGet(b *testing.B) {
 	load(b, l, 200, func(i int) *http.Request { return get(l, "/v1/accounts/"+subs[i%len(subs)]) })
 }
 
-// BenchmarkGetLimit is the limit that BenchmarkGet is held against: echo and
-// the same read of the view, and nothing else.
+// BenchmarkGetLimit is the upper bound for BenchmarkGet: echo and the same read
+// of the view.
 func BenchmarkGetLimit(b *testing.B) {
 	l := start(b)
 	subs := l.fill(b, 1000)
@@ -219,8 +219,8 @@ func BenchmarkGetLimit(b *testing.B) {
 	load(b, l, 200, func(i int) *http.Request { return get(l, "/v1/accounts/"+subs[i%len(subs)]) })
 }
 
-// BenchmarkWake is the time from a commit until a reader of the feed who waits
-// for it has it: by server-sent events, and by long polls.
+// BenchmarkWake measures the time from a commit until a waiting reader of the
+// feed has received it, with server-sent events and with long polling.
 func BenchmarkWake(b *testing.B) {
 	for name, read := range map[string]func(b *testing.B, l *ledger, arrived func()){"stream": readStream, "long poll": readPolls} {
 		b.Run(name, func(b *testing.B) {
@@ -229,7 +229,7 @@ func BenchmarkWake(b *testing.B) {
 			go read(b, l, func() { times <- time.Now() })
 			var took []time.Duration
 			for i := range b.N {
-				time.Sleep(5 * time.Millisecond) // it waits again
+				time.Sleep(5 * time.Millisecond) // until the reader waits again
 				_, err := l.Ledger.Execute(b.Context(), domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}, domain.NewID().String(),
 					domain.CreateAccount{Origin: domain.OriginCreated, Identities: []domain.NewIdentity{{IdentityID: domain.NewID().String(), Provider: domain.ProviderSelf,
 						Profile: domain.Profile{Email: fmt.Sprintf("ada.%d@example.com", i)}}}})
@@ -245,8 +245,8 @@ func BenchmarkWake(b *testing.B) {
 	}
 }
 
-// readStream calls arrived for each new account that a stream tells of, until
-// the test ends.
+// readStream calls arrived for each new account in a stream, until the test
+// ends.
 func readStream(b *testing.B, l *ledger, arrived func()) {
 	r := get(l, "/v1/events?types=USER_CREATED").WithContext(b.Context())
 	r.Header.Set("Authorization", "Bearer "+l.admin)
@@ -263,7 +263,7 @@ func readStream(b *testing.B, l *ledger, arrived func()) {
 	}
 }
 
-// readPolls is readStream by long polls.
+// readPolls is readStream with long polling.
 func readPolls(b *testing.B, l *ledger, arrived func()) {
 	for next := "0"; b.Context().Err() == nil; {
 		r := get(l, "/v1/events?types=USER_CREATED&wait=30&after="+next).WithContext(b.Context())

@@ -18,19 +18,19 @@ import (
 
 const (
 	maxBody   = 1 << 20 // bytes of a request
-	maxDepth  = 64      // nesting of JSON: enough for any document of ours, and for every reader downstream
-	maxFaults = 20      // reported at once
+	maxDepth  = 64      // nesting of JSON: enough for every document of the API, and safe for its readers
+	maxFaults = 20      // in one response
 )
 
-// JSON is the body of a request: an object of B's members and no others, as
-// strict as RFC 7493. huma reads it and leaves the decoding to us, because it
-// would accept duplicate members and quote values in its errors.
+// JSON is a request body: an object with B's members and no others, as strict
+// as RFC 7493. huma only reads it: its decoder would accept duplicate members
+// and quote values in its errors.
 type JSON[B any] struct {
-	RawBody []byte `contentType:"application/json"` // until the handler returns
+	RawBody []byte `contentType:"application/json"` // valid until the handler returns
 	value   B
 }
 
-// body is what every JSON[B] is to code that does not know B.
+// body is a JSON[B] to code that does not know B.
 type body interface {
 	raw() []byte
 	decode() error
@@ -41,8 +41,8 @@ func (j *JSON[B]) raw() []byte            { return j.RawBody }
 func (j *JSON[B]) decode() error          { return decode(j.RawBody, &j.value) }
 func (j *JSON[B]) bodyType() reflect.Type { return reflect.TypeFor[B]() }
 
-// mediaType refuses a body that is declared as something else than JSON. A
-// merge patch (RFC 7396) may be declared as one.
+// mediaType refuses a body whose Content-Type is neither JSON nor a merge patch
+// (RFC 7396).
 func mediaType(contentType string) error {
 	if contentType == "" || contentType == "application/json" {
 		return nil
@@ -55,8 +55,8 @@ func mediaType(contentType string) error {
 	return nil
 }
 
-// decode reads an object into the zero *into, or reports all that is wrong
-// with its shape. Rules beyond the shape are the domain's.
+// decode decodes an object into the zero *into, or reports everything that is
+// wrong with its shape. Rules beyond the shape belong to the domain.
 func decode[B any](data []byte, into *B) error {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return newProblem(codeMalformedJSON, "The body is missing.")
@@ -65,7 +65,7 @@ func decode[B any](data []byte, into *B) error {
 		return newProblem(codeMalformedJSON, "The body is nested deeper than %d levels.", maxDepth)
 	}
 	if hugeNumber(data) {
-		return newProblem(codeMalformedJSON, "The body has a number that is beyond those of 64 bits.")
+		return newProblem(codeMalformedJSON, "The body contains a number outside the range of 64-bit floating point.")
 	}
 	var faults []domain.Fault
 	for {
@@ -89,11 +89,11 @@ func decode[B any](data []byte, into *B) error {
 		}
 		unknown := errors.Is(err, json.ErrUnknownName)
 		faults = append(faults, domain.Fault{Pointer: string(wrong.JSONPointer), Detail: shapeFault(wrong, unknown)})
-		// The decoder stops at the first fault. To see the next one, take the
-		// member out, or a value of the wrong type back to null, and go on.
+		// The decoder stops at the first fault. To find the next one, remove an
+		// unknown member or set a value of the wrong type to null, and retry.
 		rest, err := without(data, wrong.JSONPointer, unknown)
 		if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-			return malformed(syntax) // behind the first fault
+			return malformed(syntax) // after the first fault
 		}
 		if err != nil || len(faults) == maxFaults {
 			return invalid(faults)
@@ -106,28 +106,39 @@ func invalid(faults []domain.Fault) error {
 	return &domain.Error{Code: domain.CodeInvalidRequest, Detail: "The request breaks the rules listed.", Faults: faults}
 }
 
+// under adds prefix to the JSON pointers in err. The domain's pointers are
+// relative to a command's value, which is a member of the request body.
+func under(prefix string, err error) error {
+	if refusal, ok := errors.AsType[*domain.Error](err); ok {
+		for i := range refusal.Faults {
+			refusal.Faults[i].Pointer = prefix + refusal.Faults[i].Pointer
+		}
+	}
+	return err
+}
+
 func malformed(e *jsontext.SyntacticError) error {
-	what := "The JSON is broken"
+	what := "The JSON is malformed"
 	if errors.Is(e, jsontext.ErrDuplicateName) {
-		what = "A member is there twice"
+		what = "A member is repeated"
 	}
 	p := newProblem(codeMalformedJSON, "%s at byte %d.", what, e.ByteOffset)
 	if pointer := string(e.JSONPointer); pointer != "" {
-		p.Errors = []fault{{Pointer: &pointer, Detail: "here, or right after"}}
+		p.Errors = []fault{{Pointer: &pointer, Detail: "here or directly after it"}}
 	}
 	return p
 }
 
-// shapeFault says what was expected, in JSON's words.
+// shapeFault describes the expected value in JSON's terms.
 func shapeFault(e *json.SemanticError, unknown bool) string {
 	if unknown {
 		return "unknown member"
 	}
 	if e.GoType == nil {
-		return "a value of the wrong type"
+		return "has the wrong type"
 	}
 	if e.GoType == reflect.TypeFor[time.Time]() {
-		return "must be a time as RFC 3339 has it"
+		return "must be a time in RFC 3339 format"
 	}
 	switch t := e.GoType; t.Kind() {
 	case reflect.String:
@@ -142,7 +153,7 @@ func shapeFault(e *json.SemanticError, unknown bool) string {
 	return "must be an object"
 }
 
-// without returns data with what is at pointer removed, or set to null.
+// without returns data with the value at the pointer removed or set to null.
 func without(data []byte, at jsontext.Pointer, remove bool) ([]byte, error) {
 	var document any
 	if err := json.Unmarshal(data, &document); err != nil {
@@ -198,17 +209,17 @@ func index(token string, length int) (int, error) {
 	return i, nil
 }
 
-// hugeNumber reports whether JSON has a number that RFC 7493 leaves out: one
-// that most readers downstream would take for infinity.
+// hugeNumber reports whether JSON contains a number that RFC 7493 excludes and
+// that most readers would turn into infinity.
 func hugeNumber(data []byte) bool {
-	end := 0 // of the number that was looked at
+	end := 0 // of the current number
 	for i, c := range unquoted(data) {
 		if i < end || c < '0' || c > '9' {
 			continue
 		}
 		for end = i; end < len(data) && strings.IndexByte("0123456789.eE+-", data[end]) >= 0; end++ {
 		}
-		if number := data[i:end]; len(number) > 4 { // shorter ones are not
+		if number := data[i:end]; len(number) > 4 { // shorter ones are in range
 			if _, err := strconv.ParseFloat(string(number), 64); errors.Is(err, strconv.ErrRange) {
 				return true
 			}
@@ -217,8 +228,8 @@ func hugeNumber(data []byte) bool {
 	return false
 }
 
-// deeperThan reports whether JSON is nested deeper than most levels, before
-// anything recursive looks at it.
+// deeperThan reports whether JSON is nested deeper than most levels. It runs
+// before any recursive decoder.
 func deeperThan(data []byte, most int) bool {
 	depth := 0
 	for _, c := range unquoted(data) {
@@ -234,7 +245,7 @@ func deeperThan(data []byte, most int) bool {
 	return false
 }
 
-// unquoted yields the bytes of JSON that are in no string.
+// unquoted yields the bytes of JSON outside strings.
 func unquoted(data []byte) iter.Seq2[int, byte] {
 	return func(yield func(int, byte) bool) {
 		quoted := false

@@ -15,46 +15,46 @@ import (
 	"accountledger/eventstore"
 )
 
-// The public catalogue as schemas: of each public event there is one by its
-// name, for JSON Schema, OpenAPI and AsyncAPI alike.
+// This file derives schemas from the public catalogue. JSON Schema, OpenAPI and
+// AsyncAPI share one schema per public event, under its name.
 
-// delivered is a public event as a webhook of format standard is sent it. A
-// test holds it to what is sent.
+// delivered is a public event as sent to webhooks with format standard. A test
+// compares it with an actual delivery.
 type delivered struct {
-	Type      string              `json:"type"`
-	Timestamp time.Time           `json:"timestamp"`
-	ID        string              `json:"id"`
-	Sub       string              `json:"sub,omitzero"`
-	Sequence  eventstore.Revision `json:"sequence"`
-	Gap       eventstore.Revision `json:"previous_sequence,omitzero"`
-	Data      jsontext.Value      `json:"data"`
+	Type      string              `json:"type" doc:"The event's name in the public catalogue, or the alias the webhook subscribed to."`
+	Timestamp time.Time           `json:"timestamp" doc:"When the event took effect."`
+	ID        string              `json:"id" doc:"The event's id; also the header webhook-id."`
+	Sub       string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Sequence  eventstore.Revision `json:"sequence" doc:"The account's revision. Ignore an event whose sequence is not greater than the last one applied."`
+	Gap       eventstore.Revision `json:"previous_sequence,omitzero" doc:"Sequence of an earlier event whose delivery was given up, which leaves a gap."`
+	Data      jsontext.Value      `json:"data" doc:"The event's data."`
 }
 
-// CatalogueEntry is a public event as programs read of it.
+// CatalogueEntry describes a public event for programs.
 type CatalogueEntry struct {
 	Name    string           `json:"name"`
-	When    string           `json:"when"`  // it is told, as what completes «told when»
+	When    string           `json:"when"`  // completes "sent when ..."
 	About   string           `json:"about"` // account or configuration
 	Aliases []CatalogueAlias `json:"aliases"`
 	From    []string         `json:"from"`   // types of events in the log
-	Schema  jsontext.Value   `json:"schema"` // of the event as the feed has it: JSON Schema 2020-12, complete in itself
+	Schema  jsontext.Value   `json:"schema"` // of the event in the feed: self-contained JSON Schema 2020-12
 }
 
 // CatalogueAlias is another name of a public event.
 type CatalogueAlias struct {
 	Name string `json:"name"`
-	Of   string `json:"of,omitzero"` // which of the events; absent: all
+	Of   string `json:"of,omitzero"` // the events it applies to; absent: all
 }
 
-// Catalogue is the public catalogue with its schemas, in the catalogue's order.
+// Catalogue returns the public catalogue with its schemas, in the catalogue's order.
 func Catalogue() ([]CatalogueEntry, error) {
 	const defs = "#/$defs/"
 	registry := newRegistry(defs)
 	roots := map[string]*huma.Schema{}
 	for _, t := range domain.Catalogue {
-		roots[t.Name] = told(registry, t)
+		roots[t.Name] = feedSchema(registry, t)
 	}
-	describeSchemas(registry.Map())
+	forbidNullArrays(registry.Map())
 	var all []CatalogueEntry
 	for _, t := range domain.Catalogue {
 		root := roots[t.Name]
@@ -79,25 +79,25 @@ func about(t domain.PublicType) string {
 	return "configuration"
 }
 
-// newRegistry is an empty registry of schemas.
+// newRegistry returns an empty registry of schemas.
 func newRegistry(prefix string) huma.Registry {
 	schemas := huma.NewMapRegistry(prefix, huma.DefaultSchemaNamer)
 	schemas.RegisterTypeAlias(reflect.TypeFor[jsontext.Value](), reflect.TypeFor[any]())
 	return schemas
 }
 
-// told is the schema of a public event in the feed. Its parts come to the
-// registry.
-func told(registry huma.Registry, t domain.PublicType) *huma.Schema {
+// feedSchema returns the schema of a public event in the feed. It registers the
+// schemas that this one refers to.
+func feedSchema(registry huma.Registry, t domain.PublicType) *huma.Schema {
 	return enveloped[domain.PublicEvent](registry, t, &huma.Schema{Const: t.Name, Description: "The event's name."})
 }
 
-// sent is the schema of a public event as webhooks are sent it, also by one of
-// its aliases.
-func sent(registry huma.Registry, t domain.PublicType) *huma.Schema {
+// deliverySchema returns the schema of a public event in a webhook delivery,
+// under its name or one of its aliases.
+func deliverySchema(registry huma.Registry, t domain.PublicType) *huma.Schema {
 	name := &huma.Schema{Const: t.Name, Description: "The event's name."}
 	if len(t.Aliases) > 0 {
-		name = &huma.Schema{Enum: []any{t.Name}, Description: "The event's name, or the alias that was asked for."}
+		name = &huma.Schema{Enum: []any{t.Name}, Description: "The event's name, or the alias the webhook subscribed to."}
 		for _, a := range t.Aliases {
 			name.Enum = append(name.Enum, a.Name)
 		}
@@ -105,8 +105,8 @@ func sent(registry huma.Registry, t domain.PublicType) *huma.Schema {
 	return enveloped[delivered](registry, t, name)
 }
 
-// enveloped is the envelope E, which is closed, and what is more to say of its
-// name and its data.
+// enveloped returns the schema of the envelope E with the event's name and the
+// type of its data. E itself allows no other members.
 func enveloped[E any](registry huma.Registry, t domain.PublicType, name *huma.Schema) *huma.Schema {
 	return &huma.Schema{
 		Title: t.Name, Description: sentence(t),
@@ -120,9 +120,9 @@ func enveloped[E any](registry huma.Registry, t domain.PublicType, name *huma.Sc
 	}
 }
 
-func sentence(t domain.PublicType) string { return "Told when " + t.When + "." }
+func sentence(t domain.PublicType) string { return "Sent when " + t.When + "." }
 
-// reachable is the schemas that one refers to, and those that they do.
+// reachable returns the schemas that from refers to, directly and indirectly.
 func reachable(all map[string]*huma.Schema, prefix string, from *huma.Schema) map[string]*huma.Schema {
 	found := map[string]*huma.Schema{}
 	var visit func(any)
@@ -148,35 +148,35 @@ func reachable(all map[string]*huma.Schema, prefix string, from *huma.Schema) ma
 	return found
 }
 
-// describeWebhooks adds what is delivered to the OpenAPI document: an operation
-// for each public event, which is what tools make types and pages of.
+// describeWebhooks adds webhook deliveries to the OpenAPI document: one
+// operation per public event, from which tools generate types and pages.
 func (s *server) describeWebhooks() {
 	document := s.api.OpenAPI()
 	document.Webhooks = map[string]*huma.PathItem{}
 	for _, t := range domain.Catalogue {
-		schema := sent(document.Components.Schemas, t)
+		schema := deliverySchema(document.Components.Schemas, t)
 		document.Components.Schemas.Map()[t.Name] = schema
 		document.Webhooks[t.Name] = &huma.PathItem{Post: &huma.Operation{
 			OperationID: "deliver" + camel(t.Name), Tags: []string{"webhooks"},
 			Summary: t.Name,
-			Description: sentence(t) + " As endpoints of format standard and payload full are sent it; payload thin leaves of data the ids, and fields what the endpoint's mapping names." +
-				" Signed as Standard Webhooks says.",
+			Description: sentence(t) + " This is the request for format standard and payload full. With payload thin, data contains only ids; with payload fields, the members named by the webhook's mapping." +
+				" Requests are signed as Standard Webhooks specifies.",
 			Security: []map[string][]string{},
 			Parameters: []*huma.Param{
-				{Name: "webhook-id", In: "header", Required: true, Description: "The event's id, the same at every attempt.", Schema: &huma.Schema{Type: huma.TypeString}},
-				{Name: "webhook-timestamp", In: "header", Required: true, Description: "When the attempt was made, in seconds since 1970.", Schema: &huma.Schema{Type: huma.TypeInteger}},
-				{Name: "webhook-signature", In: "header", Required: true, Description: "Signatures of id, timestamp and body by the endpoint's keys, separated by spaces.", Schema: &huma.Schema{Type: huma.TypeString}},
+				{Name: "webhook-id", In: "header", Required: true, Description: "The event's id, the same for every attempt.", Schema: &huma.Schema{Type: huma.TypeString}},
+				{Name: "webhook-timestamp", In: "header", Required: true, Description: "When the attempt was made, as a Unix timestamp in seconds.", Schema: &huma.Schema{Type: huma.TypeInteger}},
+				{Name: "webhook-signature", In: "header", Required: true, Description: "Signatures of id, timestamp and body with each of the webhook's keys, separated by spaces.", Schema: &huma.Schema{Type: huma.TypeString}},
 			},
 			RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{Ref: "#/components/schemas/" + t.Name}}}},
 			Responses: map[string]*huma.Response{
-				"2XX": {Description: "Taken. Anything else is tried again."},
-				"410": {Description: "Never again: the endpoint is disabled."},
+				"2XX": {Description: "Accepted. The ledger retries after any other status except 410."},
+				"410": {Description: "Unsubscribe: the ledger disables the webhook."},
 			},
 		}}
 	}
 }
 
-// camel is UserCreated of USER_CREATED.
+// camel turns USER_CREATED into UserCreated.
 func camel(name string) string {
 	var b strings.Builder
 	for word := range strings.SplitSeq(name, "_") {

@@ -19,7 +19,7 @@ import (
 	"accountledger/domain"
 )
 
-// eventSchemas are the schemas of the catalogue, compiled, by public name.
+// eventSchemas returns the compiled schemas of the catalogue by public name.
 var eventSchemas = sync.OnceValues(func() (map[string]*jsonschema.Schema, error) {
 	entries, err := Catalogue()
 	if err != nil {
@@ -47,7 +47,7 @@ func compiled(name string, schema []byte) (*jsonschema.Schema, error) {
 	return c.Compile(name)
 }
 
-// checkEvent holds a public event, as the feed has it, to its schema.
+// checkEvent validates a public event of the feed against its schema.
 func checkEvent(event []byte) error {
 	schemas, err := eventSchemas()
 	if err != nil {
@@ -66,8 +66,8 @@ func checkEvent(event []byte) error {
 	return schemas[e.Type].Validate(value)
 }
 
-// TestEventSchemas holds every public event there is to its schema, also as it
-// is when its personal part is erased; and the schemas to saying something.
+// TestEventSchemas validates every public event against its schema, with and
+// without its personal data, and checks that the schemas refuse wrong events.
 func TestEventSchemas(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../testdata/events/*.json")
@@ -104,20 +104,20 @@ func TestEventSchemas(t *testing.T) {
 					strings.Replace(string(text), `"sequence":0`, `"sequence":"0"`, 1),
 				} {
 					if checkEvent([]byte(wrong)) == nil {
-						t.Errorf("the schema of %s takes %s", p.Type, wrong)
+						t.Errorf("the schema of %s accepts %s", p.Type, wrong)
 					}
 				}
 			}
 		}
 	}
-	// Those that go by another name than their golden event are not among them.
+	// Public events with another name than their golden event are not found.
 	if missed := len(domain.PublicNames) - len(checked); missed > 8 {
-		t.Errorf("%d public events come of no golden one", missed)
+		t.Errorf("%d public events have no golden event", missed)
 	}
 }
 
-// TestAsyncAPI holds the served document to the committed one, and that to the
-// schema of AsyncAPI. Rewrite it with -update.
+// TestAsyncAPI compares the served document with the committed one and validates
+// it against the schema of AsyncAPI. -update rewrites the committed document.
 func TestAsyncAPI(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -128,7 +128,7 @@ func TestAsyncAPI(t *testing.T) {
 	want, err := os.ReadFile("asyncapi.json")
 	check(t, err)
 	if diff := gocmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("the API differs from asyncapi.json; run go test -update if that is meant (-committed +served):\n%s", diff)
+		t.Errorf("the API differs from asyncapi.json; if the change is intended, run go test -update (-committed +served):\n%s", diff)
 	}
 	rules, err := os.ReadFile("testdata/asyncapi-3.0.0.schema.json")
 	check(t, err)
@@ -142,9 +142,9 @@ func TestAsyncAPI(t *testing.T) {
 	delete(document.(map[string]any), "channels")
 	document.(map[string]any)["chanels"] = map[string]any{}
 	if schema.Validate(document) == nil {
-		t.Error("the schema of AsyncAPI takes anything")
+		t.Error("the schema of AsyncAPI accepts anything")
 	}
-	// Every reference leads somewhere, which no schema can say.
+	// A schema cannot check that every reference resolves.
 	var root any
 	check(t, json.Unmarshal(got, &root))
 	var refs func(v any)
@@ -152,7 +152,7 @@ func TestAsyncAPI(t *testing.T) {
 		switch v := v.(type) {
 		case map[string]any:
 			if ref, ok := v["$ref"].(string); ok && resolve(root, ref) == nil {
-				t.Errorf("%s leads nowhere", ref)
+				t.Errorf("%s does not resolve", ref)
 			}
 			for _, name := range slices.Sorted(maps.Keys(v)) {
 				refs(v[name])

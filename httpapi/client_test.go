@@ -15,15 +15,15 @@ import (
 
 const clientDir = "../testdata/client"
 
-// javaScript returns how to run a program of testdata/client's packages, there
-// or in dir.
+// javaScript returns a function that runs a program of testdata/client's
+// packages in the directory dir.
 func javaScript(t *testing.T) func(dir string, env []string, program string, args ...string) []byte {
 	t.Helper()
 	packages, err := filepath.Abs(filepath.Join(clientDir, "node_modules"))
 	check(t, err)
 	node, err := exec.LookPath("node")
 	if _, missing := os.Stat(packages); err != nil || missing != nil {
-		t.Skip("needs Node.js, and `make client` to have been run")
+		t.Skip("needs Node.js and the packages installed by `make client`")
 	}
 	return func(dir string, env []string, program string, args ...string) []byte {
 		t.Helper()
@@ -43,15 +43,15 @@ func javaScript(t *testing.T) func(dir string, env []string, program string, arg
 	}
 }
 
-// TestLint has the documents looked at by a linter that is not ours, with the
-// rules that it recommends and none of them off.
+// TestLint checks the documents with an independent linter and all of its
+// recommended rules.
 func TestLint(t *testing.T) {
 	t.Parallel()
 	run := javaScript(t)
 	for _, document := range []string{"openapi.json", "asyncapi.json"} {
 		path, err := filepath.Abs(document)
 		check(t, err)
-		// It would ask its maker for newer versions, and tell of its use.
+		// Turns off its telemetry and its check for updates.
 		out := run(clientDir, []string{"REDOCLY_TELEMETRY=off", "REDOCLY_SUPPRESS_UPDATE_NOTICE=true"},
 			"@redocly/cli/bin/cli.js", "lint", path, "--format", "json", "--extends", "recommended-strict")
 		var found struct {
@@ -68,9 +68,9 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// TestGeneratedClient makes a client in TypeScript of the committed document,
-// compiles a program that uses it as strictly as the compiler can, and runs
-// that against a ledger.
+// TestGeneratedClient generates a TypeScript client from the committed document,
+// compiles a program that uses it in the compiler's strictest mode, and runs it
+// against a ledger.
 func TestGeneratedClient(t *testing.T) {
 	t.Parallel()
 	run := javaScript(t)
@@ -85,7 +85,7 @@ func TestGeneratedClient(t *testing.T) {
 		check(t, err)
 		check(t, os.WriteFile(filepath.Join(dir, name), text, 0o600))
 	}
-	// What has a default need not be sent, which the generator takes it for.
+	// The generator would otherwise treat members with a default as required.
 	run(dir, nil, "openapi-typescript/bin/cli.js", document, "--output", filepath.Join(dir, "ledger.ts"), "--default-non-nullable=false")
 	run(dir, nil, "typescript/bin/tsc")
 
@@ -105,6 +105,6 @@ func TestGeneratedClient(t *testing.T) {
 		t.Errorf("the client says %+v, and the account is %s", got, account.body)
 	}
 	if diff := cmp.Diff([]string{"USER_CREATED", "GROUP_MEMBER_ADDED", "USER_UPDATED", "USER_COMBINED"}, got.Told); diff != "" {
-		t.Errorf("told of other events (-want +got):\n%s", diff)
+		t.Errorf("events in the feed (-want +got):\n%s", diff)
 	}
 }

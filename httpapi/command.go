@@ -17,14 +17,14 @@ import (
 	"accountledger/projections"
 )
 
-// Command is what every command may be sent with.
+// Command holds the headers and parameters that every command accepts.
 type Command struct {
-	IfMatch        string `header:"If-Match" doc:"Refuse with 412 unless the object is at the revision of this ETag; * for any." example:"\"3\""`
-	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Makes the request safe to repeat: the same key and request of the same caller return the first outcome, also after a restart; the same key with another request is refused."`
-	DryRun         bool   `query:"dry_run" doc:"Answer the events the command would append and the account as it would be, and store nothing."`
+	IfMatch        string `header:"If-Match" doc:"Refuse with 412 unless the object is at the revision of this ETag; * matches any revision." example:"\"3\""`
+	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Makes the request safe to repeat: the same request of the same caller with the same key returns the first outcome, even after a restart of the server. The same key with another request is refused."`
+	DryRun         bool   `query:"dry_run" doc:"Return the events the command would append, and the object after them, without storing anything."`
 }
 
-// request makes of cmd how the domain is to carry the command out.
+// request translates the headers into a domain.Request.
 func (cmd Command) request(c *call) (domain.Request, error) {
 	r := domain.Request{Meta: domain.Metadata{Actor: c.actor, CorrelationID: c.id, Traceparent: c.traceparent}, DryRun: cmd.DryRun, Admin: c.admin}
 	if cmd.IdempotencyKey != "" {
@@ -34,16 +34,16 @@ func (cmd Command) request(c *call) (domain.Request, error) {
 	if cmd.IfMatch != "" && cmd.IfMatch != "*" {
 		revision, ok := parseETag(cmd.IfMatch)
 		if !ok {
-			return r, newProblem(codeInvalidPrecondition, "If-Match must be * or one strong entity tag like \"3\".")
+			return r, newProblem(codeInvalidPrecondition, "If-Match must be * or a single strong entity tag such as \"3\".")
 		}
 		r.Expected = &revision
 	}
 	return r, nil
 }
 
-// newID makes the id of what the command creates. Under an Idempotency-Key it
-// follows from caller and key (a UUID of version 8, RFC 9562), so that a
-// repetition meets the same stream, whatever happened in between.
+// newID returns the id of the object that the command creates. With an
+// Idempotency-Key it is derived from the caller and the key (a UUID of version
+// 8, RFC 9562), so that a repeated request always meets the same stream.
 func (cmd Command) newID(c *call) string {
 	if cmd.IdempotencyKey == "" {
 		return domain.NewID().String()
@@ -54,7 +54,7 @@ func (cmd Command) newID(c *call) string {
 	return id.String()
 }
 
-// repeatable is a caller's Idempotency-Key as one opaque id.
+// repeatable combines a caller and its Idempotency-Key into one opaque id.
 func repeatable(a domain.Actor, key string) [16]byte {
 	sum := sha256.Sum256([]byte(a.String() + "\x00" + key))
 	return [16]byte(sum[:16])
@@ -70,17 +70,17 @@ func parseETag(tag string) (eventstore.Revision, bool) {
 	return eventstore.Revision(n), ok
 }
 
-// execute asks cmd of the account and answers with the account after it.
+// execute executes cmd on the account and answers with the account after it.
 func (s *server) execute(ctx context.Context, c *call, in Command, sub string, cmd domain.Command) (*answer, error) {
-	return s.executeAnd(ctx, c, in, sub, cmd, func(a *answer, result domain.Result) (_ *answer, err error) {
-		a.Body, err = result.Account.JSON()
+	return s.executeAnd(ctx, c, in, sub, cmd, func(a *answer, result domain.Result[domain.Account]) (_ *answer, err error) {
+		a.Body, err = result.State.JSON()
 		return a, err
 	})
 }
 
-// executeAnd asks cmd of the account; show makes the body of the answer.
+// executeAnd executes cmd on the account; show sets the body of the answer.
 func (s *server) executeAnd(ctx context.Context, c *call, in Command, sub string, cmd domain.Command,
-	show func(*answer, domain.Result) (*answer, error)) (*answer, error) {
+	show func(*answer, domain.Result[domain.Account]) (*answer, error)) (*answer, error) {
 	sub, err := canonical(sub)
 	if err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func (s *server) executeAnd(ctx context.Context, c *call, in Command, sub string
 	}
 	result, err := s.Ledger.Execute(ctx, r, sub, cmd)
 	if domain.CodeOf(err) == domain.CodeAccountErased {
-		return nil, s.erased(ctx, sub)
+		return nil, s.accountErased(ctx, sub)
 	}
 	if err != nil {
 		return nil, err
@@ -99,13 +99,13 @@ func (s *server) executeAnd(ctx context.Context, c *call, in Command, sub string
 	if in.DryRun {
 		return answerDryRun(result)
 	}
-	a := s.settled(ctx, result.Account.Position)
-	a.ETag = etag(result.Account.Revision)
+	a := s.settled(ctx, result.State.Position)
+	a.ETag = etag(result.State.Revision)
 	return show(a, result)
 }
 
-// settled waits until the account view has applied p, so that whoever reads
-// after this write reads it, and begins the answer that says so.
+// settled waits until the account view has applied p, so that reads after this
+// write see it, and starts the answer with that position.
 func (s *server) settled(ctx context.Context, p eventstore.Position) *answer {
 	accounts := s.Views.Accounts()
 	var lag int64
@@ -113,7 +113,7 @@ func (s *server) settled(ctx context.Context, p eventstore.Position) *answer {
 		ctx, cancel := context.WithTimeout(ctx, s.AwaitTimeout)
 		defer cancel()
 		if err := s.Views.Await(ctx, projections.AccountsView, p); err != nil {
-			// The write is durable: it succeeded, whatever the view does.
+			// The write is durable, so it has succeeded whatever the view does.
 			lag = max(0, int64(p-accounts.Position()))
 			s.Logger.WarnContext(ctx, "account view lags behind a write", "position", p, "lag", lag, "err", err)
 		}
@@ -121,31 +121,31 @@ func (s *server) settled(ctx context.Context, p eventstore.Position) *answer {
 	return &answer{LedgerPosition: strconv.FormatInt(int64(p), 10), LedgerLag: strconv.FormatInt(lag, 10)}
 }
 
-// dryRun is what a command would do.
+// dryRun is the result of a dry run on an account.
 type dryRun struct {
-	Events  []plannedEvent `json:"events"`
-	Account domain.Account `json:"account"`
+	Events  []plannedEvent `json:"events" doc:"The events the command would append."`
+	Account domain.Account `json:"account" doc:"The account after the command."`
 }
 
-// plannedEvent is an event without what only the log gives it.
+// plannedEvent is an event of a dry run. It has no id and no log position.
 type plannedEvent struct {
-	Sub      string              `json:"sub,omitzero"`
-	Revision eventstore.Revision `json:"revision"`
-	Type     string              `json:"type"`
-	Time     time.Time           `json:"time"`
-	Actor    domain.Actor        `json:"actor"`
-	Data     jsontext.Value      `json:"data"`
+	Sub      string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Revision eventstore.Revision `json:"revision" doc:"The revision the event would get if it were appended now."`
+	Type     string              `json:"type" doc:"The event's type in the log, including its version."`
+	Time     time.Time           `json:"time" doc:"The current time."`
+	Actor    domain.Actor        `json:"actor" doc:"The caller."`
+	Data     jsontext.Value      `json:"data" doc:"The event's data."`
 }
 
-func answerDryRun(result domain.Result) (*answer, error) {
+func answerDryRun(result domain.Result[domain.Account]) (*answer, error) {
 	events, err := planned(result.Events)
 	if err != nil {
 		return nil, err
 	}
-	return (&answer{Status: http.StatusOK}).rendered(dryRun{events, result.Account})
+	return (&answer{Status: http.StatusOK}).rendered(dryRun{events, result.State})
 }
 
-// planned are entries as a dry run shows them.
+// planned converts entries to the events of a dry run.
 func planned(entries []domain.Entry) ([]plannedEvent, error) {
 	var events []plannedEvent
 	for _, x := range entries {
@@ -158,7 +158,7 @@ func planned(entries []domain.Entry) ([]plannedEvent, error) {
 	return events, nil
 }
 
-// canonical is the one form of a sub. What is no UUID is no account's sub.
+// canonical returns the canonical form of a sub. It refuses text that is not a UUID.
 func canonical(sub string) (string, error) {
 	id, err := uuid.Parse(sub)
 	if err != nil || len(sub) != 36 {

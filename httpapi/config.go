@@ -9,8 +9,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// configure asks cmd of the configuration and answers with the object it is
-// about, as show finds it afterwards; a nil object answers with an empty body.
+// configure executes cmd on the configuration and answers with the object that
+// show returns; if it is nil, with an empty body.
 func (s *server) configure(ctx context.Context, c *call, in Command, cmd domain.ConfigCommand, show func(*domain.Config) (object any, revision eventstore.Revision)) (*answer, error) {
 	r, err := in.request(c)
 	if err != nil {
@@ -27,8 +27,8 @@ func (s *server) configure(ctx context.Context, c *call, in Command, cmd domain.
 		}
 		return (&answer{Status: http.StatusOK}).rendered(triedConfig{events})
 	}
-	a := s.settled(ctx, result.Config.Position)
-	object, revision := show(result.Config)
+	a := s.settled(ctx, result.Position())
+	object, revision := show(result.State)
 	if object == nil {
 		return a, nil
 	}
@@ -36,13 +36,13 @@ func (s *server) configure(ctx context.Context, c *call, in Command, cmd domain.
 	return a.rendered(object)
 }
 
-// triedConfig is what a command on the configuration would do.
+// triedConfig is the result of a dry run on the configuration.
 type triedConfig struct {
-	Events []plannedEvent `json:"events"`
+	Events []plannedEvent `json:"events" doc:"The events the command would append."`
 }
 
-// config begins an answer that reads the configuration. That is read from
-// memory and always the latest; what q asks for is still waited for.
+// config starts the answer to a query of the configuration. The configuration
+// comes from memory and is always current; config still waits for q.MinPosition.
 func (s *server) config(ctx context.Context, q Query) (*answer, *domain.Config, error) {
 	a, err := s.fresh(ctx, q)
 	if err != nil {

@@ -17,53 +17,53 @@ func (s *server) consentRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/consents", name: "listConsents", scope: scopeConfigRead, status: 200, answer: consents{},
 		summary: "List the consents",
-		text:    "In the order of their ids, each with all its versions.",
+		text:    "Returns all consents with their versions, sorted by id.",
 		codes:   onQuery,
 	}, s.listConsents)
 	handle(s, route{
 		method: "GET", path: "/v1/consents/{consentId}", name: "getConsent", scope: scopeConfigRead, status: 200, answer: domain.Consent{},
 		summary: "Get a consent",
-		text:    "What people may consent to, with all its versions.",
+		text:    "Returns a consent with all its versions.",
 		codes:   codes(onConsent, onQuery),
 	}, s.getConsent)
 	handle(s, route{
 		method: "PUT", path: "/v1/consents/{consentId}", name: "putConsent", scope: scopeConfigWrite, status: 200, answer: domain.Consent{},
 		summary: "Define or change a consent",
-		text:    "versions lists all there are to be: those published, unchanged, and then new ones. A new version asks again.",
+		text:    "Creates or replaces the consent. versions must list every version: the published ones, unchanged, followed by new ones. A new version requires a new decision from each person.",
 		example: `{"name":"Newsletter","purpose":"To tell you what is new.","legalBasis":"consent","versions":[{"version":1,"text":{"en":"Yes, send me the newsletter."}}]}`,
 		codes:   onCommand,
 	}, s.putConsent)
 	handle(s, route{
 		method: "DELETE", path: "/v1/consents/{consentId}", name: "deleteConsent", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a consent",
-		text:    "Refused once an account has decided on it, and while a custom field is linked to it.",
+		text:    "Deletes the consent. Refused if an account has decided on it, or while a custom field is linked to it.",
 		codes:   codes(onConsent, onCommand, []domain.Code{domain.CodeInUse}),
 	}, s.deleteConsent)
 
 	handle(s, route{
 		method: "POST", path: "/v1/accounts/{sub}/consents", name: "decideConsent", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Record a decision on a consent",
-		text:    "What the account's person decided on one version. Only what is accepted can be revoked. The same decision again changes nothing.",
+		text:    "Records what the account's person decided on one version of a consent. Only an accepted consent can be revoked. Repeating the same decision changes nothing.",
 		example: `{"consentId":"newsletter","version":1,"status":"accepted"}`,
 		codes:   codes(onChange, onConsent, []domain.Code{domain.CodeConsentNotAccepted}),
 	}, s.decideConsent)
 	handle(s, route{
 		method: "GET", path: "/v1/accounts/{sub}/consents", name: "getDecisions", scope: scopeAccountsRead, status: 200, answer: decisions{},
 		summary: "Get an account's decisions on consents",
-		text:    "Of each consent the latest decision, and whether one is due, because there is none on the version required by now; and every decision there ever was, oldest first.",
+		text:    "Returns, for each consent, the latest decision and whether a new one is due because a newer version is required; and every decision ever made, oldest first.",
 		codes:   codes(onAccount, onQuery),
 	}, s.getDecisions)
 }
 
-// ConsentID is the consent a request is about.
+// ConsentID identifies the consent a request is about.
 type ConsentID struct {
 	ConsentID string `path:"consentId" doc:"The consent's id." example:"newsletter"`
 }
 
 // consents is the list of all consents.
 type consents struct {
-	Consents []domain.Consent `json:"consents"`
-	Next     *string          `json:"next"` // always null: they fit on one page
+	Consents []domain.Consent `json:"consents" doc:"All consents, sorted by id."`
+	Next     *string          `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listConsentsInput struct{ Query }
@@ -106,10 +106,10 @@ type putConsentInput struct {
 
 // newConsent is the body of PUT /v1/consents/{consentId}.
 type newConsent struct {
-	Name       string                  `json:"name,omitzero" maxLength:"255"`
-	Purpose    string                  `json:"purpose,omitzero" maxLength:"2048"`
-	LegalBasis string                  `json:"legalBasis,omitzero" maxLength:"255"`
-	Versions   []domain.ConsentVersion `json:"versions" minItems:"1"`
+	Name       string                  `json:"name,omitzero" maxLength:"255" doc:"Display name."`
+	Purpose    string                  `json:"purpose,omitzero" maxLength:"2048" doc:"What the consent is for."`
+	LegalBasis string                  `json:"legalBasis,omitzero" maxLength:"255" doc:"The legal basis for the processing."`
+	Versions   []domain.ConsentVersion `json:"versions" minItems:"1" doc:"All versions: the published ones, unchanged, followed by new ones."`
 }
 
 func (s *server) putConsent(ctx context.Context, c *call, in *putConsentInput) (*answer, error) {
@@ -127,7 +127,7 @@ type deleteConsentInput struct {
 }
 
 func (s *server) deleteConsent(ctx context.Context, c *call, in *deleteConsentInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteConsent{ConsentID: in.ConsentID.ConsentID}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteConsent{ConsentID: in.ConsentID.ConsentID}, deleted)
 }
 
 type decideConsentInput struct {
@@ -138,44 +138,44 @@ type decideConsentInput struct {
 
 // newDecision is the body of POST /v1/accounts/{sub}/consents.
 type newDecision struct {
-	ConsentID string               `json:"consentId"`
-	Version   int                  `json:"version" minimum:"1"`
-	Status    domain.ConsentStatus `json:"status" enum:"accepted,declined,revoked"`
-	Time      time.Time            `json:"time,omitzero"`
-	Channel   string               `json:"channel,omitzero" maxLength:"64"`
-	Client    string               `json:"client,omitzero" maxLength:"255"`
-	Evidence  jsontext.Value       `json:"evidence,omitzero"`
+	ConsentID string               `json:"consentId" doc:"The consent's id."`
+	Version   int                  `json:"version" minimum:"1" doc:"The version decided on."`
+	Status    domain.ConsentStatus `json:"status" enum:"accepted,declined,revoked" doc:"accepted, declined or revoked."`
+	Time      time.Time            `json:"time,omitzero" doc:"When the decision was made. Default: now."`
+	Channel   string               `json:"channel,omitzero" maxLength:"64" doc:"Where the decision was made, such as web, phone or paper."`
+	Client    string               `json:"client,omitzero" maxLength:"255" doc:"The application that recorded the decision."`
+	Evidence  jsontext.Value       `json:"evidence,omitzero" doc:"Proof of the decision: any JSON."`
 }
 
 func (s *server) decideConsent(ctx context.Context, c *call, in *decideConsentInput) (*answer, error) {
 	return s.execute(ctx, c, in.Command, in.Sub.Sub, domain.DecideConsent(in.value))
 }
 
-// decisions is what an account decided.
+// decisions holds an account's decisions on consents.
 type decisions struct {
-	Consents []decision         `json:"consents"` // by consentId
-	History  []recordedDecision `json:"history"`  // oldest first
+	Consents []decision         `json:"consents" doc:"Each consent with its latest decision, sorted by consentId."`
+	History  []recordedDecision `json:"history" doc:"Every decision, oldest first."`
 }
 
 // decision is the latest decision on one consent, if there is any.
 type decision struct {
-	ConsentID string               `json:"consentId"`
-	Newest    int                  `json:"newestVersion"`
-	Due       bool                 `json:"due"`
-	Version   int                  `json:"version,omitzero"`
-	Status    domain.ConsentStatus `json:"status,omitzero"`
-	Time      time.Time            `json:"time,omitzero"`
-	Channel   string               `json:"channel,omitzero"`
-	Client    string               `json:"client,omitzero"`
-	Evidence  jsontext.Value       `json:"evidence,omitzero"`
+	ConsentID string               `json:"consentId" doc:"The consent's id."`
+	Newest    int                  `json:"newestVersion" doc:"The version published last."`
+	Due       bool                 `json:"due" doc:"A newer version than the one decided on is now required."`
+	Version   int                  `json:"version,omitzero" doc:"The version decided on."`
+	Status    domain.ConsentStatus `json:"status,omitzero" doc:"accepted, declined or revoked."`
+	Time      time.Time            `json:"time,omitzero" doc:"When the decision was made."`
+	Channel   string               `json:"channel,omitzero" doc:"Where the decision was made, such as web, phone or paper."`
+	Client    string               `json:"client,omitzero" doc:"The application that recorded the decision."`
+	Evidence  jsontext.Value       `json:"evidence,omitzero" doc:"Proof of the decision: any JSON."`
 }
 
 // recordedDecision is a decision with the event that recorded it.
 type recordedDecision struct {
 	domain.ConsentDecision
-	Revision eventstore.Revision `json:"revision"`
-	Recorded time.Time           `json:"recordedTime"`
-	Actor    domain.Actor        `json:"actor"`
+	Revision eventstore.Revision `json:"revision" doc:"The account's revision when the decision was recorded."`
+	Recorded time.Time           `json:"recordedTime" doc:"When the decision was recorded."`
+	Actor    domain.Actor        `json:"actor" doc:"Who recorded the decision."`
 }
 
 type getDecisionsInput struct {
@@ -184,7 +184,7 @@ type getDecisionsInput struct {
 }
 
 func (s *server) getDecisions(ctx context.Context, _ *call, in *getDecisionsInput) (*answer, error) {
-	a, account, err := s.present(ctx, in.Query, in.Sub)
+	a, account, err := s.current(ctx, in.Query, in.Sub)
 	if err != nil {
 		return nil, err
 	}

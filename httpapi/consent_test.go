@@ -30,7 +30,7 @@ func TestConsents(t *testing.T) {
 		t.Errorf("decided: %s", r.body)
 	}
 
-	// A new version asks again; a published one never changes.
+	// A new version requires a new decision; a published one never changes.
 	l.refused(t, domain.CodeInvalidRequest, "PUT", "/v1/consents/newsletter", `{"name":"Newsletter","versions":[{"version":1,"text":{"en":"No."}}]}`)
 	l.want(t, 200, "PUT", "/v1/consents/newsletter", two)
 	l.refused(t, domain.CodeConsentNotAccepted, "POST", path, `{"consentId":"newsletter","version":2,"status":"revoked"}`)
@@ -42,7 +42,7 @@ func TestConsents(t *testing.T) {
 	}
 	l.refused(t, domain.CodeInUse, "DELETE", "/v1/consents/newsletter", "")
 
-	// A linked field decides, in the same commit.
+	// Setting a linked field records the decision in the same commit.
 	l.want(t, 200, "PUT", "/v1/fields/newsletter_consent", `{"dataType":"CHECKBOX","linkedConsent":"newsletter"}`)
 	r = l.want(t, 200, "PATCH", "/v1/accounts/"+sub+"/custom-fields", `{"newsletter_consent":true}`)
 	if r.text(t, "consents.0.status") != "accepted" || r.member(t, "consents.0.version") != 2.0 {

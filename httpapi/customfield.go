@@ -8,6 +8,16 @@ import (
 	"accountledger/domain"
 )
 
+func (s *server) customFieldRoutes() {
+	handle(s, route{
+		method: "PATCH", path: "/v1/accounts/{sub}/custom-fields", name: "patchCustomFields", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
+		summary: "Set and unset custom fields",
+		text:    "Sets the given fields and keeps the others; null unsets a field. Values of defined fields are checked against their definition; other keys accept any JSON.",
+		example: `{"employee_id":null,"tier":"gold"}`,
+		codes:   onChange,
+	}, s.patchCustomFields)
+}
+
 type patchCustomFieldsInput struct {
 	Sub
 	Command

@@ -14,20 +14,20 @@ func (s *server) deletionRoutes() {
 	handle(s, route{
 		method: "DELETE", path: "/v1/accounts/{sub}", name: "deleteAccount", scope: scopeAccountsWrite, status: 202, answer: scheduledDeletion{}, done: certified{},
 		summary: "Delete an account",
-		text: "The account is DELETED at once and keeps its identifiers. When the grace is over it is erased: its data key is destroyed, and with it all personal data, also of the accounts merged into it; its identifiers are free again. " +
-			"With immediate=true that happens now and is answered with 200 and a certificate. Asking again changes nothing.",
+		text: "Sets the account to DELETED immediately; it keeps its identifiers. After the grace period the ledger erases it: it destroys the account's data key, and with it all personal data, including that of accounts merged into it, and releases its identifiers. " +
+			"With immediate=true the ledger erases the account now and returns 200 with a certificate. Repeating the request changes nothing.",
 		codes: codes(onChange, []domain.Code{domain.CodeAccountNotFound}),
 	}, s.deleteAccount)
 	handle(s, route{
 		method: "GET", path: "/v1/accounts/{sub}/deletion", name: "getDeletion", scope: scopeAccountsRead, status: 200, answer: deletionState{},
 		summary: "Get the deletion of an account",
-		text:    "While it is scheduled, when it is due; once the account is erased, its certificate.",
+		text:    "Returns when a scheduled deletion is due or, if the account is erased, the certificate of its erasure.",
 		codes:   codes(onDeletion, onQuery),
 	}, s.getDeletion)
 	handle(s, route{
 		method: "DELETE", path: "/v1/accounts/{sub}/deletion", name: "cancelDeletion", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
 		summary: "Cancel the deletion of an account",
-		text:    "Restores the status the account had. Setting the status VERIFIED restores it, too.",
+		text:    "Restores the account's previous status. Setting the status to VERIFIED also cancels the deletion.",
 		codes:   codes(onChange, onDeletion),
 	}, s.cancelDeletion)
 }
@@ -35,29 +35,29 @@ func (s *server) deletionRoutes() {
 type deleteAccountInput struct {
 	Sub
 	Command
-	Grace     string `query:"grace" maxLength:"16" doc:"How long the account can be restored, like 48h; the default is configured (deletion-grace)." example:"48h"`
-	Immediate bool   `query:"immediate" doc:"Erase the account now."`
+	Grace     string `query:"grace" maxLength:"16" doc:"How long the account can be restored, as a duration such as 48h, up to ten years. The server setting deletion-grace is the default." example:"48h"`
+	Immediate bool   `query:"immediate" doc:"Erase the account now, without a grace period."`
 }
 
-// plannedDeletion is what is to come.
+// plannedDeletion is a scheduled deletion.
 type plannedDeletion struct {
-	Status  string    `json:"status"` // scheduled
-	DueTime time.Time `json:"dueTime"`
+	Status  string    `json:"status" doc:"Always scheduled."`
+	DueTime time.Time `json:"dueTime" doc:"When the account will be erased."`
 }
 
 type scheduledDeletion struct {
-	Deletion plannedDeletion `json:"deletion"`
+	Deletion plannedDeletion `json:"deletion" doc:"The scheduled deletion."`
 }
 
-// certified is what is answered when an account is erased.
+// certified is the answer once an account is erased.
 type certified struct {
-	Certificate erasure.Certificate `json:"certificate"`
+	Certificate erasure.Certificate `json:"certificate" doc:"What was erased, when, and at whose request."`
 }
 
-// deletionState is one of the two above.
+// deletionState is either a scheduled deletion or a certificate.
 type deletionState struct {
-	Deletion    *plannedDeletion     `json:"deletion,omitzero"`
-	Certificate *erasure.Certificate `json:"certificate,omitzero"`
+	Deletion    *plannedDeletion     `json:"deletion,omitzero" doc:"The scheduled deletion."`
+	Certificate *erasure.Certificate `json:"certificate,omitzero" doc:"For an erased account: what was erased, when, and at whose request."`
 }
 
 func (s *server) deleteAccount(ctx context.Context, c *call, in *deleteAccountInput) (*answer, error) {
@@ -68,35 +68,32 @@ func (s *server) deleteAccount(ctx context.Context, c *call, in *deleteAccountIn
 	if in.Grace != "" {
 		var err error
 		if grace, err = time.ParseDuration(in.Grace); err != nil || grace < 0 || grace > domain.MaxGrace {
-			p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
-			p.Errors = []fault{{Parameter: "grace", Detail: "a duration of up to ten years, like 48h"}}
-			return nil, p
+			return nil, invalidParameters(fault{Parameter: "grace", Detail: "must be a duration of up to ten years, such as 48h"})
 		}
 	}
 	cmd := domain.ScheduleAccountDeletion{ScheduleID: in.newID(c), Grace: grace}
-	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, cmd, func(a *answer, result domain.Result) (*answer, error) {
-		planned, _ := result.Account.Schedule(result.Account.Deletion.ScheduleID)
+	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, cmd, func(a *answer, result domain.Result[domain.Account]) (*answer, error) {
+		planned, _ := result.State.Schedule(result.State.Deletion.ScheduleID)
 		return a.rendered(scheduledDeletion{plannedDeletion{"scheduled", planned.DueTime}})
 	})
 }
 
-// eraseAccount answers when nothing of the account is left.
+// eraseAccount erases the account and answers when its data is removed from
+// every file, or after AwaitTimeout.
 func (s *server) eraseAccount(ctx context.Context, c *call, in *deleteAccountInput) (*answer, error) {
 	if in.Grace != "" {
-		p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
-		p.Errors = []fault{{Parameter: "grace", Detail: "there is none with immediate"}}
-		return nil, p
+		return nil, invalidParameters(fault{Parameter: "grace", Detail: "must not be combined with immediate"})
 	}
-	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, domain.EraseAccount{}, func(a *answer, result domain.Result) (*answer, error) {
-		// What takes longer goes on by itself; the certificate says how far it is.
+	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, domain.EraseAccount{}, func(a *answer, result domain.Result[domain.Account]) (*answer, error) {
+		// An erasure that takes longer continues in the background; the certificate shows its progress.
 		awaited, cancel := context.WithTimeout(ctx, s.AwaitTimeout)
 		defer cancel()
-		for _, ended := range append([]domain.Account{result.Account}, result.Others...) {
+		for _, ended := range append([]domain.Account{result.State}, result.Others...) {
 			if err := s.Erasure.Await(awaited, ended.Sub); err != nil && (awaited.Err() == nil || ctx.Err() != nil) {
 				return nil, err
 			}
 		}
-		certificate, err := s.Erasure.Certificate(ctx, result.Account.Sub)
+		certificate, err := s.Erasure.Certificate(ctx, result.State.Sub)
 		if err != nil {
 			return nil, err
 		}

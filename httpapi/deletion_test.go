@@ -30,7 +30,7 @@ func TestDeletion(t *testing.T) {
 		t.Errorf("deletion: %s", r.body)
 	}
 	l.refused(t, domain.CodeAccountDeleted, "PATCH", path, `{"identity":{"nickname":"x"}}`)
-	l.refused(t, domain.CodeIdentifierTaken, "POST", "/v1/accounts", ada) // it keeps its identifiers
+	l.refused(t, domain.CodeIdentifierTaken, "POST", "/v1/accounts", ada) // a deleted account keeps its identifiers
 	if r := l.want(t, 200, "GET", path, ""); r.text(t, "userStatus") != "DELETED" {
 		t.Errorf("scheduled: %s", r.body)
 	}
@@ -58,6 +58,6 @@ func TestDeletion(t *testing.T) {
 	if r := l.want(t, 200, "GET", path+"/events", ""); r.member(t, "events.0.erased") != true || strings.Contains(string(r.body), "ada@") {
 		t.Errorf("history: %s", r.body)
 	}
-	l.want(t, 201, "POST", "/v1/accounts", ada) // its identifiers are free
+	l.want(t, 201, "POST", "/v1/accounts", ada) // an erased account's identifiers are free
 	l.refused(t, domain.CodeAccountNotFound, "DELETE", "/v1/accounts/"+domain.NewID().String(), "")
 }

@@ -12,10 +12,10 @@ import (
 func (s *server) disclosureRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/accounts/{sub}/disclosures", name: "getDisclosures", scope: scopeAuditRead, status: 200, answer: disclosures{}, paged: true,
-		summary: "Get who was told what of an account",
-		text: "Which webhooks received which of the account's data, and when: an entry for each public event of the account and each webhook that was told of it, or is to be, in the order of the events. " +
-			"What was sent is named, not repeated. It is worked out when it is asked for, from the log, the configurations of the webhooks and how far their deliveries are; the time at which something arrived is known as long as the attempts are remembered. " +
-			"Who reads the feed, exports or the API is not in it. For an account that was merged, ask for the survivor, too.",
+		summary: "List the disclosures of an account's data",
+		text: "Lists which webhooks received which of the account's data, and when: one entry for each public event of the account and each webhook that was or will be sent it, in the order of the events. " +
+			"Entries name the members that were sent, not their values. The ledger computes them on request from the log, the webhooks' configurations and the state of their deliveries; the time of arrival is known only while the attempts are stored. " +
+			"Readers of the feed, of exports and of the API are not included. For a merged account, also query the surviving account.",
 		codes: codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
 	}, s.getDisclosures)
 }
@@ -23,14 +23,14 @@ func (s *server) disclosureRoutes() {
 type getDisclosuresInput struct {
 	Sub
 	Query
-	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page. Default: from the first event."`
-	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Events of the account that a page is about, at most."`
+	After string `query:"after" doc:"The next cursor of an earlier page. Default: start with the first event."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of the account's events that a page covers."`
 }
 
-// disclosures is a page of who was told what, in the order of the events.
+// disclosures is a page of disclosures, in the order of the account's events.
 type disclosures struct {
-	Disclosures []webhooks.Disclosure `json:"disclosures"`
-	Next        *string               `json:"next"` // null on the last page
+	Disclosures []webhooks.Disclosure `json:"disclosures" doc:"The disclosures, in the order of the account's events."`
+	Next        *string               `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 func (s *server) getDisclosures(ctx context.Context, c *call, in *getDisclosuresInput) (*answer, error) {

@@ -26,23 +26,23 @@ import (
 	"accountledger/domain"
 )
 
-// docs is where the pages for people are.
+// docs is the directory of the user documentation.
 const docs = "../docs"
 
-// TestDocs does what the pages in docs show: every block marked http is a
-// request and what is answered, on one ledger a page. An answer shows some of
-// the members; what it shows must be so. <name> in an answer stands for any
-// text the first time, and for the same text from then on, also in requests;
-// <appKey> is the key of an application that is no administrator, <receiver>
-// the address of a webhook's receiver, which takes everything but what is sent
-// to /broken. What a page says of GET comes to be so, for some things take a
+// TestDocs runs the transcripts in docs: every block marked http is a request
+// with its response, and each page has its own ledger. A response shows a part
+// of the members, which must match. <name> in a response matches any text the
+// first time and the same text from then on, also in requests. <appKey> is the
+// API key of an application without accounts:admin; <receiver> is the URL of a
+// webhook receiver that accepts everything except requests to /broken. GET
+// requests are retried until the response matches, because some changes take a
 // moment.
 func TestDocs(t *testing.T) {
 	t.Parallel()
 	pages, err := filepath.Glob(filepath.Join(docs, "*.md"))
 	check(t, err)
 	if len(pages) == 0 {
-		t.Fatal("there are no pages")
+		t.Fatal("found no pages")
 	}
 	for _, page := range pages {
 		t.Run(filepath.Base(page), func(t *testing.T) {
@@ -66,7 +66,7 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// exchange is a request and its answer as a page shows them.
+// exchange is a request and its response as a page shows them.
 type exchange struct {
 	line         int
 	method, path string
@@ -76,7 +76,7 @@ type exchange struct {
 	answer       string
 }
 
-// transcripts are the exchanges of a page.
+// transcripts returns the exchanges of a page.
 func transcripts(t *testing.T, page []byte) (all []exchange) {
 	var x exchange
 	const (
@@ -94,7 +94,7 @@ func transcripts(t *testing.T, page []byte) (all []exchange) {
 		case state == outside:
 		case line == "```":
 			if x.status == 0 {
-				t.Fatalf("line %d: the request has no answer", x.line)
+				t.Fatalf("line %d: the request has no response", x.line)
 			}
 			all, state = append(all, x), outside
 		case state == request && x.method == "":
@@ -141,7 +141,7 @@ func (x exchange) run(t *testing.T, l *ledger, names map[string]string) {
 	}
 }
 
-// try sends the request once and returns what is not as the page shows it.
+// try sends the request once and describes how the response differs from the page.
 func (x exchange) try(t *testing.T, l *ledger, names map[string]string) (fault string) {
 	t.Helper()
 	r := l.send(t, x.method, known(x.path, names), strings.TrimSpace(known(x.body, names)), x.headers...)
@@ -153,26 +153,26 @@ func (x exchange) try(t *testing.T, l *ledger, names map[string]string) (fault s
 	}
 	var want, got any
 	if err := json.Unmarshal([]byte(x.answer), &want); err != nil {
-		t.Fatalf("line %d: the answer on the page is no JSON: %v", x.line, err)
+		t.Fatalf("line %d: the response on the page is not JSON: %v", x.line, err)
 	}
 	if err := json.Unmarshal(r.body, &got); err != nil {
-		return fmt.Sprintf("line %d: the answer is no JSON: %v", x.line, err)
+		return fmt.Sprintf("line %d: the response is not JSON: %v", x.line, err)
 	}
 	if at := differs(want, got, names); at != "" {
-		return fmt.Sprintf("line %d: %s %s: the answer is not as the page shows at %s:\n%s", x.line, x.method, x.path, at, r.body)
+		return fmt.Sprintf("line %d: %s %s: the response differs from the page at %s:\n%s", x.line, x.method, x.path, at, r.body)
 	}
 	return ""
 }
 
-// known is text with what the names in it stand for.
+// known returns text with its names replaced by their values.
 func known(text string, names map[string]string) string {
 	return nameInText.ReplaceAllStringFunc(text, func(name string) string {
 		return cmp.Or(names[name], name)
 	})
 }
 
-// differs returns where got does not have what want shows, "" if it does. A
-// list shows its first elements.
+// differs returns the place at which got differs from want, or "". An array in
+// want may hold just the first elements.
 func differs(want, got any, names map[string]string) string {
 	switch want := want.(type) {
 	case map[string]any:
@@ -216,8 +216,8 @@ func differs(want, got any, names map[string]string) string {
 	return ""
 }
 
-// sampleValues has a value of every data type that a field of it takes whose
-// options are "gold" and "silver", see TestSampleValues.
+// sampleValues has a valid value of each data type for a field with the options
+// "gold" and "silver", see TestSampleValues.
 var sampleValues = map[domain.DataType]string{
 	domain.TypeText:        `"Berlin"`,
 	domain.TypeTextarea:    `"Line 1\nLine 2"`,
@@ -236,15 +236,15 @@ var sampleValues = map[domain.DataType]string{
 	domain.TypeUsername:    `"Ada 1815"`,
 }
 
-// someAccount is one that can be changed.
+// someAccount returns an account that can be changed.
 func someAccount() domain.Account {
 	a := domain.NewAccount(domain.NewID().String())
 	a.Status, a.Revision = domain.StatusVerified, 0
 	return a
 }
 
-// TestSampleValues holds the values that the pages show to their data types:
-// each is taken by its own, and not by all of the others.
+// TestSampleValues checks the values on the pages: each is valid for its own
+// data type, and each type refuses some of the others.
 func TestSampleValues(t *testing.T) {
 	takes := func(d domain.DataType, value string) bool {
 		config := domain.NewConfig()
@@ -254,7 +254,7 @@ func TestSampleValues(t *testing.T) {
 	}
 	for _, d := range domain.DataTypes {
 		if !takes(d.Type, sampleValues[d.Type]) {
-			t.Errorf("a field of type %s does not take %s", d.Type, sampleValues[d.Type])
+			t.Errorf("a field of type %s refuses %s", d.Type, sampleValues[d.Type])
 		}
 		refused := 0
 		for _, value := range sampleValues {
@@ -263,13 +263,13 @@ func TestSampleValues(t *testing.T) {
 			}
 		}
 		if refused == 0 && d.Type != domain.TypeJSON {
-			t.Errorf("a field of type %s takes everything", d.Type)
+			t.Errorf("a field of type %s accepts everything", d.Type)
 		}
 	}
 }
 
-// docTables are the tables in the pages that the code writes: between
-// <!-- name --> and <!-- end -->.
+// docTables generates the tables in the pages between <!-- name --> and
+// <!-- end -->.
 var docTables = map[string]func() string{
 	"status machine": func() string {
 		var b strings.Builder
@@ -354,7 +354,7 @@ var docTables = map[string]func() string{
 	},
 	"events": func() string {
 		var b strings.Builder
-		b.WriteString("| event | about | told when | data | also called | in the log |\n|---|---|---|---|---|---|\n")
+		b.WriteString("| event | about | sent when | data | also called | in the log |\n|---|---|---|---|---|---|\n")
 		for _, t := range domain.Catalogue {
 			var aliases, from []string
 			for _, a := range t.Aliases {
@@ -396,11 +396,11 @@ var docTables = map[string]func() string{
 	},
 }
 
-// dataMembers are the members of an event's data; those that may be absent are
-// in brackets.
+// dataMembers returns the members of an event's data, with optional ones in
+// brackets.
 func dataMembers(t domain.PublicType) (names []string) {
 	registry := newRegistry("#/")
-	told(registry, t)
+	feedSchema(registry, t)
 	name := huma.DefaultSchemaNamer(reflect.TypeOf(t.Data), "")
 	schema := registry.Map()[name]
 	for _, member := range slices.Sorted(maps.Keys(schema.Properties)) {
@@ -415,8 +415,8 @@ func dataMembers(t domain.PublicType) (names []string) {
 
 var docTable = regexp.MustCompile(`(?s)<!-- ([a-z -]+) -->\n(.*?)<!-- end -->`)
 
-// TestDocTables holds the tables in the pages to the code. Rewrite them with
-// -update.
+// TestDocTables compares the tables in the pages with the code. -update rewrites
+// them.
 func TestDocTables(t *testing.T) {
 	pages, err := filepath.Glob(filepath.Join(docs, "*.md"))
 	check(t, err)
@@ -428,7 +428,7 @@ func TestDocTables(t *testing.T) {
 			name := string(docTable.FindSubmatch(block)[1])
 			table, ok := docTables[name]
 			if !ok {
-				t.Errorf("%s: nobody writes the table %q", page, name)
+				t.Errorf("%s: docTables has no table %q", page, name)
 				return block
 			}
 			shown[name] = true
@@ -437,7 +437,7 @@ func TestDocTables(t *testing.T) {
 		if *update {
 			check(t, os.WriteFile(page, is, 0o644))
 		} else if !bytes.Equal(text, is) {
-			t.Errorf("the tables of %s are not as the code has them; run go test -update", page)
+			t.Errorf("the tables in %s differ from the code; run go test -update", page)
 		}
 	}
 	for name := range docTables {
@@ -447,15 +447,15 @@ func TestDocTables(t *testing.T) {
 	}
 }
 
-// notOnPages are what the pages leave out: tags of the OpenAPI document, or
-// ids of operations, and why.
+// notOnPages has the tags and operations that the pages leave out, with the
+// reason.
 var notOnPages = map[string]string{
-	"projections":  "for who operates the ledger",
-	"getEventData": "CloudEvents refer to it, which take a receiver",
+	"projections":  "is for operators of the server",
+	"getEventData": "needs a receiver of CloudEvents",
 }
 
-// TestDocsAreWhole fails where the pages show no successful request of an
-// operation, one that is more than a dry run.
+// TestDocsAreWhole checks that the pages show a successful request of every
+// operation, other than a dry run.
 func TestDocsAreWhole(t *testing.T) {
 	t.Parallel()
 	document := description(t)
@@ -480,7 +480,7 @@ func TestDocsAreWhole(t *testing.T) {
 			switch left[tag], left[op.OperationID] = true, true; {
 			case notOnPages[tag] != "" || notOnPages[op.OperationID] != "":
 				if shown[op.OperationID] {
-					t.Errorf("a page shows %s %s, which is said to be left out", method, path)
+					t.Errorf("a page shows %s %s, which is listed in notOnPages", method, path)
 				}
 			case !shown[op.OperationID]:
 				t.Errorf("no page shows %s %s (%s)", method, path, op.OperationID)
@@ -489,13 +489,13 @@ func TestDocsAreWhole(t *testing.T) {
 	}
 	for name := range notOnPages {
 		if !left[name] {
-			t.Errorf("%s is left out of the pages, and there is no such thing", name)
+			t.Errorf("notOnPages has %s, which does not exist", name)
 		}
 	}
 }
 
-// description is the committed OpenAPI document, which TestOpenAPI holds to the
-// served one.
+// description returns the committed OpenAPI document, which TestOpenAPI compares
+// with the served one.
 func description(t *testing.T) *openapi3.T {
 	t.Helper()
 	document, err := openapi3.NewLoader().LoadFromFile("openapi.json")
@@ -503,7 +503,7 @@ func description(t *testing.T) *openapi3.T {
 	return document
 }
 
-// operationAt is the operation that a request asks for, nil if there is none.
+// operationAt returns the operation of a request, nil if there is none.
 func operationAt(document *openapi3.T, method, target string) *openapi3.Operation {
 	path, _, _ := strings.Cut(target, "?")
 	segments := strings.Split(path, "/")

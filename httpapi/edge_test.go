@@ -24,7 +24,7 @@ import (
 	"accountledger/domain"
 )
 
-// TestProblems fails on a code without a problem, and on one without a page.
+// TestProblems checks that every code has a problem and every problem a page.
 func TestProblems(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -56,7 +56,7 @@ func TestProblems(t *testing.T) {
 	l.refused(t, codeNotFound, "GET", "/problems/no-such", "")
 }
 
-// TestStatuses fixes the statuses that clients and black-box tests rely on.
+// TestStatuses pins the statuses that clients and black-box tests rely on.
 func TestStatuses(t *testing.T) {
 	t.Parallel()
 	want := map[domain.Code]int{
@@ -131,7 +131,7 @@ func TestBodies(t *testing.T) {
 		t.Errorf("faults (-want +got):\n%s", diff)
 	}
 	if strings.Contains(string(r.body), "Lovelace") {
-		t.Errorf("the refusal shows a value: %s", r.body)
+		t.Errorf("the problem contains a value: %s", r.body)
 	}
 }
 
@@ -204,13 +204,13 @@ func TestPages(t *testing.T) {
 			t.Errorf("%s does not have %q: %s", path, want, r.body)
 		}
 		if strings.Contains(string(r.body), "://") {
-			t.Errorf("%s refers to another place: %s", path, r.body)
+			t.Errorf("%s refers to another server: %s", path, r.body)
 		}
 	}
 }
 
-// TestAccess tries every operation of the document with no key, with bad ones,
-// and with a key that has every scope but the one it needs.
+// TestAccess tries every operation of the document without a key, with invalid
+// keys, and with a key that has every scope but the required one.
 func TestAccess(t *testing.T) {
 	t.Parallel()
 	refusals := map[string]int{}
@@ -272,13 +272,13 @@ func TestAccess(t *testing.T) {
 	}
 	for reason := range refusals {
 		if !slices.Contains(Refusals, reason) {
-			t.Errorf("a refusal for %q, which is in no list", reason)
+			t.Errorf("a refusal for %q, which is not in Refusals", reason)
 		}
 	}
 }
 
-// TestMetrics: the figures are for who has the scope, and each request is told
-// of by its pattern.
+// TestMetrics checks that /metrics requires its scope, and that requests are
+// observed with the pattern of their route.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -303,7 +303,7 @@ func TestMetrics(t *testing.T) {
 	l.refused(t, codeMethodNotAllowed, "DELETE", "/v1/accounts", "")
 	want := []Answered{{"GET", "/openapi.json", 200, 0}, {"GET", "/metrics", 200, 0}, {"GET", "/metrics", 401, 0}, {"GET", "/metrics", 403, 0}, {"GET", "/v1/projections", 403, 0},
 		{"POST", "/v1/accounts", 201, 0}, {"GET", "/v1/accounts/:sub", 200, 0}, {"GET", "", 404, 0}, {"GET", "", 404, 0}, {"DELETE", "/v1/accounts", 405, 0}}
-	counts := map[Answered]int{} // a client may ask again before its first answer is told of
+	counts := map[Answered]int{} // Observe may be called after the client's next request
 	for _, w := range want {
 		counts[w]++
 		a := <-answered
@@ -341,7 +341,7 @@ func TestBootstrap(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "admin.key")
 	check(t, Bootstrap(t.Context(), l.Keys, path))
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
-		t.Errorf("a second start made another key: %v", err)
+		t.Errorf("a second start created another key: %v", err)
 	}
 	l.want(t, 200, "GET", "/v1/projections", "")
 	check(t, NewAdminKey(t.Context(), l.Keys, path))
@@ -366,8 +366,8 @@ func TestBootstrap(t *testing.T) {
 	l2.want(t, 200, "GET", "/v1/projections", "")
 }
 
-// TestFailures lets a handler panic and the log be closed: the caller is told
-// a request id and no more.
+// TestFailures makes a handler panic and closes the log: the caller gets a
+// request id and nothing else.
 func TestFailures(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -377,7 +377,7 @@ func TestFailures(t *testing.T) {
 	c.Ledger, c.Views = nil, nil
 	c.Logger = slog.New(slog.NewTextHandler(lockedWriter{&mu, &logged}, nil))
 	broken := &ledger{Config: c, url: l.serve(t, c), admin: l.admin, client: l.client}
-	for range 2 { // the connection and the server live on
+	for range 2 { // the connection and the server survive
 		r := broken.refused(t, codeInternal, "POST", "/v1/accounts", ada)
 		mu.Lock()
 		text := logged.String()
@@ -400,8 +400,8 @@ func TestFailures(t *testing.T) {
 	gone.close()
 }
 
-// TestNothingPersonalInTheLog looks for personal data and secrets in what the
-// API logs at its most talkative, and for what it should say.
+// TestNothingPersonalInTheLog checks that the API's debug log contains what it
+// should, and neither personal data nor secrets.
 func TestNothingPersonalInTheLog(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -422,12 +422,12 @@ func TestNothingPersonalInTheLog(t *testing.T) {
 	text := logged.String()
 	for _, secret := range []string{"ada@", "Lovelace", "12345", l.admin[len("alk_admin_"):], path} {
 		if strings.Contains(text, secret) {
-			t.Errorf("the log shows %q:\n%s", secret, text)
+			t.Errorf("the log contains %q:\n%s", secret, text)
 		}
 	}
 	for _, want := range []string{"method=POST route=/v1/accounts status=201", "route=/v1/accounts/:sub status=200", "actor=admin", `msg="access refused" reason=no-key`} {
 		if !strings.Contains(text, want) {
-			t.Errorf("the log does not say %q:\n%s", want, text)
+			t.Errorf("the log does not contain %q:\n%s", want, text)
 		}
 	}
 }
@@ -443,7 +443,7 @@ func (l lockedWriter) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
-// TestConformance holds the judge of all other tests to its word.
+// TestConformance checks that conformance, which all other tests rely on, finds errors.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -454,12 +454,12 @@ func TestConformance(t *testing.T) {
 	good := l.want(t, 200, "GET", "/v1/accounts/"+sub, "")
 	res := &http.Response{StatusCode: 200, Header: good.header}
 	if err := judge.check(request, nil, res, good.body); err != nil {
-		t.Errorf("a good answer: %v", err)
+		t.Errorf("a valid response: %v", err)
 	}
 	for _, change := range [][2]string{{`"sub":`, `"sob":`}, {`"VERIFIED"`, `"HAPPY"`}, {`"revision":0`, `"revision":"0"`}, {`"identities":[`, `"shoes":1,"identities":[`}} {
 		bad := strings.Replace(string(good.body), change[0], change[1], 1)
 		if err := judge.check(request, nil, res, []byte(bad)); err == nil {
-			t.Errorf("an answer with %s for %s passes", change[1], change[0])
+			t.Errorf("a response with %s instead of %s passes", change[1], change[0])
 		}
 	}
 	res.StatusCode = 299
@@ -468,8 +468,8 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// TestNumbers holds which numbers a body may have: those that every reader of
-// what the ledger tells can read.
+// TestNumbers checks which numbers a body may contain: those that every reader
+// of the ledger's events can represent.
 func TestNumbers(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -489,7 +489,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// TestProblemsForMachines reads the catalogue of problems as a program does.
+// TestProblemsForMachines reads the catalogue of problems as JSON.
 func TestProblemsForMachines(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -508,6 +508,6 @@ func TestProblemsForMachines(t *testing.T) {
 		}
 	}
 	if r := l.want(t, 200, "GET", "/problems/not-found", "", "Accept: text/html,application/xhtml+xml,application/json;q=0.9"); !strings.Contains(r.header.Get("Content-Type"), "html") {
-		t.Errorf("a browser is answered %v", r.header)
+		t.Errorf("a browser gets %v", r.header)
 	}
 }

@@ -10,7 +10,7 @@ import (
 )
 
 type getEventDataInput struct {
-	Event string `path:"event" doc:"The event: its position in the log, and which of the public events there it is."`
+	Event string `path:"event" doc:"The event: its log position, a dot, and its index among the public events at that position. Taken from the event's dataref."`
 	Query
 }
 
@@ -21,7 +21,7 @@ func (s *server) getEventData(ctx context.Context, _ *call, in *getEventDataInpu
 	if err != nil {
 		return nil, err
 	}
-	missing := newProblem(codeEventNotFound, "There is no public event at this place.")
+	missing := newProblem(codeEventNotFound, "There is no public event at this position and index.")
 	place := eventPlace.FindStringSubmatch(in.Event)
 	if place == nil {
 		return nil, missing
@@ -49,7 +49,7 @@ func (s *server) getEventData(ctx context.Context, _ *call, in *getEventDataInpu
 	return a, nil
 }
 
-// publicAt is what webhooks tell of an event of the log.
+// publicAt returns the public events that webhooks are sent for the event at p.
 func (s *server) publicAt(ctx context.Context, p eventstore.Position) ([]domain.PublicEvent, error) {
 	config, err := s.Ledger.Config(ctx)
 	if err != nil {

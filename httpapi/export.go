@@ -15,25 +15,25 @@ import (
 
 func (s *server) exportRoutes() {
 	handle(s, route{
-		method: "GET", path: "/v1/exports", name: "exportAccounts", scope: scopeAccountsRead, status: 200, text: "Streams all accounts, as they are at one position of the log, which Ledger-Position names: who follows the feed or a webhook from there gets every later change, and none twice. " +
-			"Nothing is kept on the server. An answer that breaks off instead of ending is a part. Erased accounts have no personal data and an erasedTime. Internal fields are for callers with accounts:admin only. Two exports may run at a time.",
+		method: "GET", path: "/v1/exports", name: "exportAccounts", scope: scopeAccountsRead, status: 200, text: "Streams all accounts as they are at one log position, which Ledger-Position returns. A client that follows the feed or a webhook from that position receives every later change, and none that the export already contains. " +
+			"The server stores nothing. A response that ends with a broken connection is incomplete. Erased accounts have an erasedTime and no personal data. Internal fields are included only for callers with the scope accounts:admin. At most two exports run at the same time.",
 		summary: "Export accounts",
 		codes:   codes(onQuery, []domain.Code{codeTooManyJobs, domain.CodeInvalidCursor}),
 		raw:     s.exportAccounts, media: []string{exportTypes[export.NDJSON], exportTypes[export.CSV], exportTypes[export.Parquet]},
 	}, func(context.Context, *call, *exportInput) (*answer, error) {
-		panic("httpapi: exports answer themselves")
+		panic("httpapi: exports answer through raw")
 	})
 	handle(s, route{
 		method: "GET", path: "/v1/reconciliation", name: "reconcile", scope: scopeAccountsRead, status: 200, answer: reconciliation{},
-		summary: "Count and add up accounts",
-		text: "Counts and checksums by shard, at one position, so that a target system finds where it differs. The shard of an account is the first hexadecimal digits of the SHA-256 of its sub. " +
-			"The checksum of an account is the first 8 bytes, big-endian, of the SHA-256 of \"<sub>:<revision>\"; that of a shard is their sum modulo 2^64, as 16 hexadecimal digits. Erased accounts do not count.",
+		summary: "Get account counts and checksums",
+		text: "Returns counts and checksums per shard at one log position, so that a target system can find where it differs. An account's shard is given by the first hexadecimal digits of the SHA-256 of its sub. " +
+			"An account's checksum is the first 8 bytes, big-endian, of the SHA-256 of \"<sub>:<revision>\"; a shard's checksum is the sum of its accounts' checksums modulo 2^64, as 16 hexadecimal digits. Erased accounts are excluded.",
 		codes: onQuery,
 	}, s.reconcile)
 	handle(s, route{
 		method: "GET", path: "/v1/reconciliation/{shard}", name: "reconcileShard", scope: scopeAccountsRead, status: 200, answer: shardAccounts{},
 		summary: "List the accounts of a shard",
-		text:    "By sub, with revision and position, as they are at one position. Accounts whose position is after what the target system has taken are ahead of it and not amiss.",
+		text:    "Returns the accounts of a shard at one log position, sorted by sub, with their revision and position. Accounts whose position is greater than the one the target system has reached are newer, not wrong.",
 		codes:   onQuery,
 	}, s.reconcileShard)
 }
@@ -41,21 +41,21 @@ func (s *server) exportRoutes() {
 // exportTypes are the media types of the formats.
 var exportTypes = map[export.Format]string{export.NDJSON: "application/x-ndjson", export.CSV: "text/csv", export.Parquet: "application/vnd.apache.parquet"}
 
-// exportInput describes the parameters; the handler reads them itself.
+// exportInput describes the parameters for OpenAPI; exportAccounts parses them itself.
 type exportInput struct {
 	Query
-	Format string `query:"format" enum:"ndjson,csv,parquet" default:"ndjson" doc:"ndjson, a document a line; csv, RFC 4180 with a header; parquet, the columns of csv with types, and the position in the metadata."`
-	Since  int64  `query:"since" minimum:"0" doc:"Only accounts that changed after this position of the log: the Ledger-Position of an earlier export."`
-	Fields string `query:"fields" maxLength:"1000" doc:"Only these columns, separated by commas, and the sub; a line of ndjson then has them as its members." example:"email,given_name,revision"`
+	Format string `query:"format" enum:"ndjson,csv,parquet" default:"ndjson" doc:"ndjson: one JSON document per line; csv: RFC 4180 with a header; parquet: the columns of csv with types, and the log position in the metadata."`
+	Since  int64  `query:"since" minimum:"0" doc:"Only accounts that changed after this log position, such as the Ledger-Position of an earlier export."`
+	Fields string `query:"fields" maxLength:"1000" doc:"Only the sub and these columns, separated by commas. In ndjson they become the members of each line." example:"email,given_name,revision"`
 }
 
-// maxExports is how many exports may run at once: each holds a connection, and
-// the views' write-ahead log grows as long as it takes.
+// maxExports is how many exports may run at once: each holds a database
+// connection, and the views' write-ahead log grows while it runs.
 const maxExports = 2
 
-// exportAccounts streams: what is personal is never on the server's disk, and
-// the client's pace is the pace. An error is returned before anything was
-// answered; later the connection is cut, which a client sees.
+// exportAccounts streams the export at the client's pace and writes nothing to
+// disk. It returns an error only before the response has begun; later errors
+// cut the connection, so that the client notices.
 func (s *server) exportAccounts(ctx context.Context, c *call) error {
 	query := c.r.URL.Query()
 	o := export.Options{Format: export.NDJSON}
@@ -69,7 +69,7 @@ func (s *server) exportAccounts(ctx context.Context, c *call) error {
 	if fields := query.Get("fields"); fields != "" {
 		o.Fields = strings.Split(fields, ",")
 		if slices.ContainsFunc(o.Fields, func(name string) bool { return !slices.Contains(export.Columns, name) }) {
-			faults = append(faults, fault{Parameter: "fields", Detail: "must be columns of csv: sub, email, userStatus, revision and others"})
+			faults = append(faults, fault{Parameter: "fields", Detail: "must be columns of the csv format, such as sub, email, userStatus or revision"})
 		}
 	}
 	number := func(name string, otherwise, most int64) int64 {
@@ -86,9 +86,7 @@ func (s *server) exportAccounts(ctx context.Context, c *call) error {
 	o.Since = eventstore.Position(number("since", 0, 1<<62))
 	fresh := Query{MinPosition: number("min_position", 0, 1<<62), Wait: int(number("wait", 5, 30))}
 	if len(faults) > 0 {
-		p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
-		p.Errors = faults
-		return p
+		return invalidParameters(faults...)
 	}
 	if _, err := s.fresh(ctx, fresh); err != nil {
 		return err
@@ -97,7 +95,7 @@ func (s *server) exportAccounts(ctx context.Context, c *call) error {
 		if err != nil {
 			return err
 		}
-		return newProblem(domain.CodeInvalidCursor, "The position lies after the end of the log, which is at position %d.", head)
+		return newProblem(domain.CodeInvalidCursor, "The position is beyond the end of the log, which is at position %d.", head)
 	}
 	hidden, err := s.hidden(ctx, c)
 	if err != nil {
@@ -108,7 +106,7 @@ func (s *server) exportAccounts(ctx context.Context, c *call) error {
 	case s.exports <- struct{}{}:
 		defer func() { <-s.exports }()
 	default:
-		return newProblem(codeTooManyJobs, "As many exports are running as may at a time.").with("Retry-After", "10")
+		return newProblem(codeTooManyJobs, "Too many exports are running; retry later.").with("Retry-After", "10")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -127,27 +125,27 @@ func (s *server) exportAccounts(ctx context.Context, c *call) error {
 	if err == nil || !begun {
 		return err
 	}
-	s.Logger.WarnContext(ctx, "export broke off", "err", err, "request", c.id)
-	panic(http.ErrAbortHandler) // or the part would look whole
+	s.Logger.WarnContext(ctx, "export failed", "err", err, "request", c.id)
+	panic(http.ErrAbortHandler) // otherwise the truncated export would look complete
 }
 
 type reconcileInput struct {
 	Query
-	Digits int `query:"digits" minimum:"1" maximum:"3" default:"2" doc:"How finely accounts are divided: 1 digit makes 16 shards, 2 make 256, 3 make 4096."`
+	Digits int `query:"digits" minimum:"1" maximum:"3" default:"2" doc:"Length of the shard names: 1 digit for 16 shards, 2 for 256, 3 for 4096."`
 }
 
-// reconciliation is what the ledger has, for others to compare.
+// reconciliation summarizes the ledger's accounts for comparison.
 type reconciliation struct {
-	Position eventstore.Position `json:"position"`
-	Accounts int64               `json:"accounts"`
-	Checksum string              `json:"checksum"`
-	Shards   []shardSum          `json:"shards"`
+	Position eventstore.Position `json:"position" doc:"The log position the sums refer to."`
+	Accounts int64               `json:"accounts" doc:"Number of accounts that are not erased."`
+	Checksum string              `json:"checksum" doc:"Sum of all accounts' checksums, modulo 2^64."`
+	Shards   []shardSum          `json:"shards" doc:"The shards that contain accounts, sorted by name."`
 }
 
 type shardSum struct {
-	Shard    string `json:"shard"`
-	Accounts int64  `json:"accounts"`
-	Checksum string `json:"checksum"`
+	Shard    string `json:"shard" doc:"The shard's name: the first hexadecimal digits of the SHA-256 of its accounts' subs."`
+	Accounts int64  `json:"accounts" doc:"Number of accounts in the shard."`
+	Checksum string `json:"checksum" doc:"Sum of their checksums, modulo 2^64."`
 }
 
 func (s *server) reconcile(ctx context.Context, _ *call, in *reconcileInput) (*answer, error) {
@@ -170,27 +168,25 @@ func (s *server) reconcile(ctx context.Context, _ *call, in *reconcileInput) (*a
 
 type reconcileShardInput struct {
 	Query
-	Shard string `path:"shard" doc:"One to four hexadecimal digits." example:"7f"`
+	Shard string `path:"shard" doc:"The shard's name: one to four lower-case hexadecimal digits." example:"7f"`
 }
 
-// shardAccounts is a shard, account by account.
+// shardAccounts lists the accounts of a shard.
 type shardAccounts struct {
-	Position eventstore.Position `json:"position"`
-	Shard    string              `json:"shard"`
-	Accounts []shardAccount      `json:"accounts"`
+	Position eventstore.Position `json:"position" doc:"The log position the list refers to."`
+	Shard    string              `json:"shard" doc:"The shard."`
+	Accounts []shardAccount      `json:"accounts" doc:"The accounts that are not erased, sorted by sub."`
 }
 
 type shardAccount struct {
-	Sub      string              `json:"sub"`
-	Revision eventstore.Revision `json:"revision"`
-	Position eventstore.Position `json:"position"`
+	Sub      string              `json:"sub" doc:"The account."`
+	Revision eventstore.Revision `json:"revision" doc:"The account's revision."`
+	Position eventstore.Position `json:"position" doc:"The log position of the account's last event."`
 }
 
 func (s *server) reconcileShard(ctx context.Context, _ *call, in *reconcileShardInput) (*answer, error) {
 	if !export.IsShard(in.Shard) {
-		p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
-		p.Errors = []fault{{Parameter: "shard", Detail: "must be one to four hexadecimal digits, in lower case"}}
-		return nil, p
+		return nil, invalidParameters(fault{Parameter: "shard", Detail: "must be one to four lower-case hexadecimal digits"})
 	}
 	a, err := s.fresh(ctx, in.Query)
 	if err != nil {

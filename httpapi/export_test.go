@@ -41,15 +41,15 @@ func TestExport(t *testing.T) {
 		t.Errorf("headers %v", whole.header)
 	}
 	if document := l.want(t, 200, "GET", "/v1/accounts/"+sub, ""); !strings.Contains(string(whole.body), string(document.body)+"\n") || strings.Count(string(whole.body), "\n") != 3 {
-		t.Errorf("export %s has not %s", whole.body, document.body)
+		t.Errorf("export %s does not contain %s", whole.body, document.body)
 	}
 	if strings.Contains(string(whole.body), "gone@") || !strings.Contains(string(whole.body), "erasedTime") {
 		t.Errorf("the erased account: %s", whole.body)
 	}
-	// Who is no administrator sees no internal field, in any format.
+	// Callers without accounts:admin see no internal field in any format.
 	for _, format := range []string{"ndjson", "csv", "parquet"} {
 		if got := l.want(t, 200, "GET", "/v1/exports?format="+format, "", reader); bytes.Contains(got.body, []byte("score")) || !bytes.Contains(got.body, []byte("gold")) {
-			t.Errorf("%s as a reader sees it: %s", format, got.body)
+			t.Errorf("%s for a caller without accounts:admin: %s", format, got.body)
 		}
 	}
 	few := l.want(t, 200, "GET", "/v1/exports?format=csv&fields=email,revision&since="+since, "")
@@ -69,7 +69,7 @@ func TestExport(t *testing.T) {
 	l.refused(t, codeForbidden, "GET", "/v1/exports", "", "Authorization: Bearer "+l.key(t, "feed", scopeEventsRead))
 }
 
-// TestReconciliation: the sums are those that anybody computes from an export.
+// TestReconciliation compares the sums with those computed from an export.
 func TestReconciliation(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -109,19 +109,19 @@ func TestReconciliation(t *testing.T) {
 			sum.Add(a.Sub, a.Revision)
 		}
 		if sum.Checksum() != s.Checksum {
-			t.Errorf("the accounts of shard %s add up to %s, want %s", s.Shard, sum.Checksum(), s.Checksum)
+			t.Errorf("the checksum of the accounts in shard %s is %s, want %s", s.Shard, sum.Checksum(), s.Checksum)
 		}
 	}
 	l.refused(t, domain.CodeInvalidRequest, "GET", "/v1/reconciliation/xyz", "")
 }
 
-// copied is an account as a target system has it.
+// copied is an account in a target system.
 type copied struct {
 	Revision          eventstore.Revision
 	Email, FamilyName string
 }
 
-// target is a system that has loaded an export and applies what it is told.
+// target is a system that has loaded an export and applies events.
 type target struct {
 	t *testing.T
 
@@ -150,8 +150,8 @@ func newTarget(t *testing.T, exported []byte) *target {
 	return x
 }
 
-// apply takes an event, and complains of one that is in the export already, or
-// comes out of order.
+// apply applies an event, and reports one that the export already contains or
+// that is out of order.
 func (x *target) apply(body []byte) {
 	var e struct {
 		ID       string              `json:"id"`
@@ -170,12 +170,12 @@ func (x *target) apply(body []byte) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.seen[e.ID] || e.Sub == "" {
-		return // at least once; and the configuration is not of interest
+		return // a duplicate, or a change of the configuration
 	}
 	x.seen[e.ID] = true
 	a, known := x.accounts[e.Sub]
 	if revision, loaded := x.loaded[e.Sub]; loaded && e.Sequence <= revision {
-		x.t.Errorf("%s of sequence %d is told, and the export has revision %d", e.Type, e.Sequence, revision)
+		x.t.Errorf("received %s of sequence %d, but the export has revision %d", e.Type, e.Sequence, revision)
 	}
 	if known && (e.Sequence < a.Revision || e.Sequence > a.Revision+1) || !known && e.Sequence != 0 {
 		x.t.Errorf("%s of sequence %d follows revision %d", e.Type, e.Sequence, a.Revision)
@@ -187,7 +187,7 @@ func (x *target) apply(body []byte) {
 	}
 }
 
-// checksum is what a target computes of what it has.
+// checksum computes the checksum of a target's accounts.
 func (x *target) checksum() string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -198,9 +198,9 @@ func (x *target) checksum() string {
 	return sum.Checksum()
 }
 
-// TestSnapshotThenTail: who loads an export made while accounts change, and then
-// follows the feed or a webhook from its position, has exactly what the ledger
-// has: nothing is missed, and nothing comes twice.
+// TestSnapshotThenTail loads an export made while accounts change, and follows
+// the feed and a webhook from its position. Both targets end up with exactly the
+// ledger's accounts: no change is missed or applied twice.
 func TestSnapshotThenTail(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -267,12 +267,12 @@ func TestSnapshotThenTail(t *testing.T) {
 	check(t, json.Unmarshal(l.want(t, 200, "GET", "/v1/reconciliation", "").body, &r))
 	apply()
 	for hooked.checksum() != r.Checksum {
-		<-arrived // until what is under way has come
+		<-arrived // waits for deliveries in progress
 	}
 	ledger := newTarget(t, l.want(t, 200, "GET", "/v1/exports?fields=revision,email,family_name,erasedTime", "").body)
 	for name, x := range map[string]*target{"feed": fed, "webhook": hooked} {
 		if diff := gocmp.Diff(ledger.accounts, x.accounts); diff != "" {
-			t.Errorf("%s: what the target has (-ledger +target):\n%s", name, diff)
+			t.Errorf("%s: accounts of the target (-ledger +target):\n%s", name, diff)
 		}
 		if len(x.seen) == 0 {
 			t.Errorf("%s: nothing happened after the export", name)
@@ -280,13 +280,13 @@ func TestSnapshotThenTail(t *testing.T) {
 	}
 }
 
-// TestCompare finds every way in which a target can differ, and no other.
+// TestCompare checks that every kind of difference is found, and nothing else.
 func TestCompare(t *testing.T) {
 	t.Parallel()
 	l := start(t)
 	equal, behind, ahead, missing, gone := l.create(t, "a@example.com"), l.create(t, "b@example.com"), l.create(t, "c@example.com"), l.create(t, "d@example.com"), l.create(t, "e@example.com")
 	l.want(t, 200, "DELETE", "/v1/accounts/"+gone+"?immediate=true", "")
-	// Its end is recorded behind it; the target knows of both.
+	// Its erasure is recorded later; the target knows both events.
 	for l.want(t, 200, "GET", "/v1/accounts/"+gone+"/deletion", "").text(t, "certificate.completedTime") == "" {
 	}
 	known := l.want(t, 200, "GET", "/v1/events?limit=1", "").position()
@@ -311,12 +311,12 @@ func TestCompare(t *testing.T) {
 	}
 	at, err := strconv.ParseInt(known, 10, 64)
 	check(t, err)
-	delete(want, behind) // it changed after what the target knows
+	delete(want, behind) // it changed after the target's position
 	if found, c = compare(eventstore.Position(at)); !gocmp.Equal(want, found) || c.Later < 1 {
 		t.Errorf("as of %s: %+v (-want +found):\n%s", known, c, gocmp.Diff(want, found))
 	}
 	held = []export.Held{{Sub: "ada@example.com"}}
 	if _, err := export.Compare(t.Context(), l.Views, 0, func(each func(export.Held)) error { each(held[0]); return nil }, func(export.Difference) {}); err == nil || strings.Contains(err.Error(), "ada") {
-		t.Errorf("a sub that is none = %v", err)
+		t.Errorf("an invalid sub = %v", err)
 	}
 }

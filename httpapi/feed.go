@@ -16,26 +16,36 @@ import (
 	"accountledger/projections"
 )
 
+func (s *server) feedRoutes() {
+	handle(s, route{
+		method: "GET", path: "/v1/events", name: "getEvents", scope: scopeEventsRead, status: 200, answer: feed{}, paged: true,
+		summary: "Read the event feed",
+		text:    "Returns public events in log order. next is always a cursor: store it and pass it as after to read the events that follow. A page may be short or empty although more events follow, because a filter skipped many; more is then true. With Accept: text/event-stream the server sends server-sent events instead; limit, wait and min_position are not allowed then. The id of each frame is a cursor; send the last one as Last-Event-ID to resume. If there are no events, checkpoint frames advance the cursor at least every 15 seconds.",
+		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
+		stream:  s.streamEvents,
+	}, s.getEvents)
+}
+
 type getEventsInput struct {
-	MinPosition int64  `query:"min_position" minimum:"0" doc:"Answer from a state that includes this position of the log."`
-	Wait        int    `query:"wait" minimum:"0" maximum:"30" default:"0" doc:"Seconds to wait for min_position, and then for an event where there is none yet (long poll)."`
-	After       string `query:"after" default:"0" doc:"The next of an earlier page, or a position of the log; 0, the default, is its beginning."`
-	Limit       int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Events on a page, at most."`
-	Types       string `query:"types" maxLength:"2000" doc:"Only these public events: names, or prefixes like USER_*, separated by commas." example:"USER_*,IDENTITY_LINKED"`
-	Sub         string `query:"sub" doc:"Only events of this account; after a merge, also the survivor's."`
-	Group       string `query:"group" maxLength:"64" doc:"Only events of accounts that are members of this group when the event is read, and of the group itself and its memberships."`
-	LastEventID string `header:"Last-Event-ID" doc:"Of a stream: the id of the last frame received, to go on after it. It comes before the parameter after."`
+	MinPosition int64  `query:"min_position" minimum:"0" doc:"Answer only from a state that includes this log position."`
+	Wait        int    `query:"wait" minimum:"0" maximum:"30" default:"0" doc:"Seconds to wait for min_position, and then for the first event if there is none yet (long polling)."`
+	After       string `query:"after" default:"0" doc:"The next cursor of an earlier page, or a log position. Default 0: the beginning of the log."`
+	Limit       int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of events on a page."`
+	Types       string `query:"types" maxLength:"2000" doc:"Only these public events: names or prefixes such as USER_*, separated by commas." example:"USER_*,IDENTITY_LINKED"`
+	Sub         string `query:"sub" doc:"Only events of this account; after a merge, also those of the surviving account."`
+	Group       string `query:"group" maxLength:"64" doc:"Only events of accounts that are members of this group when the event is read, and events of the group and its memberships."`
+	LastEventID string `header:"Last-Event-ID" doc:"For server-sent events: the id of the last frame received. The stream resumes after it. Takes precedence over after."`
 }
 
-// feed is a page of public events, in the order of the log.
+// feed is a page of public events, in log order.
 type feed struct {
-	Events []domain.PublicEvent `json:"events"`
-	Next   string               `json:"next"`
-	More   bool                 `json:"more"`
+	Events []domain.PublicEvent `json:"events" doc:"The events in log order; for each account, in the order of sequence."`
+	Next   string               `json:"next" doc:"Cursor for the events after this page. Always present."`
+	More   bool                 `json:"more" doc:"Whether more events can be read immediately."`
 }
 
-// maxScan is how many events of the log one page looks at: a filter that
-// selects little must not make one request read the whole log.
+// maxScan is how many events of the log the server reads for one page, so that
+// one request with a narrow filter does not read the whole log.
 const maxScan = 10_000
 
 func (s *server) getEvents(ctx context.Context, c *call, in *getEventsInput) (*answer, error) {
@@ -55,7 +65,7 @@ func (s *server) getEvents(ctx context.Context, c *call, in *getEventsInput) (*a
 	if which.hidden, err = s.hidden(ctx, c); err != nil {
 		return nil, err
 	}
-	page, next, err := s.feed(ctx, after, which, time.Duration(in.Wait)*time.Second)
+	page, next, err := s.readFeed(ctx, after, which, time.Duration(in.Wait)*time.Second)
 	if err != nil {
 		return nil, err
 	}
@@ -66,25 +76,26 @@ func (s *server) getEvents(ctx context.Context, c *call, in *getEventsInput) (*a
 	return a.rendered(page)
 }
 
-// place is a place in the feed: after the log's position, and after the first
-// seen public events of the one event behind it. One event of the log can be
-// several in public, and a page may end between them.
+// place is a place in the feed: after a log position, and after the first seen
+// public events of the next event. One event of the log can become several
+// public events, and a page may end between them.
 type place struct {
 	position eventstore.Position
 	seen     int
 }
 
-// selection is what of the log a page of the feed is to hold.
+// selection says which public events a page of the feed holds.
 type selection struct {
 	types  []string // patterns; nil for all
-	sub    string   // of an account; "" for all
-	group  string   // of accounts' memberships; "" for all
-	limit  int      // events at most
+	sub    string   // account; "" for all
+	group  string   // group id; "" for all
+	limit  int      // maximum number of events
 	hidden domain.Hidden
 }
 
-// feed reads the page after a place. Where there is nothing it waits a while.
-func (s *server) feed(ctx context.Context, after place, which selection, wait time.Duration) (feed, place, error) {
+// readFeed reads the page of the feed after a place. If there are no events
+// yet, it waits for some, at most for wait.
+func (s *server) readFeed(ctx context.Context, after place, which selection, wait time.Duration) (feed, place, error) {
 	var page feed
 	head, err := s.Log.Head(ctx)
 	if err != nil || after.position >= head && wait == 0 {
@@ -124,8 +135,8 @@ func (s *server) feed(ctx context.Context, after place, which selection, wait ti
 	return page, after, nil
 }
 
-// public appends what rec is in public, as far as it is asked for and has room,
-// and moves the place. It reports whether the page is full.
+// public appends the selected public events of rec to events until the page is
+// full, and returns the place after them and whether the page is full.
 func (s *server) public(ctx context.Context, events []domain.PublicEvent, after place, rec eventstore.Recorded, which selection) ([]domain.PublicEvent, place, bool, error) {
 	x, err := s.Codec.Decode(rec)
 	if err != nil {
@@ -135,13 +146,13 @@ func (s *server) public(ctx context.Context, events []domain.PublicEvent, after 
 	if err != nil {
 		return events, after, false, err
 	}
-	ours := len(public) == 0
+	selected := len(public) == 0
 	if len(public) > 0 {
-		if ours, err = s.about(ctx, which, x); err != nil {
+		if selected, err = s.about(ctx, which, x); err != nil {
 			return events, after, false, err
 		}
 	}
-	for i := min(after.seen, len(public)); ours && i < len(public); i++ {
+	for i := min(after.seen, len(public)); selected && i < len(public); i++ {
 		if which.types != nil && !slices.ContainsFunc(which.types, func(pattern string) bool { return domain.Selects(pattern, public[i].Type) }) {
 			continue
 		}
@@ -153,7 +164,7 @@ func (s *server) public(ctx context.Context, events []domain.PublicEvent, after 
 	return events, place{rec.Position, 0}, len(events) == which.limit, nil
 }
 
-// about reports whether x is about the account and the group asked for.
+// about reports whether x is about the selected account and group.
 func (s *server) about(ctx context.Context, which selection, x domain.Entry) (bool, error) {
 	sub := x.Sub()
 	if which.sub != "" && sub != which.sub && !slices.Contains(strings.Fields(x.Meta.CombinedSubs), which.sub) {
@@ -165,8 +176,8 @@ func (s *server) about(ctx context.Context, which selection, x domain.Entry) (bo
 	if sub == "" {
 		return false, nil
 	}
-	// The log is ahead of the view: without waiting, an account's first events
-	// would be missed for good.
+	// The view may be behind the log: without waiting, the feed would skip an
+	// account's first events permanently.
 	if err := s.Views.Await(ctx, projections.AccountsView, x.Position); err != nil {
 		return false, err
 	}
@@ -184,15 +195,15 @@ func (s *server) about(ctx context.Context, which selection, x domain.Entry) (bo
 	return slices.ContainsFunc(a.Groups, func(m domain.Membership) bool { return m.GroupID == which.group }), nil
 }
 
-// selects makes a selection of parameters: names of public events or prefixes,
-// separated by commas, the sub of an account, the id of a group.
+// selects returns the selection for the query parameters types (names of public
+// events or prefixes, separated by commas), sub and group.
 func selects(types, sub, group string) (which selection, err error) {
 	var faults []fault
 	if types != "" {
 		which.types = strings.Split(types, ",")
 		for _, pattern := range which.types {
 			if !slices.ContainsFunc(domain.PublicNames, func(name string) bool { return domain.Selects(pattern, name) }) {
-				faults = append(faults, fault{Parameter: "types", Detail: "must name public events, like USER_CREATED, or prefixes of some, like USER_*"})
+				faults = append(faults, fault{Parameter: "types", Detail: "must be names of public events, such as USER_CREATED, or prefixes, such as USER_*"})
 				break
 			}
 		}
@@ -203,17 +214,15 @@ func selects(types, sub, group string) (which selection, err error) {
 		}
 	}
 	if len(faults) > 0 {
-		p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
-		p.Errors = faults
-		return which, p
+		return which, invalidParameters(faults...)
 	}
 	return which, nil
 }
 
 const cursorVersion = "v1"
 
-// cursor renders a place for a caller to keep. It says which log it is a
-// place in, so that a cursor of another ledger is refused and not believed.
+// cursor encodes a place as a cursor. The cursor names its log, so that the
+// server refuses the cursor of another ledger.
 func (s *server) cursor(ctx context.Context, p place) (string, error) {
 	epoch, err := s.logEpoch(ctx)
 	if err != nil {
@@ -226,9 +235,9 @@ func (s *server) cursor(ctx context.Context, p place) (string, error) {
 	return cursor, nil
 }
 
-// parseCursor takes a cursor, or a bare position.
+// parseCursor decodes a cursor or a bare log position.
 func (s *server) parseCursor(ctx context.Context, cursor string) (place, error) {
-	invalid := newProblem(domain.CodeInvalidCursor, "The cursor was not made by this feed.")
+	invalid := newProblem(domain.CodeInvalidCursor, "The cursor does not belong to this feed.")
 	parts := strings.Split(cursor, ".")
 	if len(parts) == 1 {
 		parts = []string{cursorVersion, "", parts[0]}
@@ -251,7 +260,7 @@ func (s *server) parseCursor(ctx context.Context, cursor string) (place, error) 
 		return p, err
 	}
 	if p.position > head {
-		return p, newProblem(domain.CodeInvalidCursor, "The cursor lies after the end of the log, which is at position %d.", head)
+		return p, newProblem(domain.CodeInvalidCursor, "The cursor is beyond the end of the log, which is at position %d.", head)
 	}
 	if parts[1] != "" && parts[1] != emptyEpoch {
 		epoch, err := s.logEpoch(ctx)
@@ -265,10 +274,10 @@ func (s *server) parseCursor(ctx context.Context, cursor string) (place, error) 
 	return p, nil
 }
 
-// emptyEpoch is the epoch of a log without events: any log may start so.
+// emptyEpoch is the epoch of an empty log. Cursors with it fit any log.
 const emptyEpoch = "0"
 
-// logEpoch tells this log from others: by the id of its first event.
+// logEpoch returns an id for this log, taken from the id of its first event.
 func (s *server) logEpoch(ctx context.Context) (string, error) {
 	if epoch := s.epoch.Load(); epoch != nil {
 		return *epoch, nil

@@ -14,46 +14,46 @@ func (s *server) fieldRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/fields", name: "listFields", scope: scopeConfigRead, status: 200, answer: fields{},
 		summary: "List the custom fields",
-		text:    "Those that are defined, in the order of their keys. Other keys may be used without a definition: their values are any JSON, and personal.",
+		text:    "Returns all defined fields, sorted by key. Accounts may also use keys without a definition; their values can be any JSON and are personal data.",
 		codes:   onQuery,
 	}, s.listFields)
 	handle(s, route{
 		method: "GET", path: "/v1/fields/{fieldKey}", name: "getField", scope: scopeConfigRead, status: 200, answer: domain.Field{},
 		summary: "Get the definition of a custom field",
-		text:    "What its values are held to whenever they are written.",
+		text:    "Returns the definition that the field's values are checked against when they are written.",
 		codes:   codes(onField, onQuery),
 	}, s.getField)
 	handle(s, route{
 		method: "PUT", path: "/v1/fields/{fieldKey}", name: "putField", scope: scopeConfigWrite, status: 200, answer: domain.Field{},
 		summary: "Define or change a custom field",
-		text: "A definition that values break which accounts have is refused with their number, unless force is set: then those accounts are listed as non-conforming. " +
-			"A field becomes unique or a USERNAME, or stops being so, only while no account has a value of it.",
+		text: "Creates or replaces the definition. If accounts have values that it does not allow, the change is refused with their number; with force it is applied, and those accounts are listed as non-conforming. " +
+			"A field can become unique or a USERNAME, or stop being one, only while no account has a value for it.",
 		example: `{"dataType":"SELECT","options":["gold","silver"],"labels":{"en":"Tier"},"searchable":true}`,
 		codes:   codes(onCommand, []domain.Code{domain.CodeInUse, domain.CodeFieldInConflict}),
 	}, s.putField)
 	handle(s, route{
 		method: "DELETE", path: "/v1/fields/{fieldKey}", name: "deleteField", scope: scopeConfigWrite, status: 204,
 		summary: "Delete the definition of a custom field",
-		text:    "Values stay, as those of any field without a definition. Refused of a unique field or a USERNAME while accounts have a value of it.",
+		text:    "Deletes the definition. Existing values remain as values without a definition. Refused for a unique field or a USERNAME while accounts have a value for it.",
 		codes:   codes(onField, onCommand, []domain.Code{domain.CodeInUse}),
 	}, s.deleteField)
 	handle(s, route{
 		method: "GET", path: "/v1/fields/{fieldKey}/non-conforming", name: "listNonConforming", scope: scopeConfigRead, status: 200, answer: nonConforming{}, paged: true,
 		summary: "List the accounts that do not conform to a definition",
-		text:    "In the order of their subs. A page may be short or empty although more follows, where most accounts conform.",
+		text:    "Returns the accounts whose value breaks the definition, sorted by sub. A page may be short or empty although more accounts follow.",
 		codes:   codes(onField, onQuery, []domain.Code{domain.CodeInvalidCursor}),
 	}, s.listNonConforming)
 }
 
-// FieldKey is the custom field a request is about.
+// FieldKey identifies the custom field a request is about.
 type FieldKey struct {
 	FieldKey string `path:"fieldKey" doc:"The field's key." example:"tier"`
 }
 
 // fields is the list of all definitions.
 type fields struct {
-	Fields []domain.Field `json:"fields"`
-	Next   *string        `json:"next"` // always null: they fit on one page
+	Fields []domain.Field `json:"fields" doc:"All fields, sorted by key."`
+	Next   *string        `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listFieldsInput struct{ Query }
@@ -84,7 +84,7 @@ func (s *server) getField(ctx context.Context, _ *call, in *getFieldInput) (*ans
 	return a.rendered(field)
 }
 
-// field begins an answer that is about one definition.
+// field starts the answer to a query about one definition.
 func (s *server) field(ctx context.Context, q Query, key string) (*answer, domain.Field, error) {
 	a, config, err := s.config(ctx, q)
 	if err != nil {
@@ -92,7 +92,7 @@ func (s *server) field(ctx context.Context, q Query, key string) (*answer, domai
 	}
 	field, ok := config.Fields[key]
 	if !ok {
-		return nil, field, &domain.Error{Code: domain.CodeFieldNotFound, Detail: "There is no definition of such a field."}
+		return nil, field, &domain.Error{Code: domain.CodeFieldNotFound, Detail: "There is no field with this key."}
 	}
 	return a, field, nil
 }
@@ -105,22 +105,22 @@ type putFieldInput struct {
 
 // newField is the body of PUT /v1/fields/{fieldKey}.
 type newField struct {
-	DataType      domain.DataType   `json:"dataType"`
-	Required      bool              `json:"required,omitzero"`
-	ReadOnly      bool              `json:"readOnly,omitzero"`
-	Internal      bool              `json:"internal,omitzero"`
-	Unique        bool              `json:"unique,omitzero"`
-	Searchable    bool              `json:"searchable,omitzero"`
-	Personal      *bool             `json:"personal,omitzero" default:"true"`
-	Min           *float64          `json:"min,omitzero"`
-	Max           *float64          `json:"max,omitzero"`
-	MinLength     int               `json:"minLength,omitzero" minimum:"0"`
-	MaxLength     int               `json:"maxLength,omitzero" minimum:"0"`
-	Regex         string            `json:"regex,omitzero" maxLength:"1000"`
-	Options       []string          `json:"options,omitzero" maxItems:"500"`
-	Labels        map[string]string `json:"labels,omitzero"`
-	LinkedConsent string            `json:"linkedConsent,omitzero"`
-	Force         bool              `json:"force,omitzero"`
+	DataType      domain.DataType   `json:"dataType" doc:"The type of the values. It cannot change later."`
+	Required      bool              `json:"required,omitzero" doc:"Whether a new account must have a value, unless it is imported. A required field cannot be unset."`
+	ReadOnly      bool              `json:"readOnly,omitzero" doc:"Whether only callers with the scope accounts:admin may change the field."`
+	Internal      bool              `json:"internal,omitzero" doc:"Whether only callers with the scope accounts:admin may see and change the field. Webhooks never contain it."`
+	Unique        bool              `json:"unique,omitzero" doc:"Whether values are unique across accounts, ignoring case. USERNAME fields always are."`
+	Searchable    bool              `json:"searchable,omitzero" doc:"Whether accounts can be searched by this field."`
+	Personal      *bool             `json:"personal,omitzero" default:"true" doc:"Whether values are personal data, which is sealed and can be erased. Default true."`
+	Min           *float64          `json:"min,omitzero" doc:"The smallest allowed NUMBER."`
+	Max           *float64          `json:"max,omitzero" doc:"The largest allowed NUMBER."`
+	MinLength     int               `json:"minLength,omitzero" minimum:"0" doc:"Minimum length in characters, or number of elements."`
+	MaxLength     int               `json:"maxLength,omitzero" minimum:"0" doc:"Maximum length in characters, or number of elements; 0 for the limit of the data type."`
+	Regex         string            `json:"regex,omitzero" maxLength:"1000" doc:"An RE2 regular expression that must match the whole value."`
+	Options       []string          `json:"options,omitzero" maxItems:"500" doc:"The allowed options."`
+	Labels        map[string]string `json:"labels,omitzero" doc:"Display names, by language tag."`
+	LinkedConsent string            `json:"linkedConsent,omitzero" doc:"The consentId of a linked consent: true accepts it, any other value revokes it."`
+	Force         bool              `json:"force,omitzero" doc:"Apply the change even if accounts have values that the new definition does not allow."`
 }
 
 func (n newField) definition(key string) domain.FieldDefinition {
@@ -146,28 +146,28 @@ type deleteFieldInput struct {
 }
 
 func (s *server) deleteField(ctx context.Context, c *call, in *deleteFieldInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteField{FieldKey: in.FieldKey.FieldKey}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteField{FieldKey: in.FieldKey.FieldKey}, deleted)
 }
 
 type listNonConformingInput struct {
 	FieldKey
 	Query
-	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page. Default: from the first account."`
-	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Accounts on a page, at most."`
+	After string `query:"after" doc:"The next cursor of an earlier page. Default: start with the first account."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of accounts on a page."`
 }
 
 // nonConforming is a page of accounts that do not conform to a definition.
 type nonConforming struct {
-	Accounts []nonConformingAccount `json:"accounts"`
-	Next     *string                `json:"next"` // null on the last page
+	Accounts []nonConformingAccount `json:"accounts" doc:"The accounts, sorted by sub."`
+	Next     *string                `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 type nonConformingAccount struct {
-	Sub    string `json:"sub"`
-	Detail string `json:"detail"` // the rule, never the value
+	Sub    string `json:"sub" doc:"The account."`
+	Detail string `json:"detail" doc:"The rule that the account's value breaks. It never contains the value."`
 }
 
-// Accounts are looked at in steps, and so many for one page.
+// Accounts are read in steps of conformingStep, up to conformingScan for one page.
 const (
 	conformingStep = 500
 	conformingScan = 20_000
@@ -180,7 +180,7 @@ func (s *server) listNonConforming(ctx context.Context, c *call, in *listNonConf
 	}
 	if in.After != "" {
 		if _, err := canonical(in.After); err != nil {
-			return nil, newProblem(domain.CodeInvalidCursor, "The cursor is not one of this resource.")
+			return nil, newProblem(domain.CodeInvalidCursor, "The cursor does not belong to this resource.")
 		}
 	}
 	var page nonConforming

@@ -25,7 +25,7 @@ func TestFields(t *testing.T) {
 	l.refused(t, domain.CodeFieldNotFound, "GET", "/v1/fields/none/non-conforming", "")
 	l.refused(t, domain.CodeFieldNotFound, "DELETE", "/v1/fields/none", "")
 
-	// All faults of a request come together, each with its place.
+	// All faults of a request are reported together, each with its pointer.
 	l.want(t, 200, "PUT", "/v1/fields/mail", `{"dataType":"EMAIL"}`)
 	bad := strings.Replace(account("ada"), `"identities"`, `"customFields":{"tier":"lead","mail":"x","free":[1]},"identities"`, 1)
 	r := l.refused(t, domain.CodeInvalidRequest, "POST", "/v1/accounts", bad)
@@ -33,7 +33,7 @@ func TestFields(t *testing.T) {
 		t.Errorf("faults: %s", r.body)
 	}
 
-	// A change that values break, and what becomes of it.
+	// A change that existing values break, without and with force.
 	var subs []string
 	for i := range 3 {
 		sub := l.create(t, fmt.Sprintf("ada%d@example.com", i))
@@ -67,7 +67,7 @@ func TestFields(t *testing.T) {
 	}
 }
 
-// TestSignInName holds that a USERNAME leads to its account.
+// TestSignInName checks that a USERNAME resolves to its account.
 func TestSignInName(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -83,7 +83,7 @@ func TestSignInName(t *testing.T) {
 	}
 	for _, body := range []string{`{"identifier":"ADA LOVELACE"}`, `{"identifier":"Ada Lovelace","type":"username"}`} {
 		if r := l.want(t, 200, "POST", "/v1/lookup", body); r.text(t, "sub") != ada {
-			t.Errorf("look-up of %s: %s", body, r.body)
+			t.Errorf("lookup of %s: %s", body, r.body)
 		}
 	}
 	l.refused(t, domain.CodeInUse, "DELETE", "/v1/fields/login", "")
@@ -92,7 +92,7 @@ func TestSignInName(t *testing.T) {
 	l.want(t, 200, "PATCH", "/v1/accounts/"+bob+"/custom-fields", `{"login":"ada lovelace"}`)
 }
 
-// TestInternalFields holds that nothing shows an internal field to callers
+// TestInternalFields checks that no response shows an internal field to callers
 // without accounts:admin.
 func TestInternalFields(t *testing.T) {
 	t.Parallel()
@@ -113,7 +113,7 @@ func TestInternalFields(t *testing.T) {
 		{"GET", "/v1/accounts/" + sub, ""},
 		{"GET", "/v1/accounts/" + sub + "?revision=0", ""},
 		{"GET", "/v1/accounts/" + sub + "/events", ""},
-		{"GET", "/v1/events?types=USER_*", ""}, // a definition is no secret
+		{"GET", "/v1/events?types=USER_*", ""}, // definitions are not hidden
 		{"POST", "/v1/lookup", `{"identifier":"ada@example.com"}`},
 		{"PATCH", fields, `{"free":"open3"}`},
 		{"PATCH", fields + "?dry_run=true", `{"free":"open4"}`},
@@ -123,13 +123,13 @@ func TestInternalFields(t *testing.T) {
 			t.Errorf("%s %s shows: %s", q.method, q.path, r.body)
 		}
 		if r := l.want(t, 200, q.method, q.path, q.body, boss); !strings.Contains(string(r.body), "score") {
-			t.Errorf("%s %s does not show an admin: %s", q.method, q.path, r.body)
+			t.Errorf("%s %s hides the field from an admin: %s", q.method, q.path, r.body)
 		}
 	}
 }
 
-// TestNonConformingByMerge: what a merge fills in stays as it was, and an
-// account that comes to break a definition so is listed.
+// TestNonConformingByMerge checks that a merge keeps values as they were, and
+// that an account which breaks a definition that way is listed.
 func TestNonConformingByMerge(t *testing.T) {
 	t.Parallel()
 	l := start(t)

@@ -17,69 +17,69 @@ func (s *server) groupRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/group-types", name: "listGroupTypes", scope: scopeConfigRead, status: 200, answer: groupTypes{},
 		summary: "List the group types",
-		text:    "In the order of their ids, that of the system among them.",
+		text:    "Returns all group types, including the built-in one, sorted by id.",
 		codes:   onQuery,
 	}, s.listGroupTypes)
 	handle(s, route{
 		method: "GET", path: "/v1/group-types/{groupType}", name: "getGroupType", scope: scopeConfigRead, status: 200, answer: domain.GroupType{},
 		summary: "Get a group type",
-		text:    "Which roles the members of such groups have.",
+		text:    "Returns which roles members of such groups may have.",
 		codes:   codes(onType, onQuery),
 	}, s.getGroupType)
 	handle(s, route{
 		method: "PUT", path: "/v1/group-types/{groupType}", name: "putGroupType", scope: scopeConfigWrite, status: 200, answer: domain.GroupType{},
 		summary: "Define or change a group type",
-		text:    "A change that memberships would break is refused, and the detail says how many.",
+		text:    "Creates or replaces the group type. Refused if existing memberships would break the new rule; the detail says how many.",
 		example: `{"roleMode":"allowed_roles","allowedRoles":["ADMIN","USER"]}`,
 		codes:   codes(onCommand, inUse),
 	}, s.putGroupType)
 	handle(s, route{
 		method: "DELETE", path: "/v1/group-types/{groupType}", name: "deleteGroupType", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a group type",
-		text:    "Refused while a group is of this type.",
+		text:    "Deletes the group type. Refused while a group has this type, and for built-in group types.",
 		codes:   codes(onType, onCommand, inUse),
 	}, s.deleteGroupType)
 	handle(s, route{
 		method: "GET", path: "/v1/groups", name: "listGroups", scope: scopeConfigRead, status: 200, answer: groups{},
 		summary: "List the groups",
-		text:    "In the order of their ids, those of the system among them.",
+		text:    "Returns all groups, including the built-in ones, sorted by id.",
 		codes:   onQuery,
 	}, s.listGroups)
 	handle(s, route{
 		method: "GET", path: "/v1/groups/{groupId}", name: "getGroup", scope: scopeConfigRead, status: 200, answer: domain.Group{},
 		summary: "Get a group",
-		text:    "What it is and where in the tree.",
+		text:    "Returns the group with its parent in the tree.",
 		codes:   codes(onGroup, onQuery),
 	}, s.getGroup)
 	handle(s, route{
 		method: "PUT", path: "/v1/groups/{groupId}", name: "putGroup", scope: scopeConfigWrite, status: 200, answer: domain.Group{},
 		summary: "Define, change or move a group",
-		text:    "Groups are a tree of at most 32 levels. What is not given is empty afterwards; without parentId the group is a root. The memberships in it keep the path they were made under until they are set again.",
+		text:    "Creates or replaces the group. Groups form a tree of at most 32 levels. Properties that are not given become empty; without parentId the group is a root. Existing memberships keep the path they were set with until they are set again.",
 		example: `{"groupName":"Berlin","groupType":"OFFICE","parentId":"EUROPE"}`,
 		codes:   codes(onCommand, inUse),
 	}, s.putGroup)
 	handle(s, route{
 		method: "DELETE", path: "/v1/groups/{groupId}", name: "deleteGroup", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a group",
-		text:    "Refused while it has members or groups below it, and for the groups of the system.",
+		text:    "Deletes the group. Refused while it has members or child groups, and for built-in groups.",
 		codes:   codes(onGroup, onCommand, inUse),
 	}, s.deleteGroup)
 }
 
-// GroupTypeID is the group type a request is about.
+// GroupTypeID identifies the group type a request is about.
 type GroupTypeID struct {
 	GroupType string `path:"groupType" doc:"The group type's id." example:"OFFICE"`
 }
 
-// GroupID is the group a request is about.
+// GroupID identifies the group a request is about.
 type GroupID struct {
 	GroupID string `path:"groupId" doc:"The group's id." example:"BERLIN"`
 }
 
 // groupTypes is the list of all group types.
 type groupTypes struct {
-	GroupTypes []domain.GroupType `json:"groupTypes"`
-	Next       *string            `json:"next"` // always null: they fit on one page
+	GroupTypes []domain.GroupType `json:"groupTypes" doc:"All group types, sorted by id."`
+	Next       *string            `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listGroupTypesInput struct{ Query }
@@ -122,8 +122,8 @@ type putGroupTypeInput struct {
 
 // newGroupType is the body of PUT /v1/group-types/{groupType}.
 type newGroupType struct {
-	RoleMode     domain.RoleMode `json:"roleMode" enum:"any_roles,no_roles,roles_required,allowed_roles"`
-	AllowedRoles []string        `json:"allowedRoles,omitzero" maxItems:"100"`
+	RoleMode     domain.RoleMode `json:"roleMode" enum:"any_roles,no_roles,roles_required,allowed_roles" doc:"any_roles: any number of roles; no_roles: none; roles_required: at least one; allowed_roles: any number of those in allowedRoles."`
+	AllowedRoles []string        `json:"allowedRoles,omitzero" maxItems:"100" doc:"The roles members may have. Required with roleMode allowed_roles, otherwise not allowed."`
 }
 
 func (s *server) putGroupType(ctx context.Context, c *call, in *putGroupTypeInput) (*answer, error) {
@@ -140,19 +140,19 @@ type deleteGroupTypeInput struct {
 }
 
 func (s *server) deleteGroupType(ctx context.Context, c *call, in *deleteGroupTypeInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteGroupType{GroupType: in.GroupType}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteGroupType{GroupType: in.GroupType}, deleted)
 }
 
 // groups is a list of groups.
 type groups struct {
-	Groups []domain.Group `json:"groups"`
-	Next   *string        `json:"next"` // always null: they fit on one page
+	Groups []domain.Group `json:"groups" doc:"The groups, sorted by id."`
+	Next   *string        `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listGroupsInput struct {
 	Query
-	ParentID  string `query:"parentId" doc:"Only those right below this group."`
-	GroupType string `query:"groupType" doc:"Only those of this type."`
+	ParentID  string `query:"parentId" doc:"Only child groups of this group."`
+	GroupType string `query:"groupType" doc:"Only groups of this type."`
 }
 
 func (s *server) listGroups(ctx context.Context, _ *call, in *listGroupsInput) (*answer, error) {
@@ -196,11 +196,11 @@ type putGroupInput struct {
 
 // newGroup is the body of PUT /v1/groups/{groupId}.
 type newGroup struct {
-	GroupName    string                    `json:"groupName,omitzero" maxLength:"255"`
-	GroupType    string                    `json:"groupType"`
-	ParentID     string                    `json:"parentId,omitzero"`
-	Description  string                    `json:"description,omitzero" maxLength:"2048"`
-	CustomFields map[string]jsontext.Value `json:"customFields,omitzero"`
+	GroupName    string                    `json:"groupName,omitzero" maxLength:"255" doc:"Display name."`
+	GroupType    string                    `json:"groupType" doc:"The group's type."`
+	ParentID     string                    `json:"parentId,omitzero" doc:"The parent group. Default: none, the group is a root."`
+	Description  string                    `json:"description,omitzero" maxLength:"2048" doc:"What the group is for."`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" doc:"The application's custom fields. Configuration cannot be erased; do not put personal data in it."`
 }
 
 func (s *server) putGroup(ctx context.Context, c *call, in *putGroupInput) (*answer, error) {
@@ -219,5 +219,5 @@ type deleteGroupInput struct {
 }
 
 func (s *server) deleteGroup(ctx context.Context, c *call, in *deleteGroupInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteGroup{GroupID: in.GroupID.GroupID}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteGroup{GroupID: in.GroupID.GroupID}, deleted)
 }

@@ -7,13 +7,13 @@ import (
 	"accountledger/domain"
 )
 
-// TestGroups goes through the life of a tree of groups and of memberships in
-// it.
+// TestGroups creates, moves and deletes groups of a tree, with memberships in
+// them.
 func TestGroups(t *testing.T) {
 	t.Parallel()
 	l := start(t)
 	if r := l.want(t, 200, "GET", "/v1/groups", ""); r.text(t, "groups.0.groupId") != "CIDAAS_ADMINS" || r.text(t, "groups.1.groupId") != "CIDAAS_USERS" {
-		t.Errorf("groups from the start: %s", r.body)
+		t.Errorf("built-in groups: %s", r.body)
 	}
 	l.want(t, 200, "PUT", "/v1/groups/CIDAAS_USERS", `{"groupName":"Everybody","groupType":"SYSTEM"}`)
 	l.refused(t, domain.CodeSystemManaged, "DELETE", "/v1/groups/CIDAAS_ADMINS", "")
@@ -48,28 +48,28 @@ func TestGroups(t *testing.T) {
 		t.Errorf("joined: %s", joined.body)
 	}
 	if again := l.want(t, 200, "PUT", path+"/groups/BERLIN", `{"roles":["ADMIN","USER"]}`); string(again.body) != string(joined.body) {
-		t.Errorf("the same again: %s", again.body)
+		t.Errorf("repeated: %s", again.body)
 	}
 	r = l.refused(t, domain.CodeInvalidRequest, "PUT", path+"/groups/BERLIN", `{"roles":["ADMIN","CUSTOMER","NOBODY"]}`)
 	if r.text(t, "errors.0.pointer") != "/roles/1" || r.text(t, "errors.1.pointer") != "/roles/2" {
-		t.Errorf("roles that must not be: %s", r.body)
+		t.Errorf("roles that are not allowed: %s", r.body)
 	}
 	l.refused(t, domain.CodeGroupNotFound, "PUT", path+"/groups/PARIS", `{"roles":[]}`)
 
-	// What is in use stays, and the refusal says by how many.
+	// Objects in use cannot be deleted; the detail says how many use them.
 	for _, tt := range []struct{ method, path, body, detail string }{
 		{"DELETE", "/v1/groups/BERLIN", "", "The group has 1 members."},
 		{"DELETE", "/v1/groups/EUROPE", "", "The group has 1 groups below it."},
-		{"DELETE", "/v1/group-types/OFFICE", "", "The group type is that of 2 groups."},
-		{"PUT", "/v1/group-types/OFFICE", `{"roleMode":"no_roles"}`, "Members hold 2 roles that would not be allowed."},
-		{"PUT", "/v1/group-types/OFFICE", `{"roleMode":"allowed_roles","allowedRoles":["USER"]}`, "Members hold 1 roles that would not be allowed."},
+		{"DELETE", "/v1/group-types/OFFICE", "", "2 groups have this group type."},
+		{"PUT", "/v1/group-types/OFFICE", `{"roleMode":"no_roles"}`, "Existing memberships have roles that would no longer be allowed: 2."},
+		{"PUT", "/v1/group-types/OFFICE", `{"roleMode":"allowed_roles","allowedRoles":["USER"]}`, "Existing memberships have roles that would no longer be allowed: 1."},
 	} {
 		if r := l.refused(t, domain.CodeInUse, tt.method, tt.path, tt.body); r.text(t, "detail") != tt.detail {
 			t.Errorf("%s %s: %s, want %q", tt.method, tt.path, r.body, tt.detail)
 		}
 	}
 
-	// A move leaves the account alone until its membership is set again.
+	// Moving a group does not change its members' accounts until their memberships are set again.
 	l.want(t, 200, "PUT", "/v1/groups/BERLIN", `{"groupName":"Berlin","groupType":"OFFICE"}`)
 	if r := l.want(t, 200, "GET", path, ""); string(r.body) != string(joined.body) {
 		t.Errorf("after the group was moved: %s", r.body)
@@ -91,8 +91,8 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// TestProtectedGroups holds that who is an administrator, and who is no user,
-// is for administrators to say.
+// TestProtectedGroups checks that only administrators can change who is an
+// administrator and who is not a user.
 func TestProtectedGroups(t *testing.T) {
 	t.Parallel()
 	l := start(t)

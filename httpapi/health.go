@@ -6,15 +6,15 @@ import (
 	"accountledger/eventstore"
 )
 
-// healthz says that the process answers.
+// healthz reports that the process answers.
 func (s *server) healthz(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Write([]byte(`{"status":"ok"}`))
 }
 
-// readyz says that queries answer what was in the log when it was first
-// asked: the account view has caught up once. That it lags a little behind
-// new writes later is not a reason to take the server out of service.
+// readyz reports that the account view has reached the end that the log had at
+// the first call. A view that later lags a little behind new writes is no reason
+// to take the server out of service.
 func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 	c := callOf(r.Context())
 	awaited := eventstore.Position(s.awaited.Load())
@@ -37,13 +37,13 @@ func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 	w.Write([]byte(`{"status":"ready"}`))
 }
 
-// metrics answers with the figures of the ledger who may see them: how many
-// accounts there are and what happens to them is nobody else's business.
+// metrics serves the metrics to callers with the scope metrics:read. They
+// reveal the number of accounts and their activity.
 func (s *server) metrics(w http.ResponseWriter, r *http.Request) {
 	c := callOf(r.Context())
 	err := s.admit(r.Context(), c, scopeMetricsRead, r.Header.Get("Authorization"))
 	if err == nil && s.Metrics == nil {
-		err = newProblem(codeNotFound, "There is no resource at this address.")
+		err = newProblem(codeNotFound, "There is no resource at this path.")
 	}
 	if err != nil {
 		writeProblem(w, s.problem(r.Context(), c, err))

@@ -12,34 +12,43 @@ import (
 	"accountledger/projections"
 )
 
+func (s *server) historyRoutes() {
+	handle(s, route{
+		method: "GET", path: "/v1/accounts/{sub}/events", name: "getHistory", scope: scopeAuditRead, status: 200, answer: history{}, paged: true,
+		summary: "Get the history of an account",
+		text:    "Returns every event of the account, oldest first, read from the log. The history of an erased account remains available without its personal data.",
+		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
+	}, s.getHistory)
+}
+
 type getHistoryInput struct {
 	Sub
 	Query
-	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page. Default: from the first event."`
-	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Events on a page."`
+	After string `query:"after" doc:"The next cursor of an earlier page. Default: start with the first event."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of events on a page."`
 }
 
 // history is a page of an account's events, oldest first.
 type history struct {
-	Events []historyEvent `json:"events"`
-	Next   *string        `json:"next"` // null on the last page
+	Events []historyEvent `json:"events" doc:"The events, oldest first."`
+	Next   *string        `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
-// historyEvent is an event as the log has it, opened.
+// historyEvent is an event of the log with its personal data opened.
 type historyEvent struct {
-	Position      eventstore.Position `json:"position"`
-	Revision      eventstore.Revision `json:"revision"`
-	ID            string              `json:"id"`
-	Type          string              `json:"type"`
-	Time          time.Time           `json:"time"`
-	EffectiveTime time.Time           `json:"effectiveTime,omitzero"`
-	Actor         domain.Actor        `json:"actor"`
-	CommandID     string              `json:"commandId,omitzero"`
-	CorrelationID string              `json:"correlationId,omitzero"`
-	CausationID   string              `json:"causationId,omitzero"`
-	ReasonCode    string              `json:"reasonCode,omitzero"`
-	Erased        bool                `json:"erased,omitzero"`
-	Data          jsontext.Value      `json:"data"`
+	Position      eventstore.Position `json:"position" doc:"The event's position in the log."`
+	Revision      eventstore.Revision `json:"revision" doc:"The event's number within the account, counted from 0."`
+	ID            string              `json:"id" doc:"The event's id."`
+	Type          string              `json:"type" doc:"The event's type in the log, including its version."`
+	Time          time.Time           `json:"time" doc:"When the event was recorded."`
+	EffectiveTime time.Time           `json:"effectiveTime,omitzero" doc:"When the event took effect, if not when it was recorded."`
+	Actor         domain.Actor        `json:"actor" doc:"Who caused the event."`
+	CommandID     string              `json:"commandId,omitzero" doc:"Identifies the command: a digest of the caller and its Idempotency-Key."`
+	CorrelationID string              `json:"correlationId,omitzero" doc:"The X-Request-Id of the request that caused the event."`
+	CausationID   string              `json:"causationId,omitzero" doc:"The event that caused this one."`
+	ReasonCode    string              `json:"reasonCode,omitzero" doc:"Why it happened, as a code."`
+	Erased        bool                `json:"erased,omitzero" doc:"Whether the event's personal data has been erased."`
+	Data          jsontext.Value      `json:"data" doc:"The event's data."`
 }
 
 func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (*answer, error) {
@@ -59,7 +68,7 @@ func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.history(ctx, sub, from, in.Limit, hidden)
+	page, err := s.readHistory(ctx, sub, from, in.Limit, hidden)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +78,9 @@ func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (
 	return a.rendered(page)
 }
 
-func (s *server) history(ctx context.Context, sub string, from eventstore.Revision, limit int, hidden domain.Hidden) (history, error) {
+// readHistory reads the page of an account's events that begins at revision
+// from.
+func (s *server) readHistory(ctx context.Context, sub string, from eventstore.Revision, limit int, hidden domain.Hidden) (history, error) {
 	var page history
 	for x, err := range s.Ledger.History(ctx, sub, from) {
 		if err != nil {
@@ -91,7 +102,7 @@ func (s *server) history(ctx context.Context, sub string, from eventstore.Revisi
 	if len(page.Events) > 0 {
 		return page, nil
 	}
-	// Nothing after a cursor is fine, but not where there is no account.
+	// No events after a cursor is a valid answer, unless the account does not exist.
 	account, err := s.Ledger.Account(ctx, sub)
 	if err == nil && !account.Exists() {
 		err = missing(projections.ErrNotFound)
@@ -99,14 +110,14 @@ func (s *server) history(ctx context.Context, sub string, from eventstore.Revisi
 	return page, err
 }
 
-// afterRevision is the first revision a page after the cursor begins with.
+// afterRevision returns the first revision on the page after cursor.
 func afterRevision(cursor string) (eventstore.Revision, error) {
 	if cursor == "" {
 		return 0, nil
 	}
 	after, err := strconv.ParseInt(cursor, 10, 64)
 	if err != nil || after < 0 || after == 1<<63-1 {
-		return 0, newProblem(domain.CodeInvalidCursor, "The cursor is not one of this resource.")
+		return 0, newProblem(domain.CodeInvalidCursor, "The cursor does not belong to this resource.")
 	}
 	return eventstore.Revision(after) + 1, nil
 }

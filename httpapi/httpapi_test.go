@@ -43,7 +43,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
-// ledger is a whole ledger in a directory, served over loopback.
+// ledger is a complete ledger in a directory, served over loopback.
 type ledger struct {
 	Config
 	url   string
@@ -53,7 +53,7 @@ type ledger struct {
 	close  func()
 }
 
-// files are what outlives a ledger: it can be opened again.
+// files are the files of a ledger, which can be closed and reopened.
 type files struct {
 	dir    string
 	master seal.Master
@@ -77,8 +77,8 @@ func start(t testing.TB, changes ...func(*Config)) *ledger {
 	return l
 }
 
-// open opens the ledger in f, with its followers running. The ledger ends with
-// its close, which may be called again.
+// open opens the ledger in f and runs its followers. Its close stops it, and may
+// be called more than once.
 func (f files) open(t testing.TB, changes ...func(*Config)) *ledger {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -135,15 +135,15 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// response is an answer that has been read.
+// response is a response whose body has been read.
 type response struct {
 	status int
 	header http.Header
 	body   []byte
 }
 
-// member returns the member at a path like "identities.0.email" or "code", nil
-// where there is none.
+// member returns the member at a path such as "identities.0.email" or "code",
+// nil if there is none.
 func (r response) member(t testing.TB, path string) any {
 	t.Helper()
 	var v any
@@ -211,7 +211,7 @@ func (l *ledger) try(method, path, body string, headers ...string) (response, er
 	return response{res.StatusCode, res.Header, content}, err
 }
 
-// want sends a request and fails unless the answer has the status.
+// want sends a request and fails unless the response has the status.
 func (l *ledger) want(t testing.TB, status int, method, path, body string, headers ...string) response {
 	t.Helper()
 	r := l.send(t, method, path, body, headers...)
@@ -231,7 +231,7 @@ func (l *ledger) refused(t testing.TB, code domain.Code, method, path, body stri
 	return r
 }
 
-// create opens an account with an e-mail address and returns its sub.
+// create creates an account with an e-mail address and returns its sub.
 func (l *ledger) create(t testing.TB, email string) string {
 	t.Helper()
 	return l.want(t, 201, "POST", "/v1/accounts", account(email)).text(t, "sub")
@@ -241,23 +241,23 @@ func account(email string) string {
 	return `{"origin":"created","identities":[{"provider":"self","given_name":"Ada","email":"` + email + `"}]}`
 }
 
-// conformance is a transport that holds every exchange to the OpenAPI document
-// the server itself serves, and every refusal to RFC 9457.
+// conformance is a transport that validates every exchange against the OpenAPI
+// document that the server serves, and every error response against RFC 9457.
 type conformance struct {
 	next http.RoundTripper
 	*contract
 }
 
-// contract is an OpenAPI document as exchanges are held to it.
+// contract validates exchanges against an OpenAPI document.
 type contract struct {
 	router   routers.Router
 	compiler *jsonschema.Compiler
 	mu       sync.Mutex
-	schemas  map[string]*jsonschema.Schema // by their place in the document
+	schemas  map[string]*jsonschema.Schema // by JSON pointer into the document
 }
 
-// contracts are shared by all tests, for each body's schema takes a while to
-// compile and kin-openapi would do it again for every exchange.
+// contracts are shared by all tests: compiling a body's schema takes a while,
+// and kin-openapi would repeat it for every exchange.
 var contracts sync.Map
 
 func newConformance(t testing.TB, url string) *conformance {
@@ -286,7 +286,7 @@ func newConformance(t testing.TB, url string) *conformance {
 	return &conformance{next, c}
 }
 
-// body checks a body against the schema at a place of the document.
+// body validates a body against the schema at a place in the document.
 func (c *contract) body(place []string, body []byte) error {
 	pointer := "#"
 	for _, token := range place {
@@ -344,7 +344,7 @@ func (c *conformance) check(r *http.Request, sent []byte, res *http.Response, go
 	again.Body = io.NopCloser(bytes.NewReader(sent))
 	route, params, err := c.router.FindRoute(again)
 	if err != nil {
-		return nil // not in the document: a page, or nothing at all
+		return nil // not in the document: a page, or an unknown path
 	}
 	options := &openapi3filter.Options{IncludeResponseStatus: true, AuthenticationFunc: openapi3filter.NoopAuthenticationFunc,
 		ExcludeRequestBody: true, ExcludeResponseBody: true}
@@ -352,11 +352,11 @@ func (c *conformance) check(r *http.Request, sent []byte, res *http.Response, go
 	operation := []string{"paths", route.Path, strings.ToLower(route.Method)}
 	if res.StatusCode < 400 {
 		err := openapi3filter.ValidateRequest(r.Context(), request)
-		if route.Operation.RequestBody != nil && err == nil && route.Operation.OperationID != "importAccounts" { // whose body is rows
+		if route.Operation.RequestBody != nil && err == nil && route.Operation.OperationID != "importAccounts" { // whose body consists of rows
 			mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 			place := append(operation, "requestBody", "content", cmp.Or(mediaType, "application/json"), "schema")
 			if err = c.body(place, sent); err != nil && c.body(place, withoutNulls(sent)) == nil {
-				err = nil // these are as if they were not there, see the document
+				err = nil // the API treats nulls as absent
 			}
 		}
 		if err != nil {
@@ -373,12 +373,12 @@ func (c *conformance) check(r *http.Request, sent []byte, res *http.Response, go
 		err = checkFeed(got)
 	}
 	if err != nil {
-		return fmt.Errorf("the answer does not conform to the document: %w", err)
+		return fmt.Errorf("the response does not conform to the document: %w", err)
 	}
 	return nil
 }
 
-// withoutNulls is a document without the members that are null, or empty texts.
+// withoutNulls removes members that are null or an empty string.
 func withoutNulls(document []byte) []byte {
 	var v any
 	if json.Unmarshal(document, &v) != nil {
@@ -406,7 +406,7 @@ func withoutNulls(document []byte) []byte {
 	return cleaned
 }
 
-// checkFeed holds the events of a page of the feed to their schemas.
+// checkFeed validates the events of a page of the feed against their schemas.
 func checkFeed(page []byte) error {
 	var f struct {
 		Events []jsontext.Value `json:"events"`
@@ -425,7 +425,7 @@ func checkFeed(page []byte) error {
 func checkProblem(res *http.Response, got []byte) error {
 	var p problem
 	if err := json.Unmarshal(got, &p, json.RejectUnknownMembers(true)); err != nil {
-		return errors.Join(errors.New("a refusal is not a problem: "+string(got)), err)
+		return errors.Join(errors.New("an error response is not a problem: "+string(got)), err)
 	}
 	want := problem{Type: "/problems/" + string(p.Code), Title: problemKinds[p.Code].title, Status: res.StatusCode, Code: p.Code,
 		RequestID: res.Header.Get("X-Request-Id"), Instance: "urn:uuid:" + res.Header.Get("X-Request-Id")}
@@ -434,15 +434,15 @@ func checkProblem(res *http.Response, got []byte) error {
 		return errors.New("problem (-want +got):\n" + diff)
 	}
 	if ct := res.Header.Get("Content-Type"); ct != problemType {
-		return errors.New("a problem has the type " + ct)
+		return errors.New("a problem has the Content-Type " + ct)
 	}
 	return nil
 }
 
-// position is the Ledger-Position of an answer.
+// position returns the Ledger-Position of a response.
 func (r response) position() string { return r.header.Get("Ledger-Position") }
 
-// key makes an API key with these scopes.
+// key creates an API key with these scopes.
 func (l *ledger) key(t testing.TB, id string, scopes ...scope) string {
 	t.Helper()
 	secret := strings.Repeat(string(id[0]), 43)
@@ -462,7 +462,7 @@ func serveHandler(t testing.TB, h http.Handler) string {
 	return server.URL
 }
 
-// idleViews are views of the log in another file that nobody runs.
+// idleViews returns views of the log in another file that are not running.
 func (l *ledger) idleViews(t testing.TB) *projections.Views {
 	t.Helper()
 	views, err := projections.Open(t.Context(), projections.Config{Path: filepath.Join(t.TempDir(), "views.db"), Log: l.Log, Codec: l.Codec})

@@ -26,45 +26,45 @@ import (
 	"accountledger/domain/importer"
 )
 
-// An import is worked off while it is read: the connection is the queue, and
-// nothing of what is imported lies on the server's disk, in clear or sealed.
-// What is kept of a job is what came of each row, by its number. A job that was
-// cut off is gone on with by sending the same again under the same
-// Idempotency-Key: rows that are done are passed over.
+// An import is processed while it is read: the connection is the queue, and no
+// imported data is written to the server's disk, in clear or sealed. A job
+// stores only the outcome of each row, by row number. To resume an interrupted
+// job, the client sends the same request with the same Idempotency-Key; rows
+// that are done are skipped.
 
 func (s *server) importRoutes() {
 	never := func(context.Context, *call, *postImportInput) (*answer, error) {
-		panic("httpapi: imports answer themselves")
+		panic("httpapi: imports answer through raw")
 	}
 	handle(s, route{
 		method: "POST", path: "/v1/imports", name: "importAccounts", scope: scopeAccountsWrite, status: 201, answer: importJob{}, job: true,
 		summary: "Import accounts",
-		text: "Creates or updates an account for each row of the body, while it is read; the answer comes when all are done. A mapping says what becomes of each member: one of the server's by name, or one that is sent as the part mapping of multipart/form-data, before the part input. " +
-			"What came of each row is listed under the job. An import that was cut off is interrupted; the same request again under the same Idempotency-Key goes on with it, and no row is imported twice. Read-only and internal fields are for callers with accounts:admin only. One import may run at a time.",
+		text: "Creates or updates an account for each row of the body while it is received; the response follows when all rows are processed. A mapping says how the members of a row become an account: name one of the server's mappings, or send one as the part mapping of multipart/form-data, before the part input. " +
+			"The job lists the outcome of each row. If the connection breaks, the import is interrupted; send the same request with the same Idempotency-Key to resume it. No row is imported twice. Only callers with the scope accounts:admin can write read-only and internal fields. At most one import runs at a time.",
 		codes: []domain.Code{domain.CodeInvalidRequest, domain.CodeIdempotencyKeyReused, codeImportRefused, codeTooManyJobs, codeUnsupportedMediaType, codeBodyTooLarge, codeTimeout},
 		raw:   s.postImport, takes: []string{"application/x-ndjson", "text/csv", "application/json", "multipart/form-data"},
 	}, never)
 	handle(s, route{
 		method: "GET", path: "/v1/imports", name: "listImports", scope: scopeAccountsWrite, status: 200, answer: importJobs{}, job: true,
 		summary: "List the imports",
-		text:    "The last hundred, newest first.",
+		text:    "Returns the last hundred imports, newest first.",
 	}, s.listImports)
 	handle(s, route{
 		method: "GET", path: "/v1/imports/{importId}", name: "getImport", scope: scopeAccountsWrite, status: 200, answer: importJob{}, job: true,
 		summary: "Get an import",
-		text:    "How far it is, and what came of its rows so far.",
+		text:    "Returns the import's state and the number of rows by outcome.",
 		codes:   []domain.Code{codeImportNotFound},
 	}, s.getImport)
 	handle(s, route{
 		method: "GET", path: "/v1/imports/{importId}/rows", name: "listImportRows", scope: scopeAccountsWrite, status: 200, answer: importRows{}, job: true,
-		summary: "List what came of the rows of an import",
-		text:    "In the order of the input. Faults name the member and the rule, never the value.",
+		summary: "List the outcomes of an import's rows",
+		text:    "Returns the outcome of each row in input order. Faults name the member and the rule, never the value.",
 		codes:   []domain.Code{domain.CodeInvalidRequest, domain.CodeInvalidCursor, codeImportNotFound},
 	}, s.listImportRows)
 	handle(s, route{
 		method: "DELETE", path: "/v1/imports/{importId}", name: "cancelImport", scope: scopeAccountsWrite, status: 200, answer: importJob{}, job: true,
 		summary: "Cancel an import",
-		text:    "Rows that have begun are finished, and what is in stays in. One that has ended stays as it is.",
+		text:    "Finishes the rows in progress and stops. Imported rows stay imported. Cancelling an import that has ended changes nothing.",
 		codes:   []domain.Code{codeImportNotFound},
 	}, s.cancelImport)
 }
@@ -75,44 +75,44 @@ const (
 	importDone        = "done"
 	importFailed      = "failed"      // the input could not be read to its end
 	importCancelled   = "cancelled"   // by a caller
-	importInterrupted = "interrupted" // the connection or the server went away: send it again
+	importInterrupted = "interrupted" // the connection or the server stopped; the same request resumes it
 )
 
-// importJob is an import as it is kept and shown.
+// importJob is an import as it is stored and as the API returns it.
 type importJob struct {
-	ImportID    string       `json:"importId"`
-	State       string       `json:"state" enum:"running,done,failed,cancelled,interrupted"`
-	Source      string       `json:"source"`
-	Format      string       `json:"format"`
-	Actor       domain.Actor `json:"actor"`
-	CreatedTime time.Time    `json:"createdTime"`
-	EndedTime   time.Time    `json:"endedTime,omitzero"`
-	Detail      string       `json:"detail,omitzero"`
-	Rows        int64        `json:"rows"`
-	Created     int64        `json:"created"`
-	Updated     int64        `json:"updated"`
-	Unchanged   int64        `json:"unchanged"`
-	Failed      int64        `json:"failed"`
-	Events      int64        `json:"events"`
+	ImportID    string       `json:"importId" doc:"The import's id."`
+	State       string       `json:"state" enum:"running,done,failed,cancelled,interrupted" doc:"running; done; failed: the input could not be read to its end; cancelled; interrupted: the connection or the server stopped; send the same request again to resume."`
+	Source      string       `json:"source" doc:"The source named by the mapping."`
+	Format      string       `json:"format" doc:"ndjson, csv or json."`
+	Actor       domain.Actor `json:"actor" doc:"Who started the import."`
+	CreatedTime time.Time    `json:"createdTime" doc:"When the import began."`
+	EndedTime   time.Time    `json:"endedTime,omitzero" doc:"When the import ended or was interrupted."`
+	Detail      string       `json:"detail,omitzero" doc:"Why the import failed."`
+	Rows        int64        `json:"rows" doc:"Number of rows processed."`
+	Created     int64        `json:"created" doc:"Number of rows that created an account."`
+	Updated     int64        `json:"updated" doc:"Number of rows that changed an account."`
+	Unchanged   int64        `json:"unchanged" doc:"Number of rows that changed nothing."`
+	Failed      int64        `json:"failed" doc:"Number of rows that were refused."`
+	Events      int64        `json:"events" doc:"Number of events appended."`
 }
 
 func (j *importJob) count(s importer.Summary) {
 	j.Rows, j.Created, j.Updated, j.Unchanged, j.Failed, j.Events = s.Rows, s.Created, s.Updated, s.Unchanged, s.Failed, s.Events
 }
 
-// storedImport is a job as its file has it.
+// storedImport is the content of a job's file.
 type storedImport struct {
 	Job    importJob `json:"job"`
-	Digest string    `json:"digest"` // of mapping and format: another one is another request
+	Digest string    `json:"digest"` // of mapping and format, to detect a different request
 }
 
-// importJobs is a page of all of them.
+// importJobs is the list of all jobs.
 type importJobs struct {
-	Imports []importJob `json:"imports"`
-	Next    *string     `json:"next"`
+	Imports []importJob `json:"imports" doc:"The imports, newest first."`
+	Next    *string     `json:"next" doc:"Always null: the list is never paged."`
 }
 
-// maxImports is how many jobs are remembered.
+// maxImports is how many jobs are stored.
 const maxImports = 100
 
 // imports are the jobs of this server.
@@ -127,7 +127,7 @@ type runningImport struct {
 	cancelled bool
 }
 
-// importRequest is what a request asks to import.
+// importRequest is a parsed import request.
 type importRequest struct {
 	id      string
 	mapping *importer.Mapping
@@ -139,19 +139,19 @@ type importRequest struct {
 
 func (r importRequest) digest() string { return r.mapping.Digest + "." + r.format }
 
-// slowSender is how long a sender may take for what comes next.
+// slowSender is how long the server waits for more data of a body.
 const slowSender = 60 * time.Second
 
-// received reads a body as long as something comes, however long that takes in
-// all.
+// received reads a body as long as data keeps arriving, without a limit on the
+// total time.
 type received struct {
-	ctx     context.Context // of the import: nothing is read after it
+	ctx     context.Context // of the import; reads fail once it is done
 	control *http.ResponseController
 	r       io.Reader
 }
 
 func (b received) Read(p []byte) (int, error) {
-	// A reader that knows no deadlines, as tests have, needs none.
+	// Readers without deadlines, such as those of tests, do not need them.
 	if err := b.control.SetReadDeadline(time.Now().Add(slowSender)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return 0, err
 	}
@@ -166,7 +166,7 @@ func (s *server) postImport(ctx context.Context, c *call) error {
 	defer cancel()
 	defer context.AfterFunc(s.Closing, cancel)()
 	control := http.NewResponseController(c.w)
-	// Who waits for a sender that has nothing to say need not know why.
+	// Ends a read that is waiting for the client when the import is cancelled.
 	defer context.AfterFunc(ctx, func() { control.SetReadDeadline(time.Now()) })()
 	what, err := s.importRequest(ctx, c)
 	if err != nil {
@@ -190,13 +190,13 @@ func (s *server) postImport(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	// A read that was cut short, to cancel, ends the request's context, too.
+	// Interrupting a read, to cancel the import, also ends the request's context.
 	request := context.WithoutCancel(ctx)
 	head, err := s.Log.Head(request)
 	if err != nil {
 		return err
 	}
-	settled := s.settled(request, head) // whoever imported reads what he imported
+	settled := s.settled(request, head) // so that the caller can read the imported accounts
 	header := c.w.Header()
 	header.Set("Ledger-Position", settled.LedgerPosition)
 	header.Set("Ledger-Lag", settled.LedgerLag)
@@ -205,18 +205,18 @@ func (s *server) postImport(ctx context.Context, c *call) error {
 	c.w.WriteHeader(http.StatusCreated)
 	_, err = c.w.Write(body)
 	if err != nil {
-		s.Logger.WarnContext(ctx, "the outcome of an import was not read", "import", job.ImportID, "request", c.id)
+		s.Logger.WarnContext(ctx, "cannot send the outcome of an import", "import", job.ImportID, "request", c.id)
 	}
 	return nil
 }
 
-// beginImport registers the job, or finds what became of it before: then there
-// is nothing to run.
+// beginImport registers the job. If it has ended before, beginImport returns its
+// outcome and a nil runningImport.
 func (s *server) beginImport(r importRequest, cancel context.CancelFunc) (*runningImport, importJob, error) {
 	s.imports.mu.Lock()
 	defer s.imports.mu.Unlock()
 	if len(s.imports.running) > 0 {
-		return nil, importJob{}, newProblem(codeTooManyJobs, "An import is running.").with("Retry-After", "10")
+		return nil, importJob{}, newProblem(codeTooManyJobs, "Another import is running; retry later.").with("Retry-After", "10")
 	}
 	stored, err := s.storedImport(r.id)
 	switch {
@@ -229,7 +229,7 @@ func (s *server) beginImport(r importRequest, cancel context.CancelFunc) (*runni
 	case err != nil:
 		return nil, importJob{}, err
 	case stored.Digest != r.digest():
-		return nil, importJob{}, &domain.Error{Code: domain.CodeIdempotencyKeyReused, Detail: "This Idempotency-Key was used before, for another request."}
+		return nil, importJob{}, &domain.Error{Code: domain.CodeIdempotencyKeyReused, Detail: "This Idempotency-Key has already been used for another request."}
 	case stored.Job.State != importInterrupted:
 		return nil, stored.Job, nil
 	}
@@ -242,7 +242,7 @@ func (s *server) beginImport(r importRequest, cancel context.CancelFunc) (*runni
 	return running, stored.Job, nil
 }
 
-// runImport works the rows off. An error is the caller's to mend.
+// runImport imports the rows and stores the outcome.
 func (s *server) runImport(ctx context.Context, r importRequest, running *runningImport) (importJob, error) {
 	head, err := s.Log.Head(ctx)
 	var summary importer.Summary
@@ -277,11 +277,11 @@ func (s *server) runImport(ctx context.Context, r importRequest, running *runnin
 	case running.cancelled:
 		job.State = importCancelled
 	case limit:
-		job.State, job.Detail = importFailed, fmt.Sprintf("The input has more than %d bytes.", tooLarge.Limit)
+		job.State, job.Detail = importFailed, fmt.Sprintf("The input is larger than %d bytes.", tooLarge.Limit)
 		failed = newProblem(codeBodyTooLarge, "%s", job.Detail)
 	case cut || ctx.Err() != nil:
 		job.State = importInterrupted
-		failed = newProblem(codeUnavailable, "The import was interrupted after row %d; send it again under the same Idempotency-Key.", job.Rows).with("Retry-After", "5")
+		failed = newProblem(codeUnavailable, "The import was interrupted after row %d; send the same request with the same Idempotency-Key to resume it.", job.Rows).with("Retry-After", "5")
 	case input:
 		job.State, job.Detail = importFailed, broken.Error()
 		failed = newProblem(codeImportRefused, "%s", job.Detail)
@@ -291,12 +291,12 @@ func (s *server) runImport(ctx context.Context, r importRequest, running *runnin
 	return job, errors.Join(failed, s.storeImport(storedImport{job, r.digest()}))
 }
 
-// brokenBody is the error of a body that did not come to its end.
+// brokenBody is the error of a body that ended early.
 type brokenBody struct{ error }
 
 func (b brokenBody) Unwrap() error { return b.error }
 
-// unbroken tells a body that breaks off from one that cannot be understood.
+// unbroken marks the errors of reading a body, to tell them from invalid input.
 type unbroken struct{ r io.Reader }
 
 func (u unbroken) Read(p []byte) (int, error) {
@@ -307,20 +307,20 @@ func (u unbroken) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// maxMapping is how many bytes a mapping may have.
+// maxMapping is the maximum size of a mapping in bytes.
 const maxMapping = 256 << 10
 
 var mappingName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 
-// importRequest reads all of the request but the rows.
+// importRequest reads everything of the request except the rows.
 func (s *server) importRequest(ctx context.Context, c *call) (importRequest, error) {
 	r := importRequest{actor: c.actor, limited: !c.admin}
 	if s.ImportDir == "" {
-		return r, newProblem(codeUnavailable, "This server takes no imports.")
+		return r, newProblem(codeUnavailable, "This server is not configured to accept imports.")
 	}
 	key := c.r.Header.Get("Idempotency-Key")
 	if len(key) > 255 {
-		return r, refusedParameter("Idempotency-Key", "must have at most 255 characters")
+		return r, refusedParameter("Idempotency-Key", "must be at most 255 characters long")
 	}
 	r.id = Command{IdempotencyKey: key}.newID(c)
 	body := io.Reader(received{ctx, http.NewResponseController(c.w), http.MaxBytesReader(c.w, c.r.Body, s.ImportLimit)})
@@ -332,10 +332,10 @@ func (s *server) importRequest(ctx context.Context, c *call) (importRequest, err
 		parts := multipart.NewReader(body, params["boundary"])
 		part, err := parts.NextPart()
 		if err != nil || part.FormName() != "mapping" || name != "" {
-			return r, refusedParameter("mapping", "must be the first part, and no parameter besides")
+			return r, refusedParameter("mapping", "must be the first part, and must not also be a query parameter")
 		}
 		if text, err = io.ReadAll(io.LimitReader(part, maxMapping+1)); err != nil {
-			return r, refusedParameter("mapping", "could not be read")
+			return r, refusedParameter("mapping", "cannot be read")
 		}
 		if part, err = parts.NextPart(); err != nil || part.FormName() != "input" {
 			return r, refusedParameter("input", "must be the second part")
@@ -345,10 +345,10 @@ func (s *server) importRequest(ctx context.Context, c *call) (importRequest, err
 			kind = typeOfName(part.FileName())
 		}
 	case !mappingName.MatchString(name):
-		return r, refusedParameter("mapping", "must name a mapping of the server, in lower-case letters, digits, - and _")
+		return r, refusedParameter("mapping", "must be the name of a mapping on the server: lower-case letters, digits, - and _")
 	default:
 		if text, err = os.ReadFile(filepath.Join(s.MappingDir, name+".yaml")); s.MappingDir == "" || errors.Is(err, fs.ErrNotExist) {
-			return r, refusedParameter("mapping", "names no mapping of the server")
+			return r, refusedParameter("mapping", "must be the name of a mapping on the server")
 		} else if err != nil {
 			return r, err
 		}
@@ -359,38 +359,36 @@ func (s *server) importRequest(ctx context.Context, c *call) (importRequest, err
 			with("Accept", "application/x-ndjson, text/csv, application/json, multipart/form-data")
 	}
 	if len(text) > maxMapping {
-		return r, newProblem(codeImportRefused, "The mapping has more than %d bytes.", maxMapping)
+		return r, newProblem(codeImportRefused, "The mapping is larger than %d bytes.", maxMapping)
 	}
 	if r.mapping, err = importer.ParseMapping(text); err != nil {
 		return r, newProblem(codeImportRefused, "%s", err)
 	}
 	if format, _ := r.mapping.Format("input." + r.format); format != r.format {
-		return r, newProblem(codeImportRefused, "The mapping is for %s.", format)
+		return r, newProblem(codeImportRefused, "The mapping is for the format %s.", format)
 	}
 	if r.mapping.Defines() {
-		return r, newProblem(codeImportRefused, "The mapping makes groups or roles, for which the input is read more than once: import it with the command.")
+		return r, newProblem(codeImportRefused, "The mapping creates groups or roles, which requires reading the input twice; use the command accountledger import instead.")
 	}
 	r.input = unbroken{body}
 	return r, nil
 }
 
 func refusedParameter(name, detail string) error {
-	p := newProblem(domain.CodeInvalidRequest, "A parameter breaks the rules listed.")
-	p.Errors = []fault{{Parameter: name, Detail: detail}}
-	return p
+	return invalidParameters(fault{Parameter: name, Detail: detail})
 }
 
-// typeOfName is the media type of a file whose sender does not state it.
+// typeOfName derives the media type from a file name, for parts without one.
 func typeOfName(name string) string {
 	return map[string]string{".ndjson": "application/x-ndjson", ".jsonl": "application/x-ndjson", ".csv": "text/csv", ".json": "application/json"}[strings.ToLower(filepath.Ext(name))]
 }
 
 type postImportInput struct {
-	Mapping        string `query:"mapping" doc:"Name of a mapping of the server; not with multipart/form-data, which brings its own." example:"crm"`
-	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Names the job: the same key again goes on with an import that was interrupted, and otherwise returns the first outcome."`
+	Mapping        string `query:"mapping" doc:"Name of a mapping on the server. Not allowed with multipart/form-data, which contains the mapping." example:"crm"`
+	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Identifies the job: repeating the request with the same key resumes an interrupted import, and otherwise returns the first outcome."`
 }
 
-// ImportID names an import.
+// ImportID identifies the import a request is about.
 type ImportID struct {
 	ID string `path:"importId" doc:"The import's id, a UUID."`
 }
@@ -445,32 +443,32 @@ func (s *server) cancelImport(_ context.Context, _ *call, in *getImportInput) (*
 
 type listImportRowsInput struct {
 	ImportID
-	After   string `query:"after" doc:"Continue after this cursor, the next of an earlier page, or after this row."`
-	Limit   int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Rows on a page, at most."`
-	Outcome string `query:"outcome" enum:"CREATED,UPDATED,UNCHANGED,FAILED" doc:"Only rows of which this came."`
+	After   string `query:"after" doc:"The next cursor of an earlier page, or a row number. Default: start with the first row."`
+	Limit   int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of rows on a page."`
+	Outcome string `query:"outcome" enum:"CREATED,UPDATED,UNCHANGED,FAILED" doc:"Only rows with this outcome."`
 }
 
-// importRows is a page of what came of the rows.
+// importRows is a page of rows with their outcomes.
 type importRows struct {
-	Rows []importedRow `json:"rows"`
-	Next *string       `json:"next"`
+	Rows []importedRow `json:"rows" doc:"The rows, in input order."`
+	Next *string       `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
-// importedRow is what came of a row.
+// importedRow is the outcome of a row.
 type importedRow struct {
-	Row      int64       `json:"row"`
-	Sub      string      `json:"sub,omitzero"`
-	Outcome  string      `json:"outcome" enum:"CREATED,UPDATED,UNCHANGED,FAILED"`
-	Code     domain.Code `json:"code,omitzero"`
-	Events   int         `json:"events"`
-	Faults   []rowFault  `json:"faults"`
-	Warnings []rowFault  `json:"warnings"`
+	Row      int64       `json:"row" doc:"The row number, counted from 1."`
+	Sub      string      `json:"sub,omitzero" doc:"The account."`
+	Outcome  string      `json:"outcome" enum:"CREATED,UPDATED,UNCHANGED,FAILED" doc:"CREATED, UPDATED, UNCHANGED or FAILED."`
+	Code     domain.Code `json:"code,omitzero" doc:"The problem code of the refusal."`
+	Events   int         `json:"events" doc:"Number of events appended."`
+	Faults   []rowFault  `json:"faults" doc:"What is wrong with the row."`
+	Warnings []rowFault  `json:"warnings" doc:"Data that was left out or stored elsewhere, and why."`
 }
 
-// rowFault is what is wrong with a row, or was left out of it.
+// rowFault is an error in a row, or a note on data that was not imported.
 type rowFault struct {
-	Pointer string `json:"pointer"`
-	Detail  string `json:"detail"`
+	Pointer string `json:"pointer" doc:"JSON pointer into the account, or the member of the row."`
+	Detail  string `json:"detail" doc:"The rule that was broken. It never contains the value."`
 }
 
 func (s *server) listImportRows(_ context.Context, _ *call, in *listImportRowsInput) (*answer, error) {
@@ -482,7 +480,7 @@ func (s *server) listImportRows(_ context.Context, _ *call, in *listImportRowsIn
 	}
 	after, err := strconv.ParseInt(cmp.Or(in.After, "0"), 10, 64)
 	if err != nil || after < 0 {
-		return nil, newProblem(domain.CodeInvalidCursor, "The cursor was not made by this list.")
+		return nil, newProblem(domain.CodeInvalidCursor, "The cursor does not belong to this list.")
 	}
 	page := importRows{Rows: []importedRow{}}
 	f, err := os.Open(s.importFile(job.ImportID, resultsSuffix))
@@ -496,7 +494,7 @@ func (s *server) listImportRows(_ context.Context, _ *call, in *listImportRowsIn
 	lines := bufio.NewReaderSize(f, 64<<10)
 	for {
 		line, err := lines.ReadBytes('\n')
-		if err == io.EOF { // a line that is being written is none yet
+		if err == io.EOF { // ignores a line that is still being written
 			return (&answer{}).rendered(page)
 		}
 		if err != nil {

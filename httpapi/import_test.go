@@ -14,7 +14,7 @@ import (
 
 const crmMapping = "source: crm\nkey: /id\nidentities:\n  - provider: self\n    email: /mail\n    given_name: /name\ncustomFields: {tier: /tier}\nignore: [/secret]\n"
 
-// withMapping is a multipart body of a mapping and rows, and its header.
+// withMapping returns a multipart body with a mapping and rows, and its Content-Type.
 func withMapping(mapping, rows string) (body, header string) {
 	const edge = "xxedgexx"
 	return "--" + edge + "\r\nContent-Disposition: form-data; name=\"mapping\"\r\n\r\n" + mapping +
@@ -49,7 +49,7 @@ func TestImport(t *testing.T) {
 	if rest := l.want(t, 200, "GET", job+"/rows?after=2&outcome=FAILED", ""); rest.member(t, "rows.0.row") != 3.0 || rest.member(t, "next") != nil {
 		t.Errorf("failed rows: %s", rest.body)
 	}
-	// The same again is the first outcome; as a new job everything is there.
+	// Repeating the request returns the first outcome; a new job changes nothing.
 	if again := l.want(t, 201, "POST", "/v1/imports", body, header, "Idempotency-Key: one"); string(again.body) != string(first.body) {
 		t.Errorf("repeated: %s, first %s", again.body, first.body)
 	}
@@ -59,7 +59,7 @@ func TestImport(t *testing.T) {
 	}
 	other, _ := withMapping(crmMapping+"origin: created\n", rows)
 	l.refused(t, domain.CodeIdempotencyKeyReused, "POST", "/v1/imports", other, header, "Idempotency-Key: one")
-	// Of what was imported nothing is in the jobs' files, nor a row's key.
+	// The jobs' files contain neither imported data nor the keys of rows.
 	files, err := filepath.Glob(filepath.Join(l.ImportDir, "*"))
 	check(t, err)
 	for _, file := range files {
@@ -67,7 +67,7 @@ func TestImport(t *testing.T) {
 		check(t, err)
 		for _, personal := range []string{"ada@", "Ada", "not an address", "gold", `"key"`} {
 			if strings.Contains(string(text), personal) {
-				t.Errorf("%s holds %q", filepath.Base(file), personal)
+				t.Errorf("%s contains %q", filepath.Base(file), personal)
 			}
 		}
 	}
@@ -97,7 +97,7 @@ func TestImportRefused(t *testing.T) {
 		{domain.CodeInvalidRequest, "/v1/imports?mapping=unheard-of", rows, []string{"Content-Type: application/x-ndjson"}},
 		{domain.CodeInvalidRequest, "/v1/imports?mapping=../../secret", rows, []string{"Content-Type: application/x-ndjson"}},
 		{codeUnsupportedMediaType, "/v1/imports?mapping=people-208", rows, []string{"Content-Type: text/plain"}},
-		{codeImportRefused, "/v1/imports?mapping=people-208", rows, []string{"Content-Type: application/x-ndjson"}}, // is for JSON
+		{codeImportRefused, "/v1/imports?mapping=people-208", rows, []string{"Content-Type: application/x-ndjson"}}, // a mapping for JSON
 		{codeImportRefused, "/v1/imports?mapping=people-208", `[{"id":1`, []string{"Content-Type: application/json"}},
 		{codeForbidden, "/v1/imports", good, []string{header, "Authorization: Bearer " + l.key(t, "reader", scopeAccountsRead)}},
 	} {
@@ -106,8 +106,9 @@ func TestImportRefused(t *testing.T) {
 	l.refused(t, codeImportNotFound, "GET", "/v1/imports/0190a1b2-0000-7000-8000-000000000001", "")
 }
 
-// TestImportGoesOn: an import that is cut off, by its sender or with the server,
-// goes on when it is sent again, and no row is imported twice.
+// TestImportGoesOn interrupts imports by closing the connection and by stopping
+// the server. Sending the request again resumes them, and no row is imported
+// twice.
 func TestImportGoesOn(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
@@ -120,7 +121,7 @@ func TestImportGoesOn(t *testing.T) {
 	}
 	whole, header := withMapping(crmMapping, rows.String())
 	kind := strings.TrimPrefix(header, "Content-Type: ")
-	// So much of it, and when so many rows are done the connection breaks.
+	// Sends a part of the input, and breaks the connection after a number of rows.
 	cut := func(bytes, rows int) {
 		r, w := io.Pipe()
 		request, err := http.NewRequest("POST", l.url+"/v1/imports", r)
@@ -146,7 +147,7 @@ func TestImportGoesOn(t *testing.T) {
 		t.Helper()
 		for {
 			got := l.want(t, 200, "GET", "/v1/imports", "")
-			if got.text(t, "imports.0.state") != importRunning { // the server notices in its own time
+			if got.text(t, "imports.0.state") != importRunning { // the server notices with a delay
 				if got.text(t, "imports.0.state") != want {
 					t.Fatalf("state of %s, want %s", got.body, want)
 				}
@@ -159,9 +160,9 @@ func TestImportGoesOn(t *testing.T) {
 	cut(2*len(whole)/3, all/2)
 	before := state(importInterrupted).member(t, "imports.0.rows").(float64)
 	if before < all/2 || before >= all {
-		t.Fatalf("%v rows after the cut", before)
+		t.Fatalf("%v rows after the interruption", before)
 	}
-	// A job that its file calls running is one that ended with its process.
+	// If a job's file says running, its process ended during the import.
 	id := l.want(t, 200, "GET", "/v1/imports", "").text(t, "imports.0.importId")
 	l.close()
 	file := filepath.Join(l.ImportDir, id+jobSuffix)
@@ -182,7 +183,7 @@ func TestImportGoesOn(t *testing.T) {
 	}
 }
 
-// TestImportCancelled: who cancels an import stops it, though its sender waits.
+// TestImportCancelled cancels an import while its client is sending nothing.
 func TestImportCancelled(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -212,7 +213,7 @@ func TestImportCancelled(t *testing.T) {
 	l.refused(t, codeTooManyJobs, "POST", "/v1/imports", body, header)
 	l.want(t, 200, "DELETE", "/v1/imports/"+id, "")
 	if status := <-answered; status != 201 {
-		t.Errorf("the sender was answered %d", status)
+		t.Errorf("the client got status %d", status)
 	}
 	if got := l.want(t, 200, "GET", "/v1/imports/"+id, ""); got.text(t, "state") != importCancelled {
 		t.Errorf("state %s", got.body)

@@ -16,7 +16,7 @@ import (
 	"accountledger/domain/importer"
 )
 
-// The files of a job, by its id and these.
+// Suffixes of a job's files. The names begin with the job's id.
 const (
 	jobSuffix     = ".json"
 	resultsSuffix = ".results.ndjson"
@@ -39,8 +39,8 @@ func (s *server) storeImport(stored storedImport) error {
 	return nil
 }
 
-// storedImport reads what is kept of a job that does not run. One that its file
-// calls running was cut off with the process; its journal says how far it was.
+// storedImport reads a job that is not running. If its file says running, the
+// process stopped during the import; the journal says how far it had come.
 func (s *server) storedImport(id string) (stored storedImport, err error) {
 	data, err := os.ReadFile(s.importFile(id, jobSuffix))
 	if err == nil {
@@ -58,7 +58,7 @@ func (s *server) storedImport(id string) (stored storedImport, err error) {
 	return stored, nil
 }
 
-// importJob is what is known of a job. The caller holds s.imports.mu.
+// importJob returns a job, running or stored. The caller holds s.imports.mu.
 func (s *server) importJob(id string) (importJob, error) {
 	missing := newProblem(codeImportNotFound, "There is no such import.")
 	parsed, err := uuid.Parse(id)
@@ -75,7 +75,7 @@ func (s *server) importJob(id string) (importJob, error) {
 	return stored.Job, err
 }
 
-// allImports are the jobs, newest first. The caller holds s.imports.mu.
+// allImports returns all jobs, newest first. The caller holds s.imports.mu.
 func (s *server) allImports() ([]importJob, error) {
 	files, err := filepath.Glob(filepath.Join(s.ImportDir, "*"+jobSuffix))
 	if err != nil || s.ImportDir == "" {
@@ -95,7 +95,7 @@ func (s *server) allImports() ([]importJob, error) {
 	return all, nil
 }
 
-// forgetImports makes room for another job.
+// forgetImports deletes the oldest jobs to make room for another one.
 func (s *server) forgetImports() error {
 	all, err := s.allImports()
 	for i := maxImports - 1; i < len(all) && err == nil; i++ {

@@ -22,13 +22,13 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestInvented sends requests that are made up from the OpenAPI document: of
-// any operation, with what its parameters and body may be, often of what
-// answers before spoke of, and every other one spoilt in one place. Whatever
-// is asked, the ledger does not fail, answers as the document says, shows
-// nothing of what a refused request said, and writes none of it into its log.
+// TestInvented sends random requests generated from the OpenAPI document: any
+// operation, with valid parameters and bodies that often reuse values of earlier
+// responses; every other request is then made invalid in one place. The server
+// must never fail, must answer as the document says, and must neither return nor
+// log values of a refused request.
 //
-// ACCOUNTLEDGER_TEST_REQUESTS says how many.
+// ACCOUNTLEDGER_TEST_REQUESTS sets the number of requests.
 func TestInvented(t *testing.T) {
 	t.Parallel()
 	total := 3_000
@@ -43,7 +43,7 @@ func TestInvented(t *testing.T) {
 	in := newInventor(t, l)
 	sent := 0
 	rapid.Check(t, func(rt *rapid.T) {
-		for range max(total/100, 1) { // rapid makes a hundred checks
+		for range max(total/100, 1) { // rapid runs a hundred checks
 			in.step(rt)
 			sent++
 		}
@@ -63,13 +63,13 @@ func TestInvented(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests, %d of %d operations done at least once", sent, answered, len(in.operations))
-	least := len(in.operations) / 2 // of 100,000 requests all but a few are done
+	least := len(in.operations) / 2 // with 100,000 requests, nearly all operations succeed
 	if answered < least && sent >= 3_000 {
-		t.Errorf("only %d of %d operations were ever done: the requests are no good", answered, len(in.operations))
+		t.Errorf("only %d of %d operations ever succeeded: the requests are too rarely valid", answered, len(in.operations))
 	}
 }
 
-// telltale is a log that remembers a line that must not be in it.
+// telltale is a log writer that stores a line that must not be logged.
 type telltale struct{ line atomic.Pointer[string] }
 
 func (l *telltale) Enabled(context.Context, slog.Level) bool { return true }
@@ -93,17 +93,17 @@ func (l *telltale) look(line string, bad bool) {
 	}
 }
 
-// inventedValue is in every text that is made up. Ids, which answers may
-// name, are of another form.
+// inventedValue is a part of every generated text. Ids, which responses may
+// contain, have another form.
 var inventedValue = regexp.MustCompile(`(?i)zq[0-9]+x`)
 
-// inventor makes up requests.
+// inventor generates requests.
 type inventor struct {
 	*ledger
 	schemas    map[string]schema
 	operations map[string]operation
-	known      map[string][]string    // values by the member they were answered as
-	answers    map[string]map[int]int // how often each operation had each status
+	known      map[string][]string    // values from responses, by member name
+	answers    map[string]map[int]int // number of responses by operation and status
 	narrow     string                 // a key with few scopes
 	key        string
 }
@@ -151,15 +151,15 @@ func newInventor(t *testing.T, l *ledger) *inventor {
 
 func list(v any) []any { l, _ := v.([]any); return l }
 
-// invented is a request that was made up.
+// invented is a generated request.
 type invented struct {
 	method, path string
 	query        url.Values
-	rawQuery     string // after query
+	rawQuery     string // appended to query
 	header       []string
 	body         string
 	wrong        bool // it must be refused
-	elsewhere    bool // it may be of another resource, or none
+	elsewhere    bool // its path may be that of another resource, or of none
 }
 
 func (r invented) target() string {
@@ -170,7 +170,7 @@ func (r invented) target() string {
 	return target
 }
 
-// step sends one request and judges the answer.
+// step sends one request and checks the response.
 func (in *inventor) step(t *rapid.T) {
 	op := in.operations[rapid.SampledFrom(slices.Sorted(maps.Keys(in.operations))).Draw(t, "operation")]
 	r := in.request(t, op)
@@ -209,7 +209,7 @@ func (in *inventor) step(t *rapid.T) {
 	case answer.status >= 400 && r.method == op.method && !r.elsewhere:
 		response, _ := op.responses[strconv.Itoa(answer.status)].(schema)
 		if description, _ := response["description"].(string); !strings.Contains(description, "`"+code+"`") {
-			t.Fatalf("%sthe document of %s knows no %d %s: %s", said, op.name, answer.status, code, answer.body)
+			t.Fatalf("%sthe document does not list for %s the response %d %s: %s", said, op.name, answer.status, code, answer.body)
 		}
 	case answer.status < 400 && r.method != http.MethodHead && strings.HasSuffix(answer.header.Get("Content-Type"), "/json"):
 		var v any
@@ -223,7 +223,7 @@ func (in *inventor) step(t *rapid.T) {
 	}
 }
 
-// learn remembers the texts of an answer by the names of their members.
+// learn stores the texts in a response by member name.
 func (in *inventor) learn(name string, v any) {
 	switch v := v.(type) {
 	case string:
@@ -239,13 +239,13 @@ func (in *inventor) learn(name string, v any) {
 	}
 }
 
-// called is what parameters and members are called in answers.
+// called maps names of parameters and members to the names they have in responses.
 var called = map[string]string{"event": "id", "eventId": "id", "after": "next", "group": "groupId", "shard": "prefix", "parentId": "groupId", "owner": "sub",
 	"from": "sub", "into": "sub"}
 
 func (in *inventor) keep(name, value string) {
 	if inventedValue.MatchString(value) {
-		return // as an id it might be named
+		return // a response may contain it as an id
 	}
 	if known := in.known[name]; !slices.Contains(known, value) {
 		if len(known) >= 20 {
@@ -261,7 +261,7 @@ func (in *inventor) request(t *rapid.T, op operation) invented {
 	for _, p := range op.parameters {
 		name := p["name"].(string)
 		rarity := 3
-		if name == "If-Match" { // hardly ever the right one
+		if name == "If-Match" { // a random ETag hardly ever matches
 			rarity = 10
 		}
 		if required, _ := p["required"].(bool); !required && !chance(t, rarity, "with "+name) {
@@ -282,7 +282,7 @@ func (in *inventor) request(t *rapid.T, op operation) invented {
 		}
 	}
 	if r.query.Has("min_position") {
-		r.query.Set("wait", "0") // for what may never come
+		r.query.Set("wait", "0") // the position may never be reached
 	}
 	if len(op.bodies) == 0 {
 		return r
@@ -306,7 +306,7 @@ func chance(t *rapid.T, n int, label string) bool {
 	return rapid.IntRange(1, n).Draw(t, label) == n
 }
 
-// value makes up a value of a schema for the member or parameter name.
+// value generates a value of a schema for the member or parameter name.
 func (in *inventor) value(t *rapid.T, name string, s schema, depth int) any {
 	if ref, ok := s["$ref"].(string); ok {
 		s = in.schemas[ref[strings.LastIndex(ref, "/")+1:]]
@@ -357,7 +357,7 @@ func (in *inventor) object(t *rapid.T, s schema, depth int) any {
 	required := list(s["required"])
 	properties, _ := s["properties"].(schema)
 	for _, member := range slices.Sorted(maps.Keys(properties)) {
-		// Most objects have few members, or all is refused for one of them.
+		// Most objects get few members, because one invalid member refuses them all.
 		if slices.Contains(required, any(member)) || chance(t, 4, "with "+member) && depth < 6 {
 			members[member] = in.value(t, member, properties[member].(schema), depth+1)
 		}
@@ -383,18 +383,18 @@ func (in *inventor) integer(t *rapid.T, name string, s schema) int {
 	if x, ok := s["maximum"].(float64); ok {
 		most = int(x)
 	}
-	if name == "grace" || strings.HasSuffix(name, "Seconds") { // or nothing ever happens
+	if name == "grace" || strings.HasSuffix(name, "Seconds") { // otherwise nothing becomes due during the test
 		least, most = min(least, 1), max(most, least+5)
 	}
 	return rapid.IntRange(least, max(least, most)).Draw(t, name)
 }
 
-// invention is a text that must not be seen again where it was refused.
+// invention returns a text that must not appear in a problem.
 func invention(t *rapid.T) string {
 	return fmt.Sprintf("zq%dx", rapid.IntRange(0, 99).Draw(t, "text"))
 }
 
-// id is something that is there, or that could be.
+// id returns the id of an existing object, or a random one.
 func (in *inventor) id(t *rapid.T, name string) string {
 	if known := in.known[cmp.Or(called[name], name)]; len(known) > 0 && !chance(t, 4, "new "+name) {
 		return rapid.SampledFrom(known).Draw(t, name)
@@ -408,7 +408,7 @@ func (in *inventor) text(t *rapid.T, name string, s schema) string {
 		at := time.Now().Add(time.Duration(rapid.IntRange(-1000, 1000).Draw(t, name)) * time.Hour).Truncate(time.Second)
 		return at.UTC().Format(time.RFC3339)
 	case strings.HasSuffix(lower, "url") || lower == "picture" || lower == "profile" || lower == "website":
-		return "https://127.0.0.1:9/" + invention(t) // where nobody listens: nothing leaves this machine
+		return "https://127.0.0.1:9/" + invention(t) // nothing listens there, and nothing leaves this machine
 	case strings.HasSuffix(lower, "id") || strings.HasSuffix(lower, "key") && lower != "idempotency-key" || slices.Contains([]string{"sub", "role", "roles",
 		"event", "shard", "after", "group", "grouptype", "if-match", "combinedsubs", "fields", "from", "into", "version", "consents"}, lower):
 		return in.id(t, name)
@@ -437,8 +437,8 @@ func (in *inventor) text(t *rapid.T, name string, s schema) string {
 	return text
 }
 
-// spoil breaks a request in one place. Where every operation must refuse what
-// came of it, it says so.
+// spoil makes a request invalid in one place. It sets wrong if every operation
+// must refuse the result.
 func (in *inventor) spoil(t *rapid.T, r *invented) {
 	kinds := []func(*rapid.T, *invented){in.spoilQuery, in.spoilPath, in.spoilHeader, in.spoilMethod}
 	if r.body != "" {
@@ -453,7 +453,7 @@ func (in *inventor) spoilQuery(t *rapid.T, r *invented) {
 	case 0:
 		r.query.Set("unknown", invention(t))
 	case 1:
-		r.query["dry_run"] = []string{"true", "true"} // twice, or not known
+		r.query["dry_run"] = []string{"true", "true"} // repeated, or unknown to the operation
 	case 2:
 		r.rawQuery = "&%zz=" + invention(t)
 	case 3:
@@ -527,8 +527,8 @@ func replace(t *rapid.T, v, replacement any) any {
 	return replacement
 }
 
-// spoilText makes of the body what is no JSON, or not the JSON of RFC 7493. An
-// import reads more than that, and answers row by row.
+// spoilText turns the body into something that is not JSON, or not JSON as RFC
+// 7493 restricts it. An import accepts more, and answers row by row.
 func (in *inventor) spoilText(t *rapid.T, r *invented) {
 	r.wrong = !strings.HasPrefix(r.path, "/v1/imports")
 	switch rapid.IntRange(0, 8).Draw(t, "text") {
@@ -550,6 +550,6 @@ func (in *inventor) spoilText(t *rapid.T, r *invented) {
 		r.body = rapid.SampledFrom([]string{"[]", "null", "7", `"zq1x"`, " ", "{", "\x00", "\ufeff{}"}).Draw(t, "body")
 	case 8:
 		r.body = strings.Replace(r.body, "{", `{"__proto__":"`+invention(t)+`",`, 1)
-		r.wrong = false // custom fields take any name
+		r.wrong = false // custom fields may have any name
 	}
 }

@@ -14,11 +14,11 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// limitWindow is what a caller may use up at once: the requests of that many
-// seconds.
+// limitWindow is the window of the limits in seconds. A caller may use the
+// whole window's quota at once.
 const limitWindow = 10
 
-// limiter counts requests, by who makes them.
+// limiter limits the request rate of each caller or address.
 type limiter struct {
 	policy  string // its name, in the headers
 	quota   int    // requests in limitWindow
@@ -26,20 +26,21 @@ type limiter struct {
 	buckets *otter.Cache[string, *rate.Limiter]
 }
 
-// newLimiter allows perSecond requests a second on average; 0: any number.
+// newLimiter allows perSecond requests per second on average; 0: unlimited.
 func newLimiter(policy string, perSecond int, now func() time.Time) *limiter {
 	if perSecond <= 0 {
 		return nil
 	}
 	return &limiter{policy: policy, quota: perSecond * limitWindow, now: now, buckets: otter.Must(&otter.Options[string, *rate.Limiter]{
-		MaximumSize: 100_000, // those of a flood of addresses push one another out
-		// A bucket nobody has used for that long is full, as a new one is.
+		MaximumSize: 100_000, // bounds the memory during a flood of addresses
+		// A bucket that is unused for that long is full, like a new one.
 		ExpiryCalculator: otter.ExpiryAccessing[string, *rate.Limiter](2 * limitWindow * time.Second),
 	})}
 }
 
-// take counts a request of who and describes in header what is left, as
-// draft-ietf-httpapi-ratelimit-headers-10 says. It refuses with a problem.
+// take counts a request of who and sets the rate limit headers of
+// draft-ietf-httpapi-ratelimit-headers-10. It returns a problem if the limit is
+// exceeded.
 func (l *limiter) take(header http.Header, who string) error {
 	if l == nil {
 		return nil
@@ -58,11 +59,11 @@ func (l *limiter) take(header http.Header, who string) error {
 		return nil
 	}
 	wait := int(math.Ceil((1 - left) / perSecond))
-	return newProblem(codeTooManyRequests, "More than %d requests in %d seconds.", l.quota, limitWindow).with("Retry-After", strconv.Itoa(max(1, wait)))
+	return newProblem(codeTooManyRequests, "The limit is %d requests in %d seconds; retry after Retry-After seconds.", l.quota, limitWindow).with("Retry-After", strconv.Itoa(max(1, wait)))
 }
 
-// clientAddress returns what finds the address a request is from. Proxies that
-// are trusted say it in X-Forwarded-For; what others say there is theirs.
+// clientAddress returns a function that finds a request's client address. It
+// uses X-Forwarded-For only if the request comes from one of proxies.
 func clientAddress(proxies []netip.Prefix) func(*http.Request) string {
 	extract := echo.ExtractIPDirect()
 	if len(proxies) > 0 {
@@ -78,7 +79,7 @@ func clientAddress(proxies []netip.Prefix) func(*http.Request) string {
 			return ""
 		}
 		if address = address.Unmap(); address.Is6() {
-			// One customer has at least that many.
+			// Providers assign at least a /64 to each customer.
 			prefix, err := address.WithZone("").Prefix(64)
 			if err != nil {
 				return ""

@@ -39,8 +39,8 @@ func TestRateLimit(t *testing.T) {
 	l.refused(t, codeTooManyRequests, "GET", "/v1/projections", "", reader)
 }
 
-// TestAddressLimit slows down who has no key, by their address, and nobody
-// else.
+// TestAddressLimit checks that the limit per address applies only to requests
+// without a valid key.
 func TestAddressLimit(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -60,8 +60,8 @@ func TestAddressLimit(t *testing.T) {
 	}
 	for _, address := range []string{
 		"203.0.113.7",
-		"198.51.100.1, 203.0.113.7",           // what the client itself sent is before what the proxy saw
-		"198.51.100.1, 203.0.113.7, 10.1.2.3", // two of our proxies
+		"198.51.100.1, 203.0.113.7",           // an address sent by the client comes before the one that the proxy saw
+		"198.51.100.1, 203.0.113.7, 10.1.2.3", // through two trusted proxies
 	} {
 		if r := guess(address); r.status != http.StatusTooManyRequests {
 			t.Errorf("%s: %d", address, r.status)
@@ -74,7 +74,7 @@ func TestAddressLimit(t *testing.T) {
 	l.refused(t, codeTooManyRequests, "GET", "/docs", "", from("203.0.113.7"))
 	l.want(t, 200, "GET", "/healthz", "", from("203.0.113.7"))
 
-	// Of IPv6 a customer has a whole network.
+	// All addresses of an IPv6 /64 share one limit.
 	for range limitWindow {
 		guess("2001:db8:1:2::1")
 	}
@@ -86,8 +86,7 @@ func TestAddressLimit(t *testing.T) {
 	}
 }
 
-// TestForwardedFor holds that nobody chooses their address who is no proxy of
-// ours.
+// TestForwardedFor checks that only trusted proxies can set the client address.
 func TestForwardedFor(t *testing.T) {
 	r, err := http.NewRequest("GET", "/", nil)
 	check(t, err)
@@ -101,7 +100,7 @@ func TestForwardedFor(t *testing.T) {
 		}
 	}
 	if got := clientAddress([]netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")})(r); got != "203.0.113.7" {
-		t.Errorf("behind our proxy the address is %s", got)
+		t.Errorf("behind a trusted proxy the address is %s", got)
 	}
 }
 
@@ -126,12 +125,12 @@ func TestCORS(t *testing.T) {
 	}
 	for _, origin := range []string{"https://evil.example", "https://app.example.evil.example", "null", "http://app.example"} {
 		if got := ask(origin).Get("Access-Control-Allow-Origin"); got != "" {
-			t.Errorf("%s is allowed as %s", origin, got)
+			t.Errorf("origin %s is allowed as %s", origin, got)
 		}
 	}
 	r := l.want(t, 200, "GET", "/v1/projections", "", "Origin: "+page)
 	if r.header.Get("Access-Control-Allow-Origin") != page || !strings.Contains(r.header.Get("Access-Control-Expose-Headers"), "ETag") {
-		t.Errorf("an answer: %v", r.header)
+		t.Errorf("response: %v", r.header)
 	}
 }
 

@@ -13,48 +13,48 @@ import (
 func (s *server) loginRoutes() {
 	handle(s, route{
 		method: "POST", path: "/v1/logins", name: "recordLogin", scope: scopeLoginsWrite, status: 200, answer: loginAnswer{},
-		summary: "Ask whether somebody may log in, and record that they wanted to",
-		text: "By identifier or by sub; of a combined account, the surviving one logs in. Only a VERIFIED account may. " +
-			"Callers without the scope accounts:read learn of a refusal no reason: an account that is not there costs and looks the same as one that may not. " +
-			"A dry run needs that scope. Under an Idempotency-Key an account's first outcome is answered again.",
+		summary: "Check and record a login",
+		text: "Checks whether the account with this identifier or sub may log in, and records the attempt. Only VERIFIED accounts may log in; for a merged account, the surviving one logs in. " +
+			"Callers without the scope accounts:read do not learn the reason of a refusal: an account that does not exist looks the same, and takes the same time, as one that may not log in. " +
+			"A dry run requires that scope. A repeated request with the same Idempotency-Key returns the account's first outcome.",
 		example: `{"identifier":"ada@example.com","provider":"self","client":"web","method":"password"}`,
 		codes:   []domain.Code{domain.CodeInvalidRequest, domain.CodeConcurrentChange, domain.CodeIdempotencyKeyReused},
 	}, s.recordLogin)
 }
 
 type recordLoginInput struct {
-	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Makes the request safe to repeat."`
-	DryRun         bool   `query:"dry_run" doc:"Answer, with the events it would append, and record nothing. Needs the scope accounts:read."`
+	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Makes the request safe to repeat: the same key with the same request returns the first outcome."`
+	DryRun         bool   `query:"dry_run" doc:"Return the outcome and the events it would append, without recording anything. Requires the scope accounts:read."`
 	JSON[newLogin]
 }
 
-// newLogin is the body of POST /v1/logins. There is no If-Match: whether it
-// fits would tell a caller of an account that is to stay unknown.
+// newLogin is the body of POST /v1/logins. The route has no If-Match: whether
+// it matches would reveal that an account exists.
 type newLogin struct {
-	Identifier string `json:"identifier,omitzero" maxLength:"512"`
-	Sub        string `json:"sub,omitzero" maxLength:"36"`
-	Provider   string `json:"provider,omitzero" maxLength:"64" default:"self"`
-	Client     string `json:"client,omitzero" maxLength:"255"`
-	Device     string `json:"device,omitzero" maxLength:"255"`
-	Location   string `json:"location,omitzero" maxLength:"255"`
-	Method     string `json:"method,omitzero" maxLength:"64"`
+	Identifier string `json:"identifier,omitzero" maxLength:"512" doc:"An e-mail address, mobile number, username or user id at the provider, in any spelling."`
+	Sub        string `json:"sub,omitzero" maxLength:"36" doc:"The account, instead of an identifier."`
+	Provider   string `json:"provider,omitzero" maxLength:"64" default:"self" doc:"The identity provider that signed the person in. Default self."`
+	Client     string `json:"client,omitzero" maxLength:"255" doc:"The application."`
+	Device     string `json:"device,omitzero" maxLength:"255" doc:"The device."`
+	Location   string `json:"location,omitzero" maxLength:"255" doc:"The location."`
+	Method     string `json:"method,omitzero" maxLength:"64" doc:"How the person signed in, as a code, such as password."`
 }
 
 // loginAnswer says whether the login is allowed.
 type loginAnswer struct {
-	Allowed bool                `json:"allowed"`
-	Sub     string              `json:"sub,omitzero"`
-	Reason  domain.LoginRefusal `json:"reason,omitzero"`
-	Events  []plannedEvent      `json:"events,omitzero"` // of a dry run
+	Allowed bool                `json:"allowed" doc:"Whether the account may log in."`
+	Sub     string              `json:"sub,omitzero" doc:"The account that logs in; for a merged account, the surviving one."`
+	Reason  domain.LoginRefusal `json:"reason,omitzero" doc:"Why the login is refused: pending, declined, combined, deleted or unknown. Callers without the scope accounts:read always see refused."`
+	Events  []plannedEvent      `json:"events,omitzero" doc:"For a dry run: the events the command would append."`
 }
 
-// loginRefused is the only reason that callers without accounts:read learn.
+// loginRefused is the only reason shown to callers without accounts:read.
 const loginRefused domain.LoginRefusal = "refused"
 
 func (s *server) recordLogin(ctx context.Context, c *call, in *recordLoginInput) (*answer, error) {
 	body := in.value
 	if (body.Identifier == "") == (body.Sub == "") {
-		return nil, invalid([]domain.Fault{{Pointer: "/identifier", Detail: "either identifier or sub is required"}})
+		return nil, invalid([]domain.Fault{{Pointer: "/identifier", Detail: "exactly one of identifier and sub is required"}})
 	}
 	if in.DryRun && !c.sees {
 		return nil, newProblem(codeForbidden, "A dry run requires the scope %s.", scopeAccountsRead)
@@ -79,15 +79,15 @@ func (s *server) recordLogin(ctx context.Context, c *call, in *recordLoginInput)
 	if in.IdempotencyKey != "" {
 		id, digest := repeatable(c.actor, in.IdempotencyKey), c.digest()
 		if !c.sees {
-			digest = "" // that the key was used for another request would tell of an account
+			digest = "" // refusing a reused key would reveal that an account exists
 		}
 		r.Meta = r.Meta.WithRequest(hex.EncodeToString(id[:]), digest)
 	}
 	return s.login(ctx, c, r, sub, cmd)
 }
 
-// whoLogsIn is the account that is meant, or the one it was combined into; ""
-// if there is none.
+// whoLogsIn returns the sub of the account that logs in: the one with the given
+// sub or identifier, or the account it was merged into; "" if there is none.
 func (s *server) whoLogsIn(ctx context.Context, sub string, identifier []domain.Candidate) (string, error) {
 	accounts := s.Views.Accounts()
 	var row projections.AccountRow
@@ -99,36 +99,24 @@ func (s *server) whoLogsIn(ctx context.Context, sub string, identifier []domain.
 	} else {
 		row, err = accounts.Get(ctx, sub)
 	}
-	const most = 50 // more accounts are not in one another
-	for range most {
-		if errors.Is(err, projections.ErrNotFound) {
-			return "", nil
-		}
-		if err != nil {
-			return "", err
-		}
-		account, err := domain.ParseAccount(row.JSON)
-		if err != nil {
-			return "", err
-		}
-		if account.CombinedInto == "" {
-			break
-		}
-		if row, err = accounts.Get(ctx, account.CombinedInto); err != nil {
-			return "", err
-		}
+	if errors.Is(err, projections.ErrNotFound) {
+		return "", nil
 	}
-	return row.Sub, nil
+	if err != nil {
+		return "", err
+	}
+	row, err = s.survivorOf(ctx, row)
+	return row.Sub, err
 }
 
-// login asks cmd of the account sub and answers what it came to. Without an
-// account it commits as much as with one.
+// login executes cmd on the account and answers with its outcome. If there is no
+// account it commits an event too, so that both cases take the same time.
 func (s *server) login(ctx context.Context, c *call, r domain.Request, sub string, cmd domain.Login) (*answer, error) {
-	result, err := domain.Result{}, error(&domain.Error{Code: domain.CodeAccountNotFound})
+	result, err := domain.Result[domain.Account]{}, error(&domain.Error{Code: domain.CodeAccountNotFound})
 	if sub != "" {
 		result, err = s.Ledger.Execute(ctx, r, sub, cmd)
 	}
-	position, told := result.Account.Position, loginAnswer{Reason: domain.LoginUnknown}
+	position, outcome := result.State.Position, loginAnswer{Reason: domain.LoginUnknown}
 	switch code := domain.CodeOf(err); {
 	case code == domain.CodeAccountNotFound || code == domain.CodeAccountErased:
 		x, err := s.Ledger.RecordUnknownLogin(ctx, r, cmd)
@@ -142,20 +130,20 @@ func (s *server) login(ctx context.Context, c *call, r domain.Request, sub strin
 		for _, x := range result.Events {
 			switch e := x.Event.(type) {
 			case domain.LoginRecorded:
-				told = loginAnswer{Allowed: true, Sub: sub}
+				outcome = loginAnswer{Allowed: true, Sub: sub}
 			case domain.LoginFailed:
-				told.Reason = e.Reason
+				outcome.Reason = e.Reason
 			}
 		}
 	}
-	if !told.Allowed && !c.sees {
-		told.Reason = loginRefused
+	if !outcome.Allowed && !c.sees {
+		outcome.Reason = loginRefused
 	}
 	if r.DryRun {
-		if told.Events, err = planned(result.Events); err != nil {
+		if outcome.Events, err = planned(result.Events); err != nil {
 			return nil, err
 		}
-		return (&answer{LedgerPosition: strconv.FormatInt(int64(position), 10)}).rendered(told)
+		return (&answer{LedgerPosition: strconv.FormatInt(int64(position), 10)}).rendered(outcome)
 	}
-	return s.settled(ctx, position).rendered(told)
+	return s.settled(ctx, position).rendered(outcome)
 }

@@ -61,8 +61,8 @@ func TestLogin(t *testing.T) {
 	}
 }
 
-// TestLoginOfCombined holds that a combined account's sub and identifiers let
-// its survivor log in.
+// TestLoginOfCombined checks that the sub and identifiers of a merged account
+// log in the surviving account.
 func TestLoginOfCombined(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -75,7 +75,7 @@ func TestLoginOfCombined(t *testing.T) {
 	}
 }
 
-// counting counts what is committed, and what in it.
+// counting is a store that counts commits and events.
 type counting struct {
 	eventstore.Store
 	commits, events atomic.Int64
@@ -89,9 +89,9 @@ func (c *counting) Append(ctx context.Context, commit eventstore.Commit) (events
 	return c.Store.Append(ctx, commit)
 }
 
-// TestLoginTellsNothing holds that to a caller who may not read accounts, one
-// that is not there and one that may not log in are the same, in what is
-// answered and in what is done.
+// TestLoginTellsNothing checks that callers who cannot read accounts cannot tell
+// an account that does not exist from one that may not log in: the responses and
+// the work done are the same.
 func TestLoginTellsNothing(t *testing.T) {
 	t.Parallel()
 	log := &counting{}
@@ -110,7 +110,7 @@ func TestLoginTellsNothing(t *testing.T) {
 		if c, e := log.commits.Load()-commits, log.events.Load()-events; c != 1 || e != 1 {
 			t.Errorf("login %s: %d commits of %d events, want one of one", body, c, e)
 		}
-		// The same key for another request: no 422 where there is an account.
+		// The same key for another request: 422 would reveal that the account exists.
 		again := `{"device":"phone",` + body[1:]
 		if r := l.want(t, 200, "POST", "/v1/logins", again, app, "Idempotency-Key: k"+body[15:18]); r.text(t, "reason") != "refused" {
 			t.Errorf("again: %s", r.body)

@@ -11,15 +11,15 @@ func (s *server) membershipRoutes() {
 	onMembership := slices.Concat(onChange, []domain.Code{domain.CodeGroupNotFound, domain.CodeAdminRequired})
 	handle(s, route{
 		method: "PUT", path: "/v1/accounts/{sub}/groups/{groupId}", name: "setMembership", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Make the account a member of a group",
-		text:    "Its roles there are replaced. They must exist, and be what the group's type allows. The members of CIDAAS_ADMINS are changed with the scope accounts:admin only.",
+		summary: "Add an account to a group or set its roles",
+		text:    "Makes the account a member of the group and replaces its roles there. The roles must exist and be allowed by the group's type. Changing members of CIDAAS_ADMINS requires the scope accounts:admin.",
 		example: `{"roles":["CUSTOMER"]}`,
 		codes:   onMembership,
 	}, s.setMembership)
 	handle(s, route{
 		method: "DELETE", path: "/v1/accounts/{sub}/groups/{groupId}", name: "leaveGroup", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Take the account out of a group",
-		text:    "Where it is no member, nothing changes. Out of CIDAAS_USERS and CIDAAS_ADMINS with the scope accounts:admin only.",
+		summary: "Remove an account from a group",
+		text:    "Removes the account from the group. Changes nothing if it is not a member. Removing an account from CIDAAS_USERS or CIDAAS_ADMINS requires the scope accounts:admin.",
 		codes:   onMembership,
 	}, s.leaveGroup)
 }
@@ -33,7 +33,7 @@ type setMembershipInput struct {
 
 // newMembership is the body of PUT /v1/accounts/{sub}/groups/{groupId}.
 type newMembership struct {
-	Roles []string `json:"roles" maxItems:"100"`
+	Roles []string `json:"roles" maxItems:"100" doc:"All roles of the member in the group."`
 }
 
 func (s *server) setMembership(ctx context.Context, c *call, in *setMembershipInput) (*answer, error) {

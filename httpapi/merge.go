@@ -16,21 +16,21 @@ func (s *server) mergeRoutes() {
 	handle(s, route{
 		method: "POST", path: "/v1/accounts/{sub}/merge", name: "mergeAccount", scope: scopeAccountsWrite, status: 200, answer: merged{},
 		summary: "Merge another account into this one",
-		text:    "One commit in both accounts: there is no moment at which an identifier of the other account leads nowhere, and none at which both can be used. The other account becomes COMBINED; its sub goes on leading here.",
+		text:    "Merges both accounts in one atomic commit: every identifier of the other account resolves to exactly one account at any time. The other account becomes COMBINED, and its sub then resolves to this account.",
 		example: `{"from":"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"}`,
 		codes:   onMerge,
 	}, s.mergeAccount)
 	handle(s, route{
 		method: "POST", path: "/v1/accounts/{sub}/merge/preview", name: "previewMerge", scope: scopeAccountsRead, status: 200, answer: mergePreview{},
 		summary: "Preview a merge",
-		text:    "By the same rules, and nothing is stored: the account as it would be, every conflict, the events, and what each webhook would be sent.",
+		text:    "Applies the rules of a merge without storing anything. Returns the account after the merge, every conflict, the events, and what each webhook would be sent.",
 		example: `{"from":"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"}`,
 		codes:   onMerge,
 	}, s.previewMerge)
 	handle(s, route{
 		method: "POST", path: "/v1/accounts/{sub}/unmerge", name: "unmergeAccount", scope: scopeAccountsWrite, status: 200, answer: unmerged{},
-		summary: "Take a merge back",
-		text:    "The other account gets back its identities, as they have become, its identifiers and its status. What it had filled in and nobody has changed since is unset.",
+		summary: "Undo a merge",
+		text:    "Returns to the other account its identities in their current state, its identifiers and its status. Values that came from it and have not changed since are unset.",
 		example: `{"sub":"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e"}`,
 		codes:   codes(onMerge, []domain.Code{domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
 	}, s.unmergeAccount)
@@ -44,24 +44,24 @@ type mergeAccountInput struct {
 
 // mergeFrom is the body of a merge and of its preview.
 type mergeFrom struct {
-	From string `json:"from" minLength:"36" maxLength:"36"`
+	From string `json:"from" minLength:"36" maxLength:"36" doc:"The sub of the account to merge into this one."`
 }
 
-// merged is what came of a merge.
+// merged is the result of a merge.
 type merged struct {
-	Account   domain.Account `json:"account"`
-	Conflicts []conflict     `json:"conflicts"`
+	Account   domain.Account `json:"account" doc:"The surviving account after the merge."`
+	Conflicts []conflict     `json:"conflicts" doc:"The members in which the accounts differed."`
 }
 
 // conflict is a member in which the accounts differed.
 type conflict struct {
-	Field   string         `json:"field"`
-	Kept    jsontext.Value `json:"kept"`
-	Dropped jsontext.Value `json:"dropped"`
+	Field   string         `json:"field" doc:"The member in which the accounts differ."`
+	Kept    jsontext.Value `json:"kept" doc:"The value of the surviving account, which is kept."`
+	Dropped jsontext.Value `json:"dropped" doc:"The value of the merged account, which is kept in the history only."`
 }
 
-// conflicts lists what a merge decided against the account that was merged.
-func conflicts(r domain.Result) ([]conflict, error) {
+// conflicts lists the members in which the merged account's value was not kept.
+func conflicts(r domain.Result[domain.Account]) ([]conflict, error) {
 	list := []conflict{}
 	for _, x := range r.Events {
 		e, ok := x.Event.(domain.AccountMerged)
@@ -69,10 +69,10 @@ func conflicts(r domain.Result) ([]conflict, error) {
 			continue
 		}
 		for _, key := range e.Conflicts {
-			list = append(list, conflict{"customFields." + key, r.Account.CustomFields[key], e.CustomFields[key]})
+			list = append(list, conflict{"customFields." + key, r.State.CustomFields[key], e.CustomFields[key]})
 		}
 		for _, brought := range e.Consents {
-			kept, dropped := r.Account.Consent(brought.ConsentID), brought
+			kept, dropped := r.State.Consent(brought.ConsentID), brought
 			if kept.From == e.From {
 				if kept.Own == nil {
 					continue // only one of them had decided
@@ -97,22 +97,22 @@ func conflicts(r domain.Result) ([]conflict, error) {
 	return list, nil
 }
 
-// joint asks a command of two accounts and begins the answer.
-func (s *server) joint(ctx context.Context, c *call, in Command, sub string, other *string, pointer string, command func(other string) domain.Command) (*answer, domain.Result, error) {
+// joint executes a command on two accounts and starts the answer.
+func (s *server) joint(ctx context.Context, c *call, in Command, sub string, other *string, pointer string, command func(other string) domain.Command) (*answer, domain.Result[domain.Account], error) {
 	sub, err := canonical(sub)
 	if err != nil {
-		return nil, domain.Result{}, err
+		return nil, domain.Result[domain.Account]{}, err
 	}
 	if *other, err = canonical(*other); err != nil {
-		return nil, domain.Result{}, invalid([]domain.Fault{{Pointer: pointer, Detail: "must be the sub of an account"}})
+		return nil, domain.Result[domain.Account]{}, invalid([]domain.Fault{{Pointer: pointer, Detail: "must be the sub of an account, a UUID"}})
 	}
 	r, err := in.request(c)
 	if err != nil {
-		return nil, domain.Result{}, err
+		return nil, domain.Result[domain.Account]{}, err
 	}
 	result, err := s.Ledger.Execute(ctx, r, sub, command(*other))
 	if domain.CodeOf(err) == domain.CodeAccountErased {
-		err = s.erased(ctx, sub)
+		err = s.accountErased(ctx, sub)
 	}
 	if err != nil {
 		return nil, result, err
@@ -121,12 +121,12 @@ func (s *server) joint(ctx context.Context, c *call, in Command, sub string, oth
 		a, err := answerDryRun(result)
 		return a, result, err
 	}
-	p := result.Account.Position
+	p := result.State.Position
 	for _, o := range result.Others {
 		p = max(p, o.Position)
 	}
 	a := s.settled(ctx, p)
-	a.ETag = etag(result.Account.Revision)
+	a.ETag = etag(result.State.Revision)
 	return a, result, nil
 }
 
@@ -139,7 +139,7 @@ func (s *server) mergeAccount(ctx context.Context, c *call, in *mergeAccountInpu
 	if err != nil {
 		return nil, err
 	}
-	return a.rendered(merged{result.Account, found})
+	return a.rendered(merged{result.State, found})
 }
 
 type previewMergeInput struct {
@@ -147,18 +147,18 @@ type previewMergeInput struct {
 	JSON[mergeFrom]
 }
 
-// mergePreview is what would come of a merge.
+// mergePreview is the result that a merge would have.
 type mergePreview struct {
-	Account   domain.Account   `json:"account"`
-	Conflicts []conflict       `json:"conflicts"`
-	Events    []plannedEvent   `json:"events"`
-	Webhooks  []plannedWebhook `json:"webhooks"`
+	Account   domain.Account   `json:"account" doc:"The surviving account after the merge."`
+	Conflicts []conflict       `json:"conflicts" doc:"The members in which the accounts differ."`
+	Events    []plannedEvent   `json:"events" doc:"The events the merge would append to both accounts."`
+	Webhooks  []plannedWebhook `json:"webhooks" doc:"The webhooks that would be notified, and of which events."`
 }
 
-// plannedWebhook is what an endpoint would be sent.
+// plannedWebhook lists the events a webhook would be sent.
 type plannedWebhook struct {
-	WebhookID string   `json:"webhookId"`
-	Events    []string `json:"events"` // names of the public catalogue, in order
+	WebhookID string   `json:"webhookId" doc:"The webhook's id."`
+	Events    []string `json:"events" doc:"The names of the events it would be sent, in order."`
 }
 
 func (s *server) previewMerge(ctx context.Context, c *call, in *previewMergeInput) (*answer, error) {
@@ -166,7 +166,7 @@ func (s *server) previewMerge(ctx context.Context, c *call, in *previewMergeInpu
 	if err != nil {
 		return nil, err
 	}
-	preview := mergePreview{Account: result.Account}
+	preview := mergePreview{Account: result.State}
 	if preview.Conflicts, err = conflicts(result); err != nil {
 		return nil, err
 	}
@@ -179,7 +179,7 @@ func (s *server) previewMerge(ctx context.Context, c *call, in *previewMergeInpu
 	return s.settled(ctx, s.Views.Accounts().Position()).rendered(preview)
 }
 
-// plannedWebhooks says which endpoints would be told what of these entries.
+// plannedWebhooks returns the webhooks that would be sent these entries.
 func (s *server) plannedWebhooks(ctx context.Context, entries []domain.Entry) ([]plannedWebhook, error) {
 	endpoints, err := s.Webhooks.List(ctx)
 	if err != nil {
@@ -197,7 +197,7 @@ func (s *server) plannedWebhooks(ctx context.Context, entries []domain.Entry) ([
 				return nil, err
 			}
 			for _, p := range public {
-				if name := p.Told(e.Events); name != "" {
+				if name := p.EventName(e.Events); name != "" {
 					w.Events = append(w.Events, name)
 				}
 			}
@@ -215,15 +215,15 @@ type unmergeAccountInput struct {
 	JSON[unmergeSub]
 }
 
-// unmergeSub is the body of an un-merge.
+// unmergeSub is the body of POST /v1/accounts/{sub}/unmerge.
 type unmergeSub struct {
-	Sub string `json:"sub" minLength:"36" maxLength:"36"`
+	Sub string `json:"sub" minLength:"36" maxLength:"36" doc:"The sub of the account to restore."`
 }
 
-// unmerged is what came of taking a merge back.
+// unmerged is the result of undoing a merge.
 type unmerged struct {
-	Account  domain.Account `json:"account"`
-	Restored domain.Account `json:"restored"`
+	Account  domain.Account `json:"account" doc:"The surviving account."`
+	Restored domain.Account `json:"restored" doc:"The account that was separated from it."`
 }
 
 func (s *server) unmergeAccount(ctx context.Context, c *call, in *unmergeAccountInput) (*answer, error) {
@@ -231,21 +231,29 @@ func (s *server) unmergeAccount(ctx context.Context, c *call, in *unmergeAccount
 	if err != nil || in.DryRun {
 		return a, err
 	}
-	return a.rendered(unmerged{result.Account, result.Others[0]})
+	return a.rendered(unmerged{result.State, result.Others[0]})
 }
 
-// survivor follows an account that was combined to the one it is part of now.
+// survivor returns the account with this sub, or the one it was merged into.
 func (s *server) survivor(ctx context.Context, sub string) (projections.AccountRow, error) {
-	for {
-		row, err := s.Views.Accounts().Get(ctx, sub)
-		// Few accounts are combined; the others need no decoding.
-		if err != nil || !bytes.Contains(row.JSON, []byte(`"combinedInto":`)) {
-			return row, missing(err)
-		}
+	row, err := s.Views.Accounts().Get(ctx, sub)
+	if err != nil {
+		return row, missing(err)
+	}
+	return s.survivorOf(ctx, row)
+}
+
+// survivorOf returns row, or the account that row's account was merged into.
+func (s *server) survivorOf(ctx context.Context, row projections.AccountRow) (projections.AccountRow, error) {
+	// Few accounts are merged; the others need no decoding.
+	for bytes.Contains(row.JSON, []byte(`"combinedInto":`)) {
 		account, err := row.Account()
 		if err != nil || account.CombinedInto == "" { // a custom field may have the name
 			return row, err
 		}
-		sub = account.CombinedInto
+		if row, err = s.Views.Accounts().Get(ctx, account.CombinedInto); err != nil {
+			return row, missing(err)
+		}
 	}
+	return row, nil
 }

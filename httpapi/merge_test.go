@@ -40,7 +40,7 @@ func TestMerge(t *testing.T) {
 	for _, body := range []string{`{"identifier":"ada@work.example"}`, `{"identifier":"` + subB + `"}`, `{"identifier":"` + strings.ToUpper(subB) + `","type":"sub"}`,
 		`{"identifier":"1095","type":"providerUserId","provider":"google"}`} {
 		if r := l.want(t, 200, "POST", "/v1/lookup", body); r.text(t, "sub") != subA {
-			t.Errorf("look-up of %s finds %s", body, r.text(t, "sub"))
+			t.Errorf("lookup of %s finds %s", body, r.text(t, "sub"))
 		}
 	}
 	l.refused(t, domain.CodeAccountNotFound, "POST", "/v1/lookup", `{"identifier":"x","type":"sub"}`)
@@ -53,7 +53,7 @@ func TestMerge(t *testing.T) {
 	l.want(t, 200, "PUT", pathA+"/status", `{"userStatus":"PENDING"}`)
 	feed := l.want(t, 200, "GET", "/v1/events?types=USER_STATUS_CHANGED", "")
 	if feed.text(t, "events.1.sub") != subA || feed.text(t, "events.1.combinedSubs.0") != subB {
-		t.Errorf("an event after the merge carries not both subs: %s", feed.body)
+		t.Errorf("an event after the merge does not have both subs: %s", feed.body)
 	}
 
 	r = l.want(t, 200, "POST", pathA+"/unmerge", `{"sub":"`+subB+`"}`)
@@ -61,22 +61,22 @@ func TestMerge(t *testing.T) {
 		t.Errorf("unmerged: %s", r.body)
 	}
 	if r := l.want(t, 200, "POST", "/v1/lookup", `{"identifier":"ada@work.example"}`); r.text(t, "sub") != subB {
-		t.Errorf("look-up after the un-merge finds %s", r.body)
+		t.Errorf("lookup after the unmerge finds %s", r.body)
 	}
 	l.refused(t, domain.CodeMergeRefused, "POST", pathA+"/unmerge", `{"sub":"`+subB+`"}`)
 	l.refused(t, domain.CodeMergeRefused, "POST", pathA+"/merge", `{"from":"`+subA+`"}`)
 	l.refused(t, domain.CodeAccountNotFound, "POST", pathA+"/merge", `{"from":"`+domain.NewID().String()+`"}`)
 	if r := l.refused(t, domain.CodeInvalidRequest, "POST", pathA+"/merge", `{"from":"somebody"}`); r.text(t, "errors.0.pointer") != "/from" {
-		t.Errorf("a bad sub: %s", r.body)
+		t.Errorf("an invalid sub: %s", r.body)
 	}
 
-	// Who may see accounts is told with which one to merge.
+	// Callers with accounts:read are told which account to merge.
 	google := `{"provider":"google","providerUserId":"1095"}`
 	if r := l.refused(t, domain.CodeIdentityConflict, "POST", pathA+"/identities", google); r.text(t, "merge.from") != subB {
 		t.Errorf("no suggestion to merge: %s", r.body)
 	}
 	blind := l.key(t, "blind", scopeAccountsWrite)
 	if r := l.refused(t, domain.CodeIdentityConflict, "POST", pathA+"/identities", google, "Authorization: Bearer "+blind); strings.Contains(string(r.body), subB) {
-		t.Errorf("who may not see accounts sees one: %s", r.body)
+		t.Errorf("a caller without accounts:read sees an account: %s", r.body)
 	}
 }

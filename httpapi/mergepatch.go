@@ -2,9 +2,9 @@ package httpapi
 
 import "github.com/go-json-experiment/json"
 
-// decodeMerged reads what is left of the object before after an RFC 7396 merge
-// patch into the zero *into, or reports all that is wrong with its shape. A
-// member that before cannot have is unknown.
+// decodeMerged applies an RFC 7396 merge patch to the object before and decodes
+// the result into the zero *into, or reports everything that is wrong with its
+// shape. A member that B does not have is unknown.
 func decodeMerged[B any](before B, patch []byte, into *B) error {
 	document, err := json.Marshal(before)
 	if err != nil {
@@ -24,7 +24,7 @@ func decodeMerged[B any](before B, patch []byte, into *B) error {
 	return decode(merged, into)
 }
 
-// mergePatch is RFC 7396's MergePatch.
+// mergePatch implements MergePatch of RFC 7396.
 func mergePatch(target, patch any) any {
 	change, ok := patch.(map[string]any)
 	if !ok {

@@ -24,27 +24,27 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// TokenAlgorithms are those an issuer may sign with: asymmetric ones. With a
-// symmetric one whoever can verify could also sign, and none is none.
+// TokenAlgorithms are the signature algorithms that an issuer may use. They are
+// asymmetric: with a symmetric one, everyone who can verify can also sign.
 var TokenAlgorithms = []string{oidc.RS256, oidc.ES256, oidc.PS256, oidc.EdDSA}
 
-// Issuer says whose bearer tokens are accepted besides API keys: JWTs that an
-// OpenID provider signs for this ledger.
+// Issuer is an OpenID provider whose bearer tokens, JWTs signed for this ledger,
+// are accepted in addition to API keys.
 type Issuer struct {
-	URL        string        // as in the tokens' iss; its keys are found by OpenID Connect Discovery
-	Audience   string        // that a token must have among its aud
-	ScopeClaim string        // with the scopes, a list or a text separated by spaces; default scope, or else scp
-	ClockSkew  time.Duration // by which its clock may differ from ours
-	Algorithms []string      // of TokenAlgorithms; default all
+	URL        string        // the tokens' iss; OpenID Connect Discovery finds its keys
+	Audience   string        // required in a token's aud
+	ScopeClaim string        // claim with the scopes, as a list or separated by spaces; default scope, then scp
+	ClockSkew  time.Duration // tolerated difference between its clock and ours
+	Algorithms []string      // a subset of TokenAlgorithms; default all
 }
 
-// Bounds of what is fetched from an issuer.
+// Limits for fetching an issuer's metadata and keys.
 const (
-	issuerTimeout = 10 * time.Second // of one request
-	issuerEvery   = 30 * time.Second // between two of one address: tokens with made-up key ids cause no more
-	issuerRetry   = 5 * time.Second  // after one that failed
+	issuerTimeout = 10 * time.Second // per request
+	issuerEvery   = 30 * time.Second // between two requests to one URL, even if tokens name unknown keys
+	issuerRetry   = 5 * time.Second  // after a failed request
 	issuerBody    = 1 << 20          // bytes
-	issuerRenewal = time.Hour        // a key that the issuer withdrew is accepted for that long
+	issuerRenewal = time.Hour        // a key that the issuer withdrew is accepted for up to this long
 )
 
 // tokens verifies an issuer's tokens.
@@ -56,7 +56,7 @@ type tokens struct {
 	fetcher *fetcher
 
 	mu       sync.Mutex
-	verifier *oidc.IDTokenVerifier // nil until the issuer was reached
+	verifier *oidc.IDTokenVerifier // nil until the issuer has been reached
 	made     time.Time
 }
 
@@ -68,12 +68,12 @@ func newTokens(i Issuer, keys *seal.Keys, now func() time.Time, logger *slog.Log
 		i.Algorithms = TokenAlgorithms
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.DisableKeepAlives = true // it is asked once an hour
+	transport.DisableKeepAlives = true // requests are an hour apart
 	return &tokens{Issuer: i, keys: keys, now: now, logger: logger, fetcher: &fetcher{next: transport, now: now, kept: map[string]fetched{}}}
 }
 
-// caller returns whom token is of, or the reason why it is not believed. An
-// error says that the issuer could not be asked for its keys.
+// caller returns the caller that token identifies, or the reason for refusing
+// it. An error means that the issuer's keys are not available.
 func (t *tokens) caller(ctx context.Context, token string) (_ caller, refused string, _ error) {
 	verifier, err := t.current(ctx)
 	if err != nil {
@@ -115,21 +115,21 @@ func (t *tokens) caller(ctx context.Context, token string) (_ caller, refused st
 	return caller{domain.Actor{Kind: "oauth2", ID: t.pseudonym(verified.Subject, client), Client: client}, t.scopes(claims)}, "", nil
 }
 
-// rawClaims is the claims of a token, undecoded.
+// rawClaims holds the claims of a token, undecoded.
 type rawClaims []byte
 
-// UnmarshalJSON keeps data.
+// UnmarshalJSON stores a copy of data.
 func (r *rawClaims) UnmarshalJSON(data []byte) error {
 	*r = bytes.Clone(data)
 	return nil
 }
 
-// clientID is what a client can be called in the log, where it stays.
+// clientID matches the client ids that are recorded in the log, permanently.
 var clientID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
 
-// pseudonym is the issuer's subject as the log may name it for good. What is
-// no random id, or the client itself, may be an e-mail address or a name: of
-// that it is a keyed digest, always the same.
+// pseudonym returns the id under which the log permanently records the issuer's
+// subject. A subject that is neither a UUID nor the client may be an e-mail
+// address or a name; pseudonym replaces it with a keyed, deterministic digest.
 func (t *tokens) pseudonym(subject, client string) string {
 	if subject == client {
 		return client
@@ -140,7 +140,7 @@ func (t *tokens) pseudonym(subject, client string) string {
 	return hex.EncodeToString([]byte(t.keys.Claim("oauth2", t.URL+"\x00"+subject, "").Key))
 }
 
-// scopes are those of ours that the token names.
+// scopes returns the scopes of the token that this API defines.
 func (t *tokens) scopes(claims map[string]jsontext.Value) (all []scope) {
 	names := []string{"scope", "scp"}
 	if t.ScopeClaim != "" {
@@ -168,8 +168,8 @@ func (t *tokens) scopes(claims map[string]jsontext.Value) (all []scope) {
 	return nil
 }
 
-// accessToken reports whether a verified token is of a type that is shown to
-// resources: not, say, one that logs somebody out.
+// accessToken reports whether a verified token is of a type meant for resource
+// servers, unlike a logout token, for example.
 func accessToken(token string) bool {
 	encoded, _, _ := strings.Cut(token, ".")
 	var header struct {
@@ -186,8 +186,8 @@ func accessToken(token string) bool {
 	return false
 }
 
-// current returns the verifier, with keys that are not older than
-// issuerRenewal as long as the issuer can be reached.
+// current returns the verifier. Its keys are at most issuerRenewal old while the
+// issuer can be reached.
 func (t *tokens) current(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -201,7 +201,7 @@ func (t *tokens) current(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	provider, err := oidc.NewProvider(ctx, t.URL)
 	if err != nil {
 		if t.verifier != nil {
-			t.logger.WarnContext(ctx, "the issuer's keys could not be renewed", "err", err)
+			t.logger.WarnContext(ctx, "cannot renew the issuer's keys", "err", err)
 			t.made = now.Add(issuerRetry - issuerRenewal)
 			return t.verifier, nil
 		}
@@ -209,37 +209,36 @@ func (t *tokens) current(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	}
 	t.made = now
 	t.verifier = provider.VerifierContext(ctx, &oidc.Config{ClientID: t.Audience, SupportedSigningAlgs: t.Algorithms,
-		SkipExpiryCheck: true}) // with the skew we allow, see caller
+		SkipExpiryCheck: true}) // caller checks it with ClockSkew
 	return t.verifier, nil
 }
 
 func (t *tokens) unavailable(ctx context.Context, err error) error {
-	t.logger.WarnContext(ctx, "the issuer of bearer tokens cannot be reached", "err", err)
-	return newProblem(codeUnavailable, "The issuer of bearer tokens cannot be reached.").with("Retry-After", "5")
+	t.logger.WarnContext(ctx, "cannot reach the issuer of bearer tokens", "err", err)
+	return newProblem(codeUnavailable, "The server cannot reach the issuer of bearer tokens; retry later.").with("Retry-After", "5")
 }
 
-// fetcher fetches each address once in a while, however often it is asked to,
-// and answers in between with what it got then. It is between go-oidc, which
-// fetches the keys whenever a token is not verified by those it has, and the
-// issuer.
+// fetcher caches responses and limits the requests to each URL. It protects the
+// issuer from go-oidc, which fetches the keys again whenever a token names a key
+// it does not have.
 type fetcher struct {
 	next http.RoundTripper
 	now  func() time.Time
 
-	failed atomic.Pointer[error] // of the last fetch; nil: it succeeded
+	failed atomic.Pointer[error] // error of the last request; nil: it succeeded
 
-	mu   sync.Mutex // held also while fetching: whoever waits wants the same
+	mu   sync.Mutex // also held during a request: those who wait need its response
 	kept map[string]fetched
 }
 
 type fetched struct {
-	again time.Time // when it is fetched again
+	again time.Time // when to fetch it again
 	res   http.Response
 	body  []byte
 	err   error
 }
 
-// failing is why the last fetch failed, nil if it did not.
+// failing returns the error of the last request, nil if it succeeded.
 func (f *fetcher) failing() error {
 	if err := f.failed.Load(); err != nil {
 		return *err
@@ -247,7 +246,7 @@ func (f *fetcher) failing() error {
 	return nil
 }
 
-// RoundTrip answers a GET.
+// RoundTrip answers a GET from the cache or the issuer.
 func (f *fetcher) RoundTrip(r *http.Request) (*http.Response, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -279,7 +278,7 @@ func (f *fetcher) fetch(r *http.Request) (http.Response, []byte, error) {
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, issuerBody))
 	if err == nil && res.StatusCode != http.StatusOK {
-		err = fmt.Errorf("httpapi: the issuer answers with status %d", res.StatusCode)
+		err = fmt.Errorf("httpapi: the issuer answered with status %d", res.StatusCode)
 	}
 	return *res, body, err
 }

@@ -23,11 +23,11 @@ import (
 	"accountledger/domain"
 )
 
-// provider is an OpenID provider on loopback, as far as one whose tokens are
-// verified is concerned: its discovery document and its keys.
+// provider is the part of an OpenID provider that verifying tokens needs: its
+// discovery document and its keys, served on loopback.
 type provider struct {
 	*httptest.Server
-	fetched atomic.Int64 // keys
+	fetched atomic.Int64 // requests for its keys
 	down    atomic.Bool
 
 	mu   sync.Mutex
@@ -64,7 +64,7 @@ func newProvider(t *testing.T) *provider {
 	return p
 }
 
-// key makes a key of an algorithm and publishes it.
+// key generates and publishes a key for an algorithm.
 func (p *provider) key(t *testing.T, kid string, algorithm jose.SignatureAlgorithm) jose.JSONWebKey {
 	t.Helper()
 	var private crypto.PrivateKey
@@ -87,7 +87,7 @@ func (p *provider) key(t *testing.T, kid string, algorithm jose.SignatureAlgorit
 
 type claims map[string]any
 
-// but is c with some claims changed, or without them where they are nil.
+// but returns c with claims replaced, or removed if they are nil.
 func (c claims) but(changes claims) claims {
 	all := claims{}
 	for name, value := range c {
@@ -101,7 +101,7 @@ func (c claims) but(changes claims) claims {
 	return all
 }
 
-// sign makes a token of claims; headers are added to those of the key.
+// sign returns a signed token with claims; headers are added to those of the key.
 func sign(t *testing.T, key jose.JSONWebKey, c claims, headers ...map[string]any) string {
 	t.Helper()
 	options := (&jose.SignerOptions{}).WithType("JWT")
@@ -121,7 +121,7 @@ func sign(t *testing.T, key jose.JSONWebKey, c claims, headers ...map[string]any
 	return token
 }
 
-// forge makes a token with any header and signature.
+// forge returns a token with the given header and signature.
 func forge(t *testing.T, header map[string]any, c claims, signature []byte) string {
 	t.Helper()
 	encode := func(v any) string {
@@ -132,7 +132,7 @@ func forge(t *testing.T, header map[string]any, c claims, signature []byte) stri
 	return encode(header) + "." + encode(c) + "." + base64.RawURLEncoding.EncodeToString(signature)
 }
 
-// trusting starts a ledger that believes a provider.
+// trusting starts a ledger that accepts a provider's tokens.
 func trusting(t *testing.T, p *provider, c *clock) *ledger {
 	return start(t, func(conf *Config) {
 		conf.Now = c.now
@@ -153,7 +153,7 @@ func TestTokens(t *testing.T) {
 	good := goodClaims(p, c)
 	for _, algorithm := range TokenAlgorithms {
 		key := p.key(t, "key-"+algorithm, jose.SignatureAlgorithm(algorithm))
-		c.pass(issuerEvery) // since the ones before were fetched
+		c.pass(issuerEvery) // so that the keys can be fetched again
 		l.want(t, 200, "GET", "/v1/projections", "", bearer(sign(t, key, good)))
 	}
 	key := p.keys[1]
@@ -173,7 +173,7 @@ func TestTokens(t *testing.T) {
 	l.refused(t, codeForbidden, "GET", "/v1/projections", "", bearer(sign(t, key, good.but(claims{"scope": nil}))))
 	l.refused(t, codeForbidden, "GET", "/v1/projections", "", bearer(sign(t, key, good.but(claims{"scope": 7}))))
 
-	// The log says who it was, and nobody's e-mail address.
+	// The log names the actor, but no e-mail address.
 	for subject, want := range map[string]string{
 		"0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e": "0190b0c2-5f3e-7c1a-9d5e-3f6a1b2c4d5e",
 		"portal":                               "portal",
@@ -188,7 +188,7 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestTokenAttacks sends tokens that nobody may be let in with.
+// TestTokenAttacks sends tokens that must be refused.
 func TestTokenAttacks(t *testing.T) {
 	t.Parallel()
 	p, c := newProvider(t), newClock()
@@ -242,12 +242,12 @@ func TestTokenAttacks(t *testing.T) {
 		}
 	}
 	if n := stranger.fetched.Load(); n != 0 {
-		t.Errorf("keys were fetched %d times from where a token said", n)
+		t.Errorf("keys were fetched %d times from a URL that a token named", n)
 	}
 	if n := p.fetched.Load(); n != 1 {
-		t.Errorf("tokens with made-up key ids had the keys fetched %d times", n)
+		t.Errorf("tokens with unknown key ids caused %d requests for keys", n)
 	}
-	// A key the issuer has since is found, as soon as it may be looked for.
+	// A new key of the issuer is found as soon as keys may be fetched again.
 	next := p.key(t, "k2", jose.ES256)
 	l.refused(t, codeUnauthorized, "GET", "/v1/projections", "", bearer(sign(t, next, good)))
 	c.pass(issuerEvery)
@@ -257,8 +257,8 @@ func TestTokenAttacks(t *testing.T) {
 	}
 }
 
-// TestIssuerDown holds that a token is not refused for what is not its fault,
-// and that API keys go on.
+// TestIssuerDown checks that an unreachable issuer does not make tokens invalid,
+// and that API keys keep working.
 func TestIssuerDown(t *testing.T) {
 	t.Parallel()
 	p, c := newProvider(t), newClock()
@@ -274,7 +274,7 @@ func TestIssuerDown(t *testing.T) {
 	p.down.Store(false)
 	c.pass(issuerRetry)
 	l.want(t, 200, "GET", "/v1/projections", "", token)
-	// Keys that are known are used while the issuer is away.
+	// Known keys are used while the issuer cannot be reached.
 	p.down.Store(true)
 	c.pass(issuerRenewal)
 	l.want(t, 200, "GET", "/v1/projections", "", bearer(sign(t, key, goodClaims(p, c))))

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"cmp"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -15,13 +14,13 @@ import (
 	"accountledger/domain"
 )
 
-// The ways to be let in.
+// The names of the security schemes.
 const (
 	securityScheme = "apiKey"
 	tokenScheme    = "oauth2"
 )
 
-// document begins the OpenAPI document; the routes fill it.
+// document returns the OpenAPI document without the routes, which add themselves.
 func (s *server) document() *huma.OpenAPI {
 	schemas := newRegistry("#/components/schemas/")
 	return &huma.OpenAPI{
@@ -29,51 +28,51 @@ func (s *server) document() *huma.OpenAPI {
 		Info: &huma.Info{
 			Title:   "accountledger",
 			Version: s.Version,
-			Description: "An event-sourced ledger of user accounts. Every change to an account is an appended event; queries answer from read models that follow.\n\n" +
-				"Writes answer with Ledger-Position, and a client reads what it has written. Every write may carry If-Match, Idempotency-Key and dry_run; every read may carry min_position. " +
-				"Refusals are problems (RFC 9457); their type is the address of a page that explains them. Unknown members and parameters are refused. A member that is null is as if it was not there, except where null is said to mean something; so is an empty text where the values are listed.",
+			Description: "An event-sourced ledger of user accounts. Every change appends an event to a log; queries are answered from read models that follow the log.\n\n" +
+				"Every write returns its Ledger-Position and is visible to reads that follow it. Writes accept If-Match, Idempotency-Key and dry_run; reads accept min_position. " +
+				"Errors are problem documents (RFC 9457) whose type is the path of a page that documents them. Unknown members and parameters are refused. A null member is treated as absent unless its description says otherwise; so is an empty string where the allowed values are listed.",
 			License: &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
 		},
 		Servers: []*huma.Server{{URL: "/"}},
 		Tags: []*huma.Tag{
-			{Name: "accounts", Description: "Accounts, their identities and their history."},
-			{Name: "lookup", Description: "From an identifier to its account."},
-			{Name: "events", Description: "What happened, for systems that poll."},
-			{Name: "logins", Description: "May this account log in."},
-			{Name: "webhooks", Description: "What happened, for systems that are called."},
-			{Name: "roles", Description: "What members of groups may be there."},
-			{Name: "groups", Description: "What accounts are members of: a tree."},
-			{Name: "group-types", Description: "Which roles the members of a kind of group have."},
-			{Name: "fields", Description: "The custom fields of accounts."},
-			{Name: "consents", Description: "What people may consent to."},
-			{Name: "exports", Description: "All accounts at once."},
-			{Name: "imports", Description: "Accounts of another system."},
-			{Name: "reconciliation", Description: "Does a target system have what the ledger has."},
-			{Name: "schedule-setups", Description: "What is planned for new accounts."},
-			{Name: "api-keys", Description: "Who may ask what of this API."},
-			{Name: "projections", Description: "The read models."},
+			{Name: "accounts", Description: "Accounts with their identities, custom fields, consents, memberships, schedules and history."},
+			{Name: "lookup", Description: "Find an account by an identifier."},
+			{Name: "events", Description: "The feed of public events, for systems that poll or stream."},
+			{Name: "logins", Description: "Check whether an account may log in, and record the login."},
+			{Name: "webhooks", Description: "Deliver public events to external systems over HTTP."},
+			{Name: "roles", Description: "The roles that members can have in groups."},
+			{Name: "groups", Description: "The tree of groups that accounts are members of."},
+			{Name: "group-types", Description: "Kinds of groups: which roles their members may have."},
+			{Name: "fields", Description: "Definitions of custom fields."},
+			{Name: "consents", Description: "Consents and the versions of their texts."},
+			{Name: "exports", Description: "Export all accounts as of one log position."},
+			{Name: "imports", Description: "Import accounts from another system."},
+			{Name: "reconciliation", Description: "Compare a target system's accounts with the ledger's."},
+			{Name: "schedule-setups", Description: "Schedules that the ledger plans for every new account."},
+			{Name: "api-keys", Description: "API keys and their scopes."},
+			{Name: "projections", Description: "The read models and their rebuilds."},
 		},
 		Components: &huma.Components{
 			Schemas: schemas,
 			SecuritySchemes: map[string]*huma.SecurityScheme{securityScheme: {
 				Type: "http", Scheme: "bearer", BearerFormat: "alk_<id>_<secret>",
-				Description: "An API key. The first one, with every right, is in the file admin.key of the data directory. What a key may do is said by its scopes; each operation names the one it needs:\n\n" + scopeText(),
+				Description: "An API key. The first key, which has every scope, is in the file admin.key of the data directory. A key's scopes say what it may do; each operation names the scope it requires:\n\n" + scopeText(),
 			}, tokenScheme: {
 				Type: "http", Scheme: "bearer", BearerFormat: "JWT",
-				Description: "A token of the issuer that this ledger is configured with, for its audience, with scopes as for API keys.",
+				Description: "A JWT access token from the issuer and for the audience configured on this server. Its scopes are those of API keys.",
 			}},
 		},
 	}
 }
 
-// always are the refusals any route may answer with.
+// always are the problem codes that any route may return.
 var always = []domain.Code{codeUnauthorized, codeForbidden, codeTooManyRequests, codeInvalidParameter, codeUnavailable, codeInternal}
 
-// withBody are those of routes that read a body.
+// withBody are the problem codes of routes that read a body.
 var withBody = []domain.Code{codeMalformedJSON, codeBodyTooLarge, codeUnsupportedMediaType, codeTimeout}
 
-// responses describes what a route answers: its success, and its refusals by
-// status, each status with the codes it stands for.
+// responses describes a route's responses: its success, and one response for
+// each error status with the problem codes that have it.
 func (s *server) responses(rt route) map[string]*huma.Response {
 	registry := s.api.OpenAPI().Components.Schemas
 	schema := func(v any) *huma.Schema { return registry.Schema(reflect.TypeOf(v), true, "") }
@@ -105,15 +104,15 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 		if rt.status == http.StatusOK {
 			success.Content = content(&huma.Schema{OneOf: []*huma.Schema{schema(rt.answer), tried}})
 		} else {
-			responses["200"] = &huma.Response{Description: "Of a dry run", Content: content(tried)}
+			responses["200"] = &huma.Response{Description: "Result of a dry run", Content: content(tried)}
 			if rt.done != nil {
-				responses["200"] = &huma.Response{Description: "Done at once, or of a dry run",
+				responses["200"] = &huma.Response{Description: "Completed immediately, or result of a dry run",
 					Content: content(&huma.Schema{OneOf: []*huma.Schema{schema(rt.done), tried}})}
 			}
 		}
 	}
 	if rt.name == "getAccount" {
-		responses["304"] = &huma.Response{Description: "Not modified since the ETag given"}
+		responses["304"] = &huma.Response{Description: "Not modified: the account still has the given ETag"}
 	}
 	codes := slices.Concat(rt.codes, always)
 	if rt.example != "" {
@@ -134,7 +133,7 @@ func (s *server) responses(rt route) map[string]*huma.Response {
 	return responses
 }
 
-// command reports whether the route changes something under Command.
+// command reports whether the route is a command, which accepts Command's parameters.
 func (rt route) command() bool {
 	return !rt.job && (rt.scope == scopeAccountsWrite || rt.scope == scopeWebhooksWrite || rt.scope == scopeKeysWrite || rt.scope == scopeConfigWrite && rt.name != "rebuildProjection")
 }
@@ -147,22 +146,22 @@ func answerHeaders(rt route) map[string]*huma.Param {
 	if rt.name == "rebuildProjection" || rt.job && rt.raw == nil {
 		return headers
 	}
-	add("Ledger-Position", "integer", "Of a write: where it is in the log. Of a read: up to where the answer knows the log.")
-	add("Ledger-Lag", "integer", "How many events of the log the read model has not applied.")
+	add("Ledger-Position", "integer", "The log position of the write; for a read, the log position that the response reflects.")
+	add("Ledger-Lag", "integer", "Number of events in the log that the read model has not applied yet.")
 	if _, account := rt.answer.(domain.Account); account || rt.command() {
-		add("ETag", "string", "The revision, for If-Match.")
+		add("ETag", "string", "The object's revision, for If-Match.")
 	}
 	if rt.status == http.StatusCreated {
-		add("Location", "string", "Where the new object is.")
+		add("Location", "string", "Path of the new object.")
 	}
 	if rt.paged {
-		add("Link", "string", "The next page, rel=\"next\".")
+		add("Link", "string", "Link to the next page, with rel=\"next\".")
 	}
 	return headers
 }
 
 // finish completes the description of a route that huma has registered, and
-// lists the parameters that its query may have.
+// adds the names of its query parameters to known.
 func (s *server) finish(rt route, known map[string]bool) {
 	document := s.api.OpenAPI()
 	item := document.Paths[rt.path]
@@ -193,13 +192,13 @@ func (s *server) finish(rt route, known map[string]bool) {
 	}
 }
 
-// describe renders the finished document.
+// describe returns the complete OpenAPI document.
 func (s *server) describe() []byte {
 	document := s.api.OpenAPI()
 	schemas := document.Components.Schemas.Map()
-	delete(schemas, "ErrorModel") // huma's own, which transform replaces
+	delete(schemas, "ErrorModel") // huma's own errors, which transform replaces
 	delete(schemas, "ErrorDetail")
-	schemas["NewIdentity"].Required = []string{"provider"} // a profile states what it states
+	schemas["NewIdentity"].Required = []string{"provider"} // all members of a profile are optional
 	types := make([]domain.DataType, len(domain.DataTypes))
 	for i, t := range domain.DataTypes {
 		types[i] = t.Type
@@ -208,7 +207,7 @@ func (s *server) describe() []byte {
 	schemas["Account"].Properties["userStatus"].Enum = enum(domain.Statuses)
 	schemas["UserID"].Properties["type"].Enum = enum(kinds[1:slices.Index(kinds, kindSub)])
 	s.describeWebhooks()
-	describeSchemas(schemas)
+	forbidNullArrays(schemas)
 	text, err := document.MarshalJSON()
 	if err != nil {
 		panic("httpapi: the OpenAPI document does not marshal: " + err.Error())
@@ -216,16 +215,13 @@ func (s *server) describe() []byte {
 	return indented(text)
 }
 
-// describeSchemas gives schemas what reflection cannot know of them.
-func describeSchemas(schemas map[string]*huma.Schema) {
-	for name, schema := range schemas {
-		texts := memberTexts[cmp.Or(textsOf[name], name)]
-		for member, p := range schema.Properties {
-			if p.Description == "" {
-				p.Description = texts[member]
-			}
+// forbidNullArrays marks arrays as not nullable: huma assumes that a nil slice
+// becomes null, but the API writes an empty array.
+func forbidNullArrays(schemas map[string]*huma.Schema) {
+	for _, schema := range schemas {
+		for _, p := range schema.Properties {
 			if p.Type == huma.TypeArray {
-				p.Nullable = false // ours are empty, never null
+				p.Nullable = false
 			}
 		}
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestOpenAPI holds the served document to the committed one, so that a
-// change of the API is seen in review. Rewrite it with -update.
+// TestOpenAPI compares the served document with the committed one, so that
+// reviews show changes of the API. -update rewrites the committed document.
 func TestOpenAPI(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -23,7 +23,7 @@ func TestOpenAPI(t *testing.T) {
 	want, err := os.ReadFile("openapi.json")
 	check(t, err)
 	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("the API differs from openapi.json; run go test -update if that is meant (-committed +served):\n%s", diff)
+		t.Errorf("the API differs from openapi.json; if the change is intended, run go test -update (-committed +served):\n%s", diff)
 	}
 	document, err := openapi3.NewLoader().LoadFromData(got)
 	check(t, err)

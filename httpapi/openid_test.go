@@ -16,9 +16,9 @@ import (
 	"github.com/zitadel/oidc/v3/pkg/op"
 )
 
-// deployment is how an OpenID provider is set up for a ledger: services get
-// JWTs for the audience ledger, with the scopes they asked for. Everything
-// else is the library's.
+// deployment configures an OpenID provider for a ledger: services get JWTs for
+// the audience ledger with the scopes they requested. Everything else is the
+// library's default.
 type deployment struct{ *storage.Storage }
 
 // Client credentials that the library's storage knows.
@@ -41,23 +41,23 @@ func (d deployment) GetPrivateClaimsFromScopes(_ context.Context, _, _ string, s
 	return map[string]any{"scope": strings.Join(scopes, " ")}, nil
 }
 
-// newOpenIDProvider serves a provider. Again starts it anew, with other keys.
-func newOpenIDProvider(t *testing.T) (issuer string, again func()) {
+// newOpenIDProvider serves an OpenID provider. rotate restarts it with new keys.
+func newOpenIDProvider(t *testing.T) (issuer string, rotate func()) {
 	t.Helper()
 	var current atomic.Pointer[op.Provider]
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { current.Load().ServeHTTP(w, r) }))
 	t.Cleanup(server.Close)
-	again = func() {
+	rotate = func() {
 		store := deployment{storage.NewStorage(storage.NewUserStore(server.URL))}
 		p, err := op.NewProvider(&op.Config{CryptoKeyId: "k", AuthMethodPost: true}, store, op.StaticIssuer(server.URL), op.WithAllowInsecure())
 		check(t, err)
 		current.Store(p)
 	}
-	again()
-	return server.URL, again
+	rotate()
+	return server.URL, rotate
 }
 
-// serviceToken gets a token as a service does: from where the discovery document says.
+// serviceToken gets a token like a service, from the endpoint in the discovery document.
 func serviceToken(t *testing.T, issuer, scopes string) string {
 	t.Helper()
 	get := func(method, address string, form url.Values, into any) {
@@ -79,12 +79,12 @@ func serviceToken(t *testing.T, issuer, scopes string) string {
 	return answered["access_token"].(string)
 }
 
-// TestOpenIDProvider lets tokens in that a certified provider's library has
-// made, and goes on when the provider changes its keys.
+// TestOpenIDProvider accepts tokens issued by a certified provider's library,
+// also after the provider changes its keys.
 func TestOpenIDProvider(t *testing.T) {
 	t.Parallel()
-	issuer, again := newOpenIDProvider(t)
-	var passed atomic.Int64 // more than really did
+	issuer, rotate := newOpenIDProvider(t)
+	var passed atomic.Int64 // nanoseconds that the clock is ahead
 	trust := func(audience string) func(*Config) {
 		return func(c *Config) {
 			c.Now = func() time.Time { return time.Now().Add(time.Duration(passed.Load())) }
@@ -96,7 +96,7 @@ func TestOpenIDProvider(t *testing.T) {
 	created := l.want(t, 201, "POST", "/v1/accounts", account("ada@example.com"), bearer(first))
 	history := l.want(t, 200, "GET", created.header.Get("Location")+"/events", "", bearer(first))
 	if history.text(t, "events.0.actor.kind") != "oauth2" || history.text(t, "events.0.actor.client") != serviceID {
-		t.Errorf("the log says %s", history.body)
+		t.Errorf("history: %s", history.body)
 	}
 	l.refused(t, codeForbidden, "GET", created.header.Get("Location"), "", bearer(first))
 	l.want(t, 200, "GET", created.header.Get("Location"), "", bearer(serviceToken(t, issuer, "accounts:read")))
@@ -104,7 +104,7 @@ func TestOpenIDProvider(t *testing.T) {
 	other := start(t, trust("another ledger"))
 	other.refused(t, codeUnauthorized, "GET", "/v1/projections", "", bearer(first))
 
-	again()
+	rotate()
 	passed.Add(int64(issuerEvery))
 	l.want(t, 200, "GET", "/v1/projections", "", bearer(serviceToken(t, issuer, "audit:read")))
 }

@@ -14,21 +14,20 @@ import (
 	"accountledger/domain"
 )
 
-// The pages for people: they work without a network and without JavaScript
-// from elsewhere.
+// The HTML pages. They load nothing from other servers.
 //
 //go:embed pages
 var pageFiles embed.FS
 
-// pages are the resources outside /v1, which need no key.
+// pages returns the resources outside /v1. Only /metrics needs a key.
 func (s *server) pages() map[string]http.Handler {
 	problems := template.Must(template.ParseFS(pageFiles, "pages/problems.html"))
 	return map[string]http.Handler{
 		"/healthz":        http.HandlerFunc(s.healthz),
 		"/readyz":         http.HandlerFunc(s.readyz),
 		"/metrics":        http.HandlerFunc(s.metrics),
-		"/openapi.json":   static("application/json", s.described),
-		"/asyncapi.json":  static("application/json", s.told),
+		"/openapi.json":   static("application/json", s.openAPIDocument),
+		"/asyncapi.json":  static("application/json", s.asyncAPIDocument),
 		"/docs":           staticFile("text/html; charset=utf-8", "docs.html"),
 		"/docs/docs.js":   staticFile("text/javascript; charset=utf-8", "docs.js"),
 		"/docs/style.css": staticFile("text/css; charset=utf-8", "style.css"),
@@ -42,7 +41,7 @@ func (s *server) pages() map[string]http.Handler {
 		"/problems/:code": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			code := domain.Code(path.Base(r.URL.Path))
 			if _, ok := problemKinds[code]; !ok {
-				writeProblem(w, newProblem(codeNotFound, "There is no problem of this name.").of(callOf(r.Context())))
+				writeProblem(w, newProblem(codeNotFound, "There is no problem with this code.").of(callOf(r.Context())))
 				return
 			}
 			if wantsJSON(r) {
@@ -54,8 +53,8 @@ func (s *server) pages() map[string]http.Handler {
 	}
 }
 
-// keyless answers who needs no key, so many times an address. Whoever watches
-// over the server is not held up, and the metrics need a key.
+// keyless applies the per-address rate limit to a page that needs no key. It
+// exempts the health checks, and the metrics, which need a key.
 func (s *server) keyless(path string, next http.Handler) http.Handler {
 	if path == "/healthz" || path == "/readyz" || path == "/metrics" {
 		return next
@@ -69,7 +68,7 @@ func (s *server) keyless(path string, next http.Handler) http.Handler {
 	})
 }
 
-// contentPolicy lets a page load what this server serves and nothing else.
+// contentPolicy allows a page to load only from this server.
 const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 func static(contentType string, body []byte) http.Handler {
@@ -84,12 +83,12 @@ func static(contentType string, body []byte) http.Handler {
 func staticFile(contentType, name string) http.Handler {
 	body, err := pageFiles.ReadFile("pages/" + name)
 	if err != nil {
-		panic("httpapi: " + err.Error()) // it is embedded
+		panic("httpapi: " + err.Error()) // the files are embedded
 	}
 	return static(contentType, body)
 }
 
-// problemEntry is a problem as its page explains it.
+// problemEntry is a problem as its page documents it.
 type problemEntry struct {
 	Type    string      `json:"type"`
 	Code    domain.Code `json:"code"`
@@ -109,8 +108,8 @@ func entryOf(code domain.Code) problemEntry {
 	return problemEntry{problemAddress(code), code, k.status, k.title, k.meaning, k.remedy}
 }
 
-// wantsJSON reports whether the pages that explain problems are read by a
-// program: browsers ask for HTML.
+// wantsJSON reports whether the client wants the problem pages as JSON:
+// browsers request HTML.
 func wantsJSON(r *http.Request) bool {
 	accept := r.Header.Get("Accept")
 	return strings.Contains(accept, "json") && !strings.Contains(accept, "text/html")
@@ -119,7 +118,7 @@ func wantsJSON(r *http.Request) bool {
 func problemJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-cache")
-	json.MarshalWrite(w, v) // an error is the reader's connection's
+	json.MarshalWrite(w, v) // an error means that the connection failed
 }
 
 func problemList() []problemEntry {
@@ -134,5 +133,5 @@ func problemPage(w http.ResponseWriter, t *template.Template, list []problemEntr
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
 	w.Header().Set("Content-Security-Policy", contentPolicy)
-	t.Execute(w, list) // an error is the reader's connection's
+	t.Execute(w, list) // an error means that the connection failed
 }

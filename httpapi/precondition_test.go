@@ -10,22 +10,21 @@ import (
 	"accountledger/domain"
 )
 
-// unconditional are the operations besides changesNothing that append events
-// and take no If-Match, and why.
+// unconditional has the operations that append events but do not accept
+// If-Match, with the reason.
 var unconditional = map[string]string{
-	"recordLogin": "records what has happened, whatever the account has become since it was read",
+	"recordLogin": "records a fact, which does not depend on the account's revision",
 }
 
-// TestEveryWriteTakesIfMatch holds that every write refuses an ETag that the
-// object is not at, and appends nothing then; what has none is in a table with
-// the reason.
+// TestEveryWriteTakesIfMatch checks that every write refuses a stale ETag and
+// then appends nothing. The exceptions are listed with their reason.
 func TestEveryWriteTakesIfMatch(t *testing.T) {
 	t.Parallel()
 	l := start(t)
 	names := map[string]string{"<ada>": l.create(t, "ada@example.com"), "<bob>": l.create(t, "bob@example.com")}
 	document := description(t)
 	tried := map[string]bool{}
-	for _, w := range writes {
+	for _, w := range writes(document) {
 		op := operationAt(document, w.method, w.path)
 		if op == nil {
 			t.Fatalf("the API has no %s %s", w.method, w.path)
@@ -59,9 +58,9 @@ func TestEveryWriteTakesIfMatch(t *testing.T) {
 			switch {
 			case method == http.MethodGet:
 			case takes == excused:
-				t.Errorf("%s %s: takes If-Match: %t; is said not to: %t", method, path, takes, excused)
+				t.Errorf("%s %s: accepts If-Match: %t; listed as an exception: %t", method, path, takes, excused)
 			case takes && !tried[op.OperationID]:
-				t.Errorf("no stale ETag is tried on %s %s (%s)", method, path, op.OperationID)
+				t.Errorf("writes has no request for %s %s (%s)", method, path, op.OperationID)
 			}
 		}
 	}

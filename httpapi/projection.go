@@ -6,46 +6,62 @@ import (
 	"sync"
 	"time"
 
+	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/projections"
 )
 
+func (s *server) projectionRoutes() {
+	handle(s, route{
+		method: "GET", path: "/v1/projections", name: "listProjections", scope: scopeAuditRead, status: 200, answer: projectionList{},
+		summary: "List the projections",
+		text:    "Returns each projection's position in the log and the progress of its last rebuild.",
+		codes:   onQuery,
+	}, s.listProjections)
+	handle(s, route{
+		method: "POST", path: "/v1/projections/{name}/rebuild", name: "rebuildProjection", scope: scopeConfigWrite, status: 202, answer: rebuildState{},
+		summary: "Rebuild a projection",
+		text:    "Rebuilds the projection from the log. The live projection answers queries until the new one replaces it. GET /v1/projections shows the progress.",
+		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
+	}, s.rebuildProjection)
+}
+
 // projectionList is all projections.
 type projectionList struct {
-	Projections []projectionState `json:"projections"`
+	Projections []projectionState `json:"projections" doc:"All projections."`
 }
 
-// projectionState is where a projection stands against the log.
+// projectionState says how far a projection has followed the log.
 type projectionState struct {
-	Name     string              `json:"name"`
-	Position eventstore.Position `json:"position"`
-	Head     eventstore.Position `json:"head"`
-	Lag      int64               `json:"lag"`
-	State    string              `json:"state"`
-	Rebuild  *rebuildState       `json:"rebuild,omitzero"`
-	Parked   []parked            `json:"parked"`
+	Name     string              `json:"name" doc:"The projection's name."`
+	Position eventstore.Position `json:"position" doc:"Log position of the last event the projection has applied."`
+	Head     eventstore.Position `json:"head" doc:"Log position of the last event in the log."`
+	Lag      int64               `json:"lag" doc:"Number of events the projection has not applied yet."`
+	State    string              `json:"state" doc:"live, or rebuilding next to the live one."`
+	Rebuild  *rebuildState       `json:"rebuild,omitzero" doc:"The last rebuild requested since the server started."`
+	Parked   []parked            `json:"parked" doc:"Streams that are parked because one of their events could not be applied."`
 }
 
-// rebuildState is how far the last rebuild since the start is.
+// rebuildState is the progress of the last rebuild since the server started.
 type rebuildState struct {
-	State       string    `json:"state" enum:"running,done,failed"`
-	StartedTime time.Time `json:"startedTime"`
-	EndedTime   time.Time `json:"endedTime,omitzero"`
-	Done        int64     `json:"done"`
-	Total       int64     `json:"total"`
+	State       string    `json:"state" enum:"running,done,failed" doc:"running, done or failed."`
+	StartedTime time.Time `json:"startedTime" doc:"When the rebuild was requested."`
+	EndedTime   time.Time `json:"endedTime,omitzero" doc:"When the rebuild ended."`
+	Done        int64     `json:"done" doc:"Number of events applied."`
+	Total       int64     `json:"total" doc:"Number of events to apply."`
 }
 
-// parked is a stream whose events wait because one could not be applied.
+// parked is a stream that waits because one of its events could not be applied.
 type parked struct {
-	Stream   string              `json:"stream"`
-	Revision eventstore.Revision `json:"revision"`
-	Position eventstore.Position `json:"position"`
-	Error    string              `json:"error"`
-	Since    time.Time           `json:"since"`
-	Attempts int64               `json:"attempts"`
+	Stream   string              `json:"stream" doc:"The parked stream."`
+	Revision eventstore.Revision `json:"revision" doc:"Revision of the stream's first event that is not applied."`
+	Position eventstore.Position `json:"position" doc:"Log position of that event."`
+	Error    string              `json:"error" doc:"Why the event could not be applied."`
+	Since    time.Time           `json:"since" doc:"When the stream was parked."`
+	Attempts int64               `json:"attempts" doc:"Number of attempts to apply the event."`
 }
 
-// rebuilds remembers the rebuilds this process was asked for.
+// rebuilds holds the last rebuild of each projection since the server started.
 type rebuilds struct {
 	mu   sync.Mutex
 	last map[string]*rebuildState // by projection
@@ -57,7 +73,7 @@ const (
 	rebuildFailed  = "failed"
 )
 
-// start registers a rebuild unless one of the same projection is running.
+// start registers a rebuild unless one of the same projection is still running.
 func (r *rebuilds) start(name string, now time.Time) (rebuildState, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -74,7 +90,7 @@ func (r *rebuilds) change(name string, f func(*rebuildState)) {
 	f(r.last[name])
 }
 
-// state is a copy of where the last rebuild is, nil if there was none.
+// state returns a copy of the last rebuild's state, nil if there was none.
 func (r *rebuilds) state(name string) *rebuildState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -121,13 +137,13 @@ func (s *server) rebuildProjection(ctx context.Context, c *call, in *rebuildProj
 		return nil, newProblem(codeProjectionNotFound, "There is no such projection.")
 	}
 	if s.Background == nil {
-		return nil, newProblem(codeUnavailable, "This server does no work in the background.")
+		return nil, newProblem(codeUnavailable, "This server is not configured to run background work.")
 	}
 	state, ok := s.rebuilds.start(in.Name, s.Now().UTC())
 	if !ok {
-		return nil, newProblem(codeRebuildRunning, "The projection is being rebuilt already.")
+		return nil, newProblem(codeRebuildRunning, "The projection is already being rebuilt.")
 	}
-	s.Logger.InfoContext(ctx, "rebuild asked for", "projection", in.Name, "actor", c.actor.ID, "request", c.id)
+	s.Logger.InfoContext(ctx, "rebuild requested", "projection", in.Name, "actor", c.actor.ID, "request", c.id)
 	s.Background(func(ctx context.Context) { s.rebuild(ctx, in.Name, c.id) })
 	return (&answer{}).rendered(state)
 }

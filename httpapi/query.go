@@ -12,14 +12,14 @@ import (
 	"accountledger/projections"
 )
 
-// Query is what every query may be sent with.
+// Query holds the parameters that every query accepts.
 type Query struct {
-	MinPosition int64 `query:"min_position" minimum:"0" doc:"Answer from a state that includes this position of the log: the Ledger-Position of an earlier answer."`
-	Wait        int   `query:"wait" minimum:"0" maximum:"30" default:"5" doc:"Seconds to wait for min_position, then 503."`
+	MinPosition int64 `query:"min_position" minimum:"0" doc:"Answer only from a state that includes this log position, such as the Ledger-Position of an earlier response."`
+	Wait        int   `query:"wait" minimum:"0" maximum:"30" default:"5" doc:"Seconds to wait for min_position before the request fails with 503."`
 }
 
-// fresh waits until the account view has applied what q asks for and begins
-// the answer that says how far it is.
+// fresh waits until the account view has reached q.MinPosition and starts the
+// answer with the view's position and lag.
 func (s *server) fresh(ctx context.Context, q Query) (*answer, error) {
 	accounts := s.Views.Accounts()
 	p := accounts.Position()
@@ -47,14 +47,14 @@ func (s *server) notFresh(p eventstore.Position) error {
 	return refusal
 }
 
-// rendered gives a the body v.
+// rendered sets a's body to v as JSON.
 func (a *answer) rendered(v any) (*answer, error) {
 	var err error
 	a.Body, err = json.Marshal(v, json.Deterministic(true))
 	return a, err
 }
 
-// next points a at the page after this one, RFC 8288.
+// next sets a's Link header (RFC 8288) to the page after cursor.
 func (a *answer) next(c *call, cursor string) {
 	query := c.r.URL.Query()
 	query.Set("after", cursor)

@@ -14,39 +14,39 @@ func (s *server) roleRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/roles", name: "listRoles", scope: scopeConfigRead, status: 200, answer: roles{},
 		summary: "List the roles",
-		text:    "In the order of their ids, those of the system among them.",
+		text:    "Returns all roles, including the built-in ones, sorted by id.",
 		codes:   onQuery,
 	}, s.listRoles)
 	handle(s, route{
 		method: "GET", path: "/v1/roles/{role}", name: "getRole", scope: scopeConfigRead, status: 200, answer: domain.Role{},
 		summary: "Get a role",
-		text:    "What a member of a group may be there.",
+		text:    "Returns a role that members of groups can have.",
 		codes:   codes(onRole, onQuery),
 	}, s.getRole)
 	handle(s, route{
 		method: "PUT", path: "/v1/roles/{role}", name: "putRole", scope: scopeConfigWrite, status: 200, answer: domain.Role{},
 		summary: "Define or change a role",
-		text:    "Of a role of the system, the name and description may be changed.",
+		text:    "Creates the role, or replaces its name and description. This also works for built-in roles.",
 		example: `{"name":"Auditor","description":"Reads everything."}`,
 		codes:   onCommand,
 	}, s.putRole)
 	handle(s, route{
 		method: "DELETE", path: "/v1/roles/{role}", name: "deleteRole", scope: scopeConfigWrite, status: 204,
 		summary: "Delete a role",
-		text:    "Refused while somebody has it, and for the roles of the system.",
+		text:    "Deletes the role. Refused while an account has it, and for built-in roles.",
 		codes:   codes(onRole, onCommand, []domain.Code{domain.CodeInUse, domain.CodeSystemManaged}),
 	}, s.deleteRole)
 }
 
-// RoleID is the role a request is about.
+// RoleID identifies the role a request is about.
 type RoleID struct {
 	Role string `path:"role" doc:"The role's id." example:"CUSTOMER"`
 }
 
 // roles is the list of all roles.
 type roles struct {
-	Roles []domain.Role `json:"roles"`
-	Next  *string       `json:"next"` // always null: they fit on one page
+	Roles []domain.Role `json:"roles" doc:"All roles, sorted by id."`
+	Next  *string       `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listRolesInput struct{ Query }
@@ -89,8 +89,8 @@ type putRoleInput struct {
 
 // newRole is the body of PUT /v1/roles/{role}.
 type newRole struct {
-	Name        string `json:"name,omitzero" maxLength:"255"`
-	Description string `json:"description,omitzero" maxLength:"2048"`
+	Name        string `json:"name,omitzero" maxLength:"255" doc:"Display name."`
+	Description string `json:"description,omitzero" maxLength:"2048" doc:"What the role is for."`
 }
 
 func (s *server) putRole(ctx context.Context, c *call, in *putRoleInput) (*answer, error) {
@@ -107,8 +107,8 @@ type deleteRoleInput struct {
 }
 
 func (s *server) deleteRole(ctx context.Context, c *call, in *deleteRoleInput) (*answer, error) {
-	return s.configure(ctx, c, in.Command, domain.DeleteRole{Role: in.Role}, gone)
+	return s.configure(ctx, c, in.Command, domain.DeleteRole{Role: in.Role}, deleted)
 }
 
-// gone shows what a deletion leaves: nothing.
-func gone(*domain.Config) (any, eventstore.Revision) { return nil, 0 }
+// deleted shows a deleted object: nothing.
+func deleted(*domain.Config) (any, eventstore.Revision) { return nil, 0 }

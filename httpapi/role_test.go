@@ -6,8 +6,8 @@ import (
 	"accountledger/domain"
 )
 
-// TestRoles holds what is true of every object of the configuration, by the
-// example of the simplest.
+// TestRoles tests the behaviour that all configuration objects share, with the
+// simplest of them.
 func TestRoles(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
@@ -15,7 +15,7 @@ func TestRoles(t *testing.T) {
 	t.Cleanup(func() { l.close() })
 
 	if r := l.want(t, 200, "GET", "/v1/roles", ""); r.text(t, "roles.0.role") != "ADMIN" || r.text(t, "roles.2.role") != "USER" {
-		t.Errorf("roles from the start: %s", r.body)
+		t.Errorf("built-in roles: %s", r.body)
 	}
 	const auditor = `{"name":"Auditor","description":"Reads everything."}`
 	r := l.want(t, 200, "PUT", "/v1/roles/AUDITOR?dry_run=true", auditor)
@@ -32,7 +32,7 @@ func TestRoles(t *testing.T) {
 	l.refused(t, domain.CodeStaleRevision, "PUT", "/v1/roles/AUDITOR", auditor, `If-Match: "0"`)
 	l.refused(t, domain.CodeInvalidRequest, "PUT", "/v1/roles/-odd", auditor)
 
-	// The first outcome is answered again, also after a restart.
+	// A repeated request returns the first outcome, also after a restart.
 	for range 2 {
 		again := l.want(t, 200, "PUT", "/v1/roles/AUDITOR", auditor, "Idempotency-Key: k1")
 		if string(again.body) != string(first.body) {

@@ -12,35 +12,36 @@ import (
 	"accountledger/domain"
 )
 
-// route is one thing the API can do: how it is reached, who may, and what its
-// description says.
+// route is one operation of the API: its method and path, the scope it needs,
+// and its description.
 type route struct {
 	method, path string
 	name         string // operationId
 	scope        scope
 	status       int    // of success
-	answer       any    // a value of the type that is answered; nil for an empty body
-	done         any    // what is answered with 200 instead, where what the status promises is done at once
+	answer       any    // a value of the response's type; nil for an empty body
+	done         any    // a value of the response's type for 200: the work that status announces is already done
 	summary      string // a phrase
 	text         string // sentences
-	example      string // of the body
+	example      string // request body
 	codes        []domain.Code
-	paged        bool // answers with a Link to the next page
+	paged        bool // the response has a Link to the next page
 
-	// stream answers instead where server-sent events are asked for.
+	// stream answers instead of the handler if the client accepts server-sent events.
 	stream func(context.Context, *call) error
 
-	// raw answers instead always: it reads and writes more than fits into
-	// memory, in types that media names. Its error is before any answer.
+	// raw always answers instead of the handler: it reads or writes bodies that
+	// do not fit into memory, of the types in media. It returns an error only
+	// before it has begun to answer.
 	raw   func(context.Context, *call) error
 	media []string
-	takes []string // media types of the body it reads
-	job   bool     // changes a job, or sends something, and is no command of the ledger
+	takes []string // media types of its request body
+	job   bool     // changes a job or sends a request, and is not a command of the ledger
 
-	body reflect.Type // of JSON[B], B; set by handle
+	body reflect.Type // B of JSON[B]; set by handle
 }
 
-// What the routes on one kind of object may refuse for, besides what each adds.
+// Problem codes shared by routes of one kind. Each route adds its own.
 var (
 	onAccount = []domain.Code{domain.CodeAccountNotFound, domain.CodeAccountErased}
 	onCommand = []domain.Code{domain.CodeInvalidRequest, domain.CodeStaleRevision, domain.CodeConcurrentChange,
@@ -51,96 +52,16 @@ var (
 
 func codes(lists ...[]domain.Code) []domain.Code { return slices.Concat(lists...) }
 
-// routes is the list of all resources under /v1.
+// routes registers all resources under /v1, one group of routes per file.
 func (s *server) routes() {
-	handle(s, route{
-		method: "POST", path: "/v1/accounts", name: "createAccount", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
-		summary: "Create or register an account",
-		text:    "Opens an account with its identities. Under an Idempotency-Key the account's sub follows from caller and key, so that a repeated creation meets its own account.",
-		example: `{"origin":"registered","identities":[{"provider":"self","given_name":"Ada","family_name":"Lovelace","email":"ada@example.com"}],"customFields":{"employee_id":"12345"}}`,
-		codes:   codes(onCommand, []domain.Code{domain.CodeAccountExists, domain.CodeAccountErased, domain.CodeIdentifierTaken, domain.CodeStatusSystemManaged}),
-	}, s.createAccount)
-	handle(s, route{
-		method: "GET", path: "/v1/accounts/{sub}", name: "getAccount", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
-		summary: "Get an account",
-		text:    "As it is now, or as it was at a revision.",
-		codes:   codes(onAccount, onQuery, []domain.Code{codeRevisionNotFound}),
-	}, s.getAccount)
-	handle(s, route{
-		method: "PATCH", path: "/v1/accounts/{sub}", name: "patchAccount", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Change the profile of one identity",
-		text:    "The member identity is an RFC 7396 merge patch of the identity's profile. Its identityId may be left out where the account has one identity. A changed e-mail address or mobile number is no longer verified unless the patch says so.",
-		example: `{"identity":{"family_name":"King"}}`,
-		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
-	}, s.patchAccount)
-	handle(s, route{
-		method: "PUT", path: "/v1/accounts/{sub}/status", name: "setStatus", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Set the status",
-		text:    "PENDING, VERIFIED or DECLINED. Setting the present status changes nothing and succeeds.",
-		example: `{"userStatus":"DECLINED","reason":"chargeback"}`,
-		codes:   codes(onChange, []domain.Code{domain.CodeStatusSystemManaged, domain.CodeInvalidStatusTransition}),
-	}, s.setStatus)
-	handle(s, route{
-		method: "PATCH", path: "/v1/accounts/{sub}/custom-fields", name: "patchCustomFields", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Set and unset custom fields",
-		text:    "Sets the fields given and leaves the others; null unsets. Values of fields that are defined are held to their definition; other keys take any JSON.",
-		example: `{"employee_id":null,"tier":"gold"}`,
-		codes:   onChange,
-	}, s.patchCustomFields)
-	handle(s, route{
-		method: "POST", path: "/v1/accounts/{sub}/identities", name: "linkIdentity", scope: scopeAccountsWrite, status: 201, answer: domain.Account{},
-		summary: "Link an identity",
-		text:    "Adds a way to sign in. Linking what is linked already changes nothing.",
-		example: `{"provider":"google","providerUserId":"1095","email":"ada@gmail.com","email_verified":true}`,
-		codes:   codes(onChange, []domain.Code{domain.CodeIdentityConflict}),
-	}, s.linkIdentity)
-	handle(s, route{
-		method: "PATCH", path: "/v1/accounts/{sub}/identities/{identityId}", name: "patchIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Change the profile of an identity",
-		text:    "An RFC 7396 merge patch of the identity's profile; null removes.",
-		example: `{"family_name":"King","middle_name":null}`,
-		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierTaken, domain.CodeIdentifierRequired}),
-	}, s.patchIdentity)
-	handle(s, route{
-		method: "DELETE", path: "/v1/accounts/{sub}/identities/{identityId}", name: "unlinkIdentity", scope: scopeAccountsWrite, status: 200, answer: domain.Account{},
-		summary: "Unlink an identity",
-		text:    "Refused if the account would be left without an identifier.",
-		codes:   codes(onChange, []domain.Code{domain.CodeIdentityNotFound, domain.CodeIdentifierRequired}),
-	}, s.unlinkIdentity)
-	handle(s, route{
-		method: "GET", path: "/v1/accounts/{sub}/events", name: "getHistory", scope: scopeAuditRead, status: 200, answer: history{}, paged: true,
-		summary: "Get the history of an account",
-		text:    "Every event of the account, oldest first, read from the log itself. The history of an erased account stays, without its personal data.",
-		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
-	}, s.getHistory)
-	handle(s, route{
-		method: "POST", path: "/v1/lookup", name: "lookup", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
-		summary: "Look an account up by an identifier",
-		text:    "In a body, so that the identifier stays out of access logs. Without a type the identifier is tried as e-mail address, mobile number and username.",
-		example: `{"identifier":"ada@example.com","type":"email"}`,
-		codes:   codes(onAccount, onQuery),
-	}, s.lookup)
-
-	handle(s, route{
-		method: "GET", path: "/v1/events", name: "getEvents", scope: scopeEventsRead, status: 200, answer: feed{}, paged: true,
-		summary: "Read the event feed",
-		text:    "Public events in the order of the log. next is always a cursor: keep it, and ask with it again for what came since. A page may be short or empty although more follows, where a filter skipped much; more says so. Who accepts text/event-stream gets server-sent events instead, without limit, wait and min_position: each frame's id is a cursor, to be sent as Last-Event-ID by who comes back; frames named checkpoint tell the place where no event does, at least every 15 seconds.",
-		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
-		stream:  s.streamEvents,
-	}, s.getEvents)
-
-	handle(s, route{
-		method: "GET", path: "/v1/projections", name: "listProjections", scope: scopeAuditRead, status: 200, answer: projectionList{},
-		summary: "List the projections",
-		text:    "Where each stands against the log, and how far a rebuild is.",
-		codes:   onQuery,
-	}, s.listProjections)
-	handle(s, route{
-		method: "POST", path: "/v1/projections/{name}/rebuild", name: "rebuildProjection", scope: scopeConfigWrite, status: 202, answer: rebuildState{},
-		summary: "Rebuild a projection",
-		text:    "From the log, beside the live one, which goes on answering until they are switched. GET /v1/projections shows the progress.",
-		codes:   []domain.Code{codeProjectionNotFound, codeRebuildRunning},
-	}, s.rebuildProjection)
+	s.accountRoutes()
+	s.identityRoutes()
+	s.statusRoutes()
+	s.customFieldRoutes()
+	s.historyRoutes()
+	s.lookupRoutes()
+	s.feedRoutes()
+	s.projectionRoutes()
 	s.webhookRoutes()
 	s.disclosureRoutes()
 	s.deletionRoutes()
@@ -158,7 +79,7 @@ func (s *server) routes() {
 	s.apiKeyRoutes()
 }
 
-// answer is what a handler answers. Bodies are bytes already: an account goes
+// answer is a handler's response. Bodies are already encoded: an account goes
 // from the view to the socket without being decoded.
 type answer struct {
 	Status         int
@@ -171,8 +92,8 @@ type answer struct {
 	Body           []byte
 }
 
-// handle adds a route whose handler takes an I. The handler gets a decoded
-// body and an admitted caller; what it returns as an error becomes a problem.
+// handle registers a route whose handler takes an I. The handler is called with
+// a decoded body and an admitted caller; an error it returns becomes a problem.
 func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*answer, error)) {
 	if b, ok := any(new(I)).(body); ok {
 		rt.body = b.bodyType()
@@ -186,7 +107,7 @@ func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*ans
 		if rt.stream != nil && wantsStream(hc.Header("Accept")) {
 			answers = rt.stream
 		}
-		// What reads or writes without an end would be a trace without one.
+		// A stream may never end, and neither would its trace.
 		if err == nil && answers == nil && s.Trace != nil {
 			hc = huma.WithContext(hc, s.trace(hc.Context(), c))
 		}
@@ -230,16 +151,16 @@ func handle[I any](s *server, rt route, h func(context.Context, *call, *I) (*ans
 	s.finish(rt, known)
 }
 
-// trace begins to trace the request, now that it is known whose it is: who is
-// not let in makes no traces and joins none.
+// trace starts the request's trace. It is called once the caller is admitted:
+// other clients can neither start a trace nor join one.
 func (s *server) trace(ctx context.Context, c *call) context.Context {
 	ctx, c.traceparent, c.traced = s.Trace(ctx, Admitted{Method: knownMethod(c.r.Method, "other"), Route: c.route, Request: c.id, Time: c.start,
 		Traceparent: c.r.Header.Get("traceparent")})
 	return ctx
 }
 
-// parameters refuses a query with a parameter that is not known, or is there
-// twice: one that is ignored would be believed to have had an effect.
+// parameters refuses a query with an unknown or repeated parameter: a caller
+// would assume that an ignored parameter had an effect.
 func parameters(query string, known map[string]bool) error {
 	if query == "" {
 		return nil
@@ -260,7 +181,7 @@ func parameters(query string, known map[string]bool) error {
 			continue
 		}
 		if p == nil {
-			p = newProblem(codeInvalidParameter, "The query has parameters that are unknown or given more than once.")
+			p = newProblem(codeInvalidParameter, "The query contains parameters that are unknown or repeated.")
 		}
 		p.Errors = append(p.Errors, fault{Parameter: printable(name), Detail: detail})
 	}
@@ -271,7 +192,7 @@ func parameters(query string, known map[string]bool) error {
 	return p
 }
 
-// printable is a name as it may be shown: a long or strange one is no name.
+// printable returns name if it can be shown, and "?" if it is long or unusual.
 func printable(name string) string {
 	if len(name) > 64 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
 		return "?"
@@ -279,7 +200,7 @@ func printable(name string) string {
 	return name
 }
 
-// operation is how huma knows a route.
+// operation returns the huma operation of a route.
 func (s *server) operation(rt route) huma.Operation {
 	op := huma.Operation{
 		Method: rt.method, Path: rt.path, OperationID: rt.name, Summary: rt.summary, Description: rt.text,

@@ -22,7 +22,7 @@ func TestSchedules(t *testing.T) {
 	first := l.want(t, 201, "POST", path, body, "Idempotency-Key: k1")
 	again := l.want(t, 201, "POST", path, body, "Idempotency-Key: k1")
 	if string(first.body) != string(again.body) || first.text(t, "status") != "planned" || first.text(t, "origin") != "manual" {
-		t.Errorf("planned %s, again %s", first.body, again.body)
+		t.Errorf("planned %s, repeated %s", first.body, again.body)
 	}
 	id := first.text(t, "scheduleId")
 	if location := first.header.Get("Location"); location != path+"/"+id {

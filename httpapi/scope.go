@@ -33,25 +33,25 @@ type scopeRow struct {
 }
 
 // scopeTable says what each scope allows. The pages and the OpenAPI document
-// are made of it.
+// include it.
 var scopeTable = []scopeRow{
-	{scopeAccountsRead, "get, look up, list and search accounts"},
+	{scopeAccountsRead, "get, look up, list, search and export accounts"},
 	{scopeAccountsWrite, "create, change, merge and delete accounts"},
-	{scopeAccountsAdmin, "with one of these: write read-only custom fields, see and write internal ones"},
-	{scopeAuditRead, "histories; where the projections stand"},
-	{scopeEventsRead, "the event feed"},
-	{scopeWebhooksRead, "webhooks and their deliveries"},
+	{scopeAccountsAdmin, "in addition to the above: change read-only custom fields, see and change internal ones"},
+	{scopeAuditRead, "read account histories and the state of projections"},
+	{scopeEventsRead, "read the event feed"},
+	{scopeWebhooksRead, "read webhooks and their deliveries"},
 	{scopeWebhooksWrite, "register, change and delete webhooks"},
-	{scopeLoginsWrite, "ask whether somebody may log in, and record it"},
-	{scopeConfigRead, "the configuration"},
+	{scopeLoginsWrite, "check whether an account may log in, and record logins"},
+	{scopeConfigRead, "read the configuration"},
 	{scopeConfigWrite, "change the configuration, rebuild projections"},
-	{scopeMetricsRead, "the figures at /metrics"},
-	{scopeKeysRead, "list API keys, never their secrets"},
-	{scopeKeysWrite, "make API keys with scopes of one's own, change and revoke API keys"},
-	{scopeAdmin, "everything, also what later versions add"},
+	{scopeMetricsRead, "read the metrics at /metrics"},
+	{scopeKeysRead, "list API keys, without their secrets"},
+	{scopeKeysWrite, "create API keys with scopes the caller has, change and revoke API keys"},
+	{scopeAdmin, "everything, including what later versions add"},
 }
 
-// Scopes are the names of all scopes.
+// Scopes returns the names of all scopes.
 func Scopes() []string {
 	names := make([]string, len(scopeTable))
 	for i, row := range scopeTable {
@@ -65,7 +65,7 @@ func (s scope) known() bool {
 	return slices.ContainsFunc(scopeTable, func(row scopeRow) bool { return row.scope == s })
 }
 
-// scopeText is the table as text.
+// scopeText returns scopeTable as Markdown.
 func scopeText() string {
 	var b strings.Builder
 	for _, row := range scopeTable {

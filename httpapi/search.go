@@ -24,37 +24,37 @@ func (s *server) searchRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/accounts", name: "listAccounts", scope: scopeAccountsRead, status: 200, answer: accountPage{}, paged: true,
 		summary: "List accounts",
-		text: "By what is nobody's personal data, which does not belong into a URL: search for names and the like by POST. All filters given must hold. Erased accounts are never in a list, and those combined into another only where status=COMBINED asks for them. " +
-			"A page may be short or empty although more follows, where much had to be looked at. Paging is stable: an account that does not change comes once.",
+		text: "Filters accounts by criteria that are not personal data, which does not belong in a URL; use POST /v1/accounts/search to search by name and similar. Accounts must match all given filters. Erased accounts are never listed; merged accounts only with status=COMBINED. " +
+			"A page may be short or empty although more accounts follow. Paging is stable: an account that does not change appears once.",
 		codes: codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
 	}, s.listAccounts)
 	handle(s, route{
 		method: "POST", path: "/v1/accounts/search", name: "searchAccounts", scope: scopeAccountsRead, status: 200, answer: accountPage{},
 		summary: "Search accounts",
-		text: "By everything the list goes by, and by names, e-mail addresses, identifiers and custom fields that are searchable. In a body, so that it stays out of access logs. " +
-			"The next page is the same request with after set to next.",
+		text: "Filters accounts by the criteria of GET /v1/accounts and by names, e-mail addresses, identifiers and searchable custom fields. The criteria are sent in the body, which keeps them out of access logs. " +
+			"To get the next page, repeat the request with after set to next.",
 		example: `{"q":"lovelace ada@ex","group":"EUROPE","customFields":{"tier":"gold","visits":{"from":10}},"sort":"lastLoggedInTime","limit":50}`,
 		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor, codeFieldNotIndexed}),
 	}, s.searchAccounts)
 }
 
-// Criteria are what accounts are listed by: none of it is personal.
+// Criteria are the filters of a list of accounts. None of them is personal data.
 type Criteria struct {
-	Status        domain.Status `query:"status" json:"status,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED" doc:"Only accounts that have it."`
-	Group         string        `query:"group" json:"group,omitzero" maxLength:"64" doc:"Only members of this group, or of one below it." example:"EUROPE"`
-	Role          string        `query:"role" json:"role,omitzero" maxLength:"64" doc:"Only accounts that have this role: with group, there, and otherwise in any group." example:"ADMIN"`
+	Status        domain.Status `query:"status" json:"status,omitzero" enum:"PENDING,VERIFIED,DECLINED,COMBINED,DELETED" doc:"Only accounts with this status."`
+	Group         string        `query:"group" json:"group,omitzero" maxLength:"64" doc:"Only members of this group or of a group below it." example:"EUROPE"`
+	Role          string        `query:"role" json:"role,omitzero" maxLength:"64" doc:"Only accounts with this role: in the given group, or in any group if group is absent." example:"ADMIN"`
 	Provider      string        `query:"provider" json:"provider,omitzero" maxLength:"64" doc:"Only accounts with an identity of this provider." example:"google"`
-	CreatedFrom   time.Time     `query:"created_from" json:"createdFrom,omitzero" doc:"Only accounts created at this time or later."`
+	CreatedFrom   time.Time     `query:"created_from" json:"createdFrom,omitzero" doc:"Only accounts created at or after this time."`
 	CreatedTo     time.Time     `query:"created_to" json:"createdTo,omitzero" doc:"Only accounts created before this time."`
-	UpdatedFrom   time.Time     `query:"updated_from" json:"updatedFrom,omitzero" doc:"Only accounts whose last event was recorded at this time or later."`
+	UpdatedFrom   time.Time     `query:"updated_from" json:"updatedFrom,omitzero" doc:"Only accounts whose last event was recorded at or after this time."`
 	UpdatedTo     time.Time     `query:"updated_to" json:"updatedTo,omitzero" doc:"Only accounts whose last event was recorded before this time."`
-	LastLoginFrom time.Time     `query:"last_login_from" json:"lastLoginFrom,omitzero" doc:"Only accounts that logged in last at this time or later."`
-	LastLoginTo   time.Time     `query:"last_login_to" json:"lastLoginTo,omitzero" doc:"Only accounts that logged in last before this time; not those that never did."`
+	LastLoginFrom time.Time     `query:"last_login_from" json:"lastLoginFrom,omitzero" doc:"Only accounts whose last login was at or after this time."`
+	LastLoginTo   time.Time     `query:"last_login_to" json:"lastLoginTo,omitzero" doc:"Only accounts whose last login was before this time. Accounts that never logged in are excluded."`
 
-	Sort  projections.Sort `query:"sort" json:"sort,omitzero" enum:"createdTime,updatedTime,lastLoggedInTime,name" default:"createdTime" doc:"What the list is sorted by."`
-	Order string           `query:"order" json:"order,omitzero" enum:"asc,desc" doc:"Default: the latest time first; names from A to Z."`
-	Limit int              `query:"limit" json:"limit,omitzero" minimum:"1" maximum:"1000" default:"100" doc:"Accounts on a page, at most."`
-	After string           `query:"after" json:"after,omitzero" maxLength:"1000" doc:"Continue after this cursor, the next of an earlier page. Default: from the first account."`
+	Sort  projections.Sort `query:"sort" json:"sort,omitzero" enum:"createdTime,updatedTime,lastLoggedInTime,name" default:"createdTime" doc:"The sort key; default createdTime."`
+	Order string           `query:"order" json:"order,omitzero" enum:"asc,desc" doc:"Sort order. Default: desc for times, asc for names."`
+	Limit int              `query:"limit" json:"limit,omitzero" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of accounts on a page; default 100."`
+	After string           `query:"after" json:"after,omitzero" maxLength:"1000" doc:"The next cursor of an earlier page of the same search. Default: the first page."`
 }
 
 type listAccountsInput struct {
@@ -70,24 +70,24 @@ type searchAccountsInput struct {
 // accountSearch is the body of POST /v1/accounts/search.
 type accountSearch struct {
 	Criteria
-	Q            string                    `json:"q,omitzero" maxLength:"200"`
-	Name         string                    `json:"name,omitzero" maxLength:"200"`
-	Email        string                    `json:"email,omitzero" maxLength:"320"`
-	Identifier   *identifier               `json:"identifier,omitzero"`
-	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" maxProperties:"10"`
+	Q            string                    `json:"q,omitzero" maxLength:"200" doc:"Words to search for. Each must begin a word of a name, an e-mail address, or a word of an e-mail address. Case and accents are ignored."`
+	Name         string                    `json:"name,omitzero" maxLength:"200" doc:"Words to search for. Each must begin a word of a name."`
+	Email        string                    `json:"email,omitzero" maxLength:"320" doc:"The beginning of an e-mail address."`
+	Identifier   *identifier               `json:"identifier,omitzero" doc:"An identifier of the account, matched exactly."`
+	CustomFields map[string]jsontext.Value `json:"customFields,omitzero" maxProperties:"10" doc:"Searchable custom fields, by field key. A value matches accounts that have it, also as an array element; a NUMBER or date also takes an object with from and to."`
 }
 
 // accountPage is a page of accounts.
 type accountPage struct {
-	Accounts []domain.Account `json:"accounts"`
-	Count    accountCount     `json:"count"`
-	Next     *string          `json:"next"` // null on the last page
+	Accounts []domain.Account `json:"accounts" doc:"The accounts in their current state, in the requested order."`
+	Count    accountCount     `json:"count" doc:"How many accounts the search matches on all pages."`
+	Next     *string          `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
-// accountCount is how many accounts all pages have.
+// accountCount is the number of accounts on all pages.
 type accountCount struct {
-	Value int64 `json:"value"`
-	Exact bool  `json:"exact"`
+	Value int64 `json:"value" doc:"The number of accounts; an upper bound unless exact is true."`
+	Exact bool  `json:"exact" doc:"Whether value is exact. A search that combines several filters may return an upper bound."`
 }
 
 func (s *server) listAccounts(ctx context.Context, c *call, in *listAccountsInput) (*answer, error) {
@@ -109,10 +109,10 @@ func (s *server) searchAccounts(ctx context.Context, c *call, in *searchAccounts
 	return page.answer, err
 }
 
-// maxWords is how many words may be searched for at once: each is a condition.
+// maxWords limits the words of a search: each is a condition of the query.
 const maxWords = 10
 
-// check holds the body to its shape, as the parameters of the list are held.
+// check validates the body like huma validates the parameters of the list.
 func (b accountSearch) check() error {
 	var faults []domain.Fault
 	add := func(wrong bool, pointer, detail string) {
@@ -123,16 +123,16 @@ func (b accountSearch) check() error {
 	add(b.Status != "" && !slices.Contains(domain.Statuses, b.Status), "/status", "must be PENDING, VERIFIED, DECLINED, COMBINED or DELETED")
 	add(b.Sort != "" && !slices.Contains(projections.Sorts, b.Sort), "/sort", "must be createdTime, updatedTime, lastLoggedInTime or name")
 	add(b.Order != "" && b.Order != "asc" && b.Order != "desc", "/order", "must be asc or desc")
-	add(b.Limit < 0 || b.Limit > 1000, "/limit", "1 to 1000")
+	add(b.Limit < 0 || b.Limit > 1000, "/limit", "must be from 1 to 1000")
 	for pointer, text := range map[string]string{"/group": b.Group, "/role": b.Role, "/provider": b.Provider} {
-		add(len(text) > 64, pointer, "at most 64 bytes")
+		add(len(text) > 64, pointer, "must be at most 64 bytes long")
 	}
-	add(len(b.After) > 1000, "/after", "at most 1000 bytes")
+	add(len(b.After) > 1000, "/after", "must be at most 1000 bytes long")
 	for pointer, text := range map[string]string{"/q": b.Q, "/name": b.Name} {
-		add(len(text) > 200 || len(strings.Fields(text)) > maxWords, pointer, "at most 200 bytes and 10 words")
+		add(len(text) > 200 || len(strings.Fields(text)) > maxWords, pointer, "must be at most 200 bytes and 10 words long")
 	}
-	add(len(b.Email) > 320, "/email", "at most 320 bytes")
-	add(len(b.CustomFields) > 10, "/customFields", "at most 10 fields")
+	add(len(b.Email) > 320, "/email", "must be at most 320 bytes long")
+	add(len(b.CustomFields) > 10, "/customFields", "must have at most 10 fields")
 	if faults != nil {
 		slices.SortFunc(faults, func(a, b domain.Fault) int { return strings.Compare(a.Pointer, b.Pointer) })
 		return invalid(faults)
@@ -140,22 +140,16 @@ func (b accountSearch) check() error {
 	if b.Identifier == nil {
 		return nil
 	}
-	err := b.Identifier.check()
-	if refusal, ok := errors.AsType[*domain.Error](err); ok {
-		for i := range refusal.Faults {
-			refusal.Faults[i].Pointer = "/identifier" + refusal.Faults[i].Pointer
-		}
-	}
-	return err
+	return under("/identifier", b.Identifier.check())
 }
 
-// searchedPage is a page on its way.
+// searchedPage is a page of a list or a search, with its cursor.
 type searchedPage struct {
 	answer *answer
 	next   *string
 }
 
-// searchPage answers both the list and the search.
+// searchPage executes a list or a search.
 func (s *server) searchPage(ctx context.Context, c *call, fresh Query, b accountSearch) (searchedPage, error) {
 	q, err := s.searchQuery(ctx, c, b)
 	if err != nil {
@@ -198,7 +192,7 @@ func (s *server) searchPage(ctx context.Context, c *call, fresh Query, b account
 	return searchedPage{a, page.Next}, err
 }
 
-// searchQuery is what a request asks for.
+// searchQuery translates a request into a query.
 func (s *server) searchQuery(ctx context.Context, c *call, b accountSearch) (projections.Query, error) {
 	hidden, err := s.hidden(ctx, c)
 	if err != nil {
@@ -232,8 +226,8 @@ func (s *server) searchQuery(ctx context.Context, c *call, b accountSearch) (pro
 	return q, err
 }
 
-// candidates are what an identifier may mean; a sub stands for the account's
-// first identifier, for it has one.
+// candidates returns the identifiers that i may stand for. A sub is replaced by
+// the account's first identifier; every account has one.
 func (s *server) candidates(ctx context.Context, i identifier) ([]domain.Candidate, error) {
 	found := []domain.Candidate{}
 	sub, err := canonical(i.Identifier)
@@ -257,8 +251,8 @@ func (s *server) candidates(ctx context.Context, i identifier) ([]domain.Candida
 	return append(found, domain.Candidate{Kind: a.UserIDs[0].Type, Key: a.UserIDs[0].Key()}), nil
 }
 
-// fieldQueries are what is asked of custom fields. One that the caller must not
-// see is not there.
+// fieldQueries translates the conditions on custom fields. Fields hidden from
+// the caller count as not existing.
 func (s *server) fieldQueries(ctx context.Context, hidden domain.Hidden, asked map[string]jsontext.Value) ([]projections.FieldQuery, error) {
 	if len(asked) == 0 {
 		return nil, nil
@@ -272,7 +266,7 @@ func (s *server) fieldQueries(ctx context.Context, hidden domain.Hidden, asked m
 	for _, key := range slices.Sorted(maps.Keys(asked)) {
 		field, defined := config.Fields[key]
 		if !defined || !field.Searchable || hidden[key] {
-			faults = append(faults, domain.Fault{Pointer: "/customFields/" + printable(key), Detail: "there is no searchable field of this key"})
+			faults = append(faults, domain.Fault{Pointer: "/customFields/" + printable(key), Detail: "must be the key of a searchable field"})
 			continue
 		}
 		f := projections.FieldQuery{Key: key, Type: field.DataType, Value: asked[key]}
@@ -282,7 +276,7 @@ func (s *server) fieldQueries(ctx context.Context, hidden domain.Hidden, asked m
 				To   jsontext.Value `json:"to,omitzero"`
 			}
 			if err := json.Unmarshal(f.Value, &ends, json.RejectUnknownMembers(true)); err != nil || ends.From == nil && ends.To == nil {
-				faults = append(faults, domain.Fault{Pointer: "/customFields/" + key, Detail: "must be a value, or an object of from and to"})
+				faults = append(faults, domain.Fault{Pointer: "/customFields/" + key, Detail: "must be a value, or an object with from and to"})
 				continue
 			}
 			f.Value, f.From, f.To = nil, ends.From, ends.To
@@ -295,7 +289,7 @@ func (s *server) fieldQueries(ctx context.Context, hidden domain.Hidden, asked m
 	return fields, nil
 }
 
-// searchRefusal makes of what the index refuses what the caller is told.
+// searchRefusal turns an error of the search index into the caller's problem.
 func searchRefusal(err error) error {
 	var wrong *projections.FieldError
 	switch {
@@ -306,16 +300,16 @@ func searchRefusal(err error) error {
 		}
 		return invalid([]domain.Fault{{Pointer: pointer, Detail: wrong.Rule}})
 	case errors.Is(err, projections.ErrNotIndexed):
-		return newProblem(codeFieldNotIndexed, "A custom field is not in the search index yet.").with("Retry-After", "10")
+		return newProblem(codeFieldNotIndexed, "The search index does not contain a custom field of this search yet.").with("Retry-After", "10")
 	case errors.Is(err, projections.ErrNoWord):
-		return invalid([]domain.Fault{{Pointer: "", Detail: "q and name need a letter or a digit, email a character"}})
+		return invalid([]domain.Fault{{Pointer: "", Detail: "q and name must contain a letter or digit, email at least one character"}})
 	}
 	return err
 }
 
-// searchable waits, as long as the request allows, until the index has what
-// the caller may have read elsewhere, or has just written. Later it answers
-// from what there is, unless that is not what was asked for.
+// searchable waits, as long as the request allows, until the search index has
+// reached the account view, so that callers find what they have just written or
+// read. After that it accepts the index as it is if it has min_position.
 func (s *server) searchable(ctx context.Context, fresh Query, q projections.Query) error {
 	search, min := s.Views.Search(), eventstore.Position(fresh.MinPosition)
 	bounded, cancel := context.WithTimeout(ctx, time.Duration(fresh.Wait)*time.Second)
@@ -330,16 +324,16 @@ func (s *server) searchable(ctx context.Context, fresh Query, q projections.Quer
 	return nil
 }
 
-// searchPlace is what a cursor has in it.
+// searchPlace is the content of a cursor.
 type searchPlace struct {
 	Sort       projections.Sort `json:"s"`
 	Descending bool             `json:"d"`
 	projections.Place
 }
 
-// places encrypts cursors: that of a list by name has a name in it, and they
-// end up in URLs. Its key is made of the ledger's own, so that a cursor holds
-// over a restart.
+// places encrypts cursors: they appear in URLs, and the cursor of a list sorted
+// by name contains a name. The key is derived from the ledger's key, so that
+// cursors stay valid after a restart.
 func (s *server) places() cipher.AEAD {
 	block, err := aes.NewCipher([]byte(s.Keys.Claim("search cursor", "", "").Key))
 	if err != nil {
@@ -368,7 +362,7 @@ func (s *server) openPlace(q projections.Query, cursor string) (*projections.Pla
 		err = json.Unmarshal(plain, &p)
 	}
 	if err != nil || p.Sort != q.Sort || p.Descending != q.Descending {
-		return nil, newProblem(domain.CodeInvalidCursor, "The cursor was not made by this list in this order.")
+		return nil, newProblem(domain.CodeInvalidCursor, "The cursor does not belong to this list in this order.")
 	}
 	return &p.Place, nil
 }

@@ -10,7 +10,7 @@ import (
 	"accountledger/domain"
 )
 
-// found are the subs of a page.
+// found returns the subs of a page.
 func (r response) found(t testing.TB) []string {
 	t.Helper()
 	var subs []string
@@ -20,8 +20,8 @@ func (r response) found(t testing.TB) []string {
 	return subs
 }
 
-// TestSearch holds that who writes finds what they wrote at once, page by page
-// and by both ways to ask.
+// TestSearch checks that callers find their own writes immediately, on all pages
+// and with both operations.
 func TestSearch(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -71,8 +71,8 @@ func TestSearch(t *testing.T) {
 	}
 }
 
-// TestSearchRefused holds what is refused, that it says where, and that it
-// does not say what was searched for.
+// TestSearchRefused checks which searches are refused, and that the problem says
+// where the fault is but not what was searched for.
 func TestSearchRefused(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -115,8 +115,8 @@ func TestSearchRefused(t *testing.T) {
 	l.refused(t, codeForbidden, "POST", "/v1/accounts/search", `{}`, nobody)
 }
 
-// TestSearchHidden holds that internal fields are neither shown to nor searched
-// by who must not see them, also not as identifiers.
+// TestSearchHidden checks that callers without accounts:admin neither see
+// internal fields nor find accounts by them, not even as identifiers.
 func TestSearchHidden(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -139,8 +139,8 @@ func TestSearchHidden(t *testing.T) {
 	}
 }
 
-// TestSearchCursor holds that a cursor says nothing of whom it is about, holds
-// over a restart, and is refused where it was changed.
+// TestSearchCursor checks that a cursor reveals nothing about its account, stays
+// valid after a restart, and is refused if it was modified.
 func TestSearchCursor(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -150,7 +150,7 @@ func TestSearchCursor(t *testing.T) {
 	const path = "/v1/accounts?sort=name&limit=1"
 	first, again := l.want(t, 200, "GET", path, "").text(t, "next"), l.want(t, 200, "GET", path, "").text(t, "next")
 	if first == again {
-		t.Error("the same place has the same cursor, which tells who has the same name")
+		t.Error("one place always has the same cursor, which reveals accounts with the same name")
 	}
 	for i := range first {
 		changed := []byte(first)

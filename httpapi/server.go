@@ -1,10 +1,10 @@
-// Package httpapi speaks HTTP: it turns requests into commands and queries,
-// and what comes of them into answers. Echo routes, huma binds parameters and
+// Package httpapi is the HTTP API: it turns requests into commands and queries,
+// and their results into responses. Echo routes, huma binds parameters and
 // describes the resources in OpenAPI 3.1; handlers see neither.
 //
-// There is one file per resource, the list of all of them in routes.go, and
-// one place each for what all commands and all queries have in common:
-// command.go and query.go.
+// Each resource has one file with its routes, inputs and handlers; routes.go
+// lists the groups of routes. command.go holds what all commands share,
+// query.go what all queries share.
 package httpapi
 
 import (
@@ -38,109 +38,109 @@ import (
 	"accountledger/projections/webhooks"
 )
 
-// Config says what the API speaks for.
+// Config configures the API.
 type Config struct {
-	Ledger   *domain.Ledger     // takes the commands
-	Views    *projections.Views // answer the queries; somebody runs them
-	Webhooks *webhooks.Webhooks // keeps the endpoints; somebody runs it
-	Log      eventstore.Store   // is read for the feed
-	Codec    domain.Codec       // opens it
-	Keys     *seal.Keys         // keeps the credentials, see Bootstrap
-	Erasure  *erasure.Eraser    // completes erasures; somebody runs it
+	Ledger   *domain.Ledger     // executes the commands
+	Views    *projections.Views // answer the queries; the caller of New runs them
+	Webhooks *webhooks.Webhooks // manages the webhooks; the caller of New runs it
+	Log      eventstore.Store   // source of the feed
+	Codec    domain.Codec       // decodes the events of Log
+	Keys     *seal.Keys         // stores the credentials, see Bootstrap
+	Erasure  *erasure.Eraser    // completes erasures; the caller of New runs it
 
 	Logger  *slog.Logger // default: discards
 	Version string       // of this program, shown in the OpenAPI document; default "dev"
 
-	// RegisteredStatus is the status of an account that registers itself and
-	// does not say one. Default PENDING.
+	// RegisteredStatus is the initial status of a registered account whose
+	// request does not state one. Default PENDING.
 	RegisteredStatus domain.Status
 
-	// AwaitTimeout is how long a write waits for the account view, so that its
-	// caller reads what it wrote. After that it answers nevertheless, with
-	// Ledger-Lag. Default 5 s.
+	// AwaitTimeout is how long a write waits for the account view to apply it,
+	// so that callers read their own writes. When it expires the write still
+	// succeeds, and Ledger-Lag says how far the view is behind. Default 5 s.
 	AwaitTimeout time.Duration
 
 	// Background runs work that outlives its request, with a context that ends
-	// with the server. Default: such work is refused.
+	// when the server stops. Default: requests for such work are refused.
 	Background func(work func(context.Context))
 
-	// DeletionGrace is how long a deleted account can be restored where the
-	// request does not say it; default 48 hours.
+	// DeletionGrace is how long a deleted account can be restored if the
+	// request does not state a grace period; default 48 hours.
 	DeletionGrace time.Duration
 
-	// Closing is done when the server begins to shut down: streams and long
-	// polls end, so that it need not wait for them. Default: never.
+	// Closing is done when the server begins to shut down. Streams and long
+	// polls then end, so that the shutdown does not wait for them. Default: never.
 	Closing context.Context
 
-	// ImportDir keeps what imports came to, by job: without it there are none.
-	// Nothing of what is imported is written there.
+	// ImportDir stores the state and the results of imports, but no imported
+	// data. Default: imports are refused.
 	ImportDir string
-	// MappingDir has mapping files, <name>.yaml, that imports may name.
+	// MappingDir holds the mapping files, <name>.yaml, that imports can name.
 	MappingDir string
-	// ImportLimit is how many bytes one import may send; default 16 GiB.
+	// ImportLimit is the maximum size of one import in bytes; default 16 GiB.
 	ImportLimit int64
 
-	Issuer Issuer // of bearer tokens; default: none are accepted
+	Issuer Issuer // issues bearer tokens; default: none are accepted
 
-	RateLimit        int            // requests a second and caller, on average; default any number
-	AddressRateLimit int            // of those without a valid key, a second and address; default any number
-	TrustedProxies   []netip.Prefix // whose X-Forwarded-For is believed; default nobody's
-	CORSOrigins      []string       // whose pages may call this API from a browser, * for all; default none
+	RateLimit        int            // average requests per second and caller; default unlimited
+	AddressRateLimit int            // average requests per second and address without a valid key; default unlimited
+	TrustedProxies   []netip.Prefix // proxies whose X-Forwarded-For header is used; default none
+	CORSOrigins      []string       // origins whose pages may call this API from a browser, * for all; default none
 
-	// Metrics answers at /metrics who has the scope for it. Default: nothing
-	// is there.
+	// Metrics answers /metrics for callers with the scope metrics:read. Default:
+	// /metrics does not exist.
 	Metrics http.Handler
-	// Observe is told of each request when it is answered, by whoever answers
-	// it: it must not wait for anything. Default: nobody is.
+	// Observe is called for each answered request, on the goroutine that
+	// answered it, and must not block. Default: not called.
 	Observe func(Answered)
-	// Trace is told of each request whose caller was let in and which is
-	// answered at once. It returns the context it is carried out with; what its
-	// events say as their traceparent, "" for nothing; and what is told of its
-	// answer, like Observe. Default: nobody is.
+	// Trace is called for each request whose caller was admitted, except
+	// streams and transfers of unlimited length. It returns the context for the
+	// request, the traceparent recorded in its events ("" for none), and a
+	// function called like Observe when the request has been answered. Default:
+	// not called.
 	Trace func(context.Context, Admitted) (_ context.Context, traceparent string, end func(Answered))
-	// Refused is told of each refusal of access, why: one of Refusals. It must
-	// not wait for anything. Default: nobody is.
+	// Refused is called for each refused access with the reason, one of
+	// Refusals. It must not block. Default: not called.
 	Refused func(reason string)
 
-	Heartbeat time.Duration    // of streams; default 15 s
+	Heartbeat time.Duration    // interval of heartbeats in streams; default 15 s
 	Now       func() time.Time // default time.Now
 }
 
-// Answered is a request that was answered. Nothing in it is the client's.
+// Answered is an answered request. It contains nothing that the client sent.
 type Answered struct {
-	Method   string // "other" for one that HTTP does not have
-	Route    string // pattern of the path; "" where there is no such resource
+	Method   string // "other" for a method that HTTP does not define
+	Route    string // path pattern; "" if no route matches
 	Status   int
-	Duration time.Duration // until the answer's end; of a stream, until its end
+	Duration time.Duration // until the end of the response, also for streams
 }
 
-// Admitted is a request whose caller was let in. Of what is the client's it has
-// the traceparent alone.
+// Admitted is a request whose caller was admitted. Traceparent is the only part
+// of it that the client sent.
 type Admitted struct {
 	Method, Route string    // as in Answered
-	Request       string    // its id, a UUID
-	Time          time.Time // when it came
-	Traceparent   string    // as it was sent: anything
+	Request       string    // request id, a UUID
+	Time          time.Time // when it arrived
+	Traceparent   string    // as sent, unchecked
 }
 
-// server is the API at work.
+// server implements the API.
 type server struct {
 	Config
 	auth     authenticator
 	rebuilds rebuilds
 	epoch    atomic.Pointer[string] // see feed.go
 	awaited  atomic.Int64           // see health.go
-	exports  chan struct{}          // one for each that runs
+	exports  chan struct{}          // one element per running export
 	imports  imports
 
 	byCaller, byAddress *limiter // nil: no limit
 	address             func(*http.Request) string
 
-	changingKeys sync.Mutex // held while an API key is made or patched
+	changingKeys sync.Mutex // held while an API key is created or patched
 
-	api       huma.API
-	described []byte // the OpenAPI document
-	told      []byte // the AsyncAPI document
+	api                               huma.API
+	openAPIDocument, asyncAPIDocument []byte
 }
 
 // New returns the API as one handler. The caller sets the server's timeouts.
@@ -196,7 +196,7 @@ func New(c Config) http.Handler {
 	e.Use(s.edge)
 	s.api = humaecho.NewV4(e, s.humaConfig())
 	s.routes()
-	s.described, s.told = s.describe(), s.asyncAPI()
+	s.openAPIDocument, s.asyncAPIDocument = s.describe(), s.asyncAPI()
 	for path, handler := range s.pages() {
 		e.GET(path, echo.WrapHandler(s.keyless(path, handler)))
 	}
@@ -215,8 +215,8 @@ func (s *server) humaConfig() huma.Config {
 	}
 }
 
-// asGet answers HEAD wherever GET is answered: net/http leaves the body out,
-// for it goes by the request it was given.
+// asGet routes HEAD requests as GET. net/http still omits the body, because it
+// keeps the original request.
 func asGet(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodHead {
@@ -228,20 +228,20 @@ func asGet(h http.Handler) http.Handler {
 	})
 }
 
-// call is one request on its way: what handlers and their helpers may know of
-// it besides their input.
+// call is the request being handled: what handlers and their helpers can read
+// in addition to their input.
 type call struct {
 	id     string // a UUID, answered as X-Request-Id
 	start  time.Time
 	route  string // pattern, never the path itself
-	caller        // who calls, once admitted
+	caller        // set once the caller is admitted
 	admin  bool   // the caller has scopeAccountsAdmin
 	sees   bool   // the caller has scopeAccountsRead
 	r      *http.Request
-	w      http.ResponseWriter // for streams; others return their answer
+	w      http.ResponseWriter // for streams; other handlers return their answer
 	body   []byte
 
-	traceparent string // of the events it causes
+	traceparent string // recorded in the events the request causes
 	traced      func(Answered)
 }
 
@@ -249,7 +249,7 @@ type callKey struct{}
 
 func callOf(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
 
-// digest identifies the request: by what is asked of which resource.
+// digest identifies the request by its method, path, query and body.
 func (c *call) digest() string {
 	h := sha256.New()
 	path := c.r.URL.Path
@@ -263,9 +263,9 @@ func (c *call) digest() string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// edge is around every request: it names it, keeps a panic from ending the
-// connection without an answer, and logs what came of it. It logs the route's
-// pattern and never the path or the query, which may be personal.
+// edge wraps every request: it assigns the request id, answers panics with a
+// problem, and reports and logs the outcome. It logs the route's pattern, never
+// the path or query, which may contain personal data.
 func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(ec echo.Context) error {
 		start := s.Now()
@@ -294,8 +294,8 @@ func (s *server) edge(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// secure sets the headers that keep browsers from doing what nobody wants of
-// an API. Pages set some of them for themselves.
+// secure sets the security headers for responses that browsers should neither
+// render nor cache. The HTML pages override some of them.
 func secure(h http.Header, overTLS bool) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
@@ -306,8 +306,8 @@ func secure(h http.Header, overTLS bool) {
 	}
 }
 
-// corsFor lets pages of these origins call the API with a key that their
-// script has. Cookies play no part.
+// corsFor allows scripts on pages of these origins to call the API with an API
+// key. Credentials in cookies are not allowed.
 func corsFor(origins []string) middleware.CORSConfig {
 	return middleware.CORSConfig{
 		AllowOrigins: origins,
@@ -326,21 +326,21 @@ func (s *server) guarded(next echo.HandlerFunc, ec echo.Context, c *call) (err e
 		case http.ErrAbortHandler:
 			panic(v)
 		default:
-			// A panic's value may hold anything; only the runtime's own are
-			// known to say no more than what kind of mistake it was.
+			// A panic's value may contain personal data. Only runtime errors
+			// are known to describe nothing but the kind of error.
 			what := fmt.Sprintf("%T", v)
 			if e, ok := v.(runtime.Error); ok {
 				what = e.Error()
 			}
 			s.Logger.ErrorContext(c.r.Context(), "panic", "panic", what, "request", c.id, "route", c.route, "stack", string(debug.Stack()))
-			err = newProblem(codeInternal, "The ledger failed; its log says why under this requestId.")
+			err = newProblem(codeInternal, "The server failed. Its log contains the cause under this requestId.")
 		}
 	}()
 	return next(ec)
 }
 
-// requestID takes over a caller's id if it is a UUID, and otherwise makes one:
-// free text would end up in the log.
+// requestID returns the caller's X-Request-Id if it is a UUID, and otherwise a
+// new id: free text would end up in the log.
 func requestID(r *http.Request) string {
 	if id, err := uuid.Parse(r.Header.Get("X-Request-Id")); err == nil {
 		return id.String()
@@ -348,7 +348,7 @@ func requestID(r *http.Request) string {
 	return domain.NewID().String()
 }
 
-// writeError answers what the router refuses, and what no handler answered.
+// writeError answers errors of the router and errors that no handler answered.
 func (s *server) writeError(err error, ec echo.Context) {
 	if ec.Response().Committed {
 		return
@@ -357,16 +357,16 @@ func (s *server) writeError(err error, ec echo.Context) {
 	if e, ok := errors.AsType[*echo.HTTPError](err); ok {
 		switch e.Code {
 		case http.StatusMethodNotAllowed:
-			err = newProblem(codeMethodNotAllowed, "The resource does not know the method %s.", knownMethod(c.r.Method, "asked for"))
+			err = newProblem(codeMethodNotAllowed, "The resource does not support the method %s.", knownMethod(c.r.Method, "of the request"))
 		case http.StatusNotFound:
-			err = newProblem(codeNotFound, "There is no resource at this address.")
+			err = newProblem(codeNotFound, "There is no resource at this path.")
 		}
 	}
 	p := s.problem(c.r.Context(), c, err)
 	writeProblem(ec.Response(), p)
 }
 
-// knownMethod is the method if it is HTTP's, or else what stands for the others.
+// knownMethod returns method if HTTP defines it, and otherwise other.
 func knownMethod(method, other string) string {
 	switch method {
 	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT":

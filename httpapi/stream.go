@@ -16,25 +16,24 @@ import (
 	"accountledger/eventstore"
 )
 
-// The feed as a stream of server-sent events (WHATWG HTML, section 9.2), for
-// who asks GET /v1/events for text/event-stream. Each frame has a cursor as its
-// id: a client that comes back with the last one as Last-Event-ID goes on
-// right after it.
+// GET /v1/events streams the feed as server-sent events (WHATWG HTML, section
+// 9.2) to clients that accept text/event-stream. Each frame's id is a cursor: a
+// client that reconnects with the last one as Last-Event-ID resumes after it.
 const (
 	eventStream = "text/event-stream"
 
-	// defaultHeartbeat is how often a stream shows that it lives, with a
-	// checkpoint frame where the place has moved and no event told of it.
+	// defaultHeartbeat is the interval of heartbeats. A heartbeat is a
+	// checkpoint frame if the place has moved since the last frame.
 	defaultHeartbeat = 15 * time.Second
-	// slowReader is how long a client may take for what was written, before it
-	// is let go: nothing waits in memory for it, and it resumes where it was.
+	// slowReader is how long a write to a client may take before the server
+	// disconnects it. Nothing is buffered for it; it resumes where it was.
 	slowReader = 10 * time.Second
-	// comeBack is after how many milliseconds a client should, when a stream ends.
+	// comeBack is the reconnection time for clients, in milliseconds.
 	comeBack = 1000
 )
 
-// wantsStream reports whether a request asks for a stream. Who accepts anything
-// gets a page.
+// wantsStream reports whether a request accepts text/event-stream explicitly;
+// */* gets a page.
 func wantsStream(accept string) bool {
 	for part := range strings.SplitSeq(accept, ",") {
 		if t, _, err := mime.ParseMediaType(part); err == nil && t == eventStream {
@@ -44,14 +43,14 @@ func wantsStream(accept string) bool {
 	return false
 }
 
-// streamEvents answers with events as they happen, until the client goes, or
-// the server does. An error is returned only before anything was answered.
+// streamEvents streams events until the client disconnects or the server shuts
+// down. It returns an error only before the response has begun.
 func (s *server) streamEvents(ctx context.Context, c *call) error {
 	query := c.r.URL.Query()
 	for _, name := range []string{"limit", "wait", "min_position"} {
 		if query.Has(name) {
-			p := newProblem(codeInvalidParameter, "A parameter has no meaning in a stream.")
-			p.Errors = []fault{{Parameter: name, Detail: "is of pages, not of streams"}}
+			p := newProblem(codeInvalidParameter, "A parameter is not allowed in a stream.")
+			p.Errors = []fault{{Parameter: name, Detail: "is allowed for pages only"}}
 			return p
 		}
 	}
@@ -80,11 +79,11 @@ func (s *server) streamEvents(ctx context.Context, c *call) error {
 	f := &frames{s: s, c: c, which: which, place: after, control: http.NewResponseController(c.w)}
 	header := c.w.Header()
 	header.Set("Content-Type", eventStream)
-	header.Set("X-Accel-Buffering", "no") // said to proxies that would collect before they pass on
+	header.Set("X-Accel-Buffering", "no") // tells proxies not to buffer
 	c.w.WriteHeader(http.StatusOK)
 	f.out = bufio.NewWriterSize(deadlined{f.control, c.w}, 16<<10)
-	// First a frame without an event: the client knows that it is connected,
-	// when to come back, and where it is.
+	// The first frame has no event: it tells the client that it is connected,
+	// its reconnection time and its cursor.
 	fmt.Fprintf(f.out, "retry: %d\n", comeBack)
 	if err = f.checkpoint(ctx); err == nil {
 		err = f.follow(ctx)
@@ -100,32 +99,32 @@ type frames struct {
 	s       *server
 	c       *call
 	which   selection
-	place   place // what is told up to
-	told    place // of the last frame with an id
+	place   place // everything up to here has been sent
+	sent    place // of the last frame with an id
 	out     *bufio.Writer
 	control *http.ResponseController
 }
 
-// deadlined lets each write to a client take slowReader and no longer.
+// deadlined limits each write to a client to slowReader.
 type deadlined struct {
 	control *http.ResponseController
 	w       http.ResponseWriter
 }
 
 func (d deadlined) Write(p []byte) (int, error) {
-	// A writer that knows no deadlines, as tests have, needs none.
+	// Writers without deadlines, such as those of tests, do not need them.
 	if err := d.control.SetWriteDeadline(time.Now().Add(slowReader)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return 0, err
 	}
 	return d.w.Write(p)
 }
 
-// follow writes what happens until ctx ends, the client no longer reads, or
-// may no longer.
+// follow writes events until ctx ends, or the client no longer reads or is no
+// longer authorized.
 func (f *frames) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	pages, ended := make(chan []eventstore.Recorded), make(chan error, 1)
-	done := make(chan struct{}) // a page is ours until then
+	done := make(chan struct{}) // a page may be used until done receives
 	go func() {
 		for page, err := range f.s.Log.Subscribe(ctx, f.place.position) {
 			if err != nil {
@@ -140,7 +139,7 @@ func (f *frames) follow(ctx context.Context) error {
 		}
 	}()
 	alive := time.NewTicker(f.s.Heartbeat)
-	defer func() { // the log's pages end with us
+	defer func() { // waits for the goroutine to end
 		alive.Stop()
 		cancel()
 		<-ended
@@ -171,7 +170,7 @@ func (f *frames) page(ctx context.Context, page []eventstore.Recorded) (err erro
 		return err
 	}
 	for _, rec := range page {
-		for f.place.position < rec.Position { // one by one: a client may go away between two that are one event of the log
+		for f.place.position < rec.Position { // one by one: a client may disconnect between two public events of one event
 			events, next, _, err := f.s.public(ctx, nil, f.place, rec, f.which)
 			if err != nil {
 				return err
@@ -188,27 +187,27 @@ func (f *frames) page(ctx context.Context, page []eventstore.Recorded) (err erro
 }
 
 func (f *frames) event(ctx context.Context, at place, e domain.PublicEvent) error {
-	data, err := json.Marshal(e, json.Deterministic(true)) // has no line breaks
+	data, err := json.Marshal(e, json.Deterministic(true)) // without line breaks
 	if err != nil {
 		return err
 	}
 	return f.frame(ctx, at, e.Type, data)
 }
 
-// beat shows that the stream lives, if its client still may read it: a key that
-// was revoked ends its streams, too.
+// beat sends a heartbeat if the caller is still authorized: revoking a key also
+// ends its streams.
 func (f *frames) beat(ctx context.Context) error {
 	if err := f.s.recognize(ctx, f.c, scopeEventsRead, f.c.r.Header.Get("Authorization")); err != nil {
 		return err
 	}
-	if f.place != f.told {
+	if f.place != f.sent {
 		return f.checkpoint(ctx)
 	}
 	_, err := f.out.WriteString(": \n\n")
 	return err
 }
 
-// checkpoint tells the place where no event does.
+// checkpoint sends the current place without an event.
 func (f *frames) checkpoint(ctx context.Context) error {
 	if err := f.frame(ctx, f.place, "checkpoint", fmt.Appendf(nil, `{"position":%d}`, f.place.position)); err != nil {
 		return err
@@ -221,7 +220,7 @@ func (f *frames) frame(ctx context.Context, at place, event string, data []byte)
 	if err != nil {
 		return err
 	}
-	f.told = at
+	f.sent = at
 	_, err = fmt.Fprintf(f.out, "id: %s\nevent: %s\ndata: %s\n\n", id, event, data)
 	return err
 }

@@ -17,7 +17,7 @@ import (
 	"accountledger/domain"
 )
 
-// frame is a server-sent event as a client takes it apart.
+// frame is a server-sent event as a client parses it.
 type frame struct{ id, event, data string }
 
 // stream is a connection to the feed.
@@ -26,7 +26,7 @@ type stream struct {
 	lines  *bufio.Scanner
 	close  context.CancelFunc
 	retry  string
-	beats  int    // comments
+	beats  int    // number of comments
 	lastID string // of any frame
 }
 
@@ -53,7 +53,7 @@ func (l *ledger) stream(t *testing.T, path string, headers ...string) *stream {
 	return &stream{t: t, lines: lines, close: cancel}
 }
 
-// next returns the next frame, false at the stream's end.
+// next returns the next frame, and false at the end of the stream.
 func (s *stream) next() (f frame, ok bool) {
 	s.t.Helper()
 	for s.lines.Scan() {
@@ -84,8 +84,8 @@ func (s *stream) next() (f frame, ok bool) {
 	return f, false
 }
 
-// events reads so many events, past checkpoint frames, and returns them as
-// "type sequence".
+// events reads n events, skipping checkpoint frames, and returns them as "type
+// sequence".
 func (s *stream) events(n int) (all []string) {
 	s.t.Helper()
 	for len(all) < n {
@@ -109,8 +109,8 @@ func (s *stream) events(n int) (all []string) {
 	return all
 }
 
-// Row 108 of DELIVERY.md, section 5.2: whoever comes back with the id of any
-// frame gets what came after it, no event twice and none left out.
+// Row 108 of DELIVERY.md, section 5.2: a client that reconnects with the id of
+// any frame gets all later events, each once.
 func TestStreamResumes(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -124,7 +124,7 @@ func TestStreamResumes(t *testing.T) {
 		t.Errorf("the first frame is %+v, retry %q", f, all.retry)
 	}
 	got := all.events(len(want) - 1)
-	l.want(t, 201, "POST", path+"/identities", `{"provider":"google","providerUserId":"1"}`) // while it follows
+	l.want(t, 201, "POST", path+"/identities", `{"provider":"google","providerUserId":"1"}`) // while the stream is open
 	if got = append(got, all.events(1)...); !cmp.Equal(got, want) {
 		t.Errorf("(-want +got):\n%s", cmp.Diff(want, got))
 	}
@@ -132,7 +132,7 @@ func TestStreamResumes(t *testing.T) {
 		first := l.stream(t, "/v1/events?after=0")
 		first.events(n)
 		if n == 0 {
-			first.next() // a checkpoint frame has an id, too
+			first.next() // a checkpoint frame also has an id
 		}
 		first.close()
 		rest := l.stream(t, "/v1/events?after=999", "Last-Event-ID: "+first.lastID)
@@ -140,13 +140,13 @@ func TestStreamResumes(t *testing.T) {
 			t.Errorf("after %d events (-want +got):\n%s", n, cmp.Diff(want[n:], got))
 		}
 	}
-	// The pages' cursors and the streams' are the same.
+	// Pages and streams use the same cursors.
 	if r := l.want(t, 200, "GET", "/v1/events?after="+all.lastID, ""); len(r.member(t, "events").([]any)) != 0 {
 		t.Errorf("after the stream's last frame a page has %s", r.body)
 	}
 }
 
-// Row 109: an id that is none is refused before the stream begins.
+// Row 109: an invalid id is refused before the stream begins.
 func TestStreamRefuses(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -162,12 +162,12 @@ func TestStreamRefuses(t *testing.T) {
 		l.refused(t, "invalid-request", "GET", "/v1/events?"+query, "")
 	}
 	l.refused(t, codeUnauthorized, "GET", "/v1/events", "", "Accept: text/event-stream", "Authorization: Bearer alk_x_y")
-	// Who takes anything gets a page.
+	// A client that accepts anything gets a page.
 	l.want(t, 200, "GET", "/v1/events", "", "Accept: */*")
 }
 
-// Row 110: where everything is filtered, the id moves nevertheless, and a
-// stream without anything to say shows that it lives.
+// Row 110: if a filter skips all events, the id advances nevertheless, and an
+// idle stream sends heartbeats.
 func TestStreamCheckpoints(t *testing.T) {
 	t.Parallel()
 	l := start(t, func(c *Config) { c.Heartbeat = 20 * time.Millisecond })
@@ -188,7 +188,7 @@ func TestStreamCheckpoints(t *testing.T) {
 	}
 }
 
-// Row 111: what personal data holds does not break a frame.
+// Row 111: line breaks in personal data do not break a frame.
 func TestStreamLines(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -220,8 +220,8 @@ func TestStreamLines(t *testing.T) {
 	}
 }
 
-// Row 112: when the server shuts down its streams end, and so do long polls;
-// a client goes on at the next server.
+// Row 112: streams and long polls end when the server shuts down; a client
+// resumes at the next server.
 func TestStreamShutdown(t *testing.T) {
 	t.Parallel()
 	closing, begin := context.WithCancel(t.Context())
@@ -241,13 +241,12 @@ func TestStreamShutdown(t *testing.T) {
 	}
 }
 
-// Row 113: a client that does not read is let go, and resumes without loss.
+// Row 113: a client that does not read is disconnected, and resumes without loss.
 func TestStreamSlowReader(t *testing.T) {
 	t.Parallel()
 	l := start(t)
 	l.create(t, "ada@example.com")
-	// A server that gives up on a write at once, with a client that never
-	// reads what it was sent.
+	// Writes of this server time out immediately, and its client never reads.
 	here, there := net.Pipe()
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { New(l.Config).ServeHTTP(impatient{w}, r) })}
 	listener := &pipe{conns: make(chan net.Conn, 1), closed: make(chan struct{})}
@@ -263,7 +262,7 @@ func TestStreamSlowReader(t *testing.T) {
 	<-served
 }
 
-// impatient lets no write take any time.
+// impatient makes every write time out immediately.
 type impatient struct{ http.ResponseWriter }
 
 func (w impatient) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -272,7 +271,7 @@ func (w impatient) SetWriteDeadline(time.Time) error {
 	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now())
 }
 
-// pipe listens for the connections it is given.
+// pipe is a listener that accepts the connections it is given.
 type pipe struct {
 	conns  chan net.Conn
 	closed chan struct{}
@@ -290,13 +289,13 @@ func (p *pipe) Accept() (net.Conn, error) {
 func (p *pipe) Close() error   { close(p.closed); return nil }
 func (p *pipe) Addr() net.Addr { return &net.TCPAddr{} }
 
-// A stream ends when its key no longer opens it.
+// A stream ends when its key is revoked.
 func TestStreamRevoked(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int64
 	l := start(t, func(c *Config) {
 		c.Heartbeat = 10 * time.Millisecond
-		// Nothing that was known the last time is believed.
+		// Nothing is cached between two checks.
 		c.Now = func() time.Time { return time.Now().Add(time.Duration(asked.Add(1)) * credentialTTL) }
 	})
 	s := l.stream(t, "/v1/events")
@@ -307,7 +306,7 @@ func TestStreamRevoked(t *testing.T) {
 	}
 }
 
-// TestFeedOf asks for one account's events and for one group's.
+// TestFeedOf reads the events of one account and of one group.
 func TestFeedOf(t *testing.T) {
 	t.Parallel()
 	l := start(t)
@@ -325,7 +324,7 @@ func TestFeedOf(t *testing.T) {
 	}
 	for query, want := range map[string][]string{
 		"sub=" + a: {"USER_CREATED", "GROUP_MEMBER_ADDED", "GROUP_MEMBER_ADDED"},
-		// b is no member any more: of it, only what is the group's.
+		// b is no longer a member: only its events about the group remain.
 		"group=CHESS":                    {"GROUP_CREATED", "USER_CREATED", "GROUP_MEMBER_ADDED", "GROUP_MEMBER_ADDED", "GROUP_MEMBER_ADDED", "GROUP_MEMBER_REMOVED"},
 		"group=CHESS&sub=" + b:           {"GROUP_MEMBER_ADDED", "GROUP_MEMBER_REMOVED"},
 		"group=NONE":                     nil,
@@ -336,11 +335,11 @@ func TestFeedOf(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", query, cmp.Diff(want, got))
 		}
 	}
-	// After a merge the absorbed sub leads to what happens to the survivor.
+	// After a merge, the merged account's sub selects the surviving account's events.
 	l.want(t, 200, "POST", "/v1/accounts/"+a+"/merge", fmt.Sprintf(`{"from":%q}`, b))
 	l.want(t, 200, "PATCH", "/v1/accounts/"+a+"/custom-fields", `{"tier":"gold"}`)
 	got := types("types=USER_UPDATED,USER_COMBINED&sub=" + b)
 	if !cmp.Equal(got, []string{"USER_COMBINED", "USER_UPDATED"}) && !cmp.Equal(got, []string{"USER_UPDATED"}) {
-		t.Errorf("of the absorbed account: %v", got)
+		t.Errorf("events of the merged account: %v", got)
 	}
 }

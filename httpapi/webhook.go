@@ -18,53 +18,53 @@ func (s *server) webhookRoutes() {
 	handle(s, route{
 		method: "POST", path: "/v1/webhooks", name: "createWebhook", scope: scopeWebhooksWrite, status: 201, answer: newEndpoint{},
 		summary: "Register a webhook",
-		text:    "Deliveries start after the position given by after, or at start, by default with the next event. The secret is shown this once. A preset sets events, payload and mapping where they are not given.",
+		text:    "Registers a webhook. Deliveries start after the log position in after, or at start; by default with the next event. Only this response contains the secret. A preset sets events, payload and mapping if they are not given.",
 		example: `{"url":"https://crm.example/hook","events":["USER_*"],"format":"standard","payload":"full"}`,
 		codes:   onCommand,
 	}, s.createWebhook)
 	handle(s, route{
 		method: "GET", path: "/v1/webhooks", name: "listWebhooks", scope: scopeWebhooksRead, status: 200, answer: endpoints{},
 		summary: "List the webhooks",
-		text:    "Oldest first, with how their deliveries go.",
+		text:    "Returns all webhooks with the state of their deliveries, oldest first.",
 		codes:   onQuery,
 	}, s.listWebhooks)
 	handle(s, route{
 		method: "GET", path: "/v1/webhooks/{webhookId}", name: "getWebhook", scope: scopeWebhooksRead, status: 200, answer: webhooks.Endpoint{},
 		summary: "Get a webhook",
-		text:    "Its configuration, and how its deliveries go.",
+		text:    "Returns the webhook's settings and the state of its deliveries.",
 		codes:   codes(onWebhook, onQuery),
 	}, s.getWebhook)
 	handle(s, route{
 		method: "PATCH", path: "/v1/webhooks/{webhookId}", name: "patchWebhook", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Endpoint{},
-		summary: "Configure a webhook",
-		text:    "An RFC 7396 merge patch of its settings; null sets a default. What has not been delivered yet is delivered as configured then; the place in the log stays.",
+		summary: "Change a webhook",
+		text:    "The body is an RFC 7396 merge patch of the webhook's settings; null resets a member to its default. Pending deliveries use the new settings; the webhook's position in the log does not change.",
 		example: `{"events":["USER_CREATED","USER_UPDATED"],"description":null}`,
 		codes:   codes(onWebhook, onCommand),
 	}, s.patchWebhook)
 	handle(s, route{
 		method: "POST", path: "/v1/webhooks/{webhookId}/rotate-secret", name: "rotateSecret", scope: scopeWebhooksWrite, status: 200, answer: newEndpoint{},
 		summary: "Rotate the signing key of a webhook",
-		text:    "Makes a key, or takes the one given, and shows its secret this once. The key it replaces, that of the same type, goes on signing beside it for overlap seconds, so that the receiver can change over; a key of another type stays unless all is true. Under an Idempotency-Key a repetition answers the same secret.",
+		text:    "Generates a key, or uses the given one, and returns its secret. The key of the same type that it replaces keeps signing alongside it for overlap seconds, so that the receiver can switch; a key of the other type stays unless all is true. A repeated request with the same Idempotency-Key returns the same secret.",
 		example: `{"overlap":3600}`,
 		codes:   codes(onWebhook, onCommand, []domain.Code{domain.CodeTooManyKeys}),
 	}, s.rotateSecret)
 	handle(s, route{
 		method: "PUT", path: "/v1/webhooks/{webhookId}/state", name: "setWebhookState", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Endpoint{},
 		summary: "Enable, pause or disable a webhook",
-		text:    "While it is not enabled, its events wait.",
+		text:    "Sets the webhook's state. While it is not enabled, its events wait.",
 		example: `{"state":"paused","reason":"maintenance"}`,
 		codes:   codes(onWebhook, onCommand),
 	}, s.setWebhookState)
 	handle(s, route{
 		method: "DELETE", path: "/v1/webhooks/{webhookId}", name: "deleteWebhook", scope: scopeWebhooksWrite, status: 204,
 		summary: "Delete a webhook",
-		text:    "Its secret is destroyed with it. Deleting it again changes nothing.",
+		text:    "Deletes the webhook and destroys its secrets. Deleting it again changes nothing.",
 		codes:   codes(onWebhook, onCommand),
 	}, s.deleteWebhook)
 	handle(s, route{
 		method: "GET", path: "/v1/events/{event}/data", name: "getEventData", scope: scopeEventsRead, status: 200, answer: map[string]jsontext.Value{},
 		summary: "Get the data of a public event",
-		text:    "What the dataref of a thin CloudEvent refers to: the same bytes a full one has as data. Of an account that was erased since, what is not personal.",
+		text:    "Returns what the dataref of a thin CloudEvent refers to: the same bytes that a full event has as data. For an account erased since then, personal data is missing.",
 		codes:   codes(onQuery, []domain.Code{codeEventNotFound}),
 	}, s.getEventData)
 	s.webhookOperationRoutes()
@@ -78,16 +78,16 @@ type createWebhookInput struct {
 // newWebhook is the body of POST /v1/webhooks.
 type newWebhook struct {
 	WebhookBody
-	After   *eventstore.Position  `json:"after,omitzero" minimum:"0"`
-	Start   string                `json:"start,omitzero" maxLength:"64"`
-	Secret  string                `json:"secret,omitzero"`
-	KeyType domain.WebhookKeyType `json:"keyType,omitzero" enum:"v1,v1a" default:"v1"`
+	After   *eventstore.Position  `json:"after,omitzero" minimum:"0" doc:"Deliver the events after this log position; 0 for all events. Default: only future events."`
+	Start   string                `json:"start,omitzero" maxLength:"64" doc:"now, beginning, or a time (RFC 3339): deliver the events recorded at or after it. Default: now."`
+	Secret  string                `json:"secret,omitzero" doc:"whsec_ followed by 24 to 64 bytes in base64, or whsk_ followed by a 64-byte Ed25519 private key in base64. Default: a generated secret."`
+	KeyType domain.WebhookKeyType `json:"keyType,omitzero" enum:"v1,v1a" default:"v1" doc:"Type of the generated key: v1 (HMAC-SHA256) or v1a (Ed25519)."`
 }
 
-// newEndpoint is an endpoint with its secret, which is shown this once.
+// newEndpoint is a webhook with its secret, which only the first response contains.
 type newEndpoint struct {
 	webhooks.Endpoint
-	Secret string `json:"secret"`
+	Secret string `json:"secret,omitzero" doc:"The signing secret. Only the first response contains it: a repeated request with the same Idempotency-Key gets none."`
 }
 
 func (s *server) createWebhook(ctx context.Context, c *call, in *createWebhookInput) (*answer, error) {
@@ -115,7 +115,7 @@ func (s *server) createWebhook(ctx context.Context, c *call, in *createWebhookIn
 	return a.rendered(newEndpoint{endpoint, secret})
 }
 
-// start is the position a new endpoint starts after; -1 for the log's head.
+// start returns the position after which a new webhook starts; -1 for the log's head.
 func (s *server) start(ctx context.Context, body newWebhook) (eventstore.Position, error) {
 	head, err := s.Log.Head(ctx)
 	if err != nil {
@@ -123,9 +123,9 @@ func (s *server) start(ctx context.Context, body newWebhook) (eventstore.Positio
 	}
 	switch {
 	case body.After != nil && body.Start != "":
-		return 0, invalid([]domain.Fault{{Pointer: "/start", Detail: "does not go with after"}})
+		return 0, invalid([]domain.Fault{{Pointer: "/start", Detail: "must not be combined with after"}})
 	case body.After != nil && (*body.After < 0 || *body.After > head):
-		return 0, invalid([]domain.Fault{{Pointer: "/after", Detail: "must be a position of the log"}})
+		return 0, invalid([]domain.Fault{{Pointer: "/after", Detail: "must be a log position"}})
 	case body.After != nil:
 		return *body.After, nil
 	case body.Start == "" || body.Start == "now":
@@ -135,7 +135,7 @@ func (s *server) start(ctx context.Context, body newWebhook) (eventstore.Positio
 	}
 	t, err := time.Parse(time.RFC3339, body.Start)
 	if err != nil {
-		return 0, invalid([]domain.Fault{{Pointer: "/start", Detail: "must be now, beginning, or a time as RFC 3339 has it"}})
+		return 0, invalid([]domain.Fault{{Pointer: "/start", Detail: "must be now, beginning, or a time in RFC 3339 format"}})
 	}
 	return s.Webhooks.StartingAt(ctx, t)
 }
@@ -148,13 +148,13 @@ type rotateSecretInput struct {
 
 // secretRotation is the body of POST /v1/webhooks/{webhookId}/rotate-secret.
 type secretRotation struct {
-	Type    domain.WebhookKeyType `json:"type,omitzero" enum:"v1,v1a"`
-	Overlap *int64                `json:"overlap,omitzero" minimum:"0" maximum:"2592000" default:"86400"`
-	Secret  string                `json:"secret,omitzero"`
-	All     bool                  `json:"all,omitzero"`
+	Type    domain.WebhookKeyType `json:"type,omitzero" enum:"v1,v1a" doc:"Type of the new key: v1 (HMAC-SHA256) or v1a (Ed25519). Default: the type of secret, or of the newest key."`
+	Overlap *int64                `json:"overlap,omitzero" minimum:"0" maximum:"2592000" default:"86400" doc:"Seconds for which the replaced key keeps signing; at most 30 days."`
+	Secret  string                `json:"secret,omitzero" doc:"whsec_ followed by 24 to 64 bytes in base64, or whsk_ followed by a 64-byte Ed25519 private key in base64. Default: a generated secret."`
+	All     bool                  `json:"all,omitzero" doc:"Also replace the keys of the other type."`
 }
 
-// defaultOverlap is for how long a key that is replaced goes on signing.
+// defaultOverlap is how many seconds a replaced key keeps signing.
 const defaultOverlap = 24 * 60 * 60
 
 func (s *server) rotateSecret(ctx context.Context, c *call, in *rotateSecretInput) (*answer, error) {
@@ -168,7 +168,7 @@ func (s *server) rotateSecret(ctx context.Context, c *call, in *rotateSecretInpu
 	}
 	seconds := int64(defaultOverlap)
 	if in.value.Overlap != nil {
-		seconds = min(max(*in.value.Overlap, -1), int64(domain.MaxOverlap.Seconds())+1) // as a Duration it must not overflow
+		seconds = min(max(*in.value.Overlap, -1), int64(domain.MaxOverlap.Seconds())+1) // avoids an overflow as a Duration
 	}
 	rotation := webhooks.Rotation{RotateWebhookKey: domain.RotateWebhookKey{KeyID: in.newID(c), Type: in.value.Type,
 		Overlap: time.Duration(seconds) * time.Second, All: in.value.All}, Secret: in.value.Secret}
@@ -182,41 +182,33 @@ func (s *server) rotateSecret(ctx context.Context, c *call, in *rotateSecretInpu
 	return s.endpointAnswer(ctx, endpoint, p).rendered(newEndpoint{endpoint, secret})
 }
 
-// endpointAnswer begins the answer to a command that left an endpoint so. A
-// command that changed nothing has no position.
+// endpointAnswer starts the answer to a command that returned webhook e. p is the
+// position of its last event.
 func (s *server) endpointAnswer(ctx context.Context, e webhooks.Endpoint, p eventstore.Position) *answer {
-	if p == 0 {
-		p = s.Views.Accounts().Position()
-	}
 	a := s.settled(ctx, p)
 	a.ETag = etag(e.Revision)
 	return a
 }
 
-// triedWebhook is the endpoint as a command would leave it.
+// triedWebhook is the result of a dry run on a webhook.
 type triedWebhook struct {
-	Events  []plannedEvent `json:"events"`
-	Webhook domain.Webhook `json:"webhook"`
+	Events  []plannedEvent `json:"events" doc:"The events the command would append."`
+	Webhook domain.Webhook `json:"webhook" doc:"The webhook after the command."`
 }
 
-func triedWebhookAnswer(w domain.Webhook, entries []domain.Entry, err error) (*answer, error) {
+// triedWebhookAnswer answers a dry run with the webhook as it would be.
+func triedWebhookAnswer(result domain.Result[domain.Webhook], err error) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	events, err := planned(entries)
+	events, err := planned(result.Events)
 	if err != nil {
 		return nil, err
 	}
-	return (&answer{Status: http.StatusOK}).rendered(triedWebhook{events, w})
+	return (&answer{Status: http.StatusOK}).rendered(triedWebhook{events, result.State})
 }
 
-// tryWebhook answers a dry run: with the endpoint as it would be.
-func (s *server) tryWebhook(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (*answer, error) {
-	w, events, err := s.Ledger.TryWebhook(ctx, r, id, cmd)
-	return triedWebhookAnswer(w, events, err)
-}
-
-// WebhookID is the endpoint a request is about.
+// WebhookID identifies the webhook a request is about.
 type WebhookID struct {
 	ID string `path:"webhookId" doc:"The webhook's id, a UUID."`
 }
@@ -231,8 +223,8 @@ func (id WebhookID) check() (string, error) {
 
 // endpoints is the list of all webhooks.
 type endpoints struct {
-	Webhooks []webhooks.Endpoint `json:"webhooks"`
-	Next     *string             `json:"next"` // always null: they fit on one page
+	Webhooks []webhooks.Endpoint `json:"webhooks" doc:"All webhooks, oldest first."`
+	Next     *string             `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listWebhooksInput struct{ Query }
@@ -279,8 +271,8 @@ type setWebhookStateInput struct {
 
 // newWebhookState is the body of PUT /v1/webhooks/{webhookId}/state.
 type newWebhookState struct {
-	State  domain.WebhookState `json:"state" enum:"enabled,paused,disabled"`
-	Reason string              `json:"reason,omitzero" maxLength:"64"`
+	State  domain.WebhookState `json:"state" enum:"enabled,paused,disabled" doc:"The new state."`
+	Reason string              `json:"reason,omitzero" maxLength:"64" doc:"Why, as a code of lower-case letters, digits and dashes."`
 }
 
 func (s *server) setWebhookState(ctx context.Context, c *call, in *setWebhookStateInput) (*answer, error) {
@@ -294,7 +286,7 @@ func (s *server) setWebhookState(ctx context.Context, c *call, in *setWebhookSta
 	}
 	cmd := domain.SetWebhookState{State: in.value.State, Reason: in.value.Reason}
 	if in.DryRun {
-		return s.tryWebhook(ctx, r, id, cmd)
+		return triedWebhookAnswer(s.Webhooks.TrySetState(ctx, r, id, cmd))
 	}
 	endpoint, p, err := s.Webhooks.SetState(ctx, r, id, cmd)
 	if err != nil {
@@ -318,7 +310,7 @@ func (s *server) deleteWebhook(ctx context.Context, c *call, in *deleteWebhookIn
 		return nil, err
 	}
 	if in.DryRun {
-		return s.tryWebhook(ctx, r, id, domain.DeleteWebhook{})
+		return triedWebhookAnswer(s.Webhooks.TryDelete(ctx, r, id))
 	}
 	p, err := s.Webhooks.Delete(ctx, r, id)
 	if err != nil {

@@ -12,79 +12,79 @@ import (
 	"accountledger/projections/webhooks"
 )
 
-// webhookOperationRoutes are what operators do with deliveries. None is a
-// command: what is sent is not recorded in the log.
+// webhookOperationRoutes registers the operations on deliveries. None of them is
+// a command: deliveries are not recorded in the log.
 func (s *server) webhookOperationRoutes() {
 	const base = "/v1/webhooks/{webhookId}"
 	onReplay := []domain.Code{domain.CodeReplayNotFound}
 	handle(s, route{
 		method: "GET", path: base + "/deliveries", name: "listDeliveries", scope: scopeWebhooksRead, status: 200, answer: deliveries{}, paged: true,
 		summary: "List the deliveries of a webhook",
-		text:    "Newest first, as far as they are remembered. With status=dead those that were given up.",
+		text:    "Returns the stored deliveries, newest first. Use status=dead for those that were given up.",
 		codes:   codes(onWebhook, onQuery, []domain.Code{domain.CodeInvalidCursor}),
 	}, s.listDeliveries)
 	handle(s, route{
 		method: "GET", path: base + "/lanes", name: "listLanes", scope: scopeWebhooksRead, status: 200, answer: lanes{}, paged: true,
-		summary: "List the accounts that wait",
-		text:    "Accounts of which something is owed that the endpoint as a whole has passed, by sub: since their next event was refused, or was given up and must not be skipped.",
+		summary: "List the waiting accounts of a webhook",
+		text:    "Returns the accounts with undelivered events that the webhook as a whole has already passed, sorted by sub: their next delivery failed, or was given up and must not be skipped.",
 		codes:   codes(onWebhook, onQuery, []domain.Code{domain.CodeInvalidCursor}),
 	}, s.listLanes)
 	handle(s, route{
 		method: "POST", path: base + "/deliveries/{eventId}/resend", name: "resendDelivery", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Delivery{}, job: true,
-		summary: "Send an event once more",
-		text:    "At once and whatever the state of the endpoint, under the same webhook-id and signed with today's keys; answers with the delivery when the receiver has answered. It says nothing of the endpoint's health. A dead letter that arrives is settled, and an account that waits for it goes on. Only what the list of deliveries remembers can be sent.",
+		summary: "Resend an event",
+		text:    "Sends the event immediately, whatever the webhook's state, with the same webhook-id and signed with the current keys, and returns the delivery when the receiver has responded. The outcome does not affect the webhook's breaker. A dead letter that is accepted is settled, and an account that waits for it continues. Only stored deliveries can be resent.",
 		codes:   codes(onWebhook, []domain.Code{domain.CodeDeliveryNotFound}),
 	}, s.resendDelivery)
 	handle(s, route{
 		method: "POST", path: base + "/recover", name: "recoverWebhook", scope: scopeWebhooksWrite, status: 202, answer: webhooks.Replay{}, job: true,
-		summary: "Send what failed once more",
-		text:    "Every event whose attempts all failed, the last of them since then, or that was given up since then: once, in the order of the log per account, as a replay.",
+		summary: "Resend failed deliveries",
+		text:    "Starts a replay of every event whose attempts all failed, the last of them at or after since, or that was given up at or after since. Each event is sent once, in log order per account.",
 		example: `{"since":"2026-11-20T00:00:00Z"}`,
 		codes:   codes(onWebhook, []domain.Code{domain.CodeInvalidRequest, domain.CodeReplayRunning, domain.CodeIdempotencyKeyReused}),
 	}, s.recoverWebhook)
 	handle(s, route{
 		method: "POST", path: base + "/replay", name: "replayWebhook", scope: scopeWebhooksWrite, status: 202, answer: webhooks.Replay{}, job: true,
-		summary: "Send a part of the log once more",
-		text:    "The events in it that the endpoint selects, one attempt each, with the header webhook-replay, beside what happens meanwhile and after it. A disabled endpoint can be replayed to. A webhook has one replay at a time. Under an Idempotency-Key a repetition answers with the same one.",
+		summary: "Replay a part of the log",
+		text:    "Starts a replay of the events that the webhook subscribes to, with one attempt each and the header webhook-replay, in parallel with regular deliveries. A disabled webhook can be replayed to. A webhook has at most one running replay. A repeated request with the same Idempotency-Key returns the same replay.",
 		example: `{"since":"2026-11-20T00:00:00Z","missing":true}`,
 		codes:   codes(onWebhook, []domain.Code{domain.CodeInvalidRequest, domain.CodeReplayRunning, domain.CodeIdempotencyKeyReused}),
 	}, s.replayWebhook)
 	handle(s, route{
 		method: "GET", path: base + "/replays", name: "listReplays", scope: scopeWebhooksRead, status: 200, answer: replays{},
 		summary: "List the replays of a webhook",
-		text:    "Newest first.",
+		text:    "Returns the webhook's replays, newest first.",
 		codes:   codes(onWebhook, onQuery),
 	}, s.listReplays)
 	handle(s, route{
 		method: "GET", path: base + "/replays/{replayId}", name: "getReplay", scope: scopeWebhooksRead, status: 200, answer: webhooks.Replay{},
 		summary: "Get a replay",
-		text:    "How far it is.",
+		text:    "Returns the replay and its progress.",
 		codes:   codes(onWebhook, onQuery, onReplay),
 	}, s.getReplay)
 	handle(s, route{
 		method: "DELETE", path: base + "/replays/{replayId}", name: "cancelReplay", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Replay{}, job: true,
 		summary: "Cancel a replay",
-		text:    "What is under way arrives. One that has ended stays as it is.",
+		text:    "Stops the replay; requests already in progress complete. Cancelling a replay that has ended changes nothing.",
 		codes:   codes(onWebhook, onReplay),
 	}, s.cancelReplay)
 	handle(s, route{
 		method: "POST", path: base + "/test", name: "testWebhook", scope: scopeWebhooksWrite, status: 200, answer: webhooks.Probe{}, job: true,
-		summary: "Try a webhook out",
-		text:    "Sends an event of the type WEBHOOK_TEST that never happened, signed and in the endpoint's format, with the header webhook-test: true, and answers with what the receiver answered. Nothing of it is remembered.",
+		summary: "Send a test event to a webhook",
+		text:    "Sends an artificial event of type WEBHOOK_TEST, signed and in the webhook's format, with the header webhook-test: true, and returns the receiver's response. The test is not stored.",
 		codes:   onWebhook,
 	}, s.testWebhook)
 	handle(s, route{
 		method: "POST", path: base + "/verify", name: "verifyWebhook", scope: scopeWebhooksWrite, status: 200, answer: verification{}, job: true,
-		summary: "Ask a webhook whether it wants deliveries",
-		text:    "By the OPTIONS request of the CloudEvents webhook specification, with WebHook-Request-Origin. A webhook with the verification options, which waits for that, is delivered to once it has allowed our origin, or *.",
+		summary: "Verify a webhook",
+		text:    "Sends the OPTIONS request of the CloudEvents webhook specification with WebHook-Request-Origin. A webhook with verification options that is pending_verification receives deliveries once the receiver allows this ledger's origin or *.",
 		codes:   codes(onWebhook, []domain.Code{domain.CodeConcurrentChange}),
 	}, s.verifyWebhook)
 }
 
-// Repeatable is what requests that are no commands may be sent with, where they
-// make something.
+// Repeatable is embedded in the inputs of requests that create something but
+// are not commands.
 type Repeatable struct {
-	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Makes the request safe to repeat: the same key and request of the same caller return what the first one made."`
+	IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"Makes the request safe to repeat: the same request of the same caller with the same key returns what the first one created."`
 }
 
 func (r Repeatable) newID(c *call) string {
@@ -94,16 +94,16 @@ func (r Repeatable) newID(c *call) string {
 type listDeliveriesInput struct {
 	WebhookID
 	Query
-	Status string `query:"status" enum:"pending,delivered,retrying,dead,settled" doc:"Only those of which this has become."`
-	Sub    string `query:"sub" doc:"Only those that tell of this account."`
-	After  string `query:"after" doc:"Continue after this cursor, the next of an earlier page."`
-	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Deliveries on a page."`
+	Status string `query:"status" enum:"pending,delivered,retrying,dead,settled" doc:"Only deliveries with this status."`
+	Sub    string `query:"sub" doc:"Only deliveries about this account."`
+	After  string `query:"after" doc:"The next cursor of an earlier page. Default: the first page."`
+	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of deliveries on a page."`
 }
 
 // deliveries is a page of deliveries, newest first.
 type deliveries struct {
-	Deliveries []webhooks.Delivery `json:"deliveries"`
-	Next       *string             `json:"next"` // null on the last page
+	Deliveries []webhooks.Delivery `json:"deliveries" doc:"The deliveries, newest first."`
+	Next       *string             `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 func (s *server) listDeliveries(ctx context.Context, c *call, in *listDeliveriesInput) (*answer, error) {
@@ -118,14 +118,14 @@ func (s *server) listDeliveries(ctx context.Context, c *call, in *listDeliveries
 type listLanesInput struct {
 	WebhookID
 	Query
-	After string `query:"after" doc:"Continue after this cursor, the next of an earlier page."`
-	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Accounts on a page."`
+	After string `query:"after" doc:"The next cursor of an earlier page. Default: the first page."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of accounts on a page."`
 }
 
-// lanes is a page of accounts that wait.
+// lanes is a page of the accounts whose events wait.
 type lanes struct {
-	Lanes []webhooks.Lane `json:"lanes"`
-	Next  *string         `json:"next"` // null on the last page
+	Lanes []webhooks.Lane `json:"lanes" doc:"The accounts, sorted by sub."`
+	Next  *string         `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
 func (s *server) listLanes(ctx context.Context, c *call, in *listLanesInput) (*answer, error) {
@@ -134,7 +134,7 @@ func (s *server) listLanes(ctx context.Context, c *call, in *listLanesInput) (*a
 	})
 }
 
-// listed answers with a page of something that an endpoint has.
+// listed answers with a page of a list that belongs to a webhook.
 func listed[T any](ctx context.Context, s *server, c *call, webhook WebhookID, q Query, after string, limit int,
 	list func(ctx context.Context, id, after string, limit int) ([]T, string, error), page func([]T, *string) any) (*answer, error) {
 	a, err := s.fresh(ctx, q)
@@ -181,12 +181,12 @@ type recoverWebhookInput struct {
 
 // recovery is the body of POST /v1/webhooks/{webhookId}/recover.
 type recovery struct {
-	Since time.Time `json:"since"`
+	Since time.Time `json:"since" doc:"Only deliveries that failed or were given up at or after this time (RFC 3339)."`
 }
 
 func (s *server) recoverWebhook(ctx context.Context, c *call, in *recoverWebhookInput) (*answer, error) {
 	if in.value.Since.IsZero() {
-		return nil, invalid([]domain.Fault{{Pointer: "/since", Detail: "is missing"}})
+		return nil, invalid([]domain.Fault{{Pointer: "/since", Detail: "is required"}})
 	}
 	return s.startReplay(ctx, in.WebhookID, in.newID(c), webhooks.ReplayFilter{Since: in.value.Since, Recover: true})
 }
@@ -199,13 +199,13 @@ type replayWebhookInput struct {
 
 // newReplay is the body of POST /v1/webhooks/{webhookId}/replay.
 type newReplay struct {
-	After   eventstore.Position `json:"after,omitzero" minimum:"0"`
-	UpTo    eventstore.Position `json:"upTo,omitzero" minimum:"1"`
-	Since   time.Time           `json:"since,omitzero"`
-	Until   time.Time           `json:"until,omitzero"`
-	Events  []string            `json:"events,omitzero" maxItems:"100"`
-	Sub     string              `json:"sub,omitzero"`
-	Missing bool                `json:"missing,omitzero"`
+	After   eventstore.Position `json:"after,omitzero" minimum:"0" doc:"Only events after this log position. Default: from the beginning of the log."`
+	UpTo    eventstore.Position `json:"upTo,omitzero" minimum:"1" doc:"Only events up to and including this log position. Default: the current end of the log."`
+	Since   time.Time           `json:"since,omitzero" doc:"Only events recorded at or after this time (RFC 3339)."`
+	Until   time.Time           `json:"until,omitzero" doc:"Only events recorded before this time."`
+	Events  []string            `json:"events,omitzero" maxItems:"100" doc:"Only these public event names or prefixes such as USER_*, and only if the webhook subscribes to them."`
+	Sub     string              `json:"sub,omitzero" doc:"Only events of this account."`
+	Missing bool                `json:"missing,omitzero" doc:"Only events without a successful attempt, as far back as attempts are stored."`
 }
 
 func (s *server) replayWebhook(ctx context.Context, c *call, in *replayWebhookInput) (*answer, error) {
@@ -214,7 +214,7 @@ func (s *server) replayWebhook(ctx context.Context, c *call, in *replayWebhookIn
 	if b.Sub != "" {
 		sub, err := canonical(b.Sub)
 		if err != nil {
-			return nil, invalid([]domain.Fault{{Pointer: "/sub", Detail: "must be the sub of an account"}})
+			return nil, invalid([]domain.Fault{{Pointer: "/sub", Detail: "must be the sub of an account, a UUID"}})
 		}
 		f.Sub = sub
 	}
@@ -233,10 +233,10 @@ func (s *server) startReplay(ctx context.Context, webhook WebhookID, replayID st
 	return (&answer{Location: "/v1/webhooks/" + id + "/replays/" + r.ReplayID}).rendered(r)
 }
 
-// replays is the list of an endpoint's replays.
+// replays is the list of a webhook's replays.
 type replays struct {
-	Replays []webhooks.Replay `json:"replays"`
-	Next    *string           `json:"next"` // always null: they fit on one page
+	Replays []webhooks.Replay `json:"replays" doc:"The replays, newest first."`
+	Next    *string           `json:"next" doc:"Always null: the list is never paged."`
 }
 
 type listReplaysInput struct {
@@ -260,7 +260,7 @@ func (s *server) listReplays(ctx context.Context, _ *call, in *listReplaysInput)
 	return a.rendered(replays{Replays: all})
 }
 
-// ReplayID is the replay a request is about.
+// ReplayID identifies the replay a request is about.
 type ReplayID struct {
 	Replay string `path:"replayId" doc:"The replay's id, a UUID."`
 }
@@ -268,7 +268,7 @@ type ReplayID struct {
 func (id ReplayID) check() (string, error) {
 	parsed, err := uuid.Parse(id.Replay)
 	if err != nil {
-		return "", &domain.Error{Code: domain.CodeReplayNotFound, Detail: "The webhook has no such replay."}
+		return "", &domain.Error{Code: domain.CodeReplayNotFound, Detail: "The webhook has no replay with this id."}
 	}
 	return parsed.String(), nil
 }
@@ -327,10 +327,10 @@ func (s *server) testWebhook(ctx context.Context, _ *call, in *testWebhookInput)
 	return (&answer{Status: http.StatusOK}).rendered(p)
 }
 
-// verification is what an endpoint said, and the webhook after that.
+// verification is the receiver's answer and the webhook after it.
 type verification struct {
-	Answer  webhooks.Probe    `json:"answer"`
-	Webhook webhooks.Endpoint `json:"webhook"`
+	Answer  webhooks.Probe    `json:"answer" doc:"The receiver's answer."`
+	Webhook webhooks.Endpoint `json:"webhook" doc:"The webhook after the verification."`
 }
 
 func (s *server) verifyWebhook(ctx context.Context, c *call, in *testWebhookInput) (*answer, error) {

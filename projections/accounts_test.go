@@ -173,7 +173,7 @@ func erase(t testing.TB, f *fixture, sub string) eventstore.Position {
 			key = rec.KeyID
 		}
 	}
-	p := f.append(t, last.Stream, last.Revision, domain.ErasedType, `{"meta":{"actor":{"kind":"system","id":"test"}},"data":{"kid":"`+hex.EncodeToString(key[:])+`"}}`)
+	p := f.append(t, last.Stream, last.Revision, domain.TypeOf(domain.AccountErased{}), `{"meta":{"actor":{"kind":"system","id":"test"}},"data":{"kid":"`+hex.EncodeToString(key[:])+`"}}`)
 	if err := f.keys.Destroy(t.Context(), key); err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func (e *Erasures) projection() projection {
 		name:    ErasuresView,
 		version: 1,
 		follows: func(stream string) bool { return strings.HasPrefix(stream, domain.AccountStream("")) },
-		types:   map[string]bool{domain.ErasedType: true, domain.ErasureCompletedType: true},
+		types:   typesOf(domain.AccountErased{}, domain.ErasureCompleted{}),
 		tables:  erasureTables,
 		clear:   []string{`DELETE FROM erasures_%[1]d WHERE position IN (SELECT position FROM erasures_%[1]d LIMIT 1000)`},
 		drop:    `DROP TABLE erasures_%[1]d`,

@@ -169,7 +169,7 @@ func (f *fixture) execute(t testing.TB, sub string, cmd domain.Command) domain.A
 	if err != nil {
 		t.Fatalf("%T: %v", cmd, err)
 	}
-	return result.Account
+	return result.State
 }
 
 func newIdentity(provider, providerUserID string, p domain.Profile) domain.NewIdentity {

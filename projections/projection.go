@@ -21,7 +21,7 @@ type projection struct {
 	name    string
 	version int64                    // of the rows; increase it to have the view rebuilt
 	follows func(stream string) bool // events of other streams are not even opened
-	types   map[string]bool          // of events it applies; nil for all
+	types   map[string]bool          // current types of the events it applies; nil for all
 	tables  string                   // SQL that creates the tables
 	clear   []string                 // SQL statements that each delete some rows of a table; run until no row is left
 	drop    string                   // SQL that drops the empty tables
@@ -48,7 +48,16 @@ type projection struct {
 
 // wants reports whether p applies rec. Records it does not want are not opened.
 func (p *projection) wants(rec *eventstore.Recorded) bool {
-	return p.follows(rec.Stream) && (p.types == nil || p.types[rec.Type])
+	return p.follows(rec.Stream) && (p.types == nil || p.types[domain.CurrentType(rec.Type)])
+}
+
+// typesOf returns the set of the current types of events.
+func typesOf(events ...domain.Event) map[string]bool {
+	types := make(map[string]bool, len(events))
+	for _, e := range events {
+		types[domain.TypeOf(e)] = true
+	}
+	return types
 }
 
 // writer writes the tables of one generation. apply gets the entries of one
@@ -117,7 +126,7 @@ type decoded struct {
 // decode opens and decodes rec, unless the view does not need the event's data.
 func (w *view) decode(rec eventstore.Recorded) decoded {
 	if w.source != nil {
-		return decoded{Entry: domain.Entry{ID: rec.ID, Type: rec.Type, Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position, Time: rec.Time}}
+		return decoded{Entry: domain.Entry{ID: rec.ID, Type: domain.CurrentType(rec.Type), Stream: rec.Stream, Revision: rec.Revision, Position: rec.Position, Time: rec.Time}}
 	}
 	return w.views.decode(rec)
 }

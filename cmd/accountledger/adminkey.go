@@ -3,23 +3,24 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/httpapi"
 )
 
 func adminKeyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "admin-key",
-		Short: "Replace the admin key, which has every right",
-		Long: `Make a new admin key and write it to <data>/admin.key, readable for its owner
-only. The key before it is no longer valid. The server must not be running.`,
+		Short: "Replace the admin key, which has all scopes",
+		Long: `Create a new admin key and write it to <data>/admin.key, readable only by its
+owner. The previous admin key becomes invalid. The server must not be running.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			out := newConsole(cmd, c)
-			l, err := openLedger(cmd.Context(), c, out.logger())
+			out := cli.NewConsole(cmd, c)
+			l, err := openLedger(cmd.Context(), c, out.Logger())
 			if err != nil {
 				return err
 			}
@@ -28,13 +29,13 @@ only. The key before it is no longer valid. The server must not be running.`,
 			if err := httpapi.NewAdminKey(cmd.Context(), l.keys, path); err != nil {
 				return err
 			}
-			if out.json {
-				return out.document(map[string]string{"file": path})
+			if out.JSON {
+				return out.Document(map[string]string{"file": path})
 			}
-			out.printf("wrote %s\n", path)
+			out.Printf("wrote %s\n", path)
 			return nil
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
 	return cmd
 }

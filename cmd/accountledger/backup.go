@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
 	"accountledger/projections"
 )
@@ -18,35 +19,34 @@ func backupCommand() *cobra.Command {
 	var withMaster bool
 	cmd := &cobra.Command{
 		Use:   "backup",
-		Short: "Copy a ledger, also a running one, and verify the copy",
-		Long: `Copy the ledger to an empty or new directory, also beside a running server, and
-verify the copy. It is a data directory like any other: to restore it, put it in
-the place of the lost one, with the master key where that was, and start the
-server. What happened after the backup is gone; webhooks deliver once more what
-they delivered since.
+		Short: "Copy a ledger and verify the copy",
+		Long: `Copy the ledger to an empty or new directory and verify the copy. The server may
+run meanwhile. The copy is a complete data directory: to restore it, put it in
+the place of the lost one, put the master key back, and start the server. Events
+after the backup are lost, and webhooks deliver again what they delivered since.
 
-The master key is not copied, so that the copy alone opens no personal data;
-keep the key elsewhere. The key that signs the log (log.key) is: without it the
-copy could not go on. The admin key is not; 'admin-key' makes a new one. The
-keys of accounts erased after the backup are still in it: keep backups no longer
-than you may.`,
+The command does not copy the master key, so nobody can decrypt personal data
+with the copy alone; keep the key elsewhere. It copies the key that signs the
+log (log.key), which the restored ledger needs. It does not copy the admin key:
+'admin-key' creates a new one. The backup still contains the keys of accounts
+that are erased later, so do not keep it longer than you may.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
 			if to == "" {
-				return usagef("name the directory to write with --to")
+				return cli.Usagef("no directory given: use --to DIRECTORY")
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			return backup(ctx, c, newConsole(cmd, c), to, withMaster)
+			return backup(ctx, c, cli.NewConsole(cmd, c), to, withMaster)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file")
-	cmd.Flags().StringVar(&to, "to", "", "directory to write; it must be empty or not exist")
-	cmd.Flags().BoolVar(&withMaster, "include-master-key", false, "copy the master key too: who has the copy then has all personal data")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
+	cmd.Flags().StringVar(&to, "to", "", "directory for the backup; it must be empty or not exist")
+	cmd.Flags().BoolVar(&withMaster, "include-master-key", false, "also copy the master key; the copy alone then gives access to all personal data")
 	return cmd
 }
 
@@ -58,13 +58,13 @@ type backedUp struct {
 	Verified  verified            `json:"verified"`
 }
 
-func backup(ctx context.Context, c config, out console, to string, withMaster bool) error {
+func backup(ctx context.Context, c cli.Config, out cli.Console, to string, withMaster bool) error {
 	dest := directory(to)
 	if err := dest.makeEmpty(); err != nil {
 		return fmt.Errorf("backup: %w", err)
 	}
 	if err := copyLedger(ctx, c, out, dest, withMaster); err != nil {
-		return fmt.Errorf("backup: %w; what is in %s is not complete", err, to)
+		return fmt.Errorf("backup: %w; the copy in %s is incomplete", err, to)
 	}
 	copied := c
 	copied.Data = to
@@ -75,22 +75,22 @@ func backup(ctx context.Context, c config, out console, to string, withMaster bo
 	if !v.OK {
 		return v.print(out)
 	}
-	if out.json {
-		return out.document(backedUp{to, eventstore.Position(v.Events), withMaster, v})
+	if out.JSON {
+		return out.Document(backedUp{to, eventstore.Position(v.Events), withMaster, v})
 	}
-	out.printf("backed up %d events to %s and verified them\n", v.Events, to)
+	out.Printf("backed up %d events to %s and verified them\n", v.Events, to)
 	if !withMaster {
-		out.printf("the master key is not in it: keep it elsewhere, or nobody can open the copy\n")
+		out.Printf("the backup does not contain the master key: without it, nobody can use the copy\n")
 	}
 	return nil
 }
 
-// copyLedger copies each file as it is at one moment: who follows before what
-// they follow, so that none is ahead of it, and the keys after the events that
-// need them. The log's keys come last: without them a directory is not taken
-// for a ledger.
-func copyLedger(ctx context.Context, c config, out console, dest directory, withMaster bool) error {
-	r, err := openReadOnly(ctx, c, out.logger())
+// copyLedger copies a snapshot of each file: first the files that follow the log,
+// so that none is ahead of it, then the log, and then the keys its events need.
+// The log's keys are last, because a directory without them is not a ledger.
+// Creating them also makes the names of the other copies durable.
+func copyLedger(ctx context.Context, c cli.Config, out cli.Console, dest directory, withMaster bool) error {
+	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
@@ -114,14 +114,14 @@ func copyLedger(ctx context.Context, c config, out console, dest directory, with
 		}},
 		{viewsFile, views.Backup},
 		{logFile, func(ctx context.Context, dest string) error {
-			p := out.progress("pages", -1)
-			defer p.end()
-			return r.log.Backup(ctx, dest, p.set)
+			p := out.Progress("pages", -1)
+			defer p.End()
+			return r.log.Backup(ctx, dest, p.Set)
 		}},
 		{keysFile, keys.Backup},
 	} {
-		if !out.json {
-			fmt.Fprintf(out.err, "copying %s\n", file.name)
+		if !out.JSON {
+			fmt.Fprintf(out.Err, "copying %s\n", file.name)
 		}
 		if err := file.copy(ctx, dest.path(file.name)); err != nil {
 			return err
@@ -135,7 +135,7 @@ func copyLedger(ctx context.Context, c config, out console, dest directory, with
 		if err != nil {
 			return err
 		}
-		if err := createFile(dest.path(masterKeyFile), master.Reveal()+"\n", 0o600); err != nil {
+		if err := cli.CreateFile(dest.path(masterKeyFile), master.Reveal()+"\n", 0o600); err != nil {
 			return err
 		}
 	}
@@ -147,14 +147,15 @@ func copyLedger(ctx context.Context, c config, out console, dest directory, with
 		if err != nil {
 			return err
 		}
-		if err := createFile(dest.path(key.name), string(text), key.mode); err != nil {
+		if err := cli.CreateFile(dest.path(key.name), string(text), key.mode); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// ownOnly makes a copy durable and its owner's only.
+// ownOnly makes the contents of a copy durable, and the copy accessible only to
+// its owner.
 func ownOnly(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -163,8 +164,8 @@ func ownOnly(path string) error {
 	return errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
 }
 
-// makeEmpty makes the directory, or sees that it is empty, and keeps others
-// out of it.
+// makeEmpty creates the directory, or checks that it is empty, and makes it
+// accessible only to its owner.
 func (d directory) makeEmpty() error {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return err

@@ -5,19 +5,20 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/httpapi"
 )
 
 func catalogueCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "catalogue",
-		Short: "List the public events that webhooks and the feed tell of",
-		Long: `List the public events: their names, when they are told, and the other names
-that they can be asked for by. With --json there is the JSON Schema of each
-besides, complete in itself, as the feed has it. It needs no ledger.`,
+		Short: "List the public events, which webhooks and the feed send",
+		Long: `List the public events: their names, when they are sent, and the aliases that
+select them. With --json the list includes the JSON Schema of each event in the
+feed, which is self-contained. The command needs no ledger.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
@@ -25,9 +26,9 @@ besides, complete in itself, as the feed has it. It needs no ledger.`,
 			if err != nil {
 				return err
 			}
-			out := newConsole(cmd, c)
+			out := cli.NewConsole(cmd, c)
 			if c.JSON {
-				return out.document(all)
+				return out.Document(all)
 			}
 			var rows [][]any
 			for _, e := range all {
@@ -37,7 +38,7 @@ besides, complete in itself, as the feed has it. It needs no ledger.`,
 				}
 				rows = append(rows, []any{e.Name, e.About, e.When, strings.Join(names, ", ")})
 			}
-			out.table([]any{"event", "about", "told when", "also"}, rows)
+			out.Table([]any{"event", "about", "sent when", "aliases"}, rows)
 			return nil
 		},
 	}

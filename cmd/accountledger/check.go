@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/projections"
@@ -16,23 +17,23 @@ func checkCommand() *cobra.Command {
 	var views bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Check that all files are whole and fit together",
-		Long: `Check each file of the data directory for damage, and that they fit together:
-every event opens with its account's key or was erased, no view and no webhook
-is ahead of the log, nothing is parked. With --views the views are made again
-in a temporary file and compared. Also beside a running server; needs the
-master key. If anything is wrong the exit code is 3.
+		Short: "Check that the files are undamaged and consistent",
+		Long: `Check the files of the data directory for damage and consistency: every event
+can be decrypted with its account's key or was erased, no view and no webhook is
+ahead of the log, and no stream is parked. With --views, rebuild the account
+view in a temporary file and compare it. The server may run meanwhile. The
+command needs the master key. The exit code is 3 if it finds a fault.
 
-That the log was not altered by someone who knows how is for 'verify' to prove.`,
+This command does not detect deliberate changes of the log; 'verify' does.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			out := newConsole(cmd, c)
+			out := cli.NewConsole(cmd, c)
 			ch, err := check(ctx, c, out, views)
 			if err != nil {
 				return err
@@ -40,8 +41,8 @@ That the log was not altered by someone who knows how is for 'verify' to prove.`
 			return ch.print(out)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file")
-	cmd.Flags().BoolVar(&views, "views", false, "compare the views with a rebuild")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
+	cmd.Flags().BoolVar(&views, "views", false, "compare the account view with a rebuild")
 	return cmd
 }
 
@@ -53,7 +54,7 @@ type checked struct {
 	Findings []finding           `json:"findings"`
 	Unlisted int64               `json:"unlisted,omitzero"`
 
-	readable bool // each event of the log can be read
+	readable bool // every event of the log could be read
 }
 
 // finding is something wrong with a file.
@@ -62,8 +63,8 @@ type finding struct {
 	Detail string `json:"detail"`
 }
 
-// maxFindings is how many findings are listed: one damaged page can cause as
-// many as there are events.
+// maxFindings limits the list of findings: one damaged page may cause a finding
+// for every event.
 const maxFindings = 100
 
 func (ch *checked) add(file, format string, args ...any) {
@@ -74,11 +75,11 @@ func (ch *checked) add(file, format string, args ...any) {
 	ch.Findings = append(ch.Findings, finding{file, fmt.Sprintf(format, args...)})
 }
 
-// check checks the ledger in c.Data. An error means that it could not be
-// carried out.
-func check(ctx context.Context, c config, out console, compareViews bool) (checked, error) {
+// check checks the ledger in c.Data. It returns an error only if it could not
+// complete the check.
+func check(ctx context.Context, c cli.Config, out cli.Console, compareViews bool) (checked, error) {
 	var ch checked
-	r, err := openReadOnly(ctx, c, out.logger())
+	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return ch, err
 	}
@@ -123,7 +124,7 @@ func check(ctx context.Context, c config, out console, compareViews bool) (check
 	if err := ch.events(ctx, r, codec, out); err != nil {
 		return ch, err
 	}
-	// A log that cannot be read to its end would keep a rebuild waiting.
+	// A rebuild would wait forever for events that cannot be read.
 	if compareViews && ch.readable {
 		if err := ch.views(ctx, r, views, codec, out); err != nil {
 			return ch, err
@@ -133,7 +134,7 @@ func check(ctx context.Context, c config, out console, compareViews bool) (check
 	return ch, nil
 }
 
-// followers checks that nobody who follows the log is ahead of it.
+// followers checks that no view and no webhook is ahead of the log.
 func (ch *checked) followers(ctx context.Context, r *reader) error {
 	delivered, err := deliveryPosition(ctx, r.dir.path(deliveryFile))
 	if err != nil {
@@ -143,16 +144,16 @@ func (ch *checked) followers(ctx context.Context, r *reader) error {
 	if err != nil {
 		return err
 	}
-	// The head last: the log goes on while the others are read.
+	// Read the head last: a server may append while the positions are read.
 	if ch.Head, err = r.log.Head(ctx); err != nil {
 		return err
 	}
 	if delivered > ch.Head {
-		ch.add(deliveryFile, "a webhook is at position %d, the log ends at %d", delivered, ch.Head)
+		ch.add(deliveryFile, "a webhook is at position %d, but the log ends at %d", delivered, ch.Head)
 	}
 	for _, v := range states {
 		if v.Position > ch.Head {
-			ch.add(viewsFile, "the view %s is at position %d, the log ends at %d", v.Name, v.Position, ch.Head)
+			ch.add(viewsFile, "the view %s is at position %d, but the log ends at %d", v.Name, v.Position, ch.Head)
 		}
 		for _, p := range v.Parked {
 			ch.add(viewsFile, "the view %s has parked %s at position %d: %s", v.Name, p.Stream, p.Position, p.Error)
@@ -161,63 +162,63 @@ func (ch *checked) followers(ctx context.Context, r *reader) error {
 	return nil
 }
 
-// events checks that every event up to the head can be opened and decoded, or
+// events checks that every event up to the head can be decrypted and decoded, or
 // that its account was erased.
-func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, out console) error {
-	gone := map[eventstore.KeyID]eventstore.Position{} // keys whose erasure is not met yet
-	p := out.progress("events", int64(ch.Head))
-	defer p.end()
+func (ch *checked) events(ctx context.Context, r *reader, codec domain.Codec, out cli.Console) error {
+	gone := map[eventstore.KeyID]eventstore.Position{} // missing keys whose erasure was not found yet
+	p := out.Progress("events", int64(ch.Head))
+	defer p.End()
 	ch.readable = true
 	for page, err := range r.selected(ctx, eventsOptions{}) {
 		if err != nil {
 			if ctx.Err() != nil {
 				return err
 			}
-			ch.add(logFile, "%v", err) // and what follows cannot be read
-			ch.readable = false
+			ch.add(logFile, "%v", err)
+			ch.readable = false // neither can the events that follow
 			break
 		}
 		for _, rec := range page {
-			if rec.Type == domain.ErasedType {
-				if key, ok := domain.ErasedKey(rec.Clear); ok {
+			if domain.Is[domain.AccountErased](&rec) {
+				if key, ok := domain.ErasedKey(rec.Type, rec.Clear); ok {
 					delete(gone, key)
 				}
 			}
 			entry, err := codec.Decode(rec)
 			if err != nil {
-				ch.add(keysFile, "the event at position %d does not open: %v", rec.Position, err)
+				ch.add(keysFile, "the event at position %d cannot be decrypted: %v", rec.Position, err)
 			} else if _, known := gone[rec.KeyID]; entry.Erased && !known {
 				gone[rec.KeyID] = rec.Position
 			}
 		}
-		p.add(int64(len(page)))
+		p.Add(int64(len(page)))
 	}
 	for _, position := range gone {
-		ch.add(keysFile, "the key of the event at position %d is gone, and no erasure says why", position)
+		ch.add(keysFile, "the key of the event at position %d is missing, and no erasure explains it", position)
 	}
 	return nil
 }
 
-func (ch checked) print(out console) error {
+func (ch checked) print(out cli.Console) error {
 	var err error
 	if !ch.OK {
-		err = &exitError{exitFaults, fmt.Errorf("the ledger has faults: %d", int64(len(ch.Findings))+ch.Unlisted)}
+		err = cli.Exitf(cli.ExitFaults, "the ledger has faults: %d", int64(len(ch.Findings))+ch.Unlisted)
 	}
-	if out.json {
-		return errors.Join(out.document(ch), err)
+	if out.JSON {
+		return errors.Join(out.Document(ch), err)
 	}
 	for _, f := range ch.Findings {
-		out.printf("%s: %s\n", f.File, f.Detail)
+		out.Printf("%s: %s\n", f.File, f.Detail)
 	}
 	if ch.Unlisted > 0 {
-		out.printf("and %d more\n", ch.Unlisted)
+		out.Printf("and %d more\n", ch.Unlisted)
 	}
 	if ch.OK {
-		out.printf("checked: all files are whole and fit together, %d events", ch.Head)
+		out.Printf("checked: all files are undamaged and consistent, %d events", ch.Head)
 		if ch.Compared > 0 {
-			out.printf(", %d accounts as in a rebuild", ch.Compared)
+			out.Printf(", %d accounts equal a rebuild", ch.Compared)
 		}
-		out.printf("\n")
+		out.Printf("\n")
 	}
 	return err
 }

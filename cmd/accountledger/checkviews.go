@@ -9,18 +9,18 @@ import (
 	"os"
 	"path/filepath"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
-	"accountledger/eventstore/sqlite"
 	"accountledger/projections"
 )
 
-// views compares the account view with one that is made again, up to the same
-// position. It works on a copy, so that a server is not held up and the live
-// view may move on. The copies are personal data, so they lie in the data
-// directory, and the next start removes what a crash leaves of them.
-func (ch *checked) views(ctx context.Context, r *reader, live *projections.Views, codec domain.Codec, out console) (err error) {
-	dir, err := os.MkdirTemp(string(r.dir), newFilePrefix+"check-*")
+// views rebuilds the account view up to the position of the live one and compares
+// the two. It works on a copy, so a running server is not delayed and may update
+// the live view. The copies contain personal data, so they are in the data
+// directory; after a crash, the next start removes them.
+func (ch *checked) views(ctx context.Context, r *reader, live *projections.Views, codec domain.Codec, out cli.Console) (err error) {
+	dir, err := os.MkdirTemp(string(r.dir), cli.NewFilePrefix+"check-*")
 	if err != nil {
 		return err
 	}
@@ -34,14 +34,14 @@ func (ch *checked) views(ctx context.Context, r *reader, live *projections.Views
 		return err
 	}
 	defer was.Close()
-	ctx, cancel := context.WithCancel(ctx) // ends reads that are broken off
+	ctx, cancel := context.WithCancel(ctx) // ends reads that compare does not finish
 	defer cancel()
 	at, _, wasRows, err := was.Accounts().All(ctx)
 	if err != nil {
 		return err
 	}
-	// A view that is ahead of the log is a finding already, and would wait for
-	// what does not come.
+	// If the view is ahead of the log, followers has reported that, and a rebuild
+	// would wait forever.
 	if head, err := r.log.Head(ctx); err != nil || at > head {
 		return err
 	}
@@ -61,25 +61,25 @@ func (ch *checked) views(ctx context.Context, r *reader, live *projections.Views
 	return ch.compare(wasRows, isRows)
 }
 
-// catchUp brings views that nobody runs to a position.
-func catchUp(ctx context.Context, views *projections.Views, to eventstore.Position, out console) error {
+// catchUp runs views until they are at a position.
+func catchUp(ctx context.Context, views *projections.Views, to eventstore.Position, out cli.Console) error {
 	ctx, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- views.Run(ctx) }()
 	const step = 10_000
-	p := out.progress("rebuild", int64(to))
+	p := out.Progress("rebuild", int64(to))
 	var err error
 	for at := eventstore.Position(0); at < to && err == nil; {
 		at = min(at+step, to)
 		err = views.Await(ctx, projections.AccountsView, at)
-		p.set(int64(at), int64(to))
+		p.Set(int64(at), int64(to))
 	}
-	p.end()
+	p.End()
 	stop()
 	return errors.Join(err, <-ended)
 }
 
-// compare goes through both sides in the order of their subs.
+// compare compares two lists of accounts in the order of their subs.
 func (ch *checked) compare(wasRows, isRows iter.Seq2[projections.AccountRow, error]) error {
 	nextWas, stopWas := iter.Pull2(wasRows)
 	defer stopWas()
@@ -93,15 +93,15 @@ func (ch *checked) compare(wasRows, isRows iter.Seq2[projections.AccountRow, err
 		}
 		switch {
 		case !isOK || wasOK && was.Sub < is.Sub:
-			ch.add(viewsFile, "the account %s is in the view and not in a rebuild", was.Sub)
+			ch.add(viewsFile, "the account %s is in the view but not in a rebuild", was.Sub)
 			was, wasErr, wasOK = nextWas()
 			continue
 		case !wasOK || is.Sub < was.Sub:
-			ch.add(viewsFile, "the account %s is in a rebuild and not in the view", is.Sub)
+			ch.add(viewsFile, "the account %s is in a rebuild but not in the view", is.Sub)
 			is, isErr, isOK = nextIs()
 			continue
 		case !bytes.Equal(was.JSON, is.JSON) || was.Revision != is.Revision || was.Position != is.Position:
-			ch.add(viewsFile, "the account %s is at revision %d in the view and %d in a rebuild, or differs", was.Sub, was.Revision, is.Revision)
+			ch.add(viewsFile, "the account %s differs between the view, at revision %d, and a rebuild, at revision %d", was.Sub, was.Revision, is.Revision)
 		}
 		ch.Compared++
 		was, wasErr, wasOK = nextWas()
@@ -110,10 +110,9 @@ func (ch *checked) compare(wasRows, isRows iter.Seq2[projections.AccountRow, err
 	return nil
 }
 
-// prefix is the log as it was when it ended at a position. It cannot be
-// written.
+// prefix is the log up to a position, read-only.
 type prefix struct {
-	log *sqlite.Reader
+	log storeReader
 	end eventstore.Position
 }
 
@@ -123,11 +122,11 @@ var (
 )
 
 func (p prefix) Append(context.Context, eventstore.Commit) (eventstore.Receipt, error) {
-	return eventstore.Receipt{}, fmt.Errorf("append to a log that is read: %w", errors.ErrUnsupported)
+	return eventstore.Receipt{}, fmt.Errorf("append to a read-only log: %w", errors.ErrUnsupported)
 }
 
 func (p prefix) Erase(context.Context, eventstore.KeyID, ...string) error {
-	return fmt.Errorf("erase in a log that is read: %w", errors.ErrUnsupported)
+	return fmt.Errorf("erase in a read-only log: %w", errors.ErrUnsupported)
 }
 
 func (p prefix) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
@@ -159,11 +158,11 @@ func (p prefix) Subscribe(ctx context.Context, after eventstore.Position) iter.S
 				}
 			}
 		}
-		<-ctx.Done() // nothing comes after the end
+		<-ctx.Done() // there are no more events
 		yield(nil, ctx.Err())
 	}
 }
 
 func (p prefix) Head(ctx context.Context) (eventstore.Position, error) { return p.end, ctx.Err() }
 
-func (p prefix) Close() error { return nil } // the log is its opener's
+func (p prefix) Close() error { return nil } // the opener closes the log

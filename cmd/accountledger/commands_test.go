@@ -17,10 +17,14 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
+
+	"accountledger/cmd/accountledger/cli"
+	"accountledger/cmd/accountledger/remote"
 )
 
-// reference describes all commands.
+// reference returns the description of all commands.
 func reference() string {
 	var b strings.Builder
 	var describe func(*cobra.Command)
@@ -28,7 +32,7 @@ func reference() string {
 		if cmd.HasParent() {
 			fmt.Fprintf(&b, "### %s\n\n%s\n\n```\n%s\n", cmd.CommandPath(), markdown(cmd.Long), cmd.UseLine())
 			if flags := cmd.NonInheritedFlags(); flags.HasAvailableFlags() {
-				b.WriteString("\n" + flags.FlagUsages())
+				b.WriteString("\n" + flags.FlagUsagesWrapped(helpWidth))
 			}
 			b.WriteString("```\n\n")
 		}
@@ -44,8 +48,8 @@ func reference() string {
 
 var referencePlace = regexp.MustCompile(`(?s)<!-- commands -->\n.*<!-- /commands -->`)
 
-// TestReference holds the reference in docs/commands.md to the program. Rewrite
-// it with -update.
+// TestReference compares the reference in docs/commands.md with the program. Use
+// -update to rewrite it.
 func TestReference(t *testing.T) {
 	const page = "../../docs/commands.md"
 	text, err := os.ReadFile(page)
@@ -53,7 +57,7 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !referencePlace.Match(text) {
-		t.Fatal("the page has no place for the reference")
+		t.Fatal("the page has no marker for the reference")
 	}
 	is := referencePlace.ReplaceAllLiteral(text, []byte("<!-- commands -->\n"+reference()+"<!-- /commands -->"))
 	if *update {
@@ -61,7 +65,7 @@ func TestReference(t *testing.T) {
 			t.Fatal(err)
 		}
 	} else if !bytes.Equal(is, text) {
-		t.Errorf("%s is not as the program has it; run go test -update", page)
+		t.Errorf("%s differs from the program; run go test -update", page)
 	}
 	for _, command := range []string{"accounts merge", "webhooks replay", "keys create", "views rebuild"} {
 		if !strings.Contains(string(is), "### accountledger "+command+"\n") {
@@ -70,8 +74,8 @@ func TestReference(t *testing.T) {
 	}
 }
 
-// TestEveryCommandIsDescribed holds that each says what it does and what its
-// flags are for.
+// TestEveryCommandIsDescribed tests that each command has a description, and that
+// its help fits the width.
 func TestEveryCommandIsDescribed(t *testing.T) {
 	var look func(*cobra.Command)
 	look = func(cmd *cobra.Command) {
@@ -79,11 +83,11 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 			t.Errorf("%s lacks its short or long text", cmd.CommandPath())
 		}
 		if strings.HasSuffix(cmd.Short, ".") {
-			t.Errorf("the short text of %s is a phrase", cmd.CommandPath())
+			t.Errorf("the short text of %s must not end with a period", cmd.CommandPath())
 		}
-		for _, line := range strings.Split(cmd.Long, "\n") {
-			if len([]rune(line)) > 100 {
-				t.Errorf("%s: a terminal is narrower than %q", cmd.CommandPath(), line)
+		for _, line := range strings.Split(cmd.Long+"\n"+cmd.UsageString(), "\n") {
+			if n := len([]rune(line)); n > helpWidth {
+				t.Errorf("%s: a line of the help has %d columns: %q", cmd.CommandPath(), n, line)
 			}
 		}
 		for _, child := range cmd.Commands() {
@@ -93,8 +97,8 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 	look(newRoot())
 }
 
-// TestEveryCommandIsShown holds that a transcript shows what each command prints
-// that asks a server.
+// TestEveryCommandIsShown tests that a transcript shows the output of each command
+// that uses a server.
 func TestEveryCommandIsShown(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../../testdata/commands/*.txt")
@@ -109,7 +113,7 @@ func TestEveryCommandIsShown(t *testing.T) {
 		}
 		all = append(all, text...)
 	}
-	for _, parent := range []*cobra.Command{accountsCommand(), webhooksCommand(), keysCommand()} {
+	for _, parent := range remote.Commands() {
 		for _, cmd := range parent.Commands() {
 			if !regexp.MustCompile(`(?m)^\$ accountledger ` + cmd.CommandPath() + `( |$)`).Match(all) {
 				t.Errorf("no transcript shows %s", cmd.CommandPath())
@@ -118,12 +122,12 @@ func TestEveryCommandIsShown(t *testing.T) {
 	}
 }
 
-// TestManual writes the manual pages and looks at one.
+// TestManual writes the manual pages and checks one of them.
 func TestManual(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if out := mustRun(t, "man", "--dir", dir); !strings.HasPrefix(out, "wrote ") {
-		t.Errorf("man says %q", out)
+		t.Errorf("man prints %q", out)
 	}
 	page, err := os.ReadFile(filepath.Join(dir, "accountledger-accounts-merge.1"))
 	if err != nil {
@@ -137,7 +141,7 @@ func TestManual(t *testing.T) {
 	var look func(*cobra.Command)
 	look = func(cmd *cobra.Command) {
 		if _, err := os.Stat(filepath.Join(dir, strings.ReplaceAll(cmd.CommandPath(), " ", "-")+".1")); err != nil {
-			t.Errorf("there is no page of %s", cmd.CommandPath())
+			t.Errorf("there is no page for %s", cmd.CommandPath())
 		}
 		for _, child := range cmd.Commands() {
 			look(child)
@@ -146,7 +150,7 @@ func TestManual(t *testing.T) {
 	look(newRoot())
 }
 
-// TestCompletion asks for what a shell would complete with.
+// TestCompletion tests shell completions.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	p := startServer(t, filepath.Join(t.TempDir(), "data"), "--webhook-allow", "127.0.0.0/8")
@@ -155,7 +159,7 @@ func TestCompletion(t *testing.T) {
 		t.Fatal(err)
 	}
 	var made webhookCreated
-	if err := understood(text, &made); err != nil {
+	if err := json.Unmarshal(text, &made); err != nil {
 		t.Fatal(err)
 	}
 	keyFile := filepath.Join(t.TempDir(), "key")
@@ -166,7 +170,7 @@ func TestCompletion(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		args []string
-		want string // a line of what is offered
+		want string // one of the completions
 	}{
 		{"commands", []string{"acc"}, "accounts\tGet, find, create and change accounts"},
 		{"statuses", []string{"accounts", "status", "ada", ""}, "DECLINED"},
@@ -176,25 +180,25 @@ func TestCompletion(t *testing.T) {
 		{"events", []string{"webhooks", "replay", "--event", ""}, "USER_CREATED"},
 		{"webhooks", slices.Concat([]string{"webhooks", "pause"}, server, []string{""}), made.WebhookID + "\t127.0.0.1:9"},
 		{"webhooks without a server", []string{"webhooks", "pause", ""}, ":4"},
-		{"webhooks of a server that is not there", []string{"webhooks", "pause", "--server", "http://127.0.0.1:1", "--key-file", keyFile, ""}, ":4"},
+		{"webhooks of a server that cannot be reached", []string{"webhooks", "pause", "--server", "http://127.0.0.1:1", "--key-file", keyFile, ""}, ":4"},
 	} {
 		code, stdout, stderr := accountledger(t, append([]string{"__complete"}, tt.args...)...)
-		if code != exitOK || !slices.Contains(strings.Split(stdout, "\n"), tt.want) {
-			t.Errorf("%s: exit code %d, offers\n%s%s, want %q", tt.name, code, stdout, stderr, tt.want)
+		if code != cli.ExitOK || !slices.Contains(strings.Split(stdout, "\n"), tt.want) {
+			t.Errorf("%s: exit code %d, completions\n%s%s, want %q", tt.name, code, stdout, stderr, tt.want)
 		}
 	}
 }
 
-// webhookCreated is what a test reads of a new webhook.
+// webhookCreated is the part of a new webhook that tests read.
 type webhookCreated struct {
 	WebhookID string `json:"webhookId"`
 }
 
-// lossy is before a server and loses the answers to the first requests.
+// lossy is a proxy that drops the answers to the first requests.
 type lossy struct {
 	*httptest.Server
 	asked atomic.Int64
-	lost  atomic.Int64 // how many are to be lost
+	lost  atomic.Int64 // number of answers still to drop
 }
 
 func loseAnswers(t *testing.T, p *process, n int64) *lossy {
@@ -220,8 +224,8 @@ func loseAnswers(t *testing.T, p *process, n int64) *lossy {
 	return l
 }
 
-// TestLostAnswers holds that a change whose answer is lost is asked for again
-// and made once, and what cannot be asked for twice is not.
+// TestLostAnswers tests that the client repeats a write whose answer is lost, that
+// the server executes it once, and that the client does not repeat other requests.
 func TestLostAnswers(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -243,29 +247,28 @@ func TestLostAnswers(t *testing.T) {
 	}
 
 	l := loseAnswers(t, p, 1)
-	if code, stdout, stderr := ask(l, "accounts", "create", body); code != exitOK || l.asked.Load() != 2 {
+	if code, stdout, stderr := ask(l, "accounts", "create", body); code != cli.ExitOK || l.asked.Load() != 2 {
 		t.Fatalf("exit code %d after %d requests\n%s%s", code, l.asked.Load(), stdout, stderr)
 	}
 	if all := count(); !strings.Contains(all, `"value":1,`) {
-		t.Errorf("not one account: %s", all)
+		t.Errorf("there is not exactly one account: %s", all)
 	}
 
-	// An answer that never comes: the command says how to find out.
-	l = loseAnswers(t, p, tries)
+	// If no answer ever arrives, the error says how to repeat the request.
+	l = loseAnswers(t, p, remote.Tries)
 	code, stdout, stderr := ask(l, "accounts", "create", body, "--idempotency-key", "import-18")
-	if code != exitNoAnswer || l.asked.Load() != tries || stdout != "" || !strings.Contains(stderr, "did not answer") || !strings.Contains(stderr, "--idempotency-key import-18") {
+	if code != cli.ExitNoAnswer || l.asked.Load() != remote.Tries || stdout != "" || !strings.Contains(stderr, "did not answer") || !strings.Contains(stderr, "--idempotency-key import-18") {
 		t.Errorf("exit code %d after %d requests\n%s%s", code, l.asked.Load(), stdout, stderr)
 	}
 
-	// A test of a webhook reaches its receiver twice where it is sent twice.
+	// Repeating a webhook test would send it to the receiver twice.
 	l = loseAnswers(t, p, 1)
-	if code, _, stderr := ask(l, "webhooks", "test", "00000000-0000-7000-8000-000000000001"); code != exitNoAnswer || l.asked.Load() != 1 {
+	if code, _, stderr := ask(l, "webhooks", "test", "00000000-0000-7000-8000-000000000001"); code != cli.ExitNoAnswer || l.asked.Load() != 1 {
 		t.Errorf("exit code %d after %d requests\n%s", code, l.asked.Load(), stderr)
 	}
 }
 
-// TestPrivateCertificate asks a server whose certificate nobody else vouches
-// for.
+// TestPrivateCertificate uses a server with a self-signed certificate.
 func TestPrivateCertificate(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -281,17 +284,17 @@ func TestPrivateCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, _, stderr := accountledger(t, "accounts", "search", "--server", p.url, "--data", data)
-	if code != exitNoAnswer || !strings.Contains(stderr, "--ca-file") || strings.Contains(stderr, p.key) {
-		t.Errorf("a certificate of nobody: exit code %d, %s", code, stderr)
+	if code != cli.ExitNoAnswer || !strings.Contains(stderr, "--ca-file") || strings.Contains(stderr, p.key) {
+		t.Errorf("an untrusted certificate: exit code %d, %s", code, stderr)
 	}
 	mustRun(t, "accounts", "search", "--server", p.url, "--data", data, "--ca-file", certFile)
-	if code, _, stderr := accountledger(t, "accounts", "search", "--server", p.url, "--data", data, "--ca-file", keyFile); code != exitFailed {
+	if code, _, stderr := accountledger(t, "accounts", "search", "--server", p.url, "--data", data, "--ca-file", keyFile); code != cli.ExitFailed {
 		t.Errorf("a file without a certificate: exit code %d, %s", code, stderr)
 	}
 }
 
-// TestNoKeyForOthers holds that a key goes to the server that was named and to
-// no other, and that what is no key goes nowhere.
+// TestNoKeyForOthers tests that the client sends the key only to the configured
+// server, and refuses an invalid key.
 func TestNoKeyForOthers(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int64
@@ -300,46 +303,22 @@ func TestNoKeyForOthers(t *testing.T) {
 	redirecting := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
 	t.Cleanup(redirecting.Close)
 	keyFile := filepath.Join(t.TempDir(), "key")
-	for key, want := range map[string]string{"alk_nobody_nothing": "307", "alk_nobody\nnothing": "is not one", "": "is not one"} {
+	for key, want := range map[string]string{"alk_nobody_nothing": "307", "alk_nobody\nnothing": "does not contain an API key", "": "does not contain an API key"} {
 		if err := os.WriteFile(keyFile, []byte(key), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		code, stdout, stderr := accountledger(t, "accounts", "search", "--server", redirecting.URL, "--key-file", keyFile)
-		if code != exitFailed || !strings.Contains(stderr, want) || strings.Contains(stdout+stderr, "nothing") {
+		if code != cli.ExitFailed || !strings.Contains(stderr, want) || strings.Contains(stdout+stderr, "nothing") {
 			t.Errorf("key %q: exit code %d, %s%s", key, code, stdout, stderr)
 		}
 	}
 	if n := asked.Load(); n > 0 {
-		t.Errorf("another server was asked %d times", n)
+		t.Errorf("another server got %d requests", n)
 	}
 }
 
-// TestPrintable holds that nothing people put into their accounts can steer an
-// operator's terminal.
-func TestPrintable(t *testing.T) {
-	t.Parallel()
-	for text, want := range map[string]string{
-		"Ada":                     "Ada",
-		"Zoë 日本":                  "Zoë 日本",
-		"नमस्\u200dते":            "नमस्\u200dते",
-		"\x1b]0;title\x07\x1b[2J": `\x1b]0;title\a\x1b[2J`,
-		"a\nb\rc\td":              `a\nb\rc\td`,
-		"\u202egpj.exe":           `\u202egpj.exe`,
-		"\x9b31m":                 "\ufffd31m",
-	} {
-		if got := printable(text); got != want {
-			t.Errorf("printable(%q) = %q, want %q", text, got, want)
-		}
-	}
-	var out bytes.Buffer
-	console{out: &out}.table([]any{"name"}, [][]any{{"\x1b[2J"}})
-	if strings.Contains(out.String(), "\x1b") {
-		t.Errorf("a table prints %q", out.String())
-	}
-}
-
-// TestMergeGoesByItsPreview holds that an account that changed after the
-// preview was shown is not merged into.
+// TestMergeGoesByItsPreview tests that merge refuses to change an account that
+// changed after the preview.
 func TestMergeGoesByItsPreview(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -363,13 +342,13 @@ func TestMergeGoesByItsPreview(t *testing.T) {
 	if _, err := io.WriteString(changes, "yes\n"); err != nil {
 		t.Fatal(err)
 	}
-	if code := <-done; code != exitRefused || !strings.Contains(asking.String(), "stale-revision") {
+	if code := <-done; code != cli.ExitRefused || !strings.Contains(asking.String(), "stale-revision") {
 		t.Errorf("exit code %d, %s", code, asking)
 	}
 }
 
-// TestInterrupted holds that whoever interrupts a change is told how to find
-// out what became of it.
+// TestInterrupted tests that the error after an interrupted write says how to
+// repeat it.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
 	asked, end := make(chan struct{}), make(chan struct{})
@@ -380,9 +359,9 @@ func TestInterrupted(t *testing.T) {
 	t.Cleanup(silent.Close)
 	t.Cleanup(func() { close(end) })
 	cmd := exec.CommandContext(t.Context(), "accountledger", "accounts", "status", "ada", "VERIFIED", "--server", silent.URL)
-	cmd.Env = append(os.Environ(), keyEnv+"=alk_somebody_something")
-	said := newBuffer()
-	cmd.Stderr = said
+	cmd.Env = append(os.Environ(), remote.KeyEnv+"=alk_somebody_something")
+	stderr := newBuffer()
+	cmd.Stderr = stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -390,8 +369,8 @@ func TestInterrupted(t *testing.T) {
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
-	cmd.Wait() // its exit code is looked at below
-	if code := cmd.ProcessState.ExitCode(); code != exitNoAnswer || !strings.Contains(said.String(), "--idempotency-key ") || strings.Contains(said.String(), "something") {
-		t.Errorf("exit code %d, %s", code, said)
+	cmd.Wait() // the exit code is checked below
+	if code := cmd.ProcessState.ExitCode(); code != cli.ExitNoAnswer || !strings.Contains(stderr.String(), "--idempotency-key ") || strings.Contains(stderr.String(), "something") {
+		t.Errorf("exit code %d, %s", code, stderr)
 	}
 }

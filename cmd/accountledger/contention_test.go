@@ -19,8 +19,8 @@ import (
 	"accountledger/domain"
 )
 
-// contention is how long TestContention lets clients get in each other's way.
-// ACCOUNTLEDGER_TEST_CONTENTION sets another time, like 30s.
+// contention is how long the clients of TestContention run.
+// ACCOUNTLEDGER_TEST_CONTENTION sets another duration, like 30s.
 func contention(t *testing.T) time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("ACCOUNTLEDGER_TEST_CONTENTION")); err == nil {
 		return d
@@ -31,11 +31,11 @@ func contention(t *testing.T) time.Duration {
 	return 8 * time.Second
 }
 
-// TestContention lets 32 clients change 8 accounts at once, with identifiers
-// that they all want, and then looks at what must be true whatever happened:
-// each identifier leads to one account, each account has an identifier, each
-// COMBINED account a survivor; what was due has happened once, what was erased
-// is gone; the views equal a rebuild, and the log verifies.
+// TestContention makes 32 clients change 8 accounts concurrently, competing for
+// the same identifiers, and then checks the invariants: each identifier belongs to
+// one account, each account has an identifier, each COMBINED account a survivor,
+// each schedule was executed once, erased accounts are gone, the views equal a
+// rebuild, and the log verifies.
 func TestContention(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -65,22 +65,22 @@ func TestContention(t *testing.T) {
 	}
 	t.Logf("%d accounts erased; changes %v, refusals %v", len(c.erased), c.changed, c.refused)
 	if len(c.changed) == 0 || len(c.refused) == 0 {
-		t.Error("the clients were not in each other's way")
+		t.Error("the clients did not conflict")
 	}
 	c.check(t)
 	checkLedger(t, 0, data)
 }
 
-// contest is what the clients share.
+// contest is the state that the clients share.
 type contest struct {
 	p     *process
-	wrong atomic.Pointer[string] // the first answer that should not be
+	wrong atomic.Pointer[string] // the first unexpected answer
 
 	mu               sync.Mutex
-	subs             [8]string // an erased one is replaced
+	subs             [8]string // erased ones are replaced
 	made             int
 	erased           map[string]bool
-	changed, refused map[string]int // by what was asked
+	changed, refused map[string]int // by kind of request
 }
 
 func (c *contest) sub(r *rand.Rand) string {
@@ -89,8 +89,7 @@ func (c *contest) sub(r *rand.Rand) string {
 	return c.subs[r.IntN(len(c.subs))]
 }
 
-// replace puts a new account in the place of an erased one, whoever finds out
-// first.
+// replace replaces an erased account with a new one, unless another client has.
 func (c *contest) replace(ctx context.Context, sub string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,7 +110,7 @@ func (c *contest) replace(ctx context.Context, sub string) {
 	c.subs[i], c.erased[sub] = account.Sub, true
 }
 
-// play asks one random change after the other until ctx is done.
+// play sends random changes, one after the other, until ctx is done.
 func (c *contest) play(ctx context.Context, r *rand.Rand) {
 	for ctx.Err() == nil && c.wrong.Load() == nil {
 		sub := c.sub(r)
@@ -173,7 +172,7 @@ func (c *contest) play(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// ask sends a change, which may be refused by rule and not otherwise.
+// ask sends a change. The server may refuse it by a rule, but must not fail.
 func (c *contest) ask(ctx context.Context, what, method, path, body string) {
 	response, text, err := c.p.do(ctx, method, path, body)
 	count := func(m map[string]int) {
@@ -213,8 +212,8 @@ func (c *contest) account(ctx context.Context, sub string) (account domain.Accou
 	return account, true
 }
 
-// settled waits until nothing that is planned is due, and returns the accounts
-// that are left.
+// settled waits until no planned schedule is due, and returns the accounts that
+// exist.
 func (c *contest) settled(t *testing.T) map[string]domain.Account {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -236,7 +235,7 @@ func (c *contest) settled(t *testing.T) map[string]domain.Account {
 			return accounts
 		}
 		if ctx.Err() != nil {
-			t.Fatal("what is due is not executed")
+			t.Fatal("due schedules were not executed")
 		}
 	}
 }
@@ -259,7 +258,7 @@ func (c *contest) lookup(t *testing.T, u domain.UserID) (status int, answer stri
 	return response.StatusCode, string(found)
 }
 
-// check looks at all accounts.
+// check checks all accounts.
 func (c *contest) check(t *testing.T) {
 	t.Helper()
 	leads := map[string]string{}
@@ -287,7 +286,7 @@ func (c *contest) check(t *testing.T) {
 				knows = knows || from.Sub == sub
 			}
 			if !knows {
-				t.Errorf("%s is COMBINED into an account that does not know of it", sub)
+				t.Errorf("%s is COMBINED into an account that does not list it", sub)
 			}
 			continue
 		}
@@ -297,15 +296,15 @@ func (c *contest) check(t *testing.T) {
 		for _, u := range account.UserIDs {
 			key := string(u.Type) + " " + u.Key()
 			if other, ok := leads[key]; ok && other != sub {
-				t.Errorf("a %s leads to %s and to %s", u.Type, sub, other)
+				t.Errorf("a %s belongs to %s and to %s", u.Type, sub, other)
 			}
 			leads[key] = sub
 			if status, answer := c.lookup(t, u); status != 200 || !strings.Contains(answer, `"sub":"`+sub+`"`) {
-				t.Errorf("a %s of %s leads elsewhere: %s", u.Type, sub, answer)
+				t.Errorf("looking up a %s of %s finds another account: %s", u.Type, sub, answer)
 			}
 		}
 	}
-	// What all wanted leads to one of them or is free.
+	// Each contested identifier belongs to one account or to none.
 	for n := range 12 {
 		for _, u := range []domain.UserID{{Type: domain.KindEmail, Value: fmt.Sprintf("shared.%d@example.com", n)},
 			{Type: domain.KindUsername, Value: fmt.Sprintf("shared.%d", n)}, {Type: domain.KindProviderUserID, Value: fmt.Sprint(n), Provider: "google"}} {
@@ -325,12 +324,12 @@ func (c *contest) check(t *testing.T) {
 	}
 }
 
-// once holds that each schedule of an account has had one end at most.
+// once checks that each schedule of an account ended at most once.
 func (c *contest) once(t *testing.T, sub string) {
 	t.Helper()
 	ends := map[string]int{}
 	for _, x := range c.p.history(t, sub) {
-		if x.Type == domain.ScheduleExecutedType || x.Type == domain.ScheduleCancelledType {
+		if x.Type == domain.TypeOf(domain.ScheduleExecuted{}) || x.Type == domain.TypeOf(domain.ScheduleCancelled{}) {
 			ends[x.Data.ScheduleID]++
 		}
 	}

@@ -8,20 +8,22 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"sync"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// serveDebug serves, without a key and to this machine only, what whoever
-// operates the ledger needs: metrics, profiles, and whether the process
-// answers. It goes on until stop, so that an end can be watched, too.
+// serveDebug serves metrics, profiles and the state of the process to this
+// machine, without a key. It serves until stop is called, so that an operator can
+// also observe the shutdown.
 func serveDebug(ctx context.Context, address string, m *metrics, logger *slog.Logger) (stop func(), err error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("serve: debug-listen: %w", err)
 	}
-	// No write timeout: a profile takes as long as it is asked to.
+	// No write timeout, because the client sets the duration of a profile.
 	server := &http.Server{Handler: debugHandler(m, logger), ReadHeaderTimeout: readHeaderTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug)}
-	logger.Info("listening privately", "address", "http://"+listener.Addr().String())
+	logger.Info("debug server listening", "address", "http://"+listener.Addr().String())
 	var serving sync.WaitGroup
 	serving.Go(func() { server.Serve(listener) })
 	return func() { server.Close(); serving.Wait() }, nil
@@ -37,28 +39,29 @@ func debugHandler(m *metrics, logger *slog.Logger) http.Handler {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// A page in a browser of this machine can have its own name lead here.
+		// A web page in a browser on this machine may use a host name that
+		// resolves to this address (DNS rebinding).
 		host, _, err := net.SplitHostPort(r.Host)
 		if err != nil {
 			host = r.Host
 		}
-		if !loopback(host) {
-			http.Error(w, "not for this host", http.StatusForbidden)
+		if !cli.Loopback(host) {
+			http.Error(w, "host not allowed", http.StatusForbidden)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
 }
 
-// checkDebugListen refuses an address that other machines can reach: there is
-// no key to what is there.
-func checkDebugListen(c config) error {
+// checkDebugListen refuses an address that other machines can reach, because the
+// debug server needs no key.
+func checkDebugListen(c cli.Config) error {
 	if c.DebugListen == "" {
 		return nil
 	}
 	host, _, err := net.SplitHostPort(c.DebugListen)
-	if err != nil || !loopback(host) {
-		return usagef("debug-listen is %q; it can be an address of this machine only, like 127.0.0.1:9090", c.DebugListen)
+	if err != nil || !cli.Loopback(host) {
+		return cli.Usagef("debug-listen is %q; it must be a loopback address, like 127.0.0.1:9090", c.DebugListen)
 	}
 	return nil
 }

@@ -11,20 +11,22 @@ import (
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// TestDebugListen: metrics and profiles are there without a key, for this
-// machine, and nothing else is.
+// TestDebugListen tests that the debug server serves metrics and profiles without
+// a key, only to this machine, and nothing else.
 func TestDebugListen(t *testing.T) {
 	t.Parallel()
 	p := startServer(t, filepath.Join(t.TempDir(), "data"), "--debug-listen", "127.0.0.1:0")
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
-	const says = `msg="listening privately" address=`
-	if err := p.log.await(ctx, says); err != nil {
+	const prefix = `msg="debug server listening" address=`
+	if err := p.log.await(ctx, prefix); err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(p.log.String(), says)
+	_, rest, _ := strings.Cut(p.log.String(), prefix)
 	url, _, _ := strings.Cut(rest, "\n")
 	ask := func(path, host string, want int) []byte {
 		t.Helper()
@@ -60,11 +62,11 @@ func TestDebugListen(t *testing.T) {
 	ask("/metrics", "rebound.example", http.StatusForbidden)
 	ask("/v1/accounts", "", http.StatusNotFound)
 	if response, _, err := p.do(ctx, "GET", "/debug/pprof/heap", ""); err != nil || response.StatusCode != http.StatusNotFound {
-		t.Errorf("the API answers for a profile: %v, %v", response, err)
+		t.Errorf("the API server serves profiles: %v, %v", response, err)
 	}
 	for address, ok := range map[string]bool{"": true, "127.0.0.1:0": true, "[::1]:9090": true, "localhost:9090": true,
 		":9090": false, "0.0.0.0:9090": false, "192.0.2.1:9090": false, "ledger.example:9090": false, "9090": false} {
-		if err := checkDebugListen(config{DebugListen: address}); (err == nil) != ok || err != nil && exitCode(err) != exitUsage {
+		if err := checkDebugListen(cli.Config{DebugListen: address}); (err == nil) != ok || err != nil && exitCode(err) != cli.ExitUsage {
 			t.Errorf("debug-listen %q: %v", address, err)
 		}
 	}

@@ -23,9 +23,11 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"accountledger/cmd/accountledger/cli"
+	"accountledger/cmd/accountledger/remote"
 	"accountledger/domain"
 	"accountledger/domain/importer"
-	"accountledger/projections/webhooks"
+	"accountledger/projections/webhooks/wire"
 	"accountledger/testdata/imports"
 )
 
@@ -33,21 +35,21 @@ func demoCommand() *cobra.Command {
 	var keep string
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Show what the ledger does, on invented people, in seconds",
-		Long: `Show what the ledger does on a ledger of its own, which is removed afterwards: it
-imports 208 invented people, serves them, registers a webhook and receives it,
-links an identity, suspends and restores an account, merges a second account into
-it and takes that back, records a consent, lets a reminder fire, erases the second
-account, shows what was delivered and the history, verifies the log, and finds a
-byte that was changed in a copy. It is a test too: it ends with exit code 1 where
-anything is not as it should be. It listens on this machine only.`,
+		Short: "Demonstrate the ledger with invented people, in seconds",
+		Long: `Demonstrate the ledger in a temporary data directory: import 208 invented
+people, start a server, register a webhook and receive its deliveries, link an
+identity, suspend and restore an account, merge a second account into it and
+revert that, record a consent, execute a reminder, show the account's history,
+erase the second account, verify the log, and detect a changed byte in a copy of
+it. The demo is also a test: it ends with exit code 1 if a step does not have
+the expected result. It listens only on this machine.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
 			dir := keep
 			if dir == "" {
@@ -56,42 +58,42 @@ anything is not as it should be. It listens on this machine only.`,
 				}
 				defer os.RemoveAll(dir)
 			} else if there, err := os.ReadDir(dir); err == nil && len(there) > 0 {
-				return usagef("keep: %s is not empty", dir)
+				return cli.Usagef("keep: %s is not empty", dir)
 			}
-			out := newConsole(cmd, c)
-			out.json = false // it is told to people
+			out := cli.NewConsole(cmd, c)
+			out.JSON = false // the demo prints only text
 			return demonstrate(ctx, out, dir)
 		},
 	}
-	cmd.Flags().StringVar(&keep, "keep", "", "empty or new directory to do it in, which is kept")
+	cmd.Flags().StringVar(&keep, "keep", "", "empty or new directory to use and to keep, instead of a temporary one")
 	return cmd
 }
 
-// The person of the story, one of the 208.
+// The e-mail addresses of the demo's person, one of the 208.
 const (
 	demoEmail  = "emily.johnson@x.dummyjson.com"
 	demoGoogle = "emily.johnson@gmail.com"
 )
 
-// demonstration is what the steps of a demo share.
+// demonstration is the state that the steps of the demo share.
 type demonstration struct {
-	out       console
-	config    config
-	copy      string // where a copy of the ledger goes to
-	client    *client
+	out       cli.Console
+	config    cli.Config
+	copy      string // directory for a copy of the ledger
+	client    *remote.Client
 	delivered chan delivery
-	sub       string // the person's account
-	work      string // and the second one
-	head      int    // events in the log when the server stopped
-	expected  int    // deliveries
-	early     []delivery
+	sub       string     // the person's account
+	work      string     // the person's second account
+	head      int        // events in the log when the server stopped
+	expected  int        // number of deliveries
+	early     []delivery // received, but not expected yet
 	steps     int
 }
 
-// demonstrate tells and does everything in dir.
-func demonstrate(ctx context.Context, out console, dir string) error {
+// demonstrate runs the demo in dir.
+func demonstrate(ctx context.Context, out cli.Console, dir string) error {
 	begun := time.Now()
-	d := &demonstration{out: out, copy: filepath.Join(dir, "copy"), delivered: make(chan delivery, 16), config: config{
+	d := &demonstration{out: out, copy: filepath.Join(dir, "copy"), delivered: make(chan delivery, 16), config: cli.Config{
 		Data: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", ShutdownGrace: 10 * time.Second,
 		WebhookAllow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 	}}
@@ -100,27 +102,28 @@ func demonstrate(ctx context.Context, out console, dir string) error {
 			return fmt.Errorf("demo: step %d: %w", d.steps, err)
 		}
 	}
-	out.printf("\nAll of it was as it should be. It took %.1f s.\n", time.Since(begun).Seconds())
+	out.Printf("\nAll steps had the expected result. The demo took %.1f s.\n", time.Since(begun).Seconds())
 	return nil
 }
 
-// say begins a step.
+// say prints the title of the next step.
 func (d *demonstration) say(format string, args ...any) {
 	d.steps++
-	d.out.printf("\n%d. %s\n", d.steps, fmt.Sprintf(format, args...))
+	d.out.Printf("\n%d. %s\n", d.steps, fmt.Sprintf(format, args...))
 }
 
-func (d *demonstration) show(format string, args ...any) { d.out.printf("   "+format+"\n", args...) }
+func (d *demonstration) show(format string, args ...any) { d.out.Printf("   "+format+"\n", args...) }
 
-// logger keeps quiet about what is normal: the demo makes keys and throws them
-// away.
+// logger returns a logger that prints only errors: warnings, like those about new
+// keys, are normal in the demo.
 func (d *demonstration) logger() *slog.Logger {
-	return slog.New(slog.NewTextHandler(d.out.err, &slog.HandlerOptions{Level: slog.LevelError}))
+	return slog.New(slog.NewTextHandler(d.out.Err, &slog.HandlerOptions{Level: slog.LevelError}))
 }
 
-// importPeople imports the people twice, and looks for them in the file.
+// importPeople imports the people twice, and searches the log's file for their
+// data.
 func (d *demonstration) importPeople(ctx context.Context) error {
-	d.say("208 people come from another application, with birth dates and phone numbers as people type them.")
+	d.say("Import 208 people from another application, with birth dates and phone numbers as people type them.")
 	mapping, err := importer.ParseMapping(imports.PeopleMapping)
 	if err != nil {
 		return err
@@ -146,10 +149,10 @@ func (d *demonstration) importPeople(ctx context.Context) error {
 	}
 	d.show("imported again: %d unchanged", second.Unchanged)
 	if first.Created != 208 || first.Failed != 0 || len(first.Missed) != 0 || second.Unchanged != 208 {
-		return fmt.Errorf("the import is %+v, and again %+v", first, second)
+		return fmt.Errorf("the first import returned %+v, the second %+v", first, second)
 	}
 
-	d.say("Personal data is sealed under a key of each person's own.")
+	d.say("Personal data is encrypted with a key per person.")
 	var people []struct{ Email, FirstName, LastName string }
 	if err := json.Unmarshal(imports.People, &people, json.MatchCaseInsensitiveNames(true)); err != nil {
 		return err
@@ -160,25 +163,25 @@ func (d *demonstration) importPeople(ctx context.Context) error {
 	}
 	for _, p := range people {
 		if bytes.Contains(log, []byte(p.Email)) || bytes.Contains(log, []byte(p.FirstName+" "+p.LastName)) {
-			return errors.New("a person's name or address is in log.db in clear")
+			return errors.New("log.db contains a person's name or e-mail address")
 		}
 	}
-	d.show("log.db has %d bytes, and none of the %d e-mail addresses is in it", len(log), len(people))
+	d.show("log.db has %d bytes and contains none of the %d e-mail addresses", len(log), len(people))
 	return nil
 }
 
-// live starts the server and a receiver, does the steps that need them, and
-// stops both.
+// live starts the server and a receiver, runs the steps that need them, and stops
+// both.
 func (d *demonstration) live(ctx context.Context) error {
-	d.say("The server starts, and beside it a receiver of webhooks.")
+	d.say("Start the server, and a receiver of webhooks.")
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	running, ctx := errgroup.WithContext(ctx)
 
 	key := make([]byte, 32)
-	rand.Read(key) // never fails, see its documentation
+	rand.Read(key) // never fails
 	secret := "whsec_" + base64.StdEncoding.EncodeToString(key)
-	verifier, err := webhooks.ParseVerifier(secret)
+	verifier, err := wire.ParseVerifier(secret)
 	if err != nil {
 		return err
 	}
@@ -186,44 +189,45 @@ func (d *demonstration) live(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &receiver{out: console{out: io.Discard, err: io.Discard}, keys: []webhooks.Verifier{verifier}, status: http.StatusNoContent, now: time.Now}
+	r := &receiver{out: cli.Console{Out: io.Discard, Err: io.Discard}, keys: []wire.Verifier{verifier}, status: http.StatusNoContent, now: time.Now}
 	r.accepted = func(x delivery) { d.delivered <- x }
 	running.Go(func() error { return receive(ctx, listener, r) })
 
-	stdout, said := io.Pipe()
+	stdout, writer := io.Pipe()
 	running.Go(func() error {
-		defer said.Close()
-		return serve(ctx, d.config, d.logger(), said, nil)
+		defer writer.Close()
+		return serve(ctx, d.config, d.logger(), writer, nil)
 	})
 	err = d.follow(ctx, stdout, "http://"+listener.Addr().String(), secret)
 	stop()
 	if ended := running.Wait(); ended != nil {
-		return ended // it is why the steps failed, if they did
+		return ended // the cause, if the steps failed too
 	}
 	if err != nil {
 		return err
 	}
 	if t := r.total; t.Unverified+t.Duplicates+t.Disorder != 0 || t.Accepted < d.expected {
-		return fmt.Errorf("the receiver got %+v", t)
+		return fmt.Errorf("the receiver received %+v", t)
 	}
 	return nil
 }
 
-// follow does the steps that talk to the server whose standard output it reads.
+// follow runs the steps that use the server. It reads the server's address from
+// stdout.
 func (d *demonstration) follow(ctx context.Context, stdout io.Reader, receiver, secret string) error {
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	_, d.config.Server, _ = strings.Cut(strings.TrimSpace(line), " listening on ")
 	if err != nil || d.config.Server == "" {
 		return fmt.Errorf("the server did not start: %q, %w", line, err)
 	}
-	d.config.KeyFile = directory(d.config.Data).path(adminKeyFile) // whatever the environment has
-	if d.client, err = newClient(d.config); err != nil {
+	d.config.KeyFile = directory(d.config.Data).path(adminKeyFile) // not one from the environment
+	if d.client, err = remote.NewClient(d.config); err != nil {
 		return err
 	}
-	defer d.client.http.CloseIdleConnections()
+	defer d.client.Close()
 	d.show("%s and %s", d.config.Server, receiver)
 	webhook := map[string]any{"url": receiver, "events": demoEvents, "secret": secret}
-	if err := d.client.call(ctx, "POST", "/v1/webhooks", webhook, nil); err != nil {
+	if err := d.client.Call(ctx, "POST", "/v1/webhooks", webhook, nil); err != nil {
 		return err
 	}
 	d.show("registered a webhook for %s", strings.Join(demoEvents, ", "))
@@ -237,19 +241,19 @@ func (d *demonstration) follow(ctx context.Context, stdout io.Reader, receiver, 
 			Head int `json:"head"`
 		} `json:"projections"`
 	}
-	err = d.client.call(ctx, "GET", "/v1/projections", nil, &at)
+	err = d.client.Call(ctx, "GET", "/v1/projections", nil, &at)
 	if err == nil && len(at.Projections) > 0 {
 		d.head = at.Projections[0].Head
 	}
 	return err
 }
 
-// demoEvents are the events the receiver is told of.
+// demoEvents are the events that the webhook selects.
 var demoEvents = []string{"USER_*", "IDENTITY_*", "CONSENT_ACCEPTED", "SCHEDULE_*"}
 
-// change looks a person up and changes the account three times.
+// change looks the person up and changes the account three times.
 func (d *demonstration) change(ctx context.Context) error {
-	d.say("Emily is looked up by her e-mail address, and gets another way to sign in.")
+	d.say("Look Emily up by her e-mail address, and link another identity.")
 	account, err := d.lookup(ctx, strings.ToUpper(demoEmail[:1])+demoEmail[1:]) // as people type it
 	if err != nil {
 		return err
@@ -258,24 +262,24 @@ func (d *demonstration) change(ctx context.Context) error {
 	d.show("%s is %s, %s, with %d identity", demoEmail, account.Sub, account.Status, len(account.Identities))
 	path := "/v1/accounts/" + d.sub
 	google := map[string]any{"provider": "google", "providerUserId": "1095", "email": demoGoogle, "email_verified": true}
-	if err := d.client.call(ctx, "POST", path+"/identities", google, nil); err != nil {
+	if err := d.client.Call(ctx, "POST", path+"/identities", google, nil); err != nil {
 		return err
 	}
 	if account, err = d.lookup(ctx, demoGoogle); err != nil {
 		return err
 	}
-	d.show("%s leads to the same account now, which has %d identities", demoGoogle, len(account.Identities))
+	d.show("%s now belongs to the same account, which has %d identities", demoGoogle, len(account.Identities))
 	if account.Sub != d.sub || len(account.Identities) != 2 {
-		return errors.New("the linked identity does not lead to the account")
+		return errors.New("the linked identity does not belong to the account")
 	}
 
-	d.say("Her account is suspended and restored.")
+	d.say("Suspend her account and restore it.")
 	for _, status := range []domain.Status{domain.StatusDeclined, domain.StatusVerified} {
 		body := map[string]any{"userStatus": status, "reason": "demonstration"}
-		if err := d.client.call(ctx, "PUT", path+"/status", body, nil); err != nil {
+		if err := d.client.Call(ctx, "PUT", path+"/status", body, nil); err != nil {
 			return err
 		}
-		// Read your own writes: the next look-up has it.
+		// The next lookup includes the change.
 		if account, err = d.lookup(ctx, demoEmail); err != nil {
 			return err
 		}
@@ -289,19 +293,19 @@ func (d *demonstration) change(ctx context.Context) error {
 
 func (d *demonstration) lookup(ctx context.Context, identifier string) (domain.Account, error) {
 	var account domain.Account
-	err := d.client.call(ctx, "POST", "/v1/lookup", map[string]string{"identifier": identifier}, &account)
+	err := d.client.Call(ctx, "POST", "/v1/lookup", map[string]string{"identifier": identifier}, &account)
 	return account, err
 }
 
-// deliveries waits for what the receiver is told of the first changes.
+// deliveries waits for the deliveries of the first changes.
 func (d *demonstration) deliveries(ctx context.Context) error {
-	d.say("The receiver was told of each change, signed and in order.")
+	d.say("The receiver gets each change, signed and in order.")
 	return d.expect(ctx, delivery{Sub: d.sub, Type: "IDENTITY_LINKED"},
 		delivery{Sub: d.sub, Type: "USER_STATUS_CHANGED"}, delivery{Sub: d.sub, Type: "USER_STATUS_CHANGED"})
 }
 
-// expect waits for deliveries. Those of one account come in this order; what
-// comes of another account meanwhile is kept for later.
+// expect waits for deliveries. Those of one account arrive in this order; expect
+// keeps others for later calls.
 func (d *demonstration) expect(ctx context.Context, all ...delivery) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -317,7 +321,7 @@ func (d *demonstration) expect(ctx context.Context, all ...delivery) error {
 				}
 				d.early = append(d.early, x)
 			case <-ctx.Done():
-				return fmt.Errorf("a delivery of %s did not come: %w", want.Type, ctx.Err())
+				return fmt.Errorf("a delivery of %s did not arrive: %w", want.Type, ctx.Err())
 			}
 			i = slices.IndexFunc(d.early, is)
 		}
@@ -327,9 +331,9 @@ func (d *demonstration) expect(ctx context.Context, all ...delivery) error {
 	return nil
 }
 
-// history shows what the log holds about the account.
+// history shows the account's events.
 func (d *demonstration) history(ctx context.Context) error {
-	d.say("The account's history says what happened, when and by whom.")
+	d.say("The account's history shows what changed, when and by whom.")
 	var history struct {
 		Events []struct {
 			Position int64        `json:"position"`
@@ -339,16 +343,19 @@ func (d *demonstration) history(ctx context.Context) error {
 			Actor    domain.Actor `json:"actor"`
 		} `json:"events"`
 	}
-	if err := d.client.call(ctx, "GET", "/v1/accounts/"+d.sub+"/events", nil, &history); err != nil {
+	if err := d.client.Call(ctx, "GET", "/v1/accounts/"+d.sub+"/events", nil, &history); err != nil {
 		return err
 	}
 	var types []string
 	for _, e := range history.Events {
-		d.show("%4d  revision %d  %s  %-26s by %s", e.Position, e.Revision, e.Time.Format(timeFormat), e.Type, e.Actor.Kind)
+		d.show("%4d  revision %d  %s  %-26s by %s", e.Position, e.Revision, e.Time.Format(cli.TimeFormat), e.Type, e.Actor.Kind)
 		types = append(types, e.Type)
 	}
-	want := []string{"account.created.v1", "account.identity-linked.v1", "account.status-changed.v1", "account.status-changed.v1",
-		"account.merged.v1", "account.separated.v1", "account.consent-decided.v1", "account.schedule-planned.v1", "account.schedule-executed.v1"}
+	var want []string
+	for _, e := range []domain.Event{domain.AccountCreated{}, domain.IdentityLinked{}, domain.StatusChanged{}, domain.StatusChanged{},
+		domain.AccountMerged{}, domain.AccountSeparated{}, domain.ConsentDecided{}, domain.SchedulePlanned{}, domain.ScheduleExecuted{}} {
+		want = append(want, domain.TypeOf(e))
+	}
 	if !slices.Equal(types, want) {
 		return fmt.Errorf("the history is %v", types)
 	}
@@ -356,21 +363,21 @@ func (d *demonstration) history(ctx context.Context) error {
 }
 
 func (d *demonstration) verify(ctx context.Context) error {
-	d.say("An auditor verifies the log: every event, the tree over them, the signatures.")
+	d.say("Verify the log: every event, the Merkle tree, the signatures.")
 	v, err := verify(ctx, d.config, d.quiet(), trustFiles{})
 	if err != nil {
 		return err
 	}
-	d.show("%d events, %d of them under %d signed checkpoints, %d faults", v.Events, v.Covered, v.Checkpoints, len(v.Faults))
+	d.show("%d events, %d of them covered by %d signed checkpoints, %d faults", v.Events, v.Covered, v.Checkpoints, len(v.Faults))
 	if events := int(v.Events); !v.OK || events < d.head || events <= 208 || int(v.Covered) != events {
-		return fmt.Errorf("the verification is %+v", v)
+		return fmt.Errorf("the verification returned %+v", v)
 	}
 	return nil
 }
 
-// tamper changes a byte in a copy of the log and lets it be found.
+// tamper changes a byte in a copy of the log and checks that verify finds it.
 func (d *demonstration) tamper(ctx context.Context) error {
-	d.say("Somebody changes one byte in a copy of the log: the suspension never was.")
+	d.say("Change one byte in a copy of the log, to hide the suspension, and verify it.")
 	if err := os.CopyFS(d.copy, os.DirFS(d.config.Data)); err != nil {
 		return err
 	}
@@ -381,7 +388,7 @@ func (d *demonstration) tamper(ctx context.Context) error {
 	}
 	before, after := []byte(`"to":"DECLINED"`), []byte(`"to":"dECLINED"`)
 	if n := bytes.Count(log, before); n != 1 {
-		return fmt.Errorf("the suspension is %d times in log.db", n)
+		return fmt.Errorf("log.db contains the suspension %d times", n)
 	}
 	if err := os.WriteFile(path, bytes.Replace(log, before, after, 1), 0o600); err != nil {
 		return err
@@ -396,10 +403,10 @@ func (d *demonstration) tamper(ctx context.Context) error {
 		d.show("%s: %s", f.Name, f.Detail)
 	}
 	if v.OK || len(v.Faults) == 0 {
-		return errors.New("a changed byte was not found")
+		return errors.New("verify did not find the changed byte")
 	}
 	return nil
 }
 
-// quiet is a console without progress.
-func (d *demonstration) quiet() console { return console{out: io.Discard, err: io.Discard} }
+// quiet returns a console that prints nothing.
+func (d *demonstration) quiet() cli.Console { return cli.Console{Out: io.Discard, Err: io.Discard} }

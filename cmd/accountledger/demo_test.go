@@ -5,33 +5,35 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "demo")
 	code, stdout, stderr := accountledger(t, "demo", "--keep", dir)
-	if code != exitOK {
+	if code != cli.ExitOK {
 		t.Fatalf("demo = %d\n%s%s", code, stdout, stderr)
 	}
 	for _, want := range []string{
-		"imported: 208 created, 0 failed", "imported again: 208 unchanged", "none of the 208 e-mail addresses is in it",
-		"kept as customFields.phone_as_exported", "emily.johnson@gmail.com leads to the same account now",
+		"imported: 208 created, 0 failed", "imported again: 208 unchanged", "contains none of the 208 e-mail addresses",
+		"kept as customFields.phone_as_exported", "emily.johnson@gmail.com now belongs to the same account",
 		"userStatus is DECLINED", "userStatus is VERIFIED", "IDENTITY_LINKED", "USER_SEPARATED", "CONSENT_ACCEPTED",
-		"SCHEDULE_EXECUTED", "USER_DELETED", "its sub answers 410", "verified -> 204", "account.created.v1",
-		"223 events, 223 of them under", ", 0 faults", "altered@", "All of it was as it should be.",
+		"SCHEDULE_EXECUTED", "USER_DELETED", "its sub returns 410", "verified -> 204", "account.created.v1",
+		"223 events, 223 of them covered by", ", 0 faults", "altered@", "All steps had the expected result.",
 	} {
 		if !strings.Contains(stdout, want) {
-			t.Errorf("the demo does not say %q:\n%s", want, stdout)
+			t.Errorf("the demo does not print %q:\n%s", want, stdout)
 		}
 	}
 	if strings.Contains(stdout, "NOT VERIFIED") || strings.Contains(stderr, "level=ERROR") {
-		t.Errorf("the demo says:\n%s%s", stdout, stderr)
+		t.Errorf("the demo prints:\n%s%s", stdout, stderr)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "data", logFile)); err != nil {
-		t.Errorf("--keep kept nothing: %v", err)
+		t.Errorf("--keep did not keep the log: %v", err)
 	}
-	if code, _, _ := accountledger(t, "demo", "--keep", dir); code != exitUsage {
-		t.Errorf("demo in a directory that is not empty = %d, want %d", code, exitUsage)
+	if code, _, _ := accountledger(t, "demo", "--keep", dir); code != cli.ExitUsage {
+		t.Errorf("demo in a directory that is not empty = %d, want %d", code, cli.ExitUsage)
 	}
 }

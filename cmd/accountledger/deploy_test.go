@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 const deploy = "../../deploy/"
@@ -34,8 +36,8 @@ var (
 	option = regexp.MustCompile(`(?m)^([A-Za-z]+)=(.*)$`)
 )
 
-// TestDeployedSettings: whatever the files in deploy set is a setting. One
-// with a typing error would be ignored, and the default be in force.
+// TestDeployedSettings tests that the files in deploy set only settings that
+// exist. The program would ignore a misspelled environment variable.
 func TestDeployedSettings(t *testing.T) {
 	serve := serveCommand()
 	for _, name := range []string{"systemd/accountledger.service", "container/Containerfile", "container/compose.yaml"} {
@@ -45,7 +47,7 @@ func TestDeployedSettings(t *testing.T) {
 			t.Errorf("%s sets nothing", name)
 		}
 		for _, env := range found {
-			if !slices.ContainsFunc(settings(), func(s setting) bool { return s.Env == env }) {
+			if !slices.ContainsFunc(cli.Settings(), func(s cli.Setting) bool { return s.Env == env }) {
 				t.Errorf("%s: there is no setting %s", name, env)
 			}
 		}
@@ -59,11 +61,11 @@ func TestDeployedSettings(t *testing.T) {
 			}
 		}
 	}
-	// With what is only suggested, too.
+	// Include the suggestions, which are comments.
 	config := filepath.Join(t.TempDir(), "config.yaml")
 	all := regexp.MustCompile(`(?m)^#([a-z-]+:)`).ReplaceAllString(deployed(t, "systemd/config.yaml"), "$1")
 	if !strings.Contains(all, "\ntls-cert:") {
-		t.Errorf("nothing is suggested:\n%s", all)
+		t.Errorf("there are no suggestions:\n%s", all)
 	}
 	if err := os.WriteFile(config, []byte(all), 0o600); err != nil {
 		t.Fatal(err)
@@ -71,8 +73,8 @@ func TestDeployedSettings(t *testing.T) {
 	mustRun(t, "settings", "--config", config)
 }
 
-// TestDeployedUnit: the unit, the settings and the package agree on where
-// things are and on who waits for whom.
+// TestDeployedUnit tests that the unit, the settings and the package agree on
+// paths and timeouts.
 func TestDeployedUnit(t *testing.T) {
 	options := map[string]string{}
 	for _, m := range option.FindAllStringSubmatch(deployed(t, "systemd/accountledger.service"), -1) {
@@ -83,11 +85,11 @@ func TestDeployedUnit(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want := "/var/lib/" + options["StateDirectory"]; config.Data != want {
-		t.Errorf("data is %q, and the service may write to %q", config.Data, want)
+		t.Errorf("data is %q, but the service may write only to %q", config.Data, want)
 	}
 	credential, key, _ := strings.Cut(options["LoadCredential"], ":")
 	if options["Environment"] != "ACCOUNTLEDGER_MASTER_KEY_FILE=%d/"+credential || options["AssertPathExists"] != key {
-		t.Errorf("the master key %s is handed over as %s, and looked for in %s", key, credential, options["Environment"])
+		t.Errorf("the master key %s is the credential %s, but the server reads it from %s", key, credential, options["Environment"])
 	}
 	build := deployed(t, "debian/build.sh")
 	for _, file := range []string{strings.Fields(options["ExecStart"])[0], strings.TrimPrefix(options["Documentation"], "file://")} {
@@ -97,11 +99,11 @@ func TestDeployedUnit(t *testing.T) {
 	}
 	for _, script := range []string{"debian/postinst", "debian/postrm"} {
 		if !strings.Contains(deployed(t, script), key) {
-			t.Errorf("%s does not speak of %s", script, key)
+			t.Errorf("%s does not mention %s", script, key)
 		}
 	}
 	if !strings.Contains(deployed(t, "debian/postinst"), "--user-group --home-dir "+config.Data) || !strings.HasSuffix(strings.TrimSpace(lineWith(deployed(t, "debian/postinst"), "useradd")), " "+options["User"]) {
-		t.Errorf("the package does not make the user %s", options["User"])
+		t.Errorf("the package does not create the user %s", options["User"])
 	}
 	longer(t, options["TimeoutStopSec"]+"s")
 }
@@ -115,18 +117,19 @@ func lineWith(text, part string) string {
 	return ""
 }
 
-// longer: whoever ends the server waits for longer than it may take to end.
+// longer checks that the timeout wait of a service manager is longer than the
+// server's shutdown may take.
 func longer(t *testing.T, wait string) {
 	t.Helper()
-	i := slices.IndexFunc(settings(), func(s setting) bool { return s.Name == "shutdown-grace" })
-	grace, _ := time.ParseDuration(settings()[i].Default)
-	if d, err := time.ParseDuration(wait); err != nil || d < grace+moment {
-		t.Errorf("the server gets %s to end, and may take %s: %v", wait, grace+moment, err)
+	i := slices.IndexFunc(cli.Settings(), func(s cli.Setting) bool { return s.Name == "shutdown-grace" })
+	grace, _ := time.ParseDuration(cli.Settings()[i].Default)
+	if d, err := time.ParseDuration(wait); err != nil || d < grace+minGrace {
+		t.Errorf("the service manager waits %s, but the server's shutdown may take %s: %v", wait, grace+minGrace, err)
 	}
 }
 
-// TestDeployedContainers: image, compose file, Prometheus and Grafana agree on
-// ports and files.
+// TestDeployedContainers tests that the image, the compose file, Prometheus and
+// Grafana agree on ports and files.
 func TestDeployedContainers(t *testing.T) {
 	image := deployed(t, "container/Containerfile")
 	gomod, err := os.ReadFile("../../go.mod")
@@ -136,7 +139,7 @@ func TestDeployedContainers(t *testing.T) {
 	_, version, _ := strings.Cut(string(gomod), "\ngo ")
 	version = strings.Join(strings.Split(strings.Fields(version)[0], ".")[:2], ".")
 	if !strings.Contains(image, "golang:"+version+"-") {
-		t.Errorf("the image is not built with Go %s, which go.mod asks for", version)
+		t.Errorf("the image is not built with Go %s, which go.mod requires", version)
 	}
 	listen := regexp.MustCompile(`ACCOUNTLEDGER_LISTEN=0\.0\.0\.0:(\d+)`).FindStringSubmatch(image)
 	if listen == nil || !strings.Contains(image, "EXPOSE "+listen[1]+"\n") {
@@ -144,7 +147,7 @@ func TestDeployedContainers(t *testing.T) {
 	}
 	data := regexp.MustCompile(`ACCOUNTLEDGER_DATA=(\S+)`).FindStringSubmatch(image)[1]
 	if !strings.Contains(image, "VOLUME "+data+"\n") || !strings.Contains(image, "/out/data "+data+"\n") {
-		t.Errorf("%s is no volume of the image", data)
+		t.Errorf("the image has no volume %s", data)
 	}
 	for _, call := range regexp.MustCompile(`CMD \[(.*)\]`).FindAllStringSubmatch(image, -1) {
 		words := strings.Split(strings.ReplaceAll(call[1], `"`, ""), ", ")
@@ -175,7 +178,7 @@ func TestDeployedContainers(t *testing.T) {
 		t.Error(err)
 	}
 	if !slices.Contains(ledger.Volumes, "ledger:"+data) {
-		t.Errorf("the data in %s is in no volume", data)
+		t.Errorf("no volume contains the data in %s", data)
 	}
 	for _, volume := range slices.Concat(prometheus.Volumes, grafana.Volumes) {
 		if from, _, _ := strings.Cut(volume, ":"); strings.HasPrefix(from, ".") {
@@ -196,19 +199,19 @@ func TestDeployedContainers(t *testing.T) {
 	}
 	private := ledger.Environment["ACCOUNTLEDGER_DEBUG_LISTEN"]
 	if prometheus.Network != "service:ledger" || len(scrape.ScrapeConfigs) != 1 || scrape.ScrapeConfigs[0].Static[0].Targets[0] != private {
-		t.Errorf("Prometheus in %s asks %+v, the ledger tells %s", prometheus.Network, scrape.ScrapeConfigs, private)
+		t.Errorf("Prometheus in %s scrapes %+v, but the ledger serves metrics on %s", prometheus.Network, scrape.ScrapeConfigs, private)
 	}
 	if _, port, err := net.SplitHostPort(private); err != nil || port == "9090" {
-		t.Errorf("%s is where Prometheus itself listens: %v", private, err)
+		t.Errorf("Prometheus also listens on %s: %v", private, err)
 	}
 	if job := fmt.Sprintf(`job="%s"`, scrape.ScrapeConfigs[0].JobName); !strings.Contains(deployed(t, "prometheus/rules.yml"), job) {
-		t.Errorf("the rules do not know %s", job)
+		t.Errorf("the rules do not mention the job %s", job)
 	}
 	if !slices.Contains(prometheus.Volumes, "../prometheus/rules.yml:/etc/prometheus/"+scrape.RuleFiles[0]+":ro") {
-		t.Errorf("Prometheus does not have %v", scrape.RuleFiles)
+		t.Errorf("Prometheus does not load %v", scrape.RuleFiles)
 	}
 	if !strings.Contains(deployed(t, "container/grafana/datasource.yaml"), "http://ledger:9090") {
-		t.Errorf("Grafana does not ask Prometheus, which is at ledger:9090")
+		t.Errorf("Grafana does not use Prometheus at ledger:9090")
 	}
 	dashboards := regexp.MustCompile(`path: ([^}\s]+)`).FindStringSubmatch(deployed(t, "container/grafana/dashboards.yaml"))[1]
 	if !slices.Contains(grafana.Volumes, "../grafana/accountledger.json:"+dashboards+"/accountledger.json:ro") {
@@ -216,11 +219,11 @@ func TestDeployedContainers(t *testing.T) {
 	}
 }
 
-// TestDebianPackage builds a package and looks what is in it.
+// TestDebianPackage builds a package and checks its contents.
 func TestDebianPackage(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("dpkg-deb"); err != nil {
-		t.Skip("dpkg-deb is not there")
+		t.Skip("dpkg-deb is not installed")
 	}
 	dir := t.TempDir()
 	program := filepath.Join(dir, "program")
@@ -249,14 +252,15 @@ func TestDebianPackage(t *testing.T) {
 			}
 		}
 		if control := command("dpkg-deb", "--info", packages[0]); strings.Contains(control, "@") && regexp.MustCompile(`@[A-Z]+@`).MatchString(control) {
-			t.Errorf("control is not filled in:\n%s", control)
+			t.Errorf("control has placeholders:\n%s", control)
 		}
 	}
 }
 
-// TestNotify: systemd is told when the server is ready and when it stops.
+// TestNotify tests that the server notifies systemd when it is ready and when it
+// stops.
 func TestNotify(t *testing.T) {
-	dir, err := os.MkdirTemp("", "al") // a socket's path is short
+	dir, err := os.MkdirTemp("", "al") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,45 +274,23 @@ func TestNotify(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	p := startServer(t, filepath.Join(t.TempDir(), "data"))
-	told := func() string {
+	notified := func() string {
 		deadline, _ := ctx.Deadline()
 		socket.SetReadDeadline(deadline)
 		text := make([]byte, 64)
 		n, err := socket.Read(text)
 		if err != nil {
-			t.Fatalf("systemd is told nothing: %v", err)
+			t.Fatalf("systemd was not notified: %v", err)
 		}
 		return string(text[:n])
 	}
-	if is := told(); is != "READY=1" {
-		t.Errorf("told %s, want READY=1", is)
+	if is := notified(); is != "READY=1" {
+		t.Errorf("notified of %s, want READY=1", is)
 	}
 	if err := p.stop(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if is := told(); is != "STOPPING=1" {
-		t.Errorf("told %s, want STOPPING=1", is)
-	}
-}
-
-// TestHealthURL: the server is asked where it listens, on this machine.
-func TestHealthURL(t *testing.T) {
-	for _, tt := range []struct {
-		config config
-		want   string
-	}{
-		{config{Listen: "127.0.0.1:8080"}, "http://127.0.0.1:8080/readyz"},
-		{config{Listen: "0.0.0.0:8080"}, "http://localhost:8080/readyz"},
-		{config{Listen: ":8080"}, "http://localhost:8080/readyz"},
-		{config{Listen: "[::]:8443", TLSCert: "tls.crt"}, "https://localhost:8443/readyz"},
-		{config{Listen: "ledger.example:8080"}, "http://ledger.example:8080/readyz"},
-		{config{Listen: "127.0.0.1:8080", Server: "https://ledger.example/"}, "https://ledger.example/readyz"},
-	} {
-		if is, err := healthURL(tt.config); err != nil || is != tt.want {
-			t.Errorf("%+v is asked at %q, %v, want %q", tt.config, is, err, tt.want)
-		}
-	}
-	if _, err := healthURL(config{Listen: "8080"}); exitCode(err) != exitUsage {
-		t.Errorf("an address without a port: %v", err)
+	if is := notified(); is != "STOPPING=1" {
+		t.Errorf("notified of %s, want STOPPING=1", is)
 	}
 }

@@ -16,28 +16,32 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/note"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore/seal"
-	"accountledger/eventstore/sqlite"
 	"accountledger/eventstore/tlog"
 )
 
-// The files of a data directory. Each may only be there when those before it
-// are, but for the master key, which may lie elsewhere: that is the order in
-// which a first start makes them, and how one that was cut short is told from
-// a directory that has lost a file. log.vkey says that the first start is done.
+// masterKeyEnv holds the master key itself. It is not a setting: every process
+// can read a flag, and a settings file is no place for a key.
+const masterKeyEnv = cli.EnvPrefix + "MASTER_KEY"
+
+// The files of a data directory, in the order in which the first start creates
+// them. Each exists only if those before it do, except the master key, which may
+// be elsewhere. This distinguishes an incomplete first start from a directory that
+// has lost a file. The first start is complete when log.vkey exists.
 const (
-	masterKeyFile = "master.key"  // opens keys.db; never in a backup unless asked for
-	logKeyFile    = "log.key"     // signs the checkpoints of the log; secret
-	keysFile      = "keys.db"     // the accounts' keys, wrapped
-	logFile       = "log.db"      // the log
-	logVKeyFile   = "log.vkey"    // verifies the checkpoints; public
-	viewsFile     = "views.db"    // read models
-	deliveryFile  = "delivery.db" // how far webhooks are
-	adminKeyFile  = "admin.key"   // the first API key
-	importsDir    = "imports"     // what imports over HTTP came to
+	masterKeyFile = "master.key"     // decrypts keys.db; only in a backup on request
+	logKeyFile    = "log.key"        // signs the checkpoints of the log; secret
+	keysFile      = "keys.db"        // the accounts' keys, wrapped
+	logFile       = "log.db"         // the log
+	logVKeyFile   = "log.vkey"       // verifies the checkpoints; public
+	viewsFile     = "views.db"       // read models
+	deliveryFile  = "delivery.db"    // progress of webhooks
+	adminKeyFile  = cli.AdminKeyFile // the first API key
+	importsDir    = "imports"        // outcomes of imports over HTTP
 )
 
-// directory is where a ledger lives.
+// directory is the path of a data directory.
 type directory string
 
 func (d directory) path(name string) string { return filepath.Join(string(d), name) }
@@ -50,16 +54,16 @@ func (d directory) has(name string) (bool, error) {
 	return err == nil, err
 }
 
-// identity is what makes a ledger this one: the keys it was made with.
+// identity is the identity of a ledger: the keys it was created with.
 type identity struct {
 	master seal.Master
 	signer note.Signer
 	vkey   string
 }
 
-// lock keeps other processes out of the directory until the file it returns is
-// closed. The log has a lock of its own, but a first start makes keys before
-// there is a log, and two of them must not make two.
+// lock keeps other processes out of the directory until the returned file is
+// closed. The log has its own lock, but the first start creates keys before the
+// log, and two processes must not both create them.
 func (d directory) lock() (*os.File, error) {
 	f, err := os.Open(string(d))
 	if err != nil {
@@ -69,14 +73,14 @@ func (d directory) lock() (*os.File, error) {
 	case err == nil:
 		return f, nil
 	case errors.Is(err, syscall.EWOULDBLOCK):
-		return nil, errors.Join(fmt.Errorf("%w: %s", sqlite.ErrLocked, d), f.Close())
+		return nil, errors.Join(fmt.Errorf("%w: %s", errLocked, d), f.Close())
 	default:
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", d, err), f.Close())
 	}
 }
 
-// make makes the directory, or sees that nobody else can look into the one
-// there is.
+// make creates the directory, or makes an existing one accessible only to its
+// owner.
 func (d directory) make(logger *slog.Logger) error {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
@@ -88,18 +92,19 @@ func (d directory) make(logger *slog.Logger) error {
 	if info.Mode().Perm()&0o077 == 0 {
 		return nil
 	}
-	// A foreign directory's permissions are not ours to change.
+	// Do not change the permissions of a directory that is not a ledger's.
 	if err := d.refuseForeign(); err != nil {
 		return err
 	}
 	if err := os.Chmod(string(d), 0o700); err != nil {
-		return fmt.Errorf("data directory: others may read it and that cannot be changed: %w", err)
+		return fmt.Errorf("data directory: other users may read it, and its mode cannot be changed: %w", err)
 	}
-	logger.Warn("took from others the right to read the data directory", "data", string(d))
+	logger.Warn("removed other users' access to the data directory", "data", string(d))
 	return nil
 }
 
-// refuseForeign refuses a directory that holds something and no ledger.
+// refuseForeign returns an error if the directory contains files that are not a
+// ledger's.
 func (d directory) refuseForeign() error {
 	entries, err := os.ReadDir(string(d))
 	if err != nil {
@@ -107,18 +112,18 @@ func (d directory) refuseForeign() error {
 	}
 	ours := []string{masterKeyFile, logKeyFile, keysFile, logFile, logVKeyFile, viewsFile, deliveryFile, adminKeyFile, importsDir, "lock", "lost+found", "."}
 	for _, e := range entries {
-		// By their beginnings: a database has its -wal beside it.
+		// Compare prefixes, because of names like log.db-wal.
 		if !slices.ContainsFunc(ours, func(name string) bool { return strings.HasPrefix(e.Name(), name) }) {
-			return fmt.Errorf("data directory: %s holds %s and no ledger: name an empty directory or a ledger's", d, e.Name())
+			return fmt.Errorf("data directory: %s contains %s and is not a ledger: use an empty directory or that of a ledger", d, e.Name())
 		}
 	}
 	return nil
 }
 
-// establish returns the identity of the ledger in d, which the caller has
-// locked. In an empty directory it makes one; where that was cut short, it
-// goes on from there. It never makes a key that files in d already need.
-func (d directory) establish(c config, logger *slog.Logger) (identity, error) {
+// establish returns the identity of the ledger in d, which the caller has locked.
+// In an empty directory it creates one, and it completes an interrupted first
+// start. It never replaces a key that existing files depend on.
+func (d directory) establish(c cli.Config, logger *slog.Logger) (identity, error) {
 	if err := d.sweep(); err != nil {
 		return identity{}, err
 	}
@@ -137,7 +142,7 @@ func (d directory) establish(c config, logger *slog.Logger) (identity, error) {
 		}
 	}
 	for i, name := range order[:4] {
-		if made[name] || name == logVKeyFile && made[logFile] { // that one can be made again
+		if made[name] || name == logVKeyFile && made[logFile] { // log.vkey can be derived from log.key
 			continue
 		}
 		if later := slices.IndexFunc(order[i+1:], func(n string) bool { return made[n] }); later >= 0 {
@@ -151,12 +156,12 @@ func (d directory) establish(c config, logger *slog.Logger) (identity, error) {
 		return identity{}, err
 	}
 	if !made[logKeyFile] {
-		// The origin names this incarnation of the ledger for good.
+		// The origin identifies this ledger in all checkpoints.
 		skey, _, err := tlog.GenerateKey("accountledger/" + uuid.NewString())
 		if err != nil {
 			return identity{}, err
 		}
-		if err := createFile(d.path(logKeyFile), skey+"\n", 0o600); err != nil {
+		if err := cli.CreateFile(d.path(logKeyFile), skey+"\n", 0o600); err != nil {
 			return identity{}, fmt.Errorf("data directory: %w", err)
 		}
 	}
@@ -164,10 +169,9 @@ func (d directory) establish(c config, logger *slog.Logger) (identity, error) {
 	return id, err
 }
 
-// signer reads log.key, and makes sure that log.vkey, where it is there, is
-// the other half of it.
+// signer reads log.key, and checks that log.vkey, if it exists, is its public key.
 func (d directory) signer() (note.Signer, string, error) {
-	skey, err := readTrimmed(d.path(logKeyFile))
+	skey, err := cli.ReadTrimmed(d.path(logKeyFile))
 	if err != nil {
 		return nil, "", fmt.Errorf("data directory: %w", err)
 	}
@@ -179,9 +183,9 @@ func (d directory) signer() (note.Signer, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("data directory: %s: %w", d.path(logKeyFile), err)
 	}
-	stored, err := readTrimmed(d.path(logVKeyFile))
+	stored, err := cli.ReadTrimmed(d.path(logVKeyFile))
 	if err == nil && stored != vkey {
-		err = fmt.Errorf("%s and %s are not of one pair: restore them from a backup", d.path(logKeyFile), d.path(logVKeyFile))
+		err = fmt.Errorf("%s and %s are not a key pair: restore them from a backup", d.path(logKeyFile), d.path(logVKeyFile))
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, "", fmt.Errorf("data directory: %w", err)
@@ -189,8 +193,8 @@ func (d directory) signer() (note.Signer, string, error) {
 	return signer, vkey, nil
 }
 
-// verifierKey is the public half of a signing key as package note writes it:
-// PRIVATE+KEY+<name>+<hash>+<base64 of the algorithm and the seed>.
+// verifierKey returns the public key of a signing key in the format of package
+// note: PRIVATE+KEY+<name>+<hash>+<base64 of the algorithm and the seed>.
 func verifierKey(skey string) (string, error) {
 	parts := strings.SplitN(skey, "+", 5)
 	if len(parts) != 5 {
@@ -204,11 +208,11 @@ func verifierKey(skey string) (string, error) {
 	return note.NewEd25519VerifierKey(parts[2], public)
 }
 
-// complete marks the first start as done.
+// complete creates log.vkey, which marks the first start as complete.
 func (d directory) complete(vkey string) error {
 	done, err := d.has(logVKeyFile)
 	if err == nil && !done {
-		err = createFile(d.path(logVKeyFile), vkey+"\n", 0o644)
+		err = cli.CreateFile(d.path(logVKeyFile), vkey+"\n", 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
@@ -216,13 +220,13 @@ func (d directory) complete(vkey string) error {
 	return nil
 }
 
-// masterKey reads the master key from where it is configured to be. With make
-// it makes one where there is none.
-func (d directory) masterKey(c config, make bool, logger *slog.Logger) (seal.Master, error) {
+// masterKey reads the master key from the configured place. If there is none and
+// make is true, it creates one.
+func (d directory) masterKey(c cli.Config, make bool, logger *slog.Logger) (seal.Master, error) {
 	text := os.Getenv(masterKeyEnv)
 	if text != "" {
 		if c.MasterKeyFile != "" {
-			return seal.Master{}, usagef("there are two master keys, one in %s and one in %s: give one", masterKeyEnv, c.MasterKeyFile)
+			return seal.Master{}, cli.Usagef("there are two master keys, in %s and in %s: give only one", masterKeyEnv, c.MasterKeyFile)
 		}
 		master, err := seal.LoadMaster(text)
 		if err != nil {
@@ -234,17 +238,17 @@ func (d directory) masterKey(c config, make bool, logger *slog.Logger) (seal.Mas
 	if path == "" {
 		path = d.path(masterKeyFile)
 	}
-	text, err := readTrimmed(path)
+	text, err := cli.ReadTrimmed(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && make:
 		master := seal.NewMaster()
-		if err := createFile(path, master.Reveal()+"\n", 0o600); err != nil {
+		if err := cli.CreateFile(path, master.Reveal()+"\n", 0o600); err != nil {
 			return seal.Master{}, fmt.Errorf("master key: %w", err)
 		}
-		logger.Warn("made a master key: keep a copy apart from the data directory and its backups, for without it all personal data is lost", "file", path)
+		logger.Warn("created a master key: keep a copy apart from the data directory and its backups; without it all personal data is lost", "file", path)
 		return master, nil
 	case errors.Is(err, fs.ErrNotExist):
-		return seal.Master{}, fmt.Errorf("master key: %s is not there, and the ledger in %s has data under it: put it back, or name it with --master-key-file or in %s", path, d, masterKeyEnv)
+		return seal.Master{}, fmt.Errorf("master key: there is no file %s, and the data in %s needs it: restore the file, name another with --master-key-file, or set %s", path, d, masterKeyEnv)
 	case err != nil:
 		return seal.Master{}, fmt.Errorf("master key: %w", err)
 	}
@@ -252,65 +256,19 @@ func (d directory) masterKey(c config, make bool, logger *slog.Logger) (seal.Mas
 	if err != nil {
 		return seal.Master{}, fmt.Errorf("master key: %s: %w", path, err)
 	}
-	// What systemd hands over is guarded by systemd, by more than a mode.
+	// systemd protects its credentials by other means than the mode.
 	credential := os.Getenv("CREDENTIALS_DIRECTORY")
 	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 && (credential == "" || filepath.Dir(path) != credential) {
-		logger.Warn("others may read the master key", "file", path)
+		logger.Warn("other users may read the master key", "file", path)
 	}
 	return master, nil
 }
 
-// newFilePrefix starts the name of a file that is being made.
-const newFilePrefix = ".new-"
-
-// sweep removes what a crash left of files that were being made.
+// sweep removes incomplete files that a crash left.
 func (d directory) sweep() error {
-	left, err := filepath.Glob(d.path(newFilePrefix + "*"))
+	left, err := filepath.Glob(d.path(cli.NewFilePrefix + "*"))
 	for _, path := range left {
 		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return err
-}
-
-// createFile makes a file that is wholly there, durably, or not at all. One
-// that exists stays as it is and is an error: it may be a key in use.
-func createFile(path, text string, mode fs.FileMode) error {
-	return writeFile(path, mode, os.Link, func(f *os.File) error {
-		_, err := f.WriteString(text)
-		return err
-	})
-}
-
-// writeFile lets write fill a file and gives it its name by name, os.Link or
-// os.Rename, when it is durable.
-func writeFile(path string, mode fs.FileMode, name func(from, to string) error, write func(*os.File) error) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, newFilePrefix+"*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone already after a rename
-	defer f.Close()
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if err := write(f); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := name(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes names in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -9,31 +9,31 @@ import (
 	"testing"
 	"time"
 
-	"accountledger/eventstore/sqlite"
+	"accountledger/cmd/accountledger/cli"
 )
 
-// TestInterruptedFirstStart puts a directory into each state that a first
-// start can leave behind, and others it cannot, and opens it.
+// TestInterruptedFirstStart opens directories in each state that an interrupted
+// first start can leave, and in states that it cannot leave.
 func TestInterruptedFirstStart(t *testing.T) {
 	t.Parallel()
-	whole := filepath.Join(t.TempDir(), "whole")
+	complete := filepath.Join(t.TempDir(), "whole")
 	open := func(data string) error {
-		l, err := openLedger(t.Context(), config{Data: data}, slog.New(slog.DiscardHandler))
-		// Tests beside this one start servers: until such a child has become
-		// another program it holds what this process had locked.
-		for i := 0; i < 100 && errors.Is(err, sqlite.ErrLocked); i++ {
+		l, err := openLedger(t.Context(), cli.Config{Data: data}, slog.New(slog.DiscardHandler))
+		// Parallel tests start servers. Between fork and exec, such a child holds
+		// the locks of this process.
+		for i := 0; i < 100 && errors.Is(err, errLocked); i++ {
 			time.Sleep(10 * time.Millisecond)
-			l, err = openLedger(t.Context(), config{Data: data}, slog.New(slog.DiscardHandler))
+			l, err = openLedger(t.Context(), cli.Config{Data: data}, slog.New(slog.DiscardHandler))
 		}
 		if err != nil {
 			return err
 		}
 		return l.close()
 	}
-	if err := open(whole); err != nil {
+	if err := open(complete); err != nil {
 		t.Fatal(err)
 	}
-	const fresh = "fresh" // the ledger is another one
+	const fresh = "fresh" // a new ledger was created
 	for _, tt := range []struct {
 		name  string
 		files []string
@@ -58,7 +58,7 @@ func TestInterruptedFirstStart(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			data := t.TempDir()
 			for _, name := range tt.files {
-				content, err := os.ReadFile(filepath.Join(whole, name))
+				content, err := os.ReadFile(filepath.Join(complete, name))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -72,13 +72,13 @@ func TestInterruptedFirstStart(t *testing.T) {
 			}
 			if tt.want == "error" {
 				if after := list(t, data); !slices.Equal(before, after) {
-					t.Errorf("a refused directory has changed from %q to %q", before, after)
+					t.Errorf("a refused directory changed from %q to %q", before, after)
 				}
 				return
 			}
-			same := content(t, filepath.Join(data, logVKeyFile)) == content(t, filepath.Join(whole, logVKeyFile))
+			same := content(t, filepath.Join(data, logVKeyFile)) == content(t, filepath.Join(complete, logVKeyFile))
 			if same != (tt.want == "same") {
-				t.Errorf("its key is the whole ledger's: %t, want %s", same, tt.want)
+				t.Errorf("it has the key of the complete ledger: %t, want %s", same, tt.want)
 			}
 			if err := open(data); err != nil {
 				t.Errorf("the second start: %v", err)
@@ -87,11 +87,11 @@ func TestInterruptedFirstStart(t *testing.T) {
 	}
 }
 
-// TestSweep: what a crash left of files being made goes at the next start.
+// TestSweep tests that a start removes incomplete files that a crash left.
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	d := directory(t.TempDir())
-	half := d.path(newFilePrefix + "half")
+	half := d.path(cli.NewFilePrefix + "half")
 	if err := os.MkdirAll(filepath.Join(half, "made"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -103,32 +103,33 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// TestCreateFile: a file that is there is never replaced.
+// TestCreateFile tests that CreateFile never replaces a file.
 func TestCreateFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "key")
-	if err := createFile(path, "first", 0o600); err != nil {
+	if err := cli.CreateFile(path, "first", 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := createFile(path, "second", 0o600); err == nil || content(t, path) != "first" {
-		t.Errorf("creating it again = %v, and it holds %q", err, content(t, path))
+	if err := cli.CreateFile(path, "second", 0o600); err == nil || content(t, path) != "first" {
+		t.Errorf("creating it again = %v, and it contains %q", err, content(t, path))
 	}
 	if left := list(t, filepath.Dir(path)); len(left) != 1 {
 		t.Errorf("there is %q", left)
 	}
 }
 
-// TestLock: one at a time, in one process as in two.
+// TestLock tests that only one ledger can have the directory open, also within a
+// process.
 func TestLock(t *testing.T) {
 	t.Parallel()
-	c := config{Data: filepath.Join(t.TempDir(), "data")}
+	c := cli.Config{Data: filepath.Join(t.TempDir(), "data")}
 	logger := slog.New(slog.DiscardHandler)
 	l, err := openLedger(t.Context(), c, logger)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openLedger(t.Context(), c, logger); exitCode(err) != exitLocked {
-		t.Errorf("the second = %v, want %v", err, sqlite.ErrLocked)
+	if _, err := openLedger(t.Context(), c, logger); exitCode(err) != cli.ExitLocked {
+		t.Errorf("the second = %v, want %v", err, errLocked)
 	}
 	if err := l.close(); err != nil {
 		t.Fatal(err)

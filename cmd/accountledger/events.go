@@ -11,11 +11,12 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
 )
 
-// eventsOptions says which events to print, and how.
+// eventsOptions selects the events to print and how to print them.
 type eventsOptions struct {
 	after  int64
 	sub    string
@@ -27,33 +28,33 @@ func eventsCommand() *cobra.Command {
 	var o eventsOptions
 	cmd := &cobra.Command{
 		Use:   "events",
-		Short: "Print the log, and follow it",
-		Long: `Print the events of the log, also beside a running server: position, time,
-type, stream, revision and actor. No personal data is shown, unless --open asks
-for it; that needs the master key.`,
+		Short: "Print the log and follow it",
+		Long: `Print the events of the log: position, time, type, stream, revision and actor.
+The server may run meanwhile. The command prints personal data only with --open,
+which needs the master key.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
 			if o.after < 0 {
-				return usagef("after is %d; positions begin at 1", o.after)
+				return cli.Usagef("after is %d; it must be 0 or more", o.after)
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			err = printEvents(ctx, c, newConsole(cmd, c), o)
+			err = printEvents(ctx, c, cli.NewConsole(cmd, c), o)
 			if o.follow && errors.Is(err, context.Canceled) {
-				return nil // that is how following ends
+				return nil // an interrupt is the normal end
 			}
 			return err
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file")
-	cmd.Flags().Int64Var(&o.after, "after", 0, "print events after this position")
-	cmd.Flags().StringVar(&o.sub, "sub", "", "print the events of this account only")
-	cmd.Flags().BoolVar(&o.follow, "follow", false, "go on with new events until interrupted")
-	cmd.Flags().BoolVar(&o.open, "open", false, "open the sealed data and print it")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
+	cmd.Flags().Int64Var(&o.after, "after", 0, "print only events after this position")
+	cmd.Flags().StringVar(&o.sub, "sub", "", "print only events of this account")
+	cmd.Flags().BoolVar(&o.follow, "follow", false, "print new events as they are appended, until interrupted")
+	cmd.Flags().BoolVar(&o.open, "open", false, "decrypt personal data and print it")
 	cmd.AddCommand(catalogueCommand())
 	return cmd
 }
@@ -68,12 +69,12 @@ type eventLine struct {
 	ID       uuid.UUID           `json:"id"`
 	Actor    string              `json:"actor"`
 	Erased   bool                `json:"erased,omitzero"`
-	Clear    jsontext.Value      `json:"clear"`         // what the log holds in clear
-	Data     jsontext.Value      `json:"data,omitzero"` // all of it, with --open
+	Clear    jsontext.Value      `json:"clear"`         // the part that is not encrypted
+	Data     jsontext.Value      `json:"data,omitzero"` // all data, with --open
 }
 
-func printEvents(ctx context.Context, c config, out console, o eventsOptions) error {
-	r, err := openReadOnly(ctx, c, out.logger())
+func printEvents(ctx context.Context, c cli.Config, out cli.Console, o eventsOptions) error {
+	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
@@ -85,8 +86,8 @@ func printEvents(ctx context.Context, c config, out console, o eventsOptions) er
 		}
 		defer codec.Keys.Close()
 	}
-	buffer := bufio.NewWriter(out.out)
-	out.out = buffer
+	buffer := bufio.NewWriter(out.Out)
+	out.Out = buffer
 	for page, err := range r.selected(ctx, o) {
 		if err != nil {
 			return errors.Join(err, buffer.Flush())
@@ -103,7 +104,7 @@ func printEvents(ctx context.Context, c config, out console, o eventsOptions) er
 	return buffer.Flush()
 }
 
-// selected yields the events o asks for, in pages.
+// selected yields the events that o selects, in pages.
 func (r *reader) selected(ctx context.Context, o eventsOptions) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {
 		after := eventstore.Position(o.after)
@@ -142,7 +143,7 @@ func (r *reader) selected(ctx context.Context, o eventsOptions) iter.Seq2[[]even
 	}
 }
 
-func printEvent(out console, codec domain.Codec, rec eventstore.Recorded, open bool) error {
+func printEvent(out cli.Console, codec domain.Codec, rec eventstore.Recorded, open bool) error {
 	var data jsontext.Value
 	erased := rec.Erased()
 	if open {
@@ -155,20 +156,17 @@ func printEvent(out console, codec domain.Codec, rec eventstore.Recorded, open b
 		}
 		erased = entry.Erased
 	}
-	if out.json {
-		return out.line(eventLine{rec.Position, rec.Time, rec.Type, rec.Stream, rec.Revision, rec.ID, rec.Actor, erased, rec.Clear, data})
+	if out.JSON {
+		return out.Line(eventLine{rec.Position, rec.Time, rec.Type, rec.Stream, rec.Revision, rec.ID, rec.Actor, erased, rec.Clear, data})
 	}
-	// Columns of a fixed width: a stream has no last row to align to.
-	out.printf("%9d  %s  %-32s %-45s %4d  %s", rec.Position, rec.Time.Format(timeFormat), rec.Type, rec.Stream, rec.Revision, rec.Actor)
+	// The columns have fixed widths, because the events to come are not known.
+	out.Printf("%9d  %s  %-32s %-45s %4d  %s", rec.Position, rec.Time.Format(cli.TimeFormat), rec.Type, rec.Stream, rec.Revision, rec.Actor)
 	if erased {
-		out.printf("  erased")
+		out.Printf("  erased")
 	}
 	if open {
-		out.printf("  %s", data)
+		out.Printf("  %s", data)
 	}
-	out.printf("\n")
+	out.Printf("\n")
 	return nil
 }
-
-// timeFormat is how times are printed: RFC 3339, microseconds, always as wide.
-const timeFormat = "2006-01-02T15:04:05.000000Z"

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
 	"accountledger/projections"
 	"accountledger/projections/export"
@@ -22,53 +23,54 @@ func exportCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "export",
-		Short: "Write all accounts, as they are at one position",
-		Long: `Write all accounts to standard output or, with --out, to a file that is there
-wholly or not at all. All are as they were at one position of the log, which is
-named on standard error; also beside a running server. It is personal data in
-clear: the file is readable for its owner only.
+		Short: "Write all accounts as of one position",
+		Long: `Write all accounts to standard output or, with --out, to a file, which appears
+only when it is complete. The export shows all accounts as of one position of
+the log, which the command prints on standard error. The server may run
+meanwhile. The export contains personal data that is not encrypted; the file is
+readable only by its owner.
 
-With --since only the accounts that have changed after that position: the one an
-earlier export named, so that the two together are all accounts as they are now.
-An account that was erased since is among them, without personal data and with
-its erasedTime. Whoever follows the feed or a webhook from the position that an
-export names gets every later change, and none twice.
+With --since, export only the accounts that changed after a position. If that is
+the position of an earlier export, both exports together contain all accounts as
+they are now. An account erased since then is included with its erasedTime and
+without personal data. A consumer that follows the feed or a webhook from the
+position of an export receives every later change exactly once.
 
-As csv (RFC 4180) it has a header and one column for each member of an account:
-lists and maps are JSON, and what is known of the primary identity has columns
-of its own besides. Values are as they are: a spreadsheet may take one that
-begins with = or + for a formula. As parquet it has the same columns with types,
-and the position in the file's metadata. --fields names the columns wanted, and
-a line of ndjson then has them as its members.
+A csv export (RFC 4180) has a header and one column for each member of an
+account. Lists and maps are JSON, and the members of the primary identity have
+additional columns. Values are not escaped for spreadsheets, which may interpret
+one that begins with = or + as a formula. A parquet export has the same columns,
+typed, and the position in the file's metadata. --fields selects columns; in
+ndjson, members.
 
-With --json the summary is JSON, on standard output if the accounts go to a
-file.`,
+With --json the summary is JSON, on standard output if the accounts are written
+to a file.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			if err := oneOf("format", format, formatNames()...); err != nil {
+			if err := cli.OneOf("format", format, formatNames()...); err != nil {
 				return err
 			}
 			if since < 0 {
-				return usagef("since is %d; a position is 0 or more", since)
+				return cli.Usagef("since is %d; it must be 0 or more", since)
 			}
 			o := export.Options{Format: export.Format(format), Since: eventstore.Position(since), Fields: fields}
 			if err := o.Check(); err != nil {
-				return usagef("%w", err)
+				return cli.Usagef("%w", err)
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			return exportAccounts(ctx, c, newConsole(cmd, c), path, o)
+			return exportAccounts(ctx, c, cli.NewConsole(cmd, c), path, o)
 		},
 	}
-	addSettings(cmd.Flags(), "data")
-	cmd.Flags().StringVar(&path, "out", "", "file to write")
-	cmd.Flags().StringVar(&format, "format", "ndjson", "ndjson, a JSON document a line, csv or parquet")
-	cmd.Flags().StringSliceVar(&fields, "fields", nil, "only these columns, and the sub; default all")
-	cmd.Flags().Int64Var(&since, "since", 0, "only accounts that changed after this position")
+	cli.AddSettings(cmd.Flags(), "data")
+	cmd.Flags().StringVar(&path, "out", "", "file to write to instead of standard output")
+	cmd.Flags().StringVar(&format, "format", "ndjson", "ndjson (one JSON document per line), csv or parquet")
+	cmd.Flags().StringSliceVar(&fields, "fields", nil, "export only these columns and the sub; default all")
+	cmd.Flags().Int64Var(&since, "since", 0, "export only accounts that changed after this position")
 	return cmd
 }
 
@@ -81,15 +83,15 @@ func formatNames() (names []string) {
 
 // exported is the summary of an export.
 type exported struct {
-	Position eventstore.Position `json:"position"` // all accounts are as they were here
-	Since    eventstore.Position `json:"since"`    // only those that changed after it
-	Head     eventstore.Position `json:"head"`     // of the log, when the export began
+	Position eventstore.Position `json:"position"` // of the accounts' state
+	Since    eventstore.Position `json:"since"`    // the accounts changed after it
+	Head     eventstore.Position `json:"head"`     // of the log when the export started
 	Accounts int64               `json:"accounts"`
 	File     string              `json:"file,omitzero"`
 }
 
-func exportAccounts(ctx context.Context, c config, out console, path string, o export.Options) error {
-	r, err := openReadOnly(ctx, c, out.logger())
+func exportAccounts(ctx context.Context, c cli.Config, out cli.Console, path string, o export.Options) error {
+	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
@@ -104,23 +106,23 @@ func exportAccounts(ctx context.Context, c config, out console, path string, o e
 		return err
 	}
 	if o.Since > summary.Head {
-		return usagef("since is %d, and the log ends at %d", o.Since, summary.Head)
+		return cli.Usagef("since is %d, but the log ends at %d", o.Since, summary.Head)
 	}
-	var p *progress
-	o.Begun = func(_ eventstore.Position, total int64) error { p = out.progress("accounts", total); return nil }
-	o.Each = func() { p.add(1) }
+	var p *cli.Progress
+	o.Begun = func(_ eventstore.Position, total int64) error { p = out.Progress("accounts", total); return nil }
+	o.Each = func() { p.Add(1) }
 	write := func(w io.Writer) error {
 		written, err := export.Accounts(ctx, views, w, o)
 		summary.Position, summary.Accounts = written.Position, written.Accounts
 		if err == nil {
-			p.end()
+			p.End()
 		}
 		return err
 	}
 	if path == "" {
-		err = write(out.out)
+		err = write(out.Out)
 	} else {
-		err = writeFile(path, 0o600, os.Rename, func(f *os.File) error { return write(f) })
+		err = cli.WriteFile(path, 0o600, os.Rename, func(f *os.File) error { return write(f) })
 	}
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
@@ -128,20 +130,20 @@ func exportAccounts(ctx context.Context, c config, out console, path string, o e
 	return summary.print(out)
 }
 
-func (e exported) print(out console) error {
-	if out.json {
+func (e exported) print(out cli.Console) error {
+	if out.JSON {
 		if e.File == "" {
-			out.out = out.err
+			out.Out = out.Err
 		}
-		return out.line(e)
+		return out.Line(e)
 	}
-	fmt.Fprintf(out.err, "%d accounts as of position %d", e.Accounts, e.Position)
+	fmt.Fprintf(out.Err, "%d accounts as of position %d", e.Accounts, e.Position)
 	if e.Since > 0 {
-		fmt.Fprintf(out.err, ", those that changed after %d", e.Since)
+		fmt.Fprintf(out.Err, ", only those changed after %d", e.Since)
 	}
 	if e.Position < e.Head {
-		fmt.Fprintf(out.err, "; the log is at %d: run the server, or 'views rebuild', to bring the view there", e.Head)
+		fmt.Fprintf(out.Err, "; the log is at %d: run the server or 'views rebuild' to update the view", e.Head)
 	}
-	fmt.Fprintln(out.err)
+	fmt.Fprintln(out.Err)
 	return nil
 }

@@ -12,13 +12,14 @@ import (
 	"slices"
 	"time"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/projections"
 	"accountledger/projections/export"
 )
 
-// scheduledExports writes an export into a directory again and again, for
-// systems that come and take files. Each is named by its position and is there
-// wholly or not at all; the newest few are kept.
+// scheduledExports writes an export to a directory at an interval, for systems
+// that fetch files. The name of a file has its position. A file appears only when
+// it is complete. Only the newest files are kept.
 type scheduledExports struct {
 	views  *projections.Views
 	dir    string
@@ -28,27 +29,28 @@ type scheduledExports struct {
 	logger *slog.Logger
 }
 
-// exportsOf are the exports that c asks for, nil if it asks for none.
-func exportsOf(c config, views *projections.Views, logger *slog.Logger) (*scheduledExports, error) {
+// exportsOf returns the exports that c configures, or nil.
+func exportsOf(c cli.Config, views *projections.Views, logger *slog.Logger) (*scheduledExports, error) {
 	if c.ExportDir == "" {
 		return nil, nil
 	}
-	if err := oneOf("export-format", c.ExportFormat, formatNames()...); err != nil {
+	if err := cli.OneOf("export-format", c.ExportFormat, formatNames()...); err != nil {
 		return nil, err
 	}
 	if c.ExportEvery < time.Second || c.ExportKeep < 1 {
-		return nil, usagef("export-every is %s and export-keep %d; a second and one file are the least", c.ExportEvery, c.ExportKeep)
+		return nil, cli.Usagef("export-every is %s and export-keep is %d; they must be at least 1s and 1", c.ExportEvery, c.ExportKeep)
 	}
 	return &scheduledExports{views, c.ExportDir, c.ExportEvery, export.Format(c.ExportFormat), c.ExportKeep, logger}, nil
 }
 
-// run exports until ctx is done. The next one is due after the newest file's
-// time, also after a restart. What fails is logged and tried again in its turn.
+// run exports until ctx is done. An export is due one interval after the time of
+// the newest file, also after a restart. run logs a failed export and tries again
+// after an interval.
 func (x *scheduledExports) run(ctx context.Context) error {
 	if err := os.MkdirAll(x.dir, 0o700); err != nil {
 		return fmt.Errorf("exports: %w", err)
 	}
-	// What a crash left half written is personal data that nobody would miss.
+	// A crash may have left an incomplete file, which contains personal data.
 	if err := directory(x.dir).sweep(); err != nil {
 		return fmt.Errorf("exports: %w", err)
 	}
@@ -74,7 +76,7 @@ func (x *scheduledExports) run(ctx context.Context) error {
 	}
 }
 
-// due is how long it is until the next export.
+// due returns the time until the next export.
 func (x *scheduledExports) due() (time.Duration, error) {
 	files, err := x.files()
 	if err != nil || len(files) == 0 {
@@ -87,17 +89,17 @@ func (x *scheduledExports) due() (time.Duration, error) {
 	return min(x.every, time.Until(info.ModTime().Add(x.every))), nil
 }
 
-// export writes a file and removes those that are too many. The name has the
-// position, which is known only once the export has begun.
+// export writes a file and removes the oldest ones. The name has the position,
+// which is known only when the export has started.
 func (x *scheduledExports) export(ctx context.Context) error {
 	var written export.Summary
 	var path string
 	name := func(from, _ string) error {
 		path = filepath.Join(x.dir, fmt.Sprintf("accounts-%020d.%s", written.Position, x.format))
-		now := time.Now() // of this program, by which the next one is due
+		now := time.Now() // the clock that due uses; the file system's may differ
 		return cmp.Or(os.Chtimes(from, now, now), os.Rename(from, path))
 	}
-	err := writeFile(filepath.Join(x.dir, "accounts"), 0o600, name, func(f *os.File) (err error) {
+	err := cli.WriteFile(filepath.Join(x.dir, "accounts"), 0o600, name, func(f *os.File) (err error) {
 		written, err = export.Accounts(ctx, x.views, f, export.Options{Format: x.format})
 		return err
 	})
@@ -111,10 +113,10 @@ func (x *scheduledExports) export(ctx context.Context) error {
 			err = errors.Join(err, gone)
 		}
 	}
-	return errors.Join(err, syncDir(x.dir))
+	return errors.Join(err, cli.SyncDir(x.dir))
 }
 
-// files are the exports there are, of any format, oldest first.
+// files returns the existing exports in any format, oldest first.
 func (x *scheduledExports) files() ([]string, error) {
 	digits := ""
 	for range 20 {

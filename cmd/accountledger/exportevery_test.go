@@ -12,16 +12,18 @@ import (
 	"testing/synctest"
 	"time"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/projections"
 )
 
-// TestScheduledExports: one at the start, then each time it is due, also after a
-// restart; the newest are kept, and what a crash left half written goes.
+// TestScheduledExports tests that exports are written at the start and when they
+// are due, also after a restart, that only the newest are kept, and that files
+// left incomplete by a crash are removed.
 func TestScheduledExports(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "exports")
-		c := config{Data: filepath.Join(t.TempDir(), "data"), ExportDir: dir, ExportEvery: time.Hour, ExportFormat: "csv", ExportKeep: 2}
+		c := cli.Config{Data: filepath.Join(t.TempDir(), "data"), ExportDir: dir, ExportEvery: time.Hour, ExportFormat: "csv", ExportKeep: 2}
 		l, err := openLedger(t.Context(), c, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
@@ -49,11 +51,11 @@ func TestScheduledExports(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := l.views.Await(ctx, projections.AccountsView, r.Account.Position); err != nil {
+			if err := l.views.Await(ctx, projections.AccountsView, r.State.Position); err != nil {
 				t.Fatal(err)
 			}
 		}
-		// Each file has so many accounts, oldest first.
+		// counts are the numbers of accounts in the files, oldest first.
 		want := func(counts ...int) {
 			t.Helper()
 			synctest.Wait()
@@ -64,13 +66,13 @@ func TestScheduledExports(t *testing.T) {
 			for i, file := range files {
 				text, err := os.ReadFile(file)
 				if err != nil || strings.Count(string(text), "\n") != 1+counts[i] {
-					t.Errorf("%s has not %d accounts: %v", filepath.Base(file), counts[i], err)
+					t.Errorf("%s does not have %d accounts: %v", filepath.Base(file), counts[i], err)
 				}
 				if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 					t.Errorf("%s: %v, %v", filepath.Base(file), info.Mode(), err)
 				}
 			}
-			if left, err := filepath.Glob(filepath.Join(dir, newFilePrefix+"*")); err != nil || len(left) > 0 {
+			if left, err := filepath.Glob(filepath.Join(dir, cli.NewFilePrefix+"*")); err != nil || len(left) > 0 {
 				t.Errorf("left over: %v, %v", left, err)
 			}
 		}
@@ -78,7 +80,7 @@ func TestScheduledExports(t *testing.T) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, newFilePrefix+"1"), []byte("half"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, cli.NewFilePrefix+"1"), []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		stop := start()
@@ -87,14 +89,14 @@ func TestScheduledExports(t *testing.T) {
 		time.Sleep(59 * time.Minute)
 		want(1)
 		stop()
-		stop = start() // it is not due because of that
+		stop = start() // a restart makes no export due
 		want(1)
 		time.Sleep(2 * time.Minute)
 		want(1, 2)
 		add()
 		time.Sleep(time.Hour)
 		want(2, 3)
-		time.Sleep(3 * time.Hour) // nothing changes: the position, and so the file, is the same
+		time.Sleep(3 * time.Hour) // without changes, the position and thus the file's name stay the same
 		want(2, 3)
 		stop()
 		cancel()

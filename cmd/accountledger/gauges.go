@@ -18,23 +18,23 @@ import (
 	"accountledger/projections/webhooks"
 )
 
-// scrapeTimeout is how long a scrape may look for its figures.
+// scrapeTimeout limits the duration of a scrape.
 const scrapeTimeout = 5 * time.Second
 
-// gauges are the figures that are found out when somebody asks: where
-// everything stands. It is a prometheus.Collector.
+// gauges is a prometheus.Collector that reads the state of the ledger at each
+// scrape.
 type gauges struct {
 	ledger  *ledger
 	metrics *metrics
-	first   eventstore.Position // of the log's end at the start
+	first   eventstore.Position // the log's head at the start
 	descs   map[string]*prometheus.Desc
 
-	mu       sync.Mutex                        // held by a scrape; guards what follows
-	recorded map[eventstore.Position]time.Time // of events whose age the last scrape told
+	mu       sync.Mutex                        // held during a scrape; guards what follows
+	recorded map[eventstore.Position]time.Time // times of the events whose age the last scrape reported
 }
 
-// lookedUp are the metrics that gauges finds out.
-var lookedUp = []string{
+// collected are the metrics of gauges.
+var collected = []string{
 	"accountledger_ready", "accountledger_account_cache_requests_total", "accountledger_account_cache_accounts",
 	"accountledger_log_position", "accountledger_file_size_bytes", "accountledger_disk_free_bytes",
 	"accountledger_view_position", "accountledger_view_lag_events", "accountledger_view_lag_seconds", "accountledger_view_parked_streams",
@@ -44,28 +44,28 @@ var lookedUp = []string{
 	"accountledger_delivery_dead_letters", "accountledger_delivery_breaker_open", "accountledger_delivery_duplicates_bound_events",
 }
 
-// watch adds to m where l stands. l is open until m is asked no more.
+// watch adds the gauges of l to m. l must stay open as long as m is scraped.
 func (m *metrics) watch(ctx context.Context, l *ledger) error {
 	first, err := l.log.Head(ctx)
 	if err != nil {
 		return err
 	}
 	g := &gauges{ledger: l, metrics: m, first: first, descs: map[string]*prometheus.Desc{}}
-	for _, name := range lookedUp {
+	for _, name := range collected {
 		row := rowOf(name)
 		g.descs[name] = prometheus.NewDesc(row.name, row.meaning, row.labels, nil)
 	}
 	return m.registry.Register(g)
 }
 
-// Describe is prometheus.Collector's.
+// Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range g.descs {
 		ch <- d
 	}
 }
 
-// Collect is prometheus.Collector's.
+// Collect implements prometheus.Collector.
 func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
@@ -80,7 +80,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	g.recorded = s.recorded
 }
 
-// scrape is one time that somebody asks.
+// scrape is one run of Collect.
 type scrape struct {
 	*gauges
 	ctx      context.Context
@@ -88,7 +88,7 @@ type scrape struct {
 	recorded map[eventstore.Position]time.Time
 }
 
-func (s *scrape) tell(name string, value float64, labels ...string) {
+func (s *scrape) report(name string, value float64, labels ...string) {
 	kind := prometheus.GaugeValue
 	if rowOf(name).kind == counter {
 		kind = prometheus.CounterValue
@@ -101,12 +101,12 @@ func (s *scrape) log() error {
 	if err != nil {
 		return err
 	}
-	s.tell("accountledger_log_position", float64(head))
-	s.tell("accountledger_ready", number(s.ledger.views.Accounts().Position() >= s.first))
+	s.report("accountledger_log_position", float64(head))
+	s.report("accountledger_ready", number(s.ledger.views.Accounts().Position() >= s.first))
 	cache := s.ledger.ledger.CacheStats()
-	s.tell("accountledger_account_cache_requests_total", float64(cache.Hits), "hit")
-	s.tell("accountledger_account_cache_requests_total", float64(cache.Misses), "miss")
-	s.tell("accountledger_account_cache_accounts", float64(cache.Accounts))
+	s.report("accountledger_account_cache_requests_total", float64(cache.Hits), "hit")
+	s.report("accountledger_account_cache_requests_total", float64(cache.Misses), "miss")
+	s.report("accountledger_account_cache_accounts", float64(cache.Accounts))
 	return nil
 }
 
@@ -123,13 +123,13 @@ func (s *scrape) files() error {
 			}
 			size += info.Size()
 		}
-		s.tell("accountledger_file_size_bytes", float64(size), name)
+		s.report("accountledger_file_size_bytes", float64(size), name)
 	}
 	var disk syscall.Statfs_t
 	if err := syscall.Statfs(string(s.ledger.dir), &disk); err != nil {
-		return fmt.Errorf("space left: %w", err)
+		return fmt.Errorf("free disk space: %w", err)
 	}
-	s.tell("accountledger_disk_free_bytes", float64(disk.Bavail)*float64(disk.Bsize))
+	s.report("accountledger_disk_free_bytes", float64(disk.Bavail)*float64(disk.Bsize))
 	return nil
 }
 
@@ -139,14 +139,14 @@ func (s *scrape) views() error {
 		return err
 	}
 	for _, v := range all {
-		s.tell("accountledger_view_position", float64(v.Position), v.Name)
-		s.tell("accountledger_view_lag_events", float64(v.Lag), v.Name)
-		s.tell("accountledger_view_parked_streams", float64(len(v.Parked)), v.Name)
+		s.report("accountledger_view_position", float64(v.Position), v.Name)
+		s.report("accountledger_view_lag_events", float64(v.Lag), v.Name)
+		s.report("accountledger_view_parked_streams", float64(len(v.Parked)), v.Name)
 		var missing eventstore.Position
 		if v.Lag > 0 {
 			missing = v.Position + 1
 		}
-		if err := s.tellAge("accountledger_view_lag_seconds", missing, v.Name); err != nil {
+		if err := s.reportAge("accountledger_view_lag_seconds", missing, v.Name); err != nil {
 			return err
 		}
 	}
@@ -162,7 +162,7 @@ func (s *scrape) erasures() error {
 	if len(open) > 0 {
 		oldest = open[0].Position
 	}
-	return s.tellAge("accountledger_erasure_oldest_age_seconds", oldest)
+	return s.reportAge("accountledger_erasure_oldest_age_seconds", oldest)
 }
 
 func (s *scrape) schedules() error {
@@ -174,36 +174,36 @@ func (s *scrape) schedules() error {
 	if len(next) > 0 {
 		late = max(0, time.Since(next[0].Time))
 	}
-	s.tell("accountledger_schedule_lag_seconds", late.Seconds())
+	s.report("accountledger_schedule_lag_seconds", late.Seconds())
 	return nil
 }
 
 func (s *scrape) deliveries() error {
-	// Who was attempted before it is known who is there, and is not there, was
-	// deleted.
+	// Read the ids with attempts before the existing webhooks: an id that does not
+	// exist then belongs to a deleted webhook.
 	deleted := map[string]bool{}
 	for id := range s.metrics.attemptedHooks.Range {
 		deleted[id.(string)] = true
 	}
-	all, err := s.ledger.hooks.Figures(s.ctx)
+	all, err := s.ledger.hooks.Stats(s.ctx)
 	if err != nil {
 		return err
 	}
 	for _, f := range all {
 		id := f.WebhookID
 		delete(deleted, id)
-		s.tell("accountledger_webhook_state", 1, id, string(f.State))
-		s.tell("accountledger_delivery_backlog_events", float64(f.Backlog), id)
-		s.tell("accountledger_delivery_in_flight_requests", float64(f.InFlight), id)
-		s.tell("accountledger_delivery_lanes", float64(f.Lanes), id)
-		s.tell("accountledger_delivery_blocked_lanes", float64(f.Blocked), id)
-		s.tell("accountledger_delivery_dead_letters", float64(f.DeadLetters), id)
-		s.tell("accountledger_delivery_breaker_open", number(f.BreakerOpen), id)
-		s.tell("accountledger_delivery_duplicates_bound_events", float64(f.Duplicates), id)
-		if err := s.tellAge("accountledger_delivery_oldest_age_seconds", f.Oldest, id); err != nil {
+		s.report("accountledger_webhook_state", 1, id, string(f.State))
+		s.report("accountledger_delivery_backlog_events", float64(f.Backlog), id)
+		s.report("accountledger_delivery_in_flight_requests", float64(f.InFlight), id)
+		s.report("accountledger_delivery_lanes", float64(f.Lanes), id)
+		s.report("accountledger_delivery_blocked_lanes", float64(f.Blocked), id)
+		s.report("accountledger_delivery_dead_letters", float64(f.DeadLetters), id)
+		s.report("accountledger_delivery_breaker_open", number(f.BreakerOpen), id)
+		s.report("accountledger_delivery_duplicates_bound_events", float64(f.Duplicates), id)
+		if err := s.reportAge("accountledger_delivery_oldest_age_seconds", f.Oldest, id); err != nil {
 			return err
 		}
-		s.metrics.attemptedHooks.LoadOrStore(id, nil) // with nothing, so far
+		s.metrics.attemptedHooks.LoadOrStore(id, nil)
 		for _, outcome := range webhooks.Outcomes() {
 			s.metrics.attempts.WithLabelValues(id, outcome)
 		}
@@ -216,11 +216,11 @@ func (s *scrape) deliveries() error {
 	return nil
 }
 
-// tellAge tells how long ago the event at a position was recorded; 0 for no
-// position. While something stands still its event is read once.
-func (s *scrape) tellAge(name string, p eventstore.Position, labels ...string) error {
+// reportAge reports the age of the event at position p, or 0 if p is 0. It reads
+// an event once, and remembers its time while scrapes report that event.
+func (s *scrape) reportAge(name string, p eventstore.Position, labels ...string) error {
 	if p == 0 {
-		s.tell(name, 0, labels...)
+		s.report(name, 0, labels...)
 		return nil
 	}
 	at := cmp.Or(s.recorded[p], s.gauges.recorded[p])
@@ -234,7 +234,7 @@ func (s *scrape) tellAge(name string, p eventstore.Position, labels ...string) e
 		}
 	}
 	s.recorded[p] = at
-	s.tell(name, max(0, time.Since(at)).Seconds(), labels...)
+	s.report(name, max(0, time.Since(at)).Seconds(), labels...)
 	return nil
 }
 

@@ -12,10 +12,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain/importer"
 )
 
-// importOptions says what to import, and how.
+// importOptions selects the input and how to import it.
 type importOptions struct {
 	mapping string
 	input   string
@@ -29,51 +30,53 @@ func importCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import --mapping FILE INPUT",
 		Short: "Create or update accounts from another system's records",
-		Long: `Import the records of INPUT: a JSON list, a JSON document with a list in it,
-NDJSON or CSV with a header, of any size; - is standard input. A mapping file
-says what becomes of each member of a record; testdata/imports has two, and the
-commented example in domain/importer/mapping.go has all.
+		Long: `Import the records in INPUT, or on standard input if INPUT is -: a JSON list, a
+JSON document that contains a list, NDJSON, or CSV with a header, of any size. A
+mapping file maps the members of a record to those of an account.
+testdata/imports has two mappings; docs/import.md describes all of the mapping
+language.
 
-Each record is a row. Its account is created, or brought to what the row says:
-what a row does not mention stays, null unsets. Running an import again changes
-nothing. The server must not be running.
+Each record is a row. The command creates its account, or updates it: members
+that the row does not mention do not change, and null removes a value. Running
+the same import again changes nothing. The server must not be running.
 
-A mapping may make groups and roles of those of the source, before any row; what
-the ledger has is left as it is. For that INPUT is read more than once, so it
-must be a file. Rows then become memberships: a row's list of groups is whole.
+A mapping may create groups and roles from those in the source, before it
+imports rows. It does not change groups and roles that exist. Such a mapping
+reads INPUT more than once, so INPUT must be a file. A row's groups then become
+memberships, and replace those that the account has.
 
-Every row's outcome is a line of the results file: row, key, sub, CREATED,
-UPDATED, UNCHANGED or FAILED, and warnings and faults by field and rule, never
-by value. With --json and without --results they go to standard output, and the
-summary follows them. Members of the source that the mapping neither takes nor
-ignores are counted in the summary, so that nothing is lost in silence.
+The results file has a line for each row: row, key, sub, the outcome (CREATED,
+UPDATED, UNCHANGED or FAILED), and warnings and errors by field and rule,
+without values. With --json and without --results, the results go to standard
+output, followed by the summary. The summary counts the members of the source
+that the mapping neither uses nor ignores, so that no data is lost unnoticed.
 
-A journal beside the results remembers how far the import is. After an
-interrupt, or a crash, the same command goes on from there; when it is complete
-the journal is removed. The exit code is 5 if rows failed; the others are in.`,
+A journal next to the results file records the progress. After an interrupt or a
+crash, the same command continues from there. It removes the journal when the
+import is complete. The exit code is 5 if rows failed; the others were imported.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
 			if o.mapping == "" {
-				return usagef("name the mapping with --mapping")
+				return cli.Usagef("no mapping given: use --mapping FILE")
 			}
 			if o.workers < 1 {
-				return usagef("workers is %d; there must be one at least", o.workers)
+				return cli.Usagef("workers is %d; it must be at least 1", o.workers)
 			}
 			o.input = args[0]
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			return importFile(ctx, c, newConsole(cmd, c), cmd.InOrStdin(), o)
+			return importFile(ctx, c, cli.NewConsole(cmd, c), cmd.InOrStdin(), o)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file")
-	cmd.Flags().StringVar(&o.mapping, "mapping", "", "YAML file that says what becomes of each member")
-	cmd.Flags().StringVar(&o.results, "results", "", "file for the rows' outcomes; default <INPUT>.results.ndjson")
-	cmd.Flags().BoolVar(&o.resume, "resume", true, "go on where an import of the same input was interrupted")
-	cmd.Flags().IntVar(&o.workers, "workers", 64, "rows at a time; they share commits")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
+	cmd.Flags().StringVar(&o.mapping, "mapping", "", "YAML file that maps members of a record to members of an account")
+	cmd.Flags().StringVar(&o.results, "results", "", "file for the outcome of each row; default <INPUT>.results.ndjson")
+	cmd.Flags().BoolVar(&o.resume, "resume", true, "continue an interrupted import of the same input")
+	cmd.Flags().IntVar(&o.workers, "workers", 64, "number of rows imported concurrently")
 	return cmd
 }
 
@@ -86,7 +89,7 @@ type imported struct {
 }
 
 // importFile imports o.input into the ledger in c.Data.
-func importFile(ctx context.Context, c config, out console, stdin io.Reader, o importOptions) (err error) {
+func importFile(ctx context.Context, c cli.Config, out cli.Console, stdin io.Reader, o importOptions) (err error) {
 	mapping, input, err := o.open(stdin)
 	if err != nil {
 		return err
@@ -94,7 +97,7 @@ func importFile(ctx context.Context, c config, out console, stdin io.Reader, o i
 	if f, ok := input.Reader.(*os.File); ok && o.input != "-" {
 		defer f.Close()
 	}
-	l, err := openLedger(ctx, c, out.logger())
+	l, err := openLedger(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
@@ -114,33 +117,33 @@ func importFile(ctx context.Context, c config, out console, stdin io.Reader, o i
 		ResultsFile: results, Journal: results + ".journal", Resume: o.resume, Workers: o.workers,
 	}
 	if o.input == "-" {
-		job.Journal = "" // nobody can hand in the same again from the start
+		job.Journal = "" // standard input cannot be read again from the start
 	}
-	if out.json && o.results == "" {
-		job.ResultsFile, job.Results = "", out.out
+	if out.JSON && o.results == "" {
+		job.ResultsFile, job.Results = "", out.Out
 	}
-	p := out.progress("rows", -1)
+	p := out.Progress("rows", -1)
 	job.Progress = func(s importer.Summary, read int64) {
 		total := int64(-1)
 		if input.Size > 0 && read > 0 {
-			// The rows so far tell how many the rest of the input has.
+			// Estimate the total from the size of the rows read so far.
 			total = max(s.Rows, int64(float64(s.Rows)*float64(input.Size)/float64(read)))
 		}
-		p.set(s.Rows, total)
+		p.Set(s.Rows, total)
 	}
 	before, begun := int64(0), time.Now()
 	job.Resumed = func(s importer.Summary) {
 		if before = s.Rows; before > 0 {
-			fmt.Fprintf(out.err, "going on after row %d\n", before)
+			fmt.Fprintf(out.Err, "continuing after row %d\n", before)
 		}
 	}
 	summary, err := job.Run(ctx)
-	p.set(summary.Rows, summary.Rows)
-	p.end()
+	p.Set(summary.Rows, summary.Rows)
+	p.End()
 	took := time.Since(begun).Seconds()
 	if err != nil {
 		if job.Journal != "" {
-			err = fmt.Errorf("import stopped after row %d; the same command goes on from there: %w", summary.Rows, err)
+			err = fmt.Errorf("import stopped after row %d; run the same command again to continue: %w", summary.Rows, err)
 		}
 		return err
 	}
@@ -148,26 +151,26 @@ func importFile(ctx context.Context, c config, out console, stdin io.Reader, o i
 	return done.print(out)
 }
 
-// open reads the mapping and opens the input, before anything is changed.
+// open reads the mapping and opens the input.
 func (o importOptions) open(stdin io.Reader) (*importer.Mapping, importer.Input, error) {
 	input := importer.Input{Name: o.input, Reader: stdin}
 	text, err := os.ReadFile(o.mapping)
 	if err != nil {
-		return nil, input, usagef("mapping: %w", err)
+		return nil, input, cli.Usagef("mapping: %w", err)
 	}
 	mapping, err := importer.ParseMapping(text)
 	if err == nil {
 		_, err = mapping.Format(o.input)
 	}
 	if err != nil {
-		return nil, input, usagef("%s: %w", o.mapping, err)
+		return nil, input, cli.Usagef("%s: %w", o.mapping, err)
 	}
 	if o.input == "-" {
 		return mapping, input, nil
 	}
 	f, err := os.Open(o.input)
 	if err != nil {
-		return nil, input, usagef("input: %w", err)
+		return nil, input, cli.Usagef("input: %w", err)
 	}
 	info, err := f.Stat()
 	if err == nil && info.IsDir() {
@@ -175,7 +178,7 @@ func (o importOptions) open(stdin io.Reader) (*importer.Mapping, importer.Input,
 	}
 	if err != nil {
 		f.Close()
-		return nil, input, usagef("input: %s: %w", o.input, err)
+		return nil, input, cli.Usagef("input: %s: %w", o.input, err)
 	}
 	input.Reader, input.Modified = f, info.ModTime()
 	if info.Mode().IsRegular() {
@@ -184,16 +187,16 @@ func (o importOptions) open(stdin io.Reader) (*importer.Mapping, importer.Input,
 	return mapping, input, nil
 }
 
-func (i imported) print(out console) error {
-	if out.json {
-		if err := out.line(struct {
+func (i imported) print(out cli.Console) error {
+	if out.JSON {
+		if err := out.Line(struct {
 			Summary imported `json:"summary"`
 		}{i}); err != nil {
 			return err
 		}
 		return i.err()
 	}
-	out.table([]any{"outcome", "rows"}, [][]any{
+	out.Table([]any{"outcome", "rows"}, [][]any{
 		{importer.Created, i.Created}, {importer.Updated, i.Updated}, {importer.Unchanged, i.Unchanged}, {importer.Failed, i.Failed},
 		{"all", i.Rows},
 	})
@@ -205,8 +208,8 @@ func (i imported) print(out console) error {
 		for _, id := range i.Roles {
 			rows = append(rows, []any{"role", id})
 		}
-		out.printf("\n")
-		out.table([]any{"made", "id"}, rows)
+		out.Printf("\n")
+		out.Table([]any{"created", "id"}, rows)
 	}
 	if len(i.Findings) > 0 {
 		var rows [][]any
@@ -217,29 +220,29 @@ func (i imported) print(out console) error {
 			}
 			rows = append(rows, []any{f.Rows, f.Field, f.Rule, what})
 		}
-		out.printf("\n")
-		out.table([]any{"rows", "field", "rule", "what became of it"}, rows)
+		out.Printf("\n")
+		out.Table([]any{"rows", "field", "rule", "effect"}, rows)
 	}
 	if len(i.Missed) > 0 {
 		var rows [][]any
 		for _, name := range slices.Sorted(maps.Keys(i.Missed)) {
 			rows = append(rows, []any{i.Missed[name], name})
 		}
-		out.printf("\nThe source has members that the mapping neither takes nor ignores:\n")
-		out.table([]any{"rows", "member"}, rows)
+		out.Printf("\nThe source has members that the mapping neither uses nor ignores:\n")
+		out.Table([]any{"rows", "member"}, rows)
 	}
-	out.printf("\n%d events in %.1f s, %.0f rows/s", i.Events, i.Seconds, i.RowsPerSecond)
+	out.Printf("\n%d events in %.1f s, %.0f rows/s", i.Events, i.Seconds, i.RowsPerSecond)
 	if i.Results != "" {
-		out.printf("; every row's outcome is in %s", i.Results)
+		out.Printf("; the outcome of each row is in %s", i.Results)
 	}
-	out.printf("\n")
+	out.Printf("\n")
 	return i.err()
 }
 
-// err is what an import in which rows failed ends the command with.
+// err returns an error if rows failed.
 func (i imported) err() error {
 	if i.Failed == 0 {
 		return nil
 	}
-	return &exitError{exitRows, fmt.Errorf("%d of %d rows failed", i.Failed, i.Rows)}
+	return cli.Exitf(cli.ExitRows, "%d of %d rows failed", i.Failed, i.Rows)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain/importer"
 )
 
@@ -24,29 +25,29 @@ func TestImportPeople(t *testing.T) {
 	data, results := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "results.ndjson")
 	people := []string{"import", "--data", data, "--mapping", importSamples + "people-208.yaml", "--results", results, importSamples + "people-208.json"}
 	code, stdout, stderr := accountledger(t, people...)
-	if code != exitOK || !strings.Contains(stdout, "CREATED     208") || !strings.Contains(stdout, "kept as customFields.phone_as_exported") {
+	if code != cli.ExitOK || !strings.Contains(stdout, "CREATED     208") || !strings.Contains(stdout, "kept as customFields.phone_as_exported") {
 		t.Errorf("import = %d\n%s%s", code, stdout, stderr)
 	}
 	code, stdout, stderr = accountledger(t, people...)
-	if code != exitOK || !strings.Contains(stdout, "UNCHANGED   208") {
+	if code != cli.ExitOK || !strings.Contains(stdout, "UNCHANGED   208") {
 		t.Errorf("import again = %d\n%s%s", code, stdout, stderr)
 	}
 	if lines, err := os.ReadFile(results); err != nil || bytes.Count(lines, []byte("\n")) != 208 || bytes.Contains(lines, []byte("@")) {
-		t.Errorf("the results: %v, %d lines, want 208 without any address", err, bytes.Count(lines, []byte("\n")))
+		t.Errorf("the results: %v, %d lines, want 208 without e-mail addresses", err, bytes.Count(lines, []byte("\n")))
 	}
 	if left, err := filepath.Glob(filepath.Join(filepath.Dir(results), "*journal*")); err != nil || len(left) > 0 {
 		t.Errorf("a complete import left %v", left)
 	}
 	realm := []string{"import", "--data", data, "--mapping", importSamples + "keycloak-realm.yaml", "--results", results, importSamples + "keycloak-quarkus-realm.json"}
 	code, stdout, stderr = accountledger(t, realm...)
-	if code != exitOK || !strings.Contains(stdout, "CREATED       3") || !strings.Contains(stdout, "role  confidential") {
+	if code != cli.ExitOK || !strings.Contains(stdout, "CREATED       3") || !strings.Contains(stdout, "role     confidential") {
 		t.Errorf("import of a realm = %d\n%s%s", code, stdout, stderr)
 	}
 	code, stdout, stderr = accountledger(t, append(realm, "--json")...)
-	var told struct {
+	var again struct {
 		Summary importer.Summary `json:"summary"`
 	}
-	if err := json.Unmarshal([]byte(stdout), &told); err != nil || code != exitOK || told.Summary.Unchanged != 3 || told.Summary.Events != 0 {
+	if err := json.Unmarshal([]byte(stdout), &again); err != nil || code != cli.ExitOK || again.Summary.Unchanged != 3 || again.Summary.Events != 0 {
 		t.Errorf("import of a realm again = %d\n%s%s", code, stdout, stderr)
 	}
 }
@@ -72,16 +73,16 @@ func TestImportRefusals(t *testing.T) {
 		code int
 		want string
 	}{
-		{"no input", []string{"--mapping", mapping}, exitUsage, "accepts 1 arg"},
-		{"no mapping", []string{input}, exitUsage, "--mapping"},
-		{"mapping not there", []string{"--mapping", dir + "/none.yaml", input}, exitUsage, "no such file"},
-		{"mapping with a fault", []string{"--mapping", bad, input}, exitUsage, `line 2: mapping: unknown member "kye"`},
-		{"input not there", []string{"--mapping", mapping, dir + "/none.json"}, exitUsage, "no such file"},
-		{"input a directory", []string{"--mapping", mapping, write("d.json", "") + "/.."}, exitUsage, ""},
-		{"no format", []string{"--mapping", mapping, noEnding}, exitUsage, "format is required"},
-		{"no workers", []string{"--mapping", mapping, "--workers", "0", input}, exitUsage, "workers"},
-		{"a row fails", []string{"--mapping", mapping, input}, exitRows, "1 of 2 rows failed"},
-		{"the input breaks off", []string{"--mapping", mapping, broken}, exitFailed, "stopped after row 1; the same command goes on from there"},
+		{"no input", []string{"--mapping", mapping}, cli.ExitUsage, "accepts 1 arg"},
+		{"no mapping", []string{input}, cli.ExitUsage, "--mapping"},
+		{"missing mapping", []string{"--mapping", dir + "/none.yaml", input}, cli.ExitUsage, "no such file"},
+		{"invalid mapping", []string{"--mapping", bad, input}, cli.ExitUsage, `line 2: mapping: unknown member "kye"`},
+		{"missing input", []string{"--mapping", mapping, dir + "/none.json"}, cli.ExitUsage, "no such file"},
+		{"input a directory", []string{"--mapping", mapping, write("d.json", "") + "/.."}, cli.ExitUsage, ""},
+		{"no format", []string{"--mapping", mapping, noEnding}, cli.ExitUsage, "format is required"},
+		{"no workers", []string{"--mapping", mapping, "--workers", "0", input}, cli.ExitUsage, "workers"},
+		{"a row fails", []string{"--mapping", mapping, input}, cli.ExitRows, "1 of 2 rows failed"},
+		{"the input is truncated", []string{"--mapping", mapping, broken}, cli.ExitFailed, "stopped after row 1; run the same command again to continue"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -94,7 +95,7 @@ func TestImportRefusals(t *testing.T) {
 	}
 }
 
-// Standard input, to standard output.
+// TestImportPipe imports standard input and prints results to standard output.
 func TestImportPipe(t *testing.T) {
 	t.Parallel()
 	mapping := filepath.Join(t.TempDir(), "m.yaml")
@@ -105,13 +106,13 @@ func TestImportPipe(t *testing.T) {
 	args := []string{"import", "--json", "--data", filepath.Join(t.TempDir(), "data"), "--mapping", mapping, "-"}
 	code := run(t.Context(), args, strings.NewReader("id,name\n1,ada\n2,bob\n"), &out, &errs)
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if code != exitOK || len(lines) != 3 || !strings.Contains(lines[1], `"row":2`) || !strings.HasPrefix(lines[2], `{"summary":{"rows":2,"created":2`) {
+	if code != cli.ExitOK || len(lines) != 3 || !strings.Contains(lines[1], `"row":2`) || !strings.HasPrefix(lines[2], `{"summary":{"rows":2,"created":2`) {
 		t.Errorf("import = %d\n%s%s", code, &out, &errs)
 	}
 }
 
-// An import is killed in the middle and called again: it goes on behind the
-// rows it knows as done, and no row is done twice.
+// TestImportKilled kills an import in the middle and runs it again. The second
+// run continues after the rows that the journal lists, and imports no row twice.
 func TestImportKilled(t *testing.T) {
 	t.Parallel()
 	const rows = 3000
@@ -128,7 +129,7 @@ func TestImportKilled(t *testing.T) {
 	}
 	args := []string{"import", "--json", "--data", data, "--mapping", mapping, input}
 
-	// One worker, so that there is a middle: a row is an fsync.
+	// With one worker each row needs an fsync, which makes the import slow enough.
 	victim := exec.Command("accountledger", append(args, "--workers", "1")...)
 	stdout, err := victim.StdoutPipe()
 	if err != nil {
@@ -137,12 +138,12 @@ func TestImportKilled(t *testing.T) {
 	if err := victim.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// A row is told before the journal knows it, so look there at each one.
+	// The command prints a row before the journal has it, so wait for the journal.
 	var journal struct {
 		Summary importer.Summary `json:"summary"`
 	}
-	told := bufio.NewScanner(stdout)
-	for journal.Summary.Rows == 0 && told.Scan() {
+	results := bufio.NewScanner(stdout)
+	for journal.Summary.Rows == 0 && results.Scan() {
 		if text, err := os.ReadFile(input + ".results.ndjson.journal"); err == nil {
 			err = json.Unmarshal(text, &journal)
 			if err != nil {
@@ -169,20 +170,20 @@ func TestImportKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := last.Summary
-	if code != exitOK || s.Rows != rows || s.Created+s.Unchanged != rows || int64(len(lines)-1) != rows-first.Row+1 {
+	if code != cli.ExitOK || s.Rows != rows || s.Created+s.Unchanged != rows || int64(len(lines)-1) != rows-first.Row+1 {
 		t.Errorf("import = %d, %+v, %d lines from row %d on\n%s", code, s, len(lines), first.Row, stderr)
 	}
-	if first.Row <= journal.Summary.Rows || !strings.Contains(stderr, fmt.Sprintf("going on after row %d\n", first.Row-1)) {
-		t.Errorf("it went on at row %d and said:\n%s", first.Row, stderr)
+	if first.Row <= journal.Summary.Rows || !strings.Contains(stderr, fmt.Sprintf("continuing after row %d\n", first.Row-1)) {
+		t.Errorf("it continued at row %d and printed:\n%s", first.Row, stderr)
 	}
 	code, out, stderr = accountledger(t, "events", "--json", "--data", data)
-	if got := strings.Count(out, `"account.created.v1"`); code != exitOK || got != rows || strings.Count(out, "\n") != rows {
+	if got := strings.Count(out, `"account.created.v1"`); code != cli.ExitOK || got != rows || strings.Count(out, "\n") != rows {
 		t.Errorf("events = %d: %d lines, %d creations, want %d\n%s", code, strings.Count(out, "\n"), got, rows, stderr)
 	}
 }
 
-// TestServerKilledImporting: an import over HTTP goes on after kill -9 when it is
-// sent again, and no row is imported twice.
+// TestServerKilledImporting kills the server during an import over HTTP and sends
+// the import again: it continues, and imports no row twice.
 func TestServerKilledImporting(t *testing.T) {
 	t.Parallel()
 	const rows = 2000
@@ -218,7 +219,7 @@ func TestServerKilledImporting(t *testing.T) {
 		return done, json.UnmarshalRead(response.Body, &done)
 	}
 	victim := startServer(t, data, "--import-mappings", dir)
-	r, w := io.Pipe() // its end is never sent, so it is killed in the middle
+	r, w := io.Pipe() // the body never ends, so the server is killed during the import
 	cut := make(chan error, 1)
 	go func() { _, err := send(victim, r); cut <- err }()
 	go io.WriteString(w, people.String()[:people.Len()/2])
@@ -238,7 +239,7 @@ func TestServerKilledImporting(t *testing.T) {
 	victim.kill()
 	w.Close()
 	if err := <-cut; err == nil {
-		t.Fatal("the import came to an end")
+		t.Fatal("the import was not interrupted")
 	}
 	p := startServer(t, data, "--import-mappings", dir)
 	_, text, err := p.do(t.Context(), "GET", "/v1/imports", "")
@@ -253,7 +254,7 @@ func TestServerKilledImporting(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, out, stderr := accountledger(t, "events", "--json", "--data", data)
-	if got := strings.Count(out, `"account.created.v1"`); code != exitOK || got != rows || strings.Count(out, "\n") != rows {
+	if got := strings.Count(out, `"account.created.v1"`); code != cli.ExitOK || got != rows || strings.Count(out, "\n") != rows {
 		t.Errorf("events = %d: %d lines, %d creations, want %d\n%s", code, strings.Count(out, "\n"), got, rows, stderr)
 	}
 }

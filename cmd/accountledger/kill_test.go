@@ -16,9 +16,9 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
-	"accountledger/eventstore/sqlite"
 )
 
 // kills is how often TestKill9 kills the server. ACCOUNTLEDGER_TEST_KILLS sets
@@ -33,27 +33,27 @@ func kills(t *testing.T) int {
 	return 100
 }
 
-// acknowledged is a change whose success a client was told.
+// acknowledged is a change that the server confirmed to a client.
 type acknowledged struct {
 	sub      string
 	revision eventstore.Revision
 	position eventstore.Position
 }
 
-// writer is a client that creates accounts and changes its own, one request
-// at a time, and remembers what it was told.
+// writer is a client that creates accounts and changes them, one request at a
+// time, and records the confirmed changes.
 type writer struct {
 	name     string
 	made     int
 	subs     []string
 	acks     []acknowledged
-	answered func() // called at each answer
+	answered func() // called after each answer
 }
 
-// TestKill9 kills the server at random moments under concurrent writers. Every
-// event a client was told of must be there after the restart, with its sub and
-// its revision at its position; positions must be dense; what was there once
-// must stay as it was; verify must pass and the views must equal a rebuild.
+// TestKill9 kills the server at random moments under concurrent writers. After the
+// restart, each confirmed event must have its sub and revision at its position,
+// positions must have no gaps, no event may have changed, verify must pass, and
+// the views must equal a rebuild.
 func TestKill9(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
@@ -71,7 +71,7 @@ func TestKill9(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if round%10 == 5 { // while it starts
+		if round%10 == 5 { // kill it during its start
 			time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond)
 			p.kill()
 			continue
@@ -84,7 +84,8 @@ func TestKill9(t *testing.T) {
 		if round%10 == 9 {
 			checkLedger(t, round, data)
 		}
-		// From the first answer on, or a slow machine would be killed idle.
+		// Count from the first answer on: on a slow machine, the server would be
+		// killed before it does anything.
 		life := time.Duration(random.IntN(250)) * time.Millisecond
 		answered := sync.OnceFunc(func() { time.AfterFunc(life, func() { p.Process.Kill() }) })
 		var writing sync.WaitGroup
@@ -101,10 +102,10 @@ func TestKill9(t *testing.T) {
 	if len(seen.events) < rounds {
 		t.Errorf("only %d events were written in %d rounds", len(seen.events), rounds)
 	}
-	t.Logf("%d events, all %d acknowledged ones among them, after %d kills", len(seen.events), seen.acknowledged, rounds)
+	t.Logf("%d events, including all %d confirmed ones, after %d kills", len(seen.events), seen.acknowledged, rounds)
 }
 
-// write sends changes until the server is gone.
+// write sends changes until the server is killed.
 func (w *writer) write(ctx context.Context, p *process) {
 	for turn := 0; ; turn++ {
 		method, path, body := "POST", "/v1/accounts", ""
@@ -122,7 +123,7 @@ func (w *writer) write(ctx context.Context, p *process) {
 		}
 		response, text, err := p.do(ctx, method, path, body)
 		if err != nil {
-			return // killed; the change may be there or not
+			return // killed; the server may have stored the change
 		}
 		if response.StatusCode >= 300 {
 			panic(fmt.Sprintf("%s %s: %s: %s", method, path, response.Status, text))
@@ -143,7 +144,7 @@ func (w *writer) write(ctx context.Context, p *process) {
 	}
 }
 
-// history is what the log held when it was looked at last.
+// history is the content of the log at the last check.
 type history struct {
 	events       []event
 	next         map[string]eventstore.Revision // the next revision of each stream
@@ -156,11 +157,11 @@ type event struct {
 	revision eventstore.Revision
 }
 
-// check reads the whole log, compares what was there before, and finds each
-// event that a writer was told of since.
+// check reads the whole log, compares it with the history, and looks for the
+// events that the server confirmed to writers since then.
 func (h *history) check(t *testing.T, round int, data string, writers []*writer) {
 	t.Helper()
-	log, err := sqlite.OpenReader(t.Context(), data)
+	log, err := openStoreReader(t.Context(), cli.Config{Data: data})
 	if err != nil {
 		t.Fatalf("round %d: %v", round, err)
 	}
@@ -170,7 +171,7 @@ func (h *history) check(t *testing.T, round int, data string, writers []*writer)
 		t.Fatal(err)
 	}
 	if int(head) < len(h.events) {
-		t.Fatalf("round %d: the log ends at %d, it ended at %d before", round, head, len(h.events))
+		t.Fatalf("round %d: the log ends at %d, but ended at %d before", round, head, len(h.events))
 	}
 	if h.next == nil {
 		h.next = map[string]eventstore.Revision{}
@@ -188,7 +189,7 @@ func (h *history) check(t *testing.T, round int, data string, writers []*writer)
 				t.Fatalf("round %d: position %d follows %d", round, rec.Position, position-1)
 			case int(position) <= len(h.events):
 				if was := h.events[position-1]; was != is {
-					t.Fatalf("round %d: the event at position %d is %v, it was %v", round, position, is, was)
+					t.Fatalf("round %d: the event at position %d is %v, but was %v", round, position, is, was)
 				}
 			default:
 				if rec.Revision != h.next[rec.Stream] {
@@ -202,10 +203,10 @@ func (h *history) check(t *testing.T, round int, data string, writers []*writer)
 	for _, w := range writers {
 		for _, a := range w.acks {
 			if int(a.position) > len(h.events) {
-				t.Fatalf("round %d: lost: revision %d of %s at position %d was acknowledged, the log ends at %d", round, a.revision, a.sub, a.position, len(h.events))
+				t.Fatalf("round %d: lost: revision %d of %s at position %d was confirmed, but the log ends at %d", round, a.revision, a.sub, a.position, len(h.events))
 			}
 			if is := h.events[a.position-1]; is.stream != domain.AccountStream(a.sub) || is.revision != a.revision {
-				t.Fatalf("round %d: lost: revision %d of %s was acknowledged at position %d, where there is %v", round, a.revision, a.sub, a.position, is)
+				t.Fatalf("round %d: lost: revision %d of %s was confirmed at position %d, where the log has %v", round, a.revision, a.sub, a.position, is)
 			}
 		}
 		h.acknowledged += len(w.acks)
@@ -213,7 +214,7 @@ func (h *history) check(t *testing.T, round int, data string, writers []*writer)
 	}
 }
 
-// until ends a subscription at the head.
+// until yields the pages of a subscription up to the head.
 func until(pages iter.Seq2[[]eventstore.Recorded, error], head eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {
 		if head == 0 {
@@ -227,24 +228,24 @@ func until(pages iter.Seq2[[]eventstore.Recorded, error], head eventstore.Positi
 	}
 }
 
-// checkLedger lets the program look at the directory of a running server.
+// checkLedger runs verify and check on the directory of a running server.
 func checkLedger(t *testing.T, round int, data string) {
 	t.Helper()
 	for _, args := range [][]string{{"verify", "--data", data}, {"check", "--views", "--data", data}} {
-		if code, stdout, stderr := accountledger(t, args...); code != exitOK {
+		if code, stdout, stderr := accountledger(t, args...); code != cli.ExitOK {
 			t.Fatalf("round %d: %s: exit code %d\n%s%s", round, strings.Join(args[:1], " "), code, stdout, stderr)
 		}
 	}
 }
 
-// TestKill9FirstStart kills the server while it makes a ledger. The next start
-// must go on from whatever there is.
+// TestKill9FirstStart kills the server while it creates a ledger. The next start
+// must complete it.
 func TestKill9FirstStart(t *testing.T) {
 	t.Parallel()
 	rounds := max(1, kills(t)/10)
 	for round := range rounds {
 		data := filepath.Join(t.TempDir(), "data")
-		// Up to about as long as a start takes.
+		// Wait up to about the duration of a start.
 		for range 2 {
 			p, _, err := spawn(data)
 			if err != nil {

@@ -6,27 +6,30 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/url"
 	"os"
+	"strings"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
+	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
-	"accountledger/eventstore/sqlite"
 	"accountledger/projections"
 	"accountledger/projections/erasure"
 	"accountledger/projections/scheduler"
 	"accountledger/projections/webhooks"
 )
 
-// ledger is a data directory opened as a whole, for writing. There is one at a
-// time.
+// ledger is a data directory opened for writing. Only one process can have it
+// open.
 type ledger struct {
 	dir       directory
-	vkey      string // verifies the log's checkpoints
+	vkey      string // public key of the log's checkpoints
 	keys      *seal.Keys
-	log       *sqlite.Store
+	log       eventstore.Store
 	codec     domain.Codec
 	ledger    *domain.Ledger
 	views     *projections.Views
@@ -37,17 +40,17 @@ type ledger struct {
 	metrics   *metrics
 	tracing   *tracing // nil: none
 	lock      *os.File
-	work      chan func(context.Context) // for run to start
+	work      chan func(context.Context) // started by run
 }
 
-// openLedger opens the ledger in c.Data, or makes one there. It fails with
-// sqlite.ErrLocked if another process has it.
-func openLedger(ctx context.Context, c config, logger *slog.Logger) (*ledger, error) {
+// openLedger opens the ledger in c.Data, and creates it if there is none. It
+// returns errLocked if another process has it open.
+func openLedger(ctx context.Context, c cli.Config, logger *slog.Logger) (*ledger, error) {
 	return openTraced(ctx, c, logger, nil)
 }
 
-// openTraced is openLedger with traces.
-func openTraced(ctx context.Context, c config, logger *slog.Logger, t *tracing) (_ *ledger, err error) {
+// openTraced is openLedger with tracing; t may be nil.
+func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *tracing) (_ *ledger, err error) {
 	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), tracing: t, work: make(chan func(context.Context), 16)}
 	defer func() {
 		if err != nil {
@@ -68,11 +71,11 @@ func openTraced(ctx context.Context, c config, logger *slog.Logger, t *tracing) 
 	if l.keys, err = seal.Open(ctx, seal.Config{Path: l.dir.path(keysFile), Master: id.master}); err != nil {
 		return nil, err
 	}
-	// The name of keys.db must be durable before there is a log that needs it.
-	if err := syncDir(c.Data); err != nil {
+	// The name of keys.db must be durable before events depend on its keys.
+	if err := cli.SyncDir(c.Data); err != nil {
 		return nil, err
 	}
-	if l.log, err = sqlite.Open(ctx, sqlite.Config{Dir: c.Data, Signer: id.signer, Observe: l.metrics.committed, Trace: hook(t, t.appended)}); err != nil {
+	if l.log, err = openStore(ctx, c, id.signer, storeHooks{l.metrics.committed, hook(t, t.appended)}); err != nil {
 		return nil, err
 	}
 	if err := l.dir.complete(id.vkey); err != nil {
@@ -93,7 +96,7 @@ func openTraced(ctx context.Context, c config, logger *slog.Logger, t *tracing) 
 		t.executed(ctx, x)
 	}})
 	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger, Observe: l.metrics.scheduled})
-	public, err := c.publicURL()
+	public, err := publicURL(c)
 	if err != nil {
 		return nil, err
 	}
@@ -111,9 +114,21 @@ func openTraced(ctx context.Context, c config, logger *slog.Logger, t *tracing) 
 	return l, l.metrics.watch(ctx, l)
 }
 
-// run keeps the views up to date, delivers webhooks, executes schedules and
-// completes erasures until ctx is done. It
-// returns nil when it ended because of that.
+// publicURL returns the setting public-url, validated and without a final slash.
+func publicURL(c cli.Config) (string, error) {
+	if c.PublicURL == "" {
+		return "", nil
+	}
+	u, err := url.Parse(c.PublicURL)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", cli.Usagef("public-url is %q; it must be an https URL without query and credentials", c.PublicURL)
+	}
+	return strings.TrimRight(u.String(), "/"), nil
+}
+
+// run keeps the views up to date, delivers webhooks, executes schedules,
+// completes erasures and writes scheduled exports until ctx is done. It then
+// returns nil.
 func (l *ledger) run(ctx context.Context) error {
 	loops, ctx := errgroup.WithContext(ctx)
 	loops.Go(func() error { return l.views.Run(ctx) })
@@ -139,11 +154,11 @@ func (l *ledger) run(ctx context.Context) error {
 	return nil
 }
 
-// background has run run work, with a context that ends with it.
+// background makes run start work, with a context that ends with run.
 func (l *ledger) background(work func(context.Context)) { l.work <- work }
 
-// close closes what is open, those who follow the log before the log, which
-// signs its last checkpoint, and gives the directory free.
+// close closes everything that is open and unlocks the directory. It closes the
+// followers of the log before the log, which signs a last checkpoint.
 func (l *ledger) close() error {
 	var errs []error
 	if l.hooks != nil {
@@ -164,37 +179,35 @@ func (l *ledger) close() error {
 	return errors.Join(errs...)
 }
 
-// reader is a data directory opened to be read, beside a running server or
-// without one. Only what a command asks for is opened.
+// reader is a data directory opened for reading, also while a server runs. Only
+// the log is open; commands open the other files they need.
 type reader struct {
-	config
+	config cli.Config
 	dir    directory
-	log    *sqlite.Reader
+	log    storeReader
 	logger *slog.Logger
 }
 
-// openReadOnly opens the log of the ledger in c.Data to be read.
-func openReadOnly(ctx context.Context, c config, logger *slog.Logger) (*reader, error) {
-	r := &reader{config: c, dir: directory(c.Data), logger: logger}
-	there, err := r.dir.has(logFile)
+// openReadOnly opens the ledger in c.Data for reading.
+func openReadOnly(ctx context.Context, c cli.Config, logger *slog.Logger) (*reader, error) {
+	if err := requireStore(c); err != nil {
+		return nil, err
+	}
+	log, err := openStoreReader(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+		return nil, err
 	}
-	if !there {
-		return nil, fmt.Errorf("data directory: there is no ledger in %s", c.Data)
-	}
-	r.log, err = sqlite.OpenReader(ctx, c.Data)
-	return r, err
+	return &reader{c, directory(c.Data), log, logger}, nil
 }
 
 func (r *reader) close() error { return r.log.Close() }
 
-// verifier is the key that checkpoints are verified with: the one in the text
-// vkey, or the directory's own.
+// verifier returns the key that verifies checkpoints: vkey, or the directory's if
+// vkey is empty.
 func (r *reader) verifier(vkey string) (note.Verifier, error) {
 	if vkey == "" {
 		var err error
-		if vkey, err = readTrimmed(r.dir.path(logVKeyFile)); errors.Is(err, fs.ErrNotExist) {
+		if vkey, err = cli.ReadTrimmed(r.dir.path(logVKeyFile)); errors.Is(err, fs.ErrNotExist) {
 			_, vkey, err = r.dir.signer()
 		}
 		if err != nil {
@@ -203,12 +216,12 @@ func (r *reader) verifier(vkey string) (note.Verifier, error) {
 	}
 	v, err := note.NewVerifier(vkey)
 	if err != nil {
-		return nil, fmt.Errorf("not a verifier key: %w", err)
+		return nil, fmt.Errorf("not a public key of a log: %w", err)
 	}
 	return v, nil
 }
 
-// keys opens the accounts' keys, for which it needs the master key.
+// keys opens the accounts' keys. It needs the master key.
 func (r *reader) keys(ctx context.Context) (*seal.Keys, error) {
 	master, err := r.dir.masterKey(r.config, false, r.logger)
 	if err != nil {

@@ -16,14 +16,15 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
-	"accountledger/projections/webhooks"
+	"accountledger/projections/webhooks/wire"
 )
 
-// secretEnv holds the secret of the webhook that listen receives for.
-const secretEnv = envPrefix + "WEBHOOK_SECRET"
+// secretEnv holds the webhook's secret.
+const secretEnv = cli.EnvPrefix + "WEBHOOK_SECRET"
 
-// listenOptions says where to listen and how to answer.
+// listenOptions say where to listen and how to respond.
 type listenOptions struct {
 	address    string
 	secret     string
@@ -40,83 +41,82 @@ func listenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "listen",
 		Short: "Receive webhooks, verify and print them",
-		Long: `Receive webhooks on this machine in any of their formats, verify their
-signatures as Standard Webhooks says, v1 and v1a, and print one line for each
-event: when it came, its type, account and sequence, and whether it is verified,
-or why not. Deliveries that come twice, and events of one account that come out
-of order or with a gap, are pointed out. Personal data is not printed, unless
---show-body asks for it.
+		Long: `Receive webhooks on this machine in any format, verify their signatures
+(Standard Webhooks, v1 and v1a), and print one line for each event: the time,
+type, account and sequence, and whether it is verified, or why not. The line
+marks duplicates, and events of an account that are out of order or follow a
+gap. The command prints personal data only with --show-body.
 
-A verified delivery is answered with 204, another one with 401. Without a secret
-nothing is verified and everything answered with 204.
+It answers a verified delivery with 204 and any other with 401. Without a secret
+it verifies nothing and answers every delivery with 204.
 
-The secret is the one shown when the webhook was created. Give it in a file or
-in ` + secretEnv + `: a flag can be read by every process. The ledger reaches
-this receiver if it runs with --webhook-allow 127.0.0.0/8.`,
+The secret was shown when the webhook was created. Pass it in a file or in
+` + secretEnv + `, because every process can read flags. The ledger
+delivers to this receiver only with --webhook-allow 127.0.0.0/8.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			r, err := o.receiver(newConsole(cmd, c))
+			r, err := o.receiver(cli.NewConsole(cmd, c))
 			if err != nil {
 				return err
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
 			return listen(ctx, o.address, r)
 		},
 	}
-	cmd.Flags().StringVar(&o.address, "listen", "127.0.0.1:9900", "address to listen on; port 0 takes a free one")
-	cmd.Flags().StringVar(&o.secret, "secret", "", "secret of the webhook, whsec_... or whsk_..., or its public key, whpk_...")
+	cmd.Flags().StringVar(&o.address, "listen", "127.0.0.1:9900", "address to listen on; port 0 selects a free port")
+	cmd.Flags().StringVar(&o.secret, "secret", "", "secret of the webhook (whsec_... or whsk_...) or its public key (whpk_...)")
 	cmd.Flags().StringVar(&o.secretFile, "secret-file", "", "file with the secret of the webhook")
-	cmd.Flags().IntVar(&o.status, "status", http.StatusNoContent, "status to answer verified deliveries with")
-	cmd.Flags().DurationVar(&o.delay, "delay", 0, "how long to wait before each answer")
-	cmd.Flags().IntVar(&o.failFirst, "fail-first", 0, "answer so many deliveries with 503 first")
-	cmd.Flags().IntVar(&o.failEvery, "fail-every", 0, "answer each delivery of this number with 503: 3 fails the third, the sixth, ...")
-	cmd.Flags().BoolVar(&o.showBody, "show-body", false, "print what was delivered, with personal data")
+	cmd.Flags().IntVar(&o.status, "status", http.StatusNoContent, "HTTP status that answers verified deliveries")
+	cmd.Flags().DurationVar(&o.delay, "delay", 0, "how long to wait before each response")
+	cmd.Flags().IntVar(&o.failFirst, "fail-first", 0, "answer this number of deliveries with 503 first")
+	cmd.Flags().IntVar(&o.failEvery, "fail-every", 0, "answer every n-th delivery with 503: 3 fails the third, the sixth, ...")
+	cmd.Flags().BoolVar(&o.showBody, "show-body", false, "print the body of each delivery, which contains personal data")
 	return cmd
 }
 
-func (o listenOptions) receiver(out console) (*receiver, error) {
+func (o listenOptions) receiver(out cli.Console) (*receiver, error) {
 	switch {
 	case o.status < 200 || o.status > 599:
-		return nil, usagef("status is %d; it can be 200 to 599", o.status)
+		return nil, cli.Usagef("status is %d; it must be 200 to 599", o.status)
 	case o.delay < 0 || o.failFirst < 0 || o.failEvery < 0:
-		return nil, usagef("delay, fail-first and fail-every cannot be negative")
+		return nil, cli.Usagef("delay, fail-first and fail-every cannot be negative")
 	case o.secret != "" && o.secretFile != "":
-		return nil, usagef("give one of --secret and --secret-file")
+		return nil, cli.Usagef("use only one of --secret and --secret-file")
 	}
 	secret := o.secret
 	if o.secretFile != "" {
 		var err error
-		if secret, err = readTrimmed(o.secretFile); err != nil {
-			return nil, usagef("secret: %w", err)
+		if secret, err = cli.ReadTrimmed(o.secretFile); err != nil {
+			return nil, cli.Usagef("secret: %w", err)
 		}
 	} else if secret == "" {
 		secret = os.Getenv(secretEnv)
 	}
 	r := &receiver{out: out, status: o.status, delay: o.delay, failing: o.failFirst, failEvery: o.failEvery, showBody: o.showBody, now: time.Now}
 	if secret != "" {
-		key, err := webhooks.ParseVerifier(secret)
+		key, err := wire.ParseVerifier(secret)
 		if err != nil {
-			return nil, usagef("secret: %w", err)
+			return nil, cli.Usagef("secret: %w", err)
 		}
-		r.keys = []webhooks.Verifier{key}
+		r.keys = []wire.Verifier{key}
 	}
 	return r, nil
 }
 
-// listen receives until ctx is done, and then says what came.
+// listen receives deliveries until ctx is done, and then prints a summary.
 func listen(ctx context.Context, address string, r *receiver) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	fmt.Fprintf(r.out.err, "receiving on http://%s\n", listener.Addr())
+	fmt.Fprintf(r.out.Err, "receiving on http://%s\n", listener.Addr())
 	if len(r.keys) == 0 {
-		fmt.Fprintln(r.out.err, "no secret: signatures are not verified")
+		fmt.Fprintln(r.out.Err, "no secret: signatures are not verified")
 	}
 	if err := receive(ctx, listener, r); err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -141,21 +141,20 @@ func receive(ctx context.Context, listener net.Listener, r *receiver) error {
 	return nil
 }
 
-// receiver is the other end of a webhook.
+// receiver receives the deliveries of a webhook.
 type receiver struct {
-	out       console
-	keys      []webhooks.Verifier // none: nothing is verified
-	failEvery int                 // each request of this number is answered with 503; 0: none
-	status    int                 // of the answer to a verified delivery
+	out       cli.Console
+	keys      []wire.Verifier // if empty, deliveries are not verified
+	failEvery int             // every failEvery-th request is answered with 503; 0 for none
+	status    int             // answers a verified delivery
 	delay     time.Duration
 	showBody  bool
 	now       func() time.Time
-	accepted  func(delivery) // called for each that was answered with success; may be nil
+	accepted  func(delivery) // called for each delivery answered with success; may be nil
 
-	// What was received, and printing it, in the order of arrival.
-	mu       sync.Mutex
-	failing  int // so many more are answered with 503
-	requests int // that are verified
+	mu       sync.Mutex // guards what follows, and keeps lines in the order of arrival
+	failing  int        // number of requests still to be answered with 503
+	requests int        // verified, or not checked
 	seen     map[string]bool
 	last     map[string]eventstore.Revision // highest sequence accepted, by account
 	total    tally
@@ -167,14 +166,13 @@ type tally struct {
 	Accepted   int `json:"accepted"`
 	Unverified int `json:"unverified"` // answered with 401
 	Failed     int `json:"failed"`     // answered with another error, on purpose
-	Duplicates int `json:"duplicates"` // accepted before under the same id
-	Disorder   int `json:"disorder"`   // older than what the account had told
-	Gaps       int `json:"gaps"`       // with sequences between it and the one before that did not come
+	Duplicates int `json:"duplicates"` // accepted before with the same id
+	Disorder   int `json:"disorder"`   // older than the last event of the account
+	Gaps       int `json:"gaps"`       // events before it were missing
 	Accounts   int `json:"accounts"`
 }
 
-// delivery is a request as listen prints it. It holds no personal data but
-// the body.
+// delivery is an event as listen prints it. Only the body holds personal data.
 type delivery struct {
 	Time      time.Time           `json:"time"`
 	ID        string              `json:"id"`
@@ -182,22 +180,22 @@ type delivery struct {
 	Sub       string              `json:"sub,omitzero"`
 	Sequence  eventstore.Revision `json:"sequence"`
 	Verified  bool                `json:"verified"`
-	Problem   string              `json:"problem,omitzero"` // why it is not verified, or is no event
-	Status    int                 `json:"status"`           // of the answer
+	Problem   string              `json:"problem,omitzero"` // why it is not verified, or not an event
+	Status    int                 `json:"status"`           // of the response
 	Duplicate bool                `json:"duplicate,omitzero"`
 	Disorder  string              `json:"disorder,omitzero"` // what is wrong with its sequence
 	Body      jsontext.Value      `json:"body,omitzero"`
 }
 
-// notChecked is why a delivery is not verified when there is no secret.
+// notChecked is the problem of a delivery if there is no secret.
 const notChecked = "not checked"
 
-// maxDelivery bounds what is read of a request: an event is at most a megabyte,
-// a batch eight.
+// maxDelivery limits the body of a request: an event has at most 1 MiB, a batch
+// 8 MiB.
 const maxDelivery = 9 << 20
 
-// remembered bounds how many ids and accounts a receiver remembers; beyond, it
-// starts to forget, so that it may run for days.
+// remembered limits the ids and accounts that a receiver keeps in memory. When
+// one list is full, it clears both.
 const remembered = 1 << 20
 
 func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
@@ -211,16 +209,16 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
 		return
 	}
-	d := delivery{Time: r.now().UTC(), ID: request.Header.Get(webhooks.HeaderID)}
+	d := delivery{Time: r.now().UTC(), ID: request.Header.Get(wire.HeaderID)}
 	if len(r.keys) == 0 {
 		d.Problem = notChecked
-	} else if err := webhooks.VerifyWith(r.keys, request.Header, body, d.Time); err != nil {
+	} else if err := wire.Verify(r.keys, request.Header, body, d.Time); err != nil {
 		d.Problem = err.Error()
 	} else {
 		d.Verified = true
 	}
 	all := []delivery{d}
-	if d.Verified || len(r.keys) == 0 { // what is not from the ledger is not to be printed
+	if d.Verified || len(r.keys) == 0 { // do not print what the ledger did not send
 		all = d.read(request.Header, body)
 	}
 	if r.showBody && jsontext.Value(body).IsValid() {
@@ -229,16 +227,16 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	if r.delay > 0 {
 		select {
 		case <-time.After(r.delay):
-		case <-request.Context().Done(): // it has given up
+		case <-request.Context().Done(): // the sender has given up
 			return
 		}
 	}
 	w.WriteHeader(r.take(all))
 }
 
-// read is the events a request tells of, as lines.
+// read returns a delivery for each event in a request.
 func (d delivery) read(header http.Header, body []byte) []delivery {
-	events, err := webhooks.ReadDelivery(header, body)
+	events, err := wire.ReadDelivery(header, body)
 	if err != nil || len(events) == 0 {
 		d.Problem = "the body is not an event"
 		return []delivery{d}
@@ -251,8 +249,7 @@ func (d delivery) read(header http.Header, body []byte) []delivery {
 	return all
 }
 
-// take decides the answer to a request, notes what its events say, and prints
-// them.
+// take chooses the response to a request, counts its events and prints them.
 func (r *receiver) take(all []delivery) (status int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -263,7 +260,7 @@ func (r *receiver) take(all []delivery) (status int) {
 	return status
 }
 
-// answer is the status of a request.
+// answer returns the status of the response to a request.
 func (r *receiver) answer(d delivery) int {
 	if !d.Verified && len(r.keys) > 0 {
 		return http.StatusUnauthorized
@@ -291,18 +288,18 @@ func (r *receiver) takeOne(d *delivery, status int) {
 		r.total.Accepted++
 		r.note(d)
 	}
-	if r.out.json {
-		r.out.line(*d) // a reader that has gone away does not stop the receiver
+	if r.out.JSON {
+		r.out.Line(*d) // ignore errors: the receiver continues without a reader
 	} else {
-		r.out.printf("%s\n", d)
+		r.out.Printf("%s\n", d)
 	}
 	if r.accepted != nil && d.Status < 300 {
 		r.accepted(*d)
 	}
 }
 
-// note compares d with what was accepted before. Several public events may
-// come of one change; they have its sequence.
+// note compares d with the deliveries accepted before. Several public events may
+// have the same sequence, if one change caused them.
 func (r *receiver) note(d *delivery) {
 	if r.seen == nil || len(r.seen) >= remembered || len(r.last) >= remembered {
 		r.seen, r.last = map[string]bool{}, map[string]eventstore.Revision{}
@@ -324,15 +321,15 @@ func (r *receiver) note(d *delivery) {
 		r.total.Disorder++
 		return
 	case d.Sequence > last+1:
-		d.Disorder = fmt.Sprintf("gap: the one before was sequence %d", last)
+		d.Disorder = fmt.Sprintf("gap: follows sequence %d", last)
 		r.total.Gaps++
 	}
 	r.last[d.Sub] = d.Sequence
 }
 
-// String is d as a line for people.
+// String returns d as a line of text.
 func (d *delivery) String() string {
-	line := fmt.Sprintf("%s  %-20s %-36s %5d  ", d.Time.Format(timeFormat), orDash(d.Type), orDash(d.Sub), d.Sequence)
+	line := fmt.Sprintf("%s  %-20s %-36s %5d  ", d.Time.Format(cli.TimeFormat), orDash(d.Type), orDash(d.Sub), d.Sequence)
 	switch {
 	case d.Problem == "":
 		line += "verified"
@@ -351,7 +348,7 @@ func (d *delivery) String() string {
 	if d.Body != nil {
 		line += "  " + string(d.Body)
 	}
-	// Whoever can send may send what a terminal would obey.
+	// A sender could otherwise control the terminal with escape sequences.
 	return strings.Map(func(c rune) rune {
 		if !unicode.IsPrint(c) {
 			return '?'
@@ -367,17 +364,17 @@ func orDash(text string) string {
 	return text
 }
 
-// close says what was received.
+// close prints a summary.
 func (r *receiver) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.out.json {
-		return r.out.line(struct {
+	if r.out.JSON {
+		return r.out.Line(struct {
 			Summary tally `json:"summary"`
 		}{r.total})
 	}
 	t := r.total
-	r.out.printf("received %d: %d accepted of %d accounts, %d not verified, %d failed on purpose; %d duplicates, %d out of order, %d gaps\n",
+	r.out.Printf("received %d: %d accepted of %d accounts, %d not verified, %d failed on purpose; %d duplicates, %d out of order, %d gaps\n",
 		t.Received, t.Accepted, t.Accounts, t.Unverified, t.Failed, t.Duplicates, t.Disorder, t.Gaps)
 	return nil
 }

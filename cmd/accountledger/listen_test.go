@@ -17,12 +17,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
-	"accountledger/projections/webhooks"
+	"accountledger/cmd/accountledger/cli"
 )
 
 const listenSecret = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
-// deliver sends a body as the reference library of Standard Webhooks signs it.
+// deliver sends a body signed with the reference library of Standard Webhooks.
 func deliver(t *testing.T, r http.Handler, secret, id string, at time.Time, body string) int {
 	t.Helper()
 	wh, err := standardwebhooks.NewWebhook(secret)
@@ -51,7 +51,7 @@ func TestListen(t *testing.T) {
 	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	const other = "whsec_YWJjZGVmZ2hpamFiY2RlZmdoaWphYmNkZWZnaGlq"
 	var out bytes.Buffer
-	r, err := listenOptions{secret: listenSecret, status: 204, failFirst: 1}.receiver(console{out: &out, err: &out})
+	r, err := listenOptions{secret: listenSecret, status: 204, failFirst: 1}.receiver(cli.Console{Out: &out, Err: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,18 +64,18 @@ func TestListen(t *testing.T) {
 		line             string
 	}{
 		{"fails first", listenSecret, "e1", now, deliveredEvent("USER_CREATED", "a", 0), 503, "USER_CREATED         a                                        0  verified -> 503"},
-		{"the same again", listenSecret, "e1", now, deliveredEvent("USER_CREATED", "a", 0), 204, "verified -> 204"},
+		{"retry", listenSecret, "e1", now, deliveredEvent("USER_CREATED", "a", 0), 204, "verified -> 204"},
 		{"another event of one change", listenSecret, "e1b", now, deliveredEvent("USER_REGISTERED", "a", 0), 204, "verified -> 204"},
 		{"next", listenSecret, "e2", now, deliveredEvent("USER_UPDATED", "a", 1), 204, "verified -> 204"},
 		{"duplicate", listenSecret, "e2", now, deliveredEvent("USER_UPDATED", "a", 1), 204, "verified, duplicate -> 204"},
-		{"gap", listenSecret, "e4", now, deliveredEvent("USER_UPDATED", "a", 3), 204, "verified, gap: the one before was sequence 1 -> 204"},
+		{"gap", listenSecret, "e4", now, deliveredEvent("USER_UPDATED", "a", 3), 204, "verified, gap: follows sequence 1 -> 204"},
 		{"late", listenSecret, "e3", now, deliveredEvent("USER_UPDATED", "a", 2), 204, "verified, out of order: after sequence 3 -> 204"},
-		{"another account begins anywhere", listenSecret, "f7", now, deliveredEvent("USER_UPDATED", "b", 7), 204, "verified -> 204"},
+		{"first event of another account", listenSecret, "f7", now, deliveredEvent("USER_UPDATED", "b", 7), 204, "verified -> 204"},
 		{"not about an account", listenSecret, "w1", now, deliveredEvent("WEBHOOK_CREATED", "", 0), 204, "WEBHOOK_CREATED      -"},
 		{"another secret", other, "x1", now, deliveredEvent("USER_UPDATED", "a", 4), 401, "no signature matches -> 401"},
 		{"too old", listenSecret, "x2", now.Add(-6 * time.Minute), deliveredEvent("USER_UPDATED", "a", 4), 401, "its timestamp is 6m0s away from now -> 401"},
 		{"no event", listenSecret, "x3", now, "hello \x1b[2J", 204, "the body is not an event -> 204"},
-		{"a terminal's commands", listenSecret, "x4", now, deliveredEvent("X\u009b2J", "c", 0), 204, "X?2J"},
+		{"escape sequences", listenSecret, "x4", now, deliveredEvent("X\u009b2J", "c", 0), 204, "X?2J"},
 	} {
 		out.Reset()
 		if got := deliver(t, r, tt.secret, tt.id, tt.at, tt.body); got != tt.status {
@@ -95,27 +95,31 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// A batch of CloudEvents is a line for each, and one answer; every second
-// request fails where that is asked for.
+// TestListenBatch tests that a batch of CloudEvents gets one response and a line
+// for each event, and that --fail-every fails every second request.
 func TestListenBatch(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	r, err := listenOptions{secret: listenSecret, status: 204, failEvery: 2}.receiver(console{out: &out, err: &out})
+	r, err := listenOptions{secret: listenSecret, status: 204, failEvery: 2}.receiver(cli.Console{Out: &out, Err: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := webhooks.ParseSecret(listenSecret)
+	signer, err := standardwebhooks.NewWebhook(listenSecret)
 	if err != nil {
 		t.Fatal(err)
 	}
 	const body = `[{"id":"e1","type":"USER_CREATED","subject":"a","sequence":"00000000000000000000"},{"id":"e2","type":"USER_UPDATED","subject":"b","sequence":"00000000000000000007"}]`
 	for i, want := range []int{204, 503, 204} {
 		now := time.Now()
+		signature, err := signer.Sign("batch", now, []byte(body))
+		if err != nil {
+			t.Fatal(err)
+		}
 		request := httptest.NewRequest("POST", "/", strings.NewReader(body))
 		request.Header.Set("Content-Type", "application/cloudevents-batch+json; charset=UTF-8")
 		request.Header.Set("webhook-id", "batch")
 		request.Header.Set("webhook-timestamp", strconv.FormatInt(now.Unix(), 10))
-		request.Header.Set("webhook-signature", webhooks.Sign(key, "batch", now, []byte(body)))
+		request.Header.Set("webhook-signature", signature)
 		answer := httptest.NewRecorder()
 		r.ServeHTTP(answer, request)
 		if answer.Code != want {
@@ -133,7 +137,7 @@ func TestListenBatch(t *testing.T) {
 func TestListenWithoutSecret(t *testing.T) {
 	t.Setenv(secretEnv, "")
 	var out bytes.Buffer
-	r, err := listenOptions{status: 204, showBody: true}.receiver(console{out: &out, err: &out, json: true})
+	r, err := listenOptions{status: 204, showBody: true}.receiver(cli.Console{Out: &out, Err: &out, JSON: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +146,7 @@ func TestListenWithoutSecret(t *testing.T) {
 	}
 	var d delivery
 	if err := json.Unmarshal(out.Bytes(), &d); err != nil || d.Verified || d.Problem != notChecked || !strings.Contains(string(d.Body), "ada@example.com") {
-		t.Errorf("printed %+v, %v, want it not checked, and its body", d, err)
+		t.Errorf("printed %+v, %v, want the problem %q and the body", d, err, notChecked)
 	}
 	answer := httptest.NewRecorder()
 	r.ServeHTTP(answer, httptest.NewRequest("GET", "/", nil))
@@ -152,7 +156,7 @@ func TestListenWithoutSecret(t *testing.T) {
 	answer = httptest.NewRecorder()
 	r.ServeHTTP(answer, httptest.NewRequest("POST", "/", bytes.NewReader(make([]byte, maxDelivery+1))))
 	if answer.Code != http.StatusBadRequest {
-		t.Errorf("a body without end is answered with %d", answer.Code)
+		t.Errorf("a body that is too long is answered with %d", answer.Code)
 	}
 }
 
@@ -166,23 +170,24 @@ func TestListenRefusals(t *testing.T) {
 		{"--secret", "hunter2hunter2"}, {"--secret", listenSecret, "--secret-file", file}, {"--secret-file", file + "x"},
 		{"--status", "100"}, {"--fail-first", "-1"}, {"--fail-every", "-1"}, {"--delay", "-1s"},
 	} {
-		if code, stdout, stderr := accountledger(t, append([]string{"listen"}, args...)...); code != exitUsage || strings.Contains(stderr, "hunter2hunter2") {
-			t.Errorf("listen %v = %d, want %d and no secret\n%s%s", args, code, exitUsage, stdout, stderr)
+		if code, stdout, stderr := accountledger(t, append([]string{"listen"}, args...)...); code != cli.ExitUsage || strings.Contains(stderr, "hunter2hunter2") {
+			t.Errorf("listen %v = %d, want %d and no secret\n%s%s", args, code, cli.ExitUsage, stdout, stderr)
 		}
 	}
 }
 
-// A whole life: it listens, receives, waits as told, and ends with its context.
+// TestListenServes tests that listen receives, waits before it responds, and ends
+// with its context.
 func TestListenServes(t *testing.T) {
 	t.Parallel()
-	r, err := listenOptions{secret: listenSecret, status: 500, delay: time.Millisecond}.receiver(console{out: newBuffer(), err: newBuffer()})
+	r, err := listenOptions{secret: listenSecret, status: 500, delay: time.Millisecond}.receiver(cli.Console{Out: newBuffer(), Err: newBuffer()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- listen(ctx, "127.0.0.1:0", r) }()
-	errs := r.out.err.(*buffer)
+	errs := r.out.Err.(*buffer)
 	if err := errs.await(t.Context(), "\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +204,7 @@ func TestListenServes(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("listen = %v", err)
 	}
-	if text := r.out.out.(*buffer).String(); !strings.Contains(text, "received 1: 0 accepted") {
+	if text := r.out.Out.(*buffer).String(); !strings.Contains(text, "received 1: 0 accepted") {
 		t.Errorf("it printed:\n%s", text)
 	}
 }

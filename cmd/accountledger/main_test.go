@@ -18,28 +18,30 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// TestMain makes the test binary answer to the name accountledger too, so that
-// scripts and tests start real processes of the program they are built from.
+// TestMain lets the test binary run as accountledger, so that scripts and tests
+// start processes of the program under test.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"accountledger": main})
 }
 
-// process is a server in a process of its own.
+// process is a running server process.
 type process struct {
 	*exec.Cmd
 	url, key string
 	client   *http.Client
-	log      *buffer // its standard error
+	log      *buffer // standard error
 	ended    chan error
 }
 
-// buffer is what a process has written so far.
+// buffer collects the output of a process.
 type buffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
-	grew chan struct{} // closed, and replaced, when there is more
+	grew chan struct{} // closed and replaced at each write
 }
 
 func newBuffer() *buffer { return &buffer{grew: make(chan struct{})} }
@@ -63,7 +65,7 @@ func (b *buffer) now() (string, <-chan struct{}) {
 	return b.text.String(), b.grew
 }
 
-// await returns when the text is there.
+// await waits until the output contains text.
 func (b *buffer) await(ctx context.Context, text string) error {
 	for {
 		now, grew := b.now()
@@ -73,7 +75,7 @@ func (b *buffer) await(ctx context.Context, text string) error {
 		select {
 		case <-grew:
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for %q: %w; there is:\n%s", text, ctx.Err(), now)
+			return fmt.Errorf("waiting for %q: %w; the output is:\n%s", text, ctx.Err(), now)
 		}
 	}
 }
@@ -83,14 +85,13 @@ func spawn(data string, args ...string) (*process, io.Reader, error) {
 	return spawnProgram("accountledger", "", data, args...)
 }
 
-// spawnProgram is spawn of another version of the program, or in another working
-// directory.
+// spawnProgram is spawn with a program and a working directory.
 func spawnProgram(program, dir, data string, args ...string) (*process, io.Reader, error) {
 	args = append([]string{"serve", "--data", data, "--listen", "127.0.0.1:0"}, args...)
 	p := &process{Cmd: exec.Command(program, args...), log: newBuffer(), ended: make(chan error, 1)}
 	p.Dir, p.Stderr = dir, p.log
 	p.WaitDelay = 10 * time.Second
-	// Not StdoutPipe: Wait would close it under the reader.
+	// Not StdoutPipe, because Wait closes that while it is read.
 	r, w := io.Pipe()
 	p.Stdout = w
 	if err := p.Start(); err != nil {
@@ -110,18 +111,18 @@ func (p *process) ready(stdout io.Reader, data string) error {
 	if err != nil {
 		return err
 	}
-	const says = "accountledger listening on "
-	url, ok := strings.CutPrefix(strings.TrimSpace(line), says)
+	const prefix = "accountledger listening on "
+	url, ok := strings.CutPrefix(strings.TrimSpace(line), prefix)
 	if !ok {
-		return fmt.Errorf("the server says %q, want %q and an address", line, says)
+		return fmt.Errorf("the server prints %q, want %q and an address", line, prefix)
 	}
 	go io.Copy(io.Discard, stdout)
 	p.url, p.client = url, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 30 * time.Second}
-	p.key, err = readTrimmed(filepath.Join(data, adminKeyFile))
+	p.key, err = cli.ReadTrimmed(filepath.Join(data, adminKeyFile))
 	return err
 }
 
-// startServer starts a server on data and ends it with the test.
+// startServer starts a server on data and kills it when the test ends.
 func startServer(t *testing.T, data string, args ...string) *process {
 	t.Helper()
 	p, stdout, err := spawn(data, args...)
@@ -135,7 +136,7 @@ func startServer(t *testing.T, data string, args ...string) *process {
 	return p
 }
 
-// kill ends the process as a power cut would, and waits for its end.
+// kill kills the process and waits for its end.
 func (p *process) kill() {
 	p.Process.Kill()
 	p.wait(context.Background())
@@ -144,7 +145,7 @@ func (p *process) kill() {
 	}
 }
 
-// wait waits for the end of the process, which may be waited for again.
+// wait waits for the end of the process. It can be called again.
 func (p *process) wait(ctx context.Context) error {
 	select {
 	case err := <-p.ended:
@@ -155,7 +156,7 @@ func (p *process) wait(ctx context.Context) error {
 	}
 }
 
-// stop ends the server as an operator does.
+// stop terminates the server with SIGTERM and waits for its end.
 func (p *process) stop(ctx context.Context) error {
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
@@ -182,7 +183,7 @@ func (p *process) do(ctx context.Context, method, path, body string) (*http.Resp
 	return response, text, err
 }
 
-// create makes an account with an e-mail address and returns its sub.
+// create creates an account with an e-mail address and returns its sub.
 func (p *process) create(t *testing.T, email string) string {
 	t.Helper()
 	body := fmt.Sprintf(`{"origin":"created","identities":[{"provider":"self","given_name":"Ada","family_name":"Lovelace","email":%q}]}`, email)
@@ -207,11 +208,11 @@ func accountledger(t *testing.T, args ...string) (code int, stdout, stderr strin
 	return code, out.String(), err.String()
 }
 
-// mustRun is accountledger where it must succeed.
+// mustRun is accountledger, but fails the test unless the program succeeds.
 func mustRun(t *testing.T, args ...string) string {
 	t.Helper()
 	code, stdout, stderr := accountledger(t, args...)
-	if code != exitOK {
+	if code != cli.ExitOK {
 		t.Fatalf("accountledger %s: exit code %d\n%s%s", strings.Join(args, " "), code, stdout, stderr)
 	}
 	return stdout
@@ -238,8 +239,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// scriptServe starts a server: serve DATA [flag...]. The script finds its
-// address in $URL.
+// scriptServe starts a server and sets $URL to its address: serve DATA [flag...].
 func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: serve DATA [flag...]")
@@ -253,7 +253,7 @@ func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 	*ts.Value(serverKey{}).(**process) = p
 }
 
-// serverKey is where a script's values have its server, a **process.
+// serverKey is the key of a script's server, a **process.
 type serverKey struct{}
 
 func server(ts *testscript.TestScript) *process {
@@ -264,8 +264,8 @@ func server(ts *testscript.TestScript) *process {
 	return p
 }
 
-// scriptStop stops the server, as terminate, for testscript has a stop of its
-// own, which ends the script; the log goes to the file server.log.
+// scriptStop stops the server and writes its log to server.log: terminate. The
+// name stop is taken by testscript.
 func scriptStop(ts *testscript.TestScript, neg bool, args []string) {
 	p := server(ts)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -277,7 +277,7 @@ func scriptStop(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// scriptBegin starts the program, which goes on until interrupt: begin [arg...].
+// scriptBegin starts the program, which runs until interrupt: begin [arg...].
 func scriptBegin(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: begin [arg...]")
@@ -290,15 +290,15 @@ func scriptBegin(ts *testscript.TestScript, neg bool, args []string) {
 	*ts.Value(begunKey{}).(**process) = p
 }
 
-// begunKey is where a script's values have what it has begun, a **process.
+// begunKey is the key of the program that a script has begun, a **process.
 type begunKey struct{}
 
-// scriptInterrupt waits until what was begun has printed something, interrupts
-// it, which must end it well, and prints what it has printed: interrupt TEXT.
+// scriptInterrupt waits until the program that was begun has printed TEXT,
+// interrupts it, checks that it succeeds, and prints its output: interrupt TEXT.
 func scriptInterrupt(ts *testscript.TestScript, neg bool, args []string) {
 	p := *ts.Value(begunKey{}).(**process)
 	if neg || len(args) != 1 || p == nil {
-		ts.Fatalf("usage: begin ..., and then interrupt TEXT")
+		ts.Fatalf("usage: begin ..., then interrupt TEXT")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -308,9 +308,8 @@ func scriptInterrupt(ts *testscript.TestScript, neg bool, args []string) {
 	fmt.Fprint(ts.Stdout(), p.log)
 }
 
-// scriptHTTP asks the server: http METHOD PATH [body]. Status line, headers
-// and body go to the script's standard output; $SUB is the account's sub that
-// is in it.
+// scriptHTTP sends a request to the server: http METHOD PATH [body]. It prints
+// status line, headers and body, and sets $SUB to the sub in the body.
 func scriptHTTP(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 || len(args) > 3 {
 		ts.Fatalf("usage: http METHOD PATH [body]")

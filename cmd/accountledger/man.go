@@ -9,6 +9,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 	"github.com/spf13/pflag"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 func manCommand() *cobra.Command {
@@ -16,11 +18,11 @@ func manCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "man",
 		Short: "Write the manual pages",
-		Long: `Write a manual page for each command, to be read with man and its -l, or put where
-man finds them, as /usr/local/share/man/man1.`,
+		Long: `Write a manual page for each command. Read one with man -l, or write them to a
+directory that man searches, like /usr/local/share/man/man1.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
@@ -31,24 +33,24 @@ man finds them, as /usr/local/share/man/man1.`,
 			if err != nil {
 				return fmt.Errorf("man: %w", err)
 			}
-			out := newConsole(cmd, c)
+			out := cli.NewConsole(cmd, c)
 			if c.JSON {
-				return out.document(map[string]any{"dir": dir, "pages": n})
+				return out.Document(map[string]any{"dir": dir, "pages": n})
 			}
-			out.printf("wrote %d pages to %s\n", n, dir)
+			out.Printf("wrote %d pages to %s\n", n, dir)
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", "man", "directory to write them to")
+	cmd.Flags().StringVar(&dir, "dir", "man", "directory for the pages")
 	return cmd
 }
 
-// writeManual writes the pages of all commands. They are dated by what the
-// program was built from, so that the same program writes the same pages.
+// writeManual writes the pages of all commands. Their date is that of the commit
+// the program was built from, so the same program writes the same pages.
 func writeManual(root *cobra.Command, dir string) (pages int, err error) {
 	root.InitDefaultCompletionCmd()
 	markDown(root)
-	root.DisableAutoGenTag = true // it has the date of today
+	root.DisableAutoGenTag = true // it contains the current date
 	built := builtFrom()
 	header := doc.GenManHeader{Section: "1", Manual: "accountledger", Source: "accountledger " + built.Version}
 	if t, err := time.Parse(time.RFC3339, built.Time); err == nil {
@@ -61,8 +63,8 @@ func writeManual(root *cobra.Command, dir string) (pages int, err error) {
 	return len(files), err
 }
 
-// markDown makes Markdown of what the commands say of themselves, for that is
-// what the library makes pages of.
+// markDown converts the descriptions of the commands to Markdown, which the
+// library expects.
 func markDown(cmd *cobra.Command) {
 	cmd.Long = markdown(cmd.Long)
 	flags := func(f *pflag.Flag) { f.Usage = markdown(f.Usage) }
@@ -73,7 +75,7 @@ func markDown(cmd *cobra.Command) {
 	}
 }
 
-// markdown is text as Markdown; indented lines are shown as they are.
+// markdown converts text to Markdown. Indented lines become code.
 func markdown(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {

@@ -19,14 +19,13 @@ import (
 	"github.com/prometheus/common/model"
 
 	"accountledger/domain"
-	"accountledger/eventstore/sqlite"
 	"accountledger/httpapi"
 )
 
 // scraped are the metrics of a server, by name.
 type scraped map[string]*dto.MetricFamily
 
-// scrape asks a server for its metrics and reads them as Prometheus does.
+// scrape requests a server's metrics and parses them.
 func scrapeServer(t *testing.T, p *process) (scraped, string) {
 	t.Helper()
 	response, text, err := p.do(t.Context(), "GET", "/metrics", "")
@@ -41,8 +40,8 @@ func scrapeServer(t *testing.T, p *process) (scraped, string) {
 	return families, string(text)
 }
 
-// value is that of a metric with all of these labels, name=value; of a
-// histogram, how many were observed; -1 if there is none.
+// value returns the value of the metric that has all these labels, name=value, or
+// -1 if there is none. For a histogram it returns the number of observations.
 func (s scraped) value(name string, labels ...string) float64 {
 	family := s[name]
 	if family == nil {
@@ -69,8 +68,8 @@ func (s scraped) value(name string, labels ...string) float64 {
 	return -1
 }
 
-// TestMetrics leads a ledger's life and compares what the metrics say with
-// what happened. Nothing personal is among them.
+// TestMetrics sends requests and compares the metrics with what happened. The
+// metrics must not contain personal data.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -117,7 +116,7 @@ func TestMetrics(t *testing.T) {
 		"accountledger_http_requests_total method=POST route=/v1/accounts code=409":     1,
 		"accountledger_http_requests_total method=GET route= code=404":                  1,
 		"accountledger_http_request_duration_seconds method=POST route=/v1/accounts":    6,
-		"accountledger_http_requests_in_flight":                                         1, // this one
+		"accountledger_http_requests_in_flight":                                         1, // the scrape
 		"accountledger_access_refused_total reason=unknown":                             1,
 		"accountledger_access_refused_total reason=no-scope":                            0,
 		"accountledger_commands_total command=CreateAccount outcome=changed":            5,
@@ -158,7 +157,7 @@ func TestMetrics(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the metrics are not what happened (-want +got):\n%s", diff)
+			t.Fatalf("unexpected metrics (-want +got):\n%s", diff)
 		}
 	}
 	position := s.value("accountledger_log_position")
@@ -173,7 +172,7 @@ func TestMetrics(t *testing.T) {
 	}
 	for _, c := range append(canaries, "canary", "alk_", p.key, "127.0.0.1") {
 		if strings.Contains(text, c) {
-			t.Errorf("the metrics show %q", c)
+			t.Errorf("the metrics contain %q", c)
 		}
 	}
 	heldToTable(t, s)
@@ -186,8 +185,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// heldToTable fails unless the metrics of the ledger's own are those of the
-// table, with its types and labels.
+// heldToTable checks that the ledger's metrics are those in the table, with the
+// same types and labels.
 func heldToTable(t *testing.T, s scraped) {
 	t.Helper()
 	left := map[string]metric{}
@@ -201,7 +200,7 @@ func heldToTable(t *testing.T, s scraped) {
 		case !strings.HasPrefix(name, "accountledger_"):
 			continue
 		case !ok:
-			t.Errorf("%s is in no row of the table", name)
+			t.Errorf("%s is not in the table", name)
 		case strings.ToLower(family.GetType().String()) != row.kind || family.GetHelp() != row.meaning:
 			t.Errorf("%s is a %s: %s", name, family.GetType(), family.GetHelp())
 		}
@@ -221,12 +220,12 @@ func heldToTable(t *testing.T, s scraped) {
 	}
 }
 
-// BenchmarkHooks is what a creation pays for being counted: as a request, a
-// command and a transaction of its own.
+// BenchmarkHooks measures the cost of counting a creation: a request, a command
+// and a transaction.
 func BenchmarkHooks(b *testing.B) {
 	m := newMetrics()
 	for b.Loop() {
-		m.committed(sqlite.Transaction{Appends: 1, Events: 1, Took: time.Millisecond})
+		m.committed(transaction{Appends: 1, Events: 1, Took: time.Millisecond})
 		m.executed(domain.Executed{Command: "CreateAccount", Outcome: domain.OutcomeChanged, Duration: time.Millisecond})
 		m.answered(httpapi.Answered{Method: "POST", Route: "/v1/accounts", Status: http.StatusCreated, Duration: time.Millisecond})
 	}

@@ -11,16 +11,18 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"go.yaml.in/yaml/v3"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-var update = flag.Bool("update", false, "rewrite what the program writes of the pages in docs, and transcripts")
+var update = flag.Bool("update", false, "rewrite the generated parts of the pages in docs, and the transcripts")
 
-// operationTables are the tables of docs/operation.md that the program writes.
+// operationTables are the generated tables of docs/operation.md.
 var operationTables = map[string]func() string{
 	"settings": func() string {
 		var b strings.Builder
 		b.WriteString("| setting | default | meaning |\n|---|---|---|\n")
-		for _, s := range settings() {
+		for _, s := range cli.Settings() {
 			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", s.Name, code(s.Default), strings.ReplaceAll(s.Usage, "<", "&lt;"))
 		}
 		return b.String()
@@ -55,7 +57,7 @@ var operationTables = map[string]func() string{
 	},
 }
 
-// code shows texts as code, none as nothing.
+// code formats texts as code and omits empty ones.
 func code(texts ...string) string {
 	var all []string
 	for _, t := range texts {
@@ -68,8 +70,8 @@ func code(texts ...string) string {
 
 var operationTable = regexp.MustCompile(`(?s)<!-- table: ([a-z]+) -->\n(.*?)<!-- /table -->`)
 
-// TestOperationTables holds the tables of docs/operation.md to the program.
-// Rewrite them with -update.
+// TestOperationTables compares the tables of docs/operation.md with the program.
+// Use -update to rewrite them.
 func TestOperationTables(t *testing.T) {
 	const page = "../../docs/operation.md"
 	text, err := os.ReadFile(page)
@@ -81,13 +83,13 @@ func TestOperationTables(t *testing.T) {
 		name := operationTable.FindStringSubmatch(block)[1]
 		shown[name] = true
 		if operationTables[name] == nil {
-			t.Fatalf("nobody writes the table %q", name)
+			t.Fatalf("there is no generator for the table %q", name)
 		}
 		return "<!-- table: " + name + " -->\n" + operationTables[name]() + "<!-- /table -->"
 	})
 	for name := range operationTables {
 		if !shown[name] {
-			t.Errorf("the page does not show the table %q", name)
+			t.Errorf("the page has no table %q", name)
 		}
 	}
 	if *update {
@@ -95,7 +97,7 @@ func TestOperationTables(t *testing.T) {
 			t.Fatal(err)
 		}
 	} else if is != string(text) {
-		t.Errorf("the tables of %s are not as the program has them; run go test -update", page)
+		t.Errorf("the tables of %s differ from the program; run go test -update", page)
 	}
 }
 
@@ -123,7 +125,7 @@ func alerts() (all []alert) {
 	return all
 }
 
-// panels are the expressions of the dashboard, and what their legends show.
+// panels returns the expressions of the dashboard and their legends.
 func panels(t *testing.T) (exprs, legends []string) {
 	t.Helper()
 	text, err := os.ReadFile("../../deploy/grafana/accountledger.json")
@@ -159,14 +161,13 @@ var (
 	inLegend  = regexp.MustCompile(`\{\{\s*(?:\$labels\.)?([a-z_]+)`)
 )
 
-// TestDeployedMetrics holds the dashboard and the alert rules to the table of
-// metrics: each metric is there, as that type, and has each label that is asked
-// for. Nobody would notice that an alert on a metric that is not there never
-// fires.
+// TestDeployedMetrics compares the dashboard and the alert rules with the table of
+// metrics: each metric exists with its type and the labels used. An alert on a
+// metric that does not exist would never fire.
 func TestDeployedMetrics(t *testing.T) {
 	check := func(expr string, texts ...string) {
 		t.Helper()
-		allowed := []string{"instance", "job", "le"} // Prometheus' own
+		allowed := []string{"instance", "job", "le"} // added by Prometheus
 		bare := inQuotes.ReplaceAllString(expr, `""`)
 		found := 0
 		for _, name := range aMetric.FindAllString(bare, -1) {
@@ -180,7 +181,7 @@ func TestDeployedMetrics(t *testing.T) {
 			i := slices.IndexFunc(metricTable, func(m metric) bool { return m.name == base })
 			switch {
 			case !strings.HasPrefix(name, "accountledger_"):
-				continue // Go's and the process' own
+				continue // a metric of Go or of the process
 			case i < 0:
 				t.Errorf("there is no metric %s: %s", name, expr)
 				continue
@@ -188,7 +189,7 @@ func TestDeployedMetrics(t *testing.T) {
 				t.Errorf("%s is a histogram: %s", name, expr)
 			}
 			if c := metricTable[i].kind == counter; c && !strings.Contains(bare, "rate(") && !strings.Contains(bare, "increase(") {
-				t.Errorf("%s is a counter, whose value says nothing: %s", name, expr)
+				t.Errorf("%s is a counter, which needs rate or increase: %s", name, expr)
 			}
 			allowed = append(allowed, metricTable[i].labels...)
 		}
@@ -211,7 +212,7 @@ func TestDeployedMetrics(t *testing.T) {
 		}
 		for _, label := range asked {
 			if !slices.Contains(allowed, label) {
-				t.Errorf("nothing has the label %s: %s", label, expr)
+				t.Errorf("no metric has the label %s: %s", label, expr)
 			}
 		}
 	}
@@ -222,7 +223,7 @@ func TestDeployedMetrics(t *testing.T) {
 	for _, r := range rules {
 		check(r.Expr, r.Annotations["summary"])
 		if r.Annotations["summary"] == "" || r.Annotations["action"] == "" || r.Labels["severity"] == "" {
-			t.Errorf("%s does not say what it is about, or what to do, or how bad it is", r.Alert)
+			t.Errorf("%s lacks a summary, an action or a severity", r.Alert)
 		}
 	}
 	exprs, legends := panels(t)
@@ -243,7 +244,7 @@ func TestDeployedMetrics(t *testing.T) {
 	}
 }
 
-// notShown are metrics that are for looking closer.
+// notShown are metrics that neither the dashboard nor an alert uses.
 var notShown = []string{
 	"accountledger_command_duration_seconds", "accountledger_account_cache_accounts", "accountledger_log_commit_events",
 	"accountledger_view_position", "accountledger_view_lag_events", "accountledger_schedule_delay_seconds",

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
 	"accountledger/projections"
 	"accountledger/projections/export"
@@ -15,33 +16,33 @@ func reconcileCommand() *cobra.Command {
 	var known int64
 	cmd := &cobra.Command{
 		Use:   "reconcile FILE",
-		Short: "Compare what another system has with the ledger",
-		Long: `Compare the accounts another system has, which it has written to FILE, with the
-ledger, also beside a running server. FILE is .ndjson, .csv or .parquet with the
-sub and the revision of each account, as an export has them. A system that
-follows the events has them too: an account's revision is its last sequence.
+		Short: "Compare the accounts of another system with the ledger",
+		Long: `Compare the accounts of another system, listed in FILE, with the ledger. The
+server may run meanwhile. FILE is a .ndjson, .csv or .parquet file with the sub
+and the revision of each account, like an export. A system that follows events
+knows the revision: it is the last sequence of the account.
 
-Each account that differs is a line: missing or behind in the other system, ahead
-of the ledger, surplus because the ledger does not have it or has erased it, or
-there twice. With --at, the position up to which the other system has taken the
-events, accounts that changed later are not compared. The exit code is 6 if
-accounts differ.`,
+The command prints a line for each account that differs: missing or behind in
+the other system, ahead of the ledger, surplus (unknown to the ledger, or
+erased), or listed more than once. With --at, the position up to which the other
+system has processed events, it does not compare accounts that changed later.
+The exit code is 6 if accounts differ.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
 			if known < 0 {
-				return usagef("at is %d; positions begin at 1", known)
+				return cli.Usagef("at is %d; it must be 0 or more", known)
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			return reconcile(ctx, c, newConsole(cmd, c), args[0], eventstore.Position(known))
+			return reconcile(ctx, c, cli.NewConsole(cmd, c), args[0], eventstore.Position(known))
 		},
 	}
-	addSettings(cmd.Flags(), "data")
-	cmd.Flags().Int64Var(&known, "at", 0, "position up to which the other system has taken the events; default: compare all")
+	cli.AddSettings(cmd.Flags(), "data")
+	cmd.Flags().Int64Var(&known, "at", 0, "position up to which the other system has processed events; default: compare all accounts")
 	return cmd
 }
 
@@ -54,8 +55,8 @@ type reconciled struct {
 	Differ   map[string]int64    `json:"differ"`
 }
 
-func reconcile(ctx context.Context, c config, out console, path string, known eventstore.Position) error {
-	r, err := openReadOnly(ctx, c, out.logger())
+func reconcile(ctx context.Context, c cli.Config, out cli.Console, path string, known eventstore.Position) error {
+	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
@@ -72,12 +73,12 @@ func reconcile(ctx context.Context, c config, out console, path string, known ev
 		func(d export.Difference) {
 			differ++
 			summary.Differ[d.What]++
-			if out.json {
-				if err := out.line(d); err != nil {
+			if out.JSON {
+				if err := out.Line(d); err != nil {
 					unprinted = err
 				}
 			}
-			out.printf("%-8s  %s  ledger %3d  target %3d  position %d\n", d.What, d.Sub, d.Ledger, d.Target, d.Position)
+			out.Printf("%-8s  %s  ledger %3d  target %3d  position %d\n", d.What, d.Sub, d.Ledger, d.Target, d.Position)
 		})
 	if err == nil {
 		err = unprinted
@@ -86,15 +87,15 @@ func reconcile(ctx context.Context, c config, out console, path string, known ev
 		return fmt.Errorf("reconcile: %w", err)
 	}
 	summary.Position, summary.Target, summary.Equal, summary.Later = compared.Position, compared.Target, compared.Equal, compared.Later
-	if out.json {
-		err = out.line(struct {
+	if out.JSON {
+		err = out.Line(struct {
 			Summary reconciled `json:"summary"`
 		}{summary})
 	}
-	out.printf("%d accounts of the target, the ledger at position %d: %d equal, %d changed later, %d differ\n",
+	out.Printf("compared %d accounts of the target with the ledger at position %d: %d equal, %d changed later, %d differ\n",
 		summary.Target, summary.Position, summary.Equal, summary.Later, differ)
 	if err == nil && differ > 0 {
-		err = &exitError{exitDiffer, fmt.Errorf("%d accounts differ", differ)}
+		err = cli.Exitf(cli.ExitDiffer, "%d accounts differ", differ)
 	}
 	return err
 }

@@ -16,9 +16,8 @@ import (
 	"accountledger/domain"
 )
 
-// scheduleKills is how often TestKill9Schedules kills the server at least.
-// ACCOUNTLEDGER_TEST_SCHEDULE_KILLS sets another number, for which things go
-// on falling due.
+// scheduleKills is the minimum number of times that TestKill9Schedules kills the
+// server. ACCOUNTLEDGER_TEST_SCHEDULE_KILLS sets another number.
 func scheduleKills() int {
 	if n, err := strconv.Atoi(os.Getenv("ACCOUNTLEDGER_TEST_SCHEDULE_KILLS")); err == nil {
 		return n
@@ -40,7 +39,7 @@ type recorded struct {
 	} `json:"data"`
 }
 
-// history asks for all events of an account.
+// history requests all events of an account.
 func (p *process) history(t *testing.T, sub string) (all []recorded) {
 	t.Helper()
 	for after := ""; ; {
@@ -63,9 +62,9 @@ func (p *process) history(t *testing.T, sub string) (all []recorded) {
 	}
 }
 
-// TestKill9Schedules kills the server at random moments while much falls due,
-// also while nobody runs. Each schedule must come to one end, with its effect
-// once, and what came late must say so.
+// TestKill9Schedules kills the server at random moments while schedules become
+// due, some of them while no server runs. Each schedule must end once, have its
+// effect once, and be marked if it was late.
 func TestKill9Schedules(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
@@ -73,7 +72,7 @@ func TestKill9Schedules(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	data := filepath.Join(t.TempDir(), "data")
 	rounds := scheduleKills()
-	span := time.Duration(rounds+2) * time.Second // in which all falls due
+	span := time.Duration(rounds+2) * time.Second // in which all schedules become due
 	var started []time.Time
 	start := func() *process {
 		started = append(started, time.Now())
@@ -93,7 +92,7 @@ func TestKill9Schedules(t *testing.T) {
 	ask("PUT", "/v1/schedule-setups/decline", `{"kind":"status_change","targetStatus":"DECLINED","offsetSeconds":2}`)
 	ask("PUT", "/v1/schedule-setups/end", `{"kind":"deletion","offsetSeconds":3}`)
 	var subs []string
-	var last time.Time // when something is due at last
+	var last time.Time // when the last schedule is due
 	create := func(status domain.Status) string {
 		subs = append(subs, ask("POST", "/v1/accounts", fmt.Sprintf(
 			`{"origin":"created","userStatus":%q,"identities":[{"provider":"self","email":"person.%d@example.com"}]}`, status, len(subs))))
@@ -123,7 +122,7 @@ func TestKill9Schedules(t *testing.T) {
 	}
 	moment()
 	p.kill()
-	time.Sleep(time.Until(last) + 1100*time.Millisecond) // the rest falls due while nobody runs
+	time.Sleep(time.Until(last) + 1100*time.Millisecond) // the rest becomes due while no server runs
 	p = start()
 
 	counts := map[string]int{}
@@ -135,11 +134,11 @@ func TestKill9Schedules(t *testing.T) {
 	checkLedger(t, 0, data)
 	t.Logf("%d starts: %v", len(started), counts)
 	if counts["late"] == 0 || counts["late"] == counts["ends"] || counts["executed"] == 0 {
-		t.Errorf("of %d schedules %d were late, and %d executed", counts["ends"], counts["late"], counts["executed"])
+		t.Errorf("of %d schedules, %d were late and %d were executed", counts["ends"], counts["late"], counts["executed"])
 	}
 }
 
-// settled is the account's history once nothing is planned any more.
+// settled waits until the account has no planned schedule and returns its history.
 func (p *process) settled(ctx context.Context, t *testing.T, sub string) []recorded {
 	t.Helper()
 	for {
@@ -147,9 +146,9 @@ func (p *process) settled(ctx context.Context, t *testing.T, sub string) []recor
 		all := p.history(t, sub)
 		for _, x := range all {
 			switch x.Type {
-			case domain.SchedulePlannedType:
+			case domain.TypeOf(domain.SchedulePlanned{}):
 				open++
-			case domain.ScheduleExecutedType, domain.ScheduleCancelledType:
+			case domain.TypeOf(domain.ScheduleExecuted{}), domain.TypeOf(domain.ScheduleCancelled{}):
 				open--
 			}
 		}
@@ -157,34 +156,34 @@ func (p *process) settled(ctx context.Context, t *testing.T, sub string) []recor
 			return all
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("%d schedules of %s stay planned", open, sub)
+			t.Fatalf("%d schedules of %s remain planned", open, sub)
 		}
 	}
 }
 
-// checkSchedules looks at an account's history: each schedule has ended once,
-// and each end had its effect.
+// checkSchedules checks an account's history: each schedule ended once, with its
+// effect.
 func checkSchedules(t *testing.T, all []recorded, started []time.Time, counts map[string]int) {
 	t.Helper()
 	ends, effects := map[string]int{}, map[domain.ScheduleKind]int{}
 	for _, x := range all {
 		switch x.Type {
-		case domain.SchedulePlannedType:
+		case domain.TypeOf(domain.SchedulePlanned{}):
 			ends[x.Data.ScheduleID] += 0
 			continue
 		case "account.status-changed.v1":
 			effects[domain.ScheduleStatusChange]--
 			continue
-		case domain.ErasedType:
+		case domain.TypeOf(domain.AccountErased{}):
 			effects[domain.ScheduleDeletion]--
 			continue
-		case domain.ScheduleCancelledType:
+		case domain.TypeOf(domain.ScheduleCancelled{}):
 			if x.Data.Reason != "erased" {
 				t.Errorf("a schedule was cancelled: %+v", x)
 			}
 			ends[x.Data.ScheduleID]++
 			continue
-		case domain.ScheduleExecutedType:
+		case domain.TypeOf(domain.ScheduleExecuted{}):
 		default:
 			continue
 		}
@@ -194,7 +193,7 @@ func checkSchedules(t *testing.T, all []recorded, started []time.Time, counts ma
 		if x.Data.State == domain.ScheduleDone && x.Data.Kind != domain.ScheduleReminder {
 			effects[x.Data.Kind]++
 		}
-		// The server that executed it was started when?
+		// Find when the server that executed it was started.
 		i, _ := slices.BinarySearchFunc(started, x.Time, time.Time.Compare)
 		missed := i > 0 && x.Data.DueTime.Add(time.Second).Before(started[i-1])
 		switch {
@@ -209,12 +208,12 @@ func checkSchedules(t *testing.T, all []recorded, started []time.Time, counts ma
 	}
 	for id, n := range ends {
 		if n != 1 {
-			t.Errorf("schedule %s has ended %d times", id, n)
+			t.Errorf("schedule %s ended %d times", id, n)
 		}
 	}
 	for kind, n := range effects {
 		if n != 0 {
-			t.Errorf("%d schedules of kind %s are marked as executed and had no effect, or the reverse", n, kind)
+			t.Errorf("for %d schedules of kind %s, the mark and the effect differ", n, kind)
 		}
 	}
 }

@@ -22,15 +22,16 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/httpapi"
 )
 
-// memoryLimit is what Go's collector keeps the heap under as long as it can,
-// unless GOMEMLIMIT says another. SQLite's page caches come on top.
+// memoryLimit is the soft limit of Go's memory, unless GOMEMLIMIT sets another.
+// SQLite's page caches are not included.
 const memoryLimit = 120 << 20
 
-// Limits of the server, against clients that are slow or many. A handler that
-// answers for longer than writeTimeout, a stream, moves its own deadline.
+// Limits that protect the server from slow clients and large headers. A handler
+// that needs more than writeTimeout, like a stream, extends its own deadline.
 const (
 	readHeaderTimeout = 10 * time.Second
 	readTimeout       = 60 * time.Second
@@ -42,26 +43,26 @@ const (
 func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Run the ledger: HTTP API, views and webhooks",
-		Long: `Run the ledger on a data directory, which is made if it is not there.
+		Short: "Run the server: HTTP API, views and webhooks",
+		Long: `Run the server on a data directory, which it creates if there is none.
 
-When it is ready it prints one line on standard output,
+When the server is ready, it prints one line on standard output:
 
   accountledger listening on http://127.0.0.1:8080
 
-and logs on standard error. At SIGINT or SIGTERM it stops taking requests,
-finishes those it has and the deliveries under way, signs the log's last state
-and ends with exit code 0. A second signal cuts the waiting short.
+It logs on standard error. On SIGINT or SIGTERM the server stops accepting
+requests, finishes running requests and deliveries, signs the last state of the
+log, and ends with exit code 0. A second signal ends the wait for them.
 
-With --tls-cert and --tls-key it speaks TLS, also to other machines, and goes
-over to a new certificate when the files change. Without them it listens on this
-machine only, unless --insecure-listen says that a proxy before it has TLS.
-SIGHUP reads the settings again: the certificate and the log level take effect,
-of others that changed the log says that they need a restart. The collector
-keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
+With --tls-cert and --tls-key the server uses TLS, and can listen for other
+machines. It loads a new certificate when the files change. Without them it
+listens only on this machine, unless --insecure-listen is set because a proxy
+terminates TLS. On SIGHUP the server reads the settings again and applies the
+certificate and the log level; it logs which other changes need a restart. Go's
+memory has a soft limit of 120 MiB; GOMEMLIMIT sets another one.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
@@ -70,8 +71,8 @@ keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 			if err != nil {
 				return err
 			}
-			reload := func() (config, error) {
-				c, err := loadConfig(cmd)
+			reload := func() (cli.Config, error) {
+				c, err := cli.Load(cmd)
 				if err == nil {
 					level.Set(c.LogLevel)
 				}
@@ -80,16 +81,29 @@ keeps Go's memory under 120 MiB where it can; GOMEMLIMIT sets another limit.`,
 			return serve(cmd.Context(), c, logger, cmd.OutOrStdout(), reload)
 		},
 	}
-	addSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "debug-listen", "tls-cert", "tls-key",
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "debug-listen", "tls-cert", "tls-key",
 		"oidc-issuer", "oidc-audience", "oidc-scope-claim", "oidc-algorithms", "oidc-clock-skew", "rate-limit", "address-rate-limit", "trusted-proxies", "cors-origins",
 		"webhook-allow", "public-url", "deletion-grace",
 		"import-mappings", "export-dir", "export-every", "export-format", "export-keep", "shutdown-grace", "log-format", "log-level")
 	return cmd
 }
 
-// serve runs the ledger until ctx is done or a signal asks it to end. At SIGHUP
-// reload, if there is one, reads the settings again and applies what it can.
-func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer, reload func() (config, error)) error {
+// newLogger returns the server's logger, whose level may change while it runs.
+func newLogger(cmd *cobra.Command, c cli.Config, level *slog.LevelVar) (*slog.Logger, error) {
+	if err := cli.OneOf("log-format", c.LogFormat, "text", "json"); err != nil {
+		return nil, err
+	}
+	level.Set(c.LogLevel)
+	options := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), options)), nil
+	}
+	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), options)), nil
+}
+
+// serve runs the ledger until ctx is done or a signal arrives. On SIGHUP it calls
+// reload, unless that is nil, which reads the settings again and applies them.
+func serve(ctx context.Context, c cli.Config, logger *slog.Logger, stdout io.Writer, reload func() (cli.Config, error)) error {
 	if err := checkServe(c); err != nil {
 		return err
 	}
@@ -103,7 +117,8 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer,
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
-	// The signals are ours from here on: a start is finished or undone.
+	// From here on, signals do not end the process, so a start is completed or
+	// undone.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -124,7 +139,7 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer,
 		err = errors.Join(err, closeErr)
 	}
 	if err := traces.close(); err != nil {
-		logger.Warn("spans are lost", "err", err)
+		logger.Warn("spans were lost", "err", err)
 	}
 	if err == nil {
 		logger.Info("stopped")
@@ -132,7 +147,7 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer,
 	return err
 }
 
-func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, stdout io.Writer, signals <-chan os.Signal, tlsCertificate *certificate) error {
+func serveLedger(ctx context.Context, c cli.Config, l *ledger, logger *slog.Logger, stdout io.Writer, signals <-chan os.Signal, tlsCertificate *certificate) error {
 	if err := httpapi.Bootstrap(ctx, l.keys, l.dir.path(adminKeyFile)); err != nil {
 		return err
 	}
@@ -154,7 +169,7 @@ func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, 
 		defer stop()
 	}
 
-	// The loops outlive the requests, which wait for them.
+	// The loops run longer than the requests, which wait for them.
 	loopsCtx, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopLoops()
 	loops, loopsCtx := errgroup.WithContext(loopsCtx)
@@ -174,29 +189,29 @@ func serveLedger(ctx context.Context, c config, l *ledger, logger *slog.Logger, 
 		logger.Info("stopping")
 	case err := <-served:
 		failed = fmt.Errorf("serve: %w", err)
-	case <-loopsCtx.Done(): // one of them has failed; its error comes with the others
+	case <-loopsCtx.Done(): // a loop has failed; waitFor returns its error
 	}
 	notify("STOPPING=1", logger)
-	// The grace is one for all that follows; a second signal ends it.
+	// The whole shutdown shares one grace period; a second signal ends it.
 	grace, hurry := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownGrace)
 	defer hurry()
 	go func() {
 		select {
 		case <-signals:
-			logger.Warn("stopping at once")
+			logger.Warn("stopping immediately")
 			hurry()
 		case <-grace.Done():
 		}
 	}()
 	if err := server.Shutdown(grace); err != nil {
-		logger.Warn("requests were cut off", "err", err)
+		logger.Warn("aborted requests", "err", err)
 		server.Close()
 	}
 	stopLoops()
 	return errors.Join(failed, waitFor(grace, loops, logger))
 }
 
-// onHangup has f called at each SIGHUP until stop.
+// onHangup calls f on each SIGHUP until stop is called.
 func onHangup(f func()) (stop func()) {
 	hangups, done, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
 	signal.Notify(hangups, syscall.SIGHUP)
@@ -218,27 +233,28 @@ func onHangup(f func()) (stop func()) {
 	}
 }
 
-// reread reads the settings and the certificate again, and says what of it
-// takes effect. before is what the server was started with.
-func reread(before config, c *certificate, logger *slog.Logger, reload func() (config, error)) {
+// reread reads the settings and the certificate again, and logs which changes
+// need a restart. before are the settings the server was started with.
+func reread(before cli.Config, c *certificate, logger *slog.Logger, reload func() (cli.Config, error)) {
 	if c != nil {
-		c.again()
+		c.reload()
 	}
 	now, err := reload()
 	if err != nil {
-		logger.Error("settings could not be read again", "err", err)
+		logger.Error("cannot read the settings again", "err", err)
 		return
 	}
-	restart := slices.DeleteFunc(before.differing(now), func(name string) bool { return name == "log-level" })
-	logger.Info("settings were read again", "logLevel", now.LogLevel, "restart", strings.Join(restart, ","))
+	restart := slices.DeleteFunc(before.Differing(now), func(name string) bool { return name == "log-level" })
+	logger.Info("read the settings again", "logLevel", now.LogLevel, "restart", strings.Join(restart, ","))
 }
 
-// moment is what the loops get to end in, however great the hurry: they stop at
-// once when they are told, unless a delivery is under way.
-const moment = 2 * time.Second
+// minGrace is the time the loops always have to end. Unless a delivery is in
+// flight they end immediately.
+const minGrace = 2 * time.Second
 
-// waitFor waits for the loops, which were told to end, or says that they were
-// left behind. What they follow is then closed under them.
+// waitFor waits until the loops end, whose context is done. If the grace period
+// ends first, it logs that it aborts deliveries, and the caller closes the log
+// although the loops still use it.
 func waitFor(grace context.Context, loops *errgroup.Group, logger *slog.Logger) error {
 	ended := make(chan error, 1)
 	go func() { ended <- loops.Wait() }()
@@ -250,13 +266,13 @@ func waitFor(grace context.Context, loops *errgroup.Group, logger *slog.Logger) 
 	select {
 	case err := <-ended:
 		return err
-	case <-time.After(moment):
-		logger.Warn("deliveries were cut off; they will be made again")
+	case <-time.After(minGrace):
+		logger.Warn("aborted deliveries; they will be repeated")
 		return nil
 	}
 }
 
-func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
+func newServer(c cli.Config, l *ledger, logger *slog.Logger) *http.Server {
 	closing, begin := context.WithCancel(context.Background())
 	server := &http.Server{
 		Handler: l.metrics.counted(httpapi.New(httpapi.Config{
@@ -274,28 +290,28 @@ func newServer(c config, l *ledger, logger *slog.Logger) *http.Server {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		// What clients do wrong on the wire is not worth a warning each.
+		// Protocol errors of clients do not deserve a warning.
 		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
 	server.RegisterOnShutdown(begin)
 	return server
 }
 
-// checkServe refuses settings that cannot be served with, or should not be.
-func checkServe(c config) error {
+// checkServe refuses settings that are invalid or unsafe.
+func checkServe(c cli.Config) error {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return usagef("tls-cert and tls-key go together")
+		return cli.Usagef("tls-cert and tls-key must be set together")
 	}
 	if c.OIDCIssuer != "" {
 		u, err := url.Parse(c.OIDCIssuer)
-		if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())) {
-			return usagef("oidc-issuer is %q; it can be an https URL", c.OIDCIssuer)
+		if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && cli.Loopback(u.Hostname())) {
+			return cli.Usagef("oidc-issuer is %q; it must be an https URL", c.OIDCIssuer)
 		}
 		if c.OIDCAudience == "" {
-			return usagef("oidc-issuer needs oidc-audience: tokens for others are not for us")
+			return cli.Usagef("oidc-issuer needs oidc-audience, so that tokens for other services are refused")
 		}
 		for _, algorithm := range c.OIDCAlgorithms {
-			if err := oneOf("oidc-algorithms", algorithm, httpapi.TokenAlgorithms...); err != nil {
+			if err := cli.OneOf("oidc-algorithms", algorithm, httpapi.TokenAlgorithms...); err != nil {
 				return err
 			}
 		}
@@ -303,20 +319,15 @@ func checkServe(c config) error {
 	return cmp.Or(checkDebugListen(c), checkListen(c))
 }
 
-// checkListen refuses to serve other machines in clear.
-func checkListen(c config) error {
+// checkListen refuses to serve other machines without TLS.
+func checkListen(c cli.Config) error {
 	host, _, err := net.SplitHostPort(c.Listen)
 	if err != nil {
-		return usagef("listen is %q; write host:port", c.Listen)
+		return cli.Usagef("listen is %q; it must be host:port", c.Listen)
 	}
-	if loopback(host) || c.InsecureListen || c.TLSCert != "" {
+	if cli.Loopback(host) || c.InsecureListen || c.TLSCert != "" {
 		return nil
 	}
-	return usagef("listen is %q, which other machines can reach, and there is no TLS: "+
-		"give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure-listen behind a proxy that has TLS", c.Listen)
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+	return cli.Usagef("listen is %q, which other machines can reach without TLS: "+
+		"set --tls-cert and --tls-key, listen on 127.0.0.1, or set --insecure-listen behind a proxy that terminates TLS", c.Listen)
 }

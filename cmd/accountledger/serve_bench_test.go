@@ -12,15 +12,15 @@ import (
 	"testing"
 	"time"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/projections/projectionstest"
 )
 
-// BenchmarkServe measures a server, a process of its own, on a large log:
-// how long until it is ready and the most memory it has meanwhile, when it has
-// its views yet to make, when it was killed after that; then how long a
-// definition takes that all accounts are checked against, and creations by 64
-// clients. ACCOUNTLEDGER_BENCH_EVENTS sets the size of the
-// log, of which a tenth are accounts.
+// BenchmarkServe measures a server process on a large log: the time until it is
+// ready and its peak memory, without views and after a kill; then the time of a
+// field definition that checks all accounts, and of creations by 64 clients.
+// ACCOUNTLEDGER_BENCH_EVENTS sets the number of events in the log; it has a tenth
+// as many accounts.
 func BenchmarkServe(b *testing.B) {
 	h := projectionstest.History{Events: 100_000, Interleaved: true}
 	if n, err := strconv.Atoi(os.Getenv("ACCOUNTLEDGER_BENCH_EVENTS")); err == nil {
@@ -28,7 +28,7 @@ func BenchmarkServe(b *testing.B) {
 	}
 	h.Accounts = h.Events / 10
 	data := filepath.Join(b.TempDir(), "data")
-	l, err := openLedger(b.Context(), config{Data: data}, slog.New(slog.DiscardHandler))
+	l, err := openLedger(b.Context(), cli.Config{Data: data}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -53,7 +53,8 @@ func BenchmarkServe(b *testing.B) {
 		defer p.kill()
 		b.ResetTimer()
 		for range b.N {
-			// No account's number is a date, and the answer counts them.
+			// The definition is refused, because no account's number is a date; the
+			// answer has their count.
 			response, text, err := p.do(b.Context(), "PUT", "/v1/fields/employee_id", `{"dataType":"DATE"}`)
 			if err != nil || response.StatusCode != http.StatusConflict || !strings.Contains(string(text), strconv.Itoa(h.Accounts)) {
 				b.Fatalf("define: %v: %s", err, text)
@@ -87,7 +88,7 @@ func BenchmarkServe(b *testing.B) {
 	})
 }
 
-// start starts a server on data and waits until it says that it is ready.
+// start starts a server on data and waits until it is ready.
 func start(b *testing.B, data string) *process {
 	b.Helper()
 	p, stdout, err := spawn(data)
@@ -115,7 +116,7 @@ func start(b *testing.B, data string) *process {
 	}
 }
 
-// removeViews makes the next server build its views anew.
+// removeViews deletes the views, so that the next server rebuilds them.
 func removeViews(b *testing.B, data string) {
 	b.Helper()
 	files, err := filepath.Glob(filepath.Join(data, viewsFile+"*"))
@@ -129,8 +130,8 @@ func removeViews(b *testing.B, data string) {
 	}
 }
 
-// peak is the most memory the process has had, in MiB, 0 where the kernel does
-// not say.
+// peak returns the peak memory of the process in MiB, or 0 if the kernel does not
+// report it.
 func peak(b *testing.B, p *process) float64 {
 	b.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))

@@ -22,12 +22,14 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// timeout is how long a test waits for what should happen at once.
+// timeout is how long a test waits for something that should happen immediately.
 const timeout = time.Minute
 
-// unfinished begins a request and leaves out its last byte.
+// unfinished sends a request without its last byte.
 func unfinished(t *testing.T, p *process) (finish func() *http.Response) {
 	t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
@@ -37,10 +39,10 @@ func unfinished(t *testing.T, p *process) (finish func() *http.Response) {
 	t.Cleanup(func() { conn.Close() })
 	body := `{"origin":"created","identities":[{"provider":"self","email":"slow@example.com"}]}`
 	fmt.Fprintf(conn, "POST /v1/accounts HTTP/1.1\r\nHost: ledger\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", p.key, len(body))
-	// That the server asks for the body shows that it has the request.
+	// The server requests the body after it has read the headers.
 	reader := bufio.NewReader(conn)
 	if line, err := reader.ReadString('\n'); err != nil || !strings.Contains(line, "100") {
-		t.Fatalf("the server says %q, %v", line, err)
+		t.Fatalf("the server answers %q, %v", line, err)
 	}
 	reader.ReadString('\n')
 	io.WriteString(conn, body[:len(body)-1])
@@ -54,7 +56,8 @@ func unfinished(t *testing.T, p *process) (finish func() *http.Response) {
 	}
 }
 
-// TestStopFinishesRequests: a request that has begun is answered, and durable.
+// TestStopFinishesRequests tests that a server that stops executes and answers a
+// request that has started.
 func TestStopFinishesRequests(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -69,32 +72,32 @@ func TestStopFinishesRequests(t *testing.T) {
 		t.Fatal(err)
 	}
 	if response := finish(); response.StatusCode != http.StatusCreated {
-		t.Errorf("a request under way at shutdown is answered %s", response.Status)
+		t.Errorf("a request in flight at shutdown is answered with %s", response.Status)
 	}
 	if err := p.wait(ctx); err != nil {
 		t.Fatalf("the server ended with %v\n%s", err, p.log)
 	}
 	// The last checkpoint covers everything.
 	if stdout := mustRun(t, "verify", "--data", data, "--json"); !strings.Contains(stdout, `"covered": 1`) {
-		t.Errorf("verify after shutdown says\n%s", stdout)
+		t.Errorf("verify after shutdown prints\n%s", stdout)
 	}
 }
 
-// TestStopEndsStreams: at the end of the server a stream of the feed ends like
-// any answer, and it is written down how far webhooks are: the next start sends
-// nothing again.
+// TestStopEndsStreams tests that a server that stops ends a stream of the feed
+// normally and stores the progress of webhooks, so that the next start repeats no
+// delivery.
 func TestStopEndsStreams(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	data := filepath.Join(t.TempDir(), "data")
-	told := make(chan string, 16)
-	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { told <- r.Header.Get("Ledger-Position") }))
+	delivered := make(chan string, 16)
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { delivered <- r.Header.Get("Ledger-Position") }))
 	defer receiver.Close()
 	await := func(want string) {
 		t.Helper()
 		select {
-		case is := <-told:
+		case is := <-delivered:
 			if is != want {
 				t.Errorf("the event at position %s is delivered, want %s", is, want)
 			}
@@ -124,20 +127,20 @@ func TestStopEndsStreams(t *testing.T) {
 	stream := bufio.NewReader(response.Body)
 	for line := ""; !strings.Contains(line, "USER_CREATED"); {
 		if line, err = stream.ReadString('\n'); err != nil {
-			t.Fatalf("the stream ends before it has told: %v", err)
+			t.Fatalf("the stream ended before the event: %v", err)
 		}
 	}
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.Copy(io.Discard, stream); err != nil {
-		t.Errorf("the stream is cut off: %v", err)
+		t.Errorf("the stream was aborted: %v", err)
 	}
 	if err := p.wait(ctx); err != nil {
 		t.Fatalf("the server ended with %v\n%s", err, p.log)
 	}
 	if strings.Contains(p.log.String(), "cut off") {
-		t.Errorf("something was cut off:\n%s", p.log)
+		t.Errorf("the server aborted something:\n%s", p.log)
 	}
 	if at, err := deliveryPosition(ctx, filepath.Join(data, deliveryFile)); err != nil || at != 2 {
 		t.Errorf("the webhook is at position %d, %v, want 2", at, err)
@@ -147,18 +150,19 @@ func TestStopEndsStreams(t *testing.T) {
 	await("3")
 }
 
-// TestSecondSignal: nobody waits for a client that does not finish.
+// TestSecondSignal tests that a second signal ends the wait for a client that does
+// not finish its request.
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	p := startServer(t, filepath.Join(t.TempDir(), "data"), "--shutdown-grace", "1h")
 	unfinished(t, p)
-	for _, says := range []string{"msg=stopping", `msg="stopping at once"`} {
+	for _, message := range []string{"msg=stopping", `msg="stopping immediately"`} {
 		if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.log.await(ctx, says); err != nil {
+		if err := p.log.await(ctx, message); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -167,14 +171,14 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
-// TestServeLeavesNothing runs a server in this process, and looks for what it
-// leaves behind.
+// TestServeLeavesNothing runs a server in this process, and checks that it leaves
+// no goroutines.
 func TestServeLeavesNothing(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	ctx, cancel := context.WithCancel(t.Context())
 	listening := newBuffer()
 	ended := make(chan error, 1)
-	c := config{Data: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", ShutdownGrace: timeout}
+	c := cli.Config{Data: filepath.Join(t.TempDir(), "data"), Listen: "127.0.0.1:0", ShutdownGrace: timeout}
 	go func() { ended <- serve(ctx, c, slog.New(slog.DiscardHandler), listening, nil) }()
 	wait, done := context.WithTimeout(t.Context(), timeout)
 	defer done()
@@ -193,8 +197,8 @@ func TestServeLeavesNothing(t *testing.T) {
 	goleak.VerifyNone(t, before, goleak.IgnoreAnyFunction("os/signal.loop"))
 }
 
-// TestSecrecy sends personal data to a server that logs all it can, and looks
-// for it in what the server wrote where it must not be.
+// TestSecrecy sends personal data to a server with log level debug, and checks
+// that it writes none to the log and to files that must not contain any.
 func TestSecrecy(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -206,7 +210,7 @@ func TestSecrecy(t *testing.T) {
 			t.Fatalf("%s %s: %v, %v, want %d: %s", method, path, response, err, want, text)
 		}
 	}
-	// A receiver that refuses each delivery and sends it back as the reason.
+	// The receiver refuses each delivery and echoes it as the reason.
 	refused := make(chan struct{}, 1<<10)
 	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
@@ -216,7 +220,7 @@ func TestSecrecy(t *testing.T) {
 	defer receiver.Close()
 	ask("POST", "/v1/webhooks", fmt.Sprintf(`{"url":%q,"events":["USER_*"],"format":"standard","payload":"full"}`, receiver.URL), http.StatusCreated)
 
-	var stored, sent []string // canaries: what is in accounts, and what was refused
+	var stored, sent []string // canaries: those in accounts, and those refused
 	for i := range 40 {
 		keep := func(format string) string {
 			stored = append(stored, fmt.Sprintf(format, i))
@@ -231,7 +235,7 @@ func TestSecrecy(t *testing.T) {
 			keep("E-canary-%d"), keep("saml-canary-%d"), keep("Givencanary%d"), keep("Familycanary%d"), keep("Nickcanary%d"), keep("canary.%d@example.com"),
 			keep("+4915112345%03d"), keep("usercanary%d"), keep("18%02d-03-01"), keep("Canary Street %d"), keep("Canarytown %d"))
 		ask("POST", "/v1/accounts", body, http.StatusCreated)
-		// What is refused is written nowhere either.
+		// Refused data must not be written either.
 		ask("POST", "/v1/accounts", body, http.StatusConflict)
 		ask("POST", "/v1/accounts", fmt.Sprintf(`{"origin":"created","identities":[{"provider":"self","email":%q}]}`, send("not-canary-%d-an-address")), http.StatusUnprocessableEntity)
 		ask("POST", "/v1/lookup", fmt.Sprintf(`{"identifier":%q,"type":"email"}`, send("nobody.canary%d@example.com")), http.StatusNotFound)
@@ -243,10 +247,10 @@ func TestSecrecy(t *testing.T) {
 	select {
 	case <-refused:
 	case <-time.After(timeout):
-		t.Fatal("the receiver was not asked")
+		t.Fatal("the receiver got no delivery")
 	}
 
-	// While the server runs, its write-ahead logs are there too.
+	// While the server runs, the write-ahead logs exist, too.
 	search := func(name string, canaries []string) (found []string) {
 		text, err := os.ReadFile(filepath.Join(data, name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -263,24 +267,24 @@ func TestSecrecy(t *testing.T) {
 	sealed := func() {
 		for _, name := range []string{logFile, logFile + "-wal", keysFile, keysFile + "-wal", deliveryFile, deliveryFile + "-wal"} {
 			if found := search(name, everything); len(found) > 0 {
-				t.Errorf("%s holds %d of %d canaries, %q among them", name, len(found), len(everything), found[0])
+				t.Errorf("%s contains %d of %d canaries, for example %q", name, len(found), len(everything), found[0])
 			}
 		}
 	}
 	sealed()
 	if info, err := os.Stat(filepath.Join(data, logFile+"-wal")); err != nil || info.Size() == 0 {
-		t.Errorf("there was no write-ahead log to look at: %v", err)
+		t.Errorf("there is no write-ahead log: %v", err)
 	}
 	if err := p.stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	sealed()
 	if found := search(viewsFile, stored); len(found) < len(stored) {
-		t.Errorf("views.db holds %d of the %d canaries that are in accounts: the search does not work", len(found), len(stored))
+		t.Errorf("views.db contains %d of the %d canaries in accounts: this test does not find them", len(found), len(stored))
 	}
 	text := p.log.String()
 	if !strings.Contains(text, `"level":"DEBUG"`) {
-		t.Errorf("nothing was logged at level debug")
+		t.Errorf("the server logged nothing at level debug")
 	}
 	for _, c := range everything {
 		if strings.Contains(text, c) {
@@ -289,8 +293,8 @@ func TestSecrecy(t *testing.T) {
 	}
 }
 
-// TestSlowLoris: whoever sends a head or a body byte by byte is not waited for,
-// and keeps nobody else from being answered.
+// TestSlowLoris tests that the server closes connections of clients that send
+// headers or a body very slowly, and meanwhile answers other clients.
 func TestSlowLoris(t *testing.T) {
 	t.Parallel()
 	p := startServer(t, filepath.Join(t.TempDir(), "data"))
@@ -301,7 +305,7 @@ func TestSlowLoris(t *testing.T) {
 	stop := make(chan struct{})
 	var trickling, ended sync.WaitGroup
 	if testing.Short() {
-		heads = heads[:1] // a body is waited for longer
+		heads = heads[:1] // the timeout of a body is longer
 	}
 	for i := range 40 {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
@@ -333,7 +337,7 @@ func TestSlowLoris(t *testing.T) {
 			}
 		})
 	}
-	p.create(t, "ada@example.com") // beside them all
+	p.create(t, "ada@example.com") // answered meanwhile
 	ended.Wait()
 	close(stop)
 	trickling.Wait()

@@ -9,24 +9,24 @@ import (
 	"time"
 )
 
-// lookEvery is how often at most the files of the certificate are looked at:
-// before a handshake, for nobody else needs them.
-const lookEvery = time.Second
+// checkInterval is the minimum time between two checks of the certificate's files.
+// A handshake triggers the check.
+const checkInterval = time.Second
 
-// certificate serves the certificate that is in two files. When they change,
-// new connections get the new one; those there are go on.
+// certificate is a TLS certificate in two files. When they change, new
+// connections use the new certificate, and open connections continue.
 type certificate struct {
 	certFile, keyFile string
 	now               func() time.Time
 	logger            *slog.Logger
 
 	mu      sync.Mutex
-	looked  time.Time
-	stamp   [2]fileStamp // of the files as they were read
+	checked time.Time
+	stamp   [2]fileStamp // of the files of current
 	current *tls.Certificate
 }
 
-// fileStamp tells a file that was replaced from the one before.
+// fileStamp changes when a file is replaced.
 type fileStamp struct {
 	modified time.Time
 	size     int64
@@ -41,9 +41,9 @@ func loadCertificate(certFile, keyFile string, now func() time.Time, logger *slo
 	return c, nil
 }
 
-// load reads the files if they are others than before.
+// load reads the files if they changed.
 func (c *certificate) load() error {
-	c.looked = c.now()
+	c.checked = c.now()
 	var stamp [2]fileStamp
 	for i, path := range []string{c.certFile, c.keyFile} {
 		info, err := os.Stat(path)
@@ -60,36 +60,36 @@ func (c *certificate) load() error {
 		return fmt.Errorf("tls: %s and %s: %w", c.certFile, c.keyFile, err)
 	}
 	if c.current != nil {
-		c.logger.Info("the certificate was reloaded", "notAfter", pair.Leaf.NotAfter)
+		c.logger.Info("reloaded the certificate", "notAfter", pair.Leaf.NotAfter)
 	}
 	c.current, c.stamp = &pair, stamp
 	return nil
 }
 
-// get is tls.Config's GetCertificate. A certificate that cannot be read, as
-// while one of its files is replaced and the other not yet, is looked at again
-// later; until then the one before is served.
+// get implements tls.Config.GetCertificate. If it cannot read the files, for
+// example while only one of them is replaced, it returns the previous certificate
+// and tries again later.
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.now().Sub(c.looked) >= lookEvery {
+	if c.now().Sub(c.checked) >= checkInterval {
 		if err := c.load(); err != nil {
-			c.logger.Warn("the certificate cannot be reloaded; the one before is served on", "err", err)
+			c.logger.Warn("cannot reload the certificate; the previous one stays in use", "err", err)
 		}
 	}
 	return c.current, nil
 }
 
-// again looks at the files now.
-func (c *certificate) again() {
+// reload checks the files now.
+func (c *certificate) reload() {
 	c.mu.Lock()
-	c.looked = time.Time{}
+	c.checked = time.Time{}
 	c.mu.Unlock()
 	c.get(nil)
 }
 
-// tlsConfig is how the server speaks TLS with the certificate: versions and
-// ciphers are Go's choice, which changes with what is safe.
+// tlsConfig returns the server's TLS configuration. Ciphers are Go's defaults,
+// which Go updates as recommendations change.
 func (c *certificate) tlsConfig() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}
 }

@@ -20,9 +20,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// writeCertificate writes a certificate for 127.0.0.1 that signs itself.
+// writeCertificate writes a self-signed certificate for 127.0.0.1.
 func writeCertificate(t *testing.T, certFile, keyFile, name string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -46,8 +48,8 @@ func writeCertificate(t *testing.T, certFile, keyFile, name string) {
 	}
 }
 
-// TestCertificateChanges holds that a certificate that is replaced is served to
-// new connections, one that is broken is not, and nobody is cut off.
+// TestCertificateChanges tests that new connections get a replaced certificate,
+// and the previous one while the new files are invalid.
 func TestCertificateChanges(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -68,8 +70,8 @@ func TestCertificateChanges(t *testing.T) {
 	}
 	change := func(write func()) {
 		write()
-		now = now.Add(lookEvery)
-		// Two writes within a tick of the file system's clock look the same.
+		now = now.Add(checkInterval)
+		// Two writes in one tick of the file system's clock have the same time.
 		if err := os.Chtimes(certFile, now, now); err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +81,7 @@ func TestCertificateChanges(t *testing.T) {
 	}
 	writeCertificate(t, certFile, keyFile, "second")
 	if got := served(); got != "first" {
-		t.Errorf("looks at the files at every handshake: serves %s", got)
+		t.Errorf("checks the files at every handshake: serves %s", got)
 	}
 	change(func() {})
 	if got := served(); got != "second" {
@@ -87,19 +89,19 @@ func TestCertificateChanges(t *testing.T) {
 	}
 	change(func() { os.WriteFile(certFile, []byte("half a certifi"), 0o600) })
 	if got := served(); got != "second" {
-		t.Errorf("serves %s after a change that was broken", got)
+		t.Errorf("serves %s after an invalid change", got)
 	}
 	change(func() { writeCertificate(t, certFile, keyFile, "third") })
 	if got := served(); got != "third" {
-		t.Errorf("serves %s after a change that mended it", got)
+		t.Errorf("serves %s after a valid change", got)
 	}
 	if _, err := loadCertificate(certFile, filepath.Join(dir, "none"), time.Now, slog.Default()); err == nil {
-		t.Error("a certificate without a key is taken")
+		t.Error("loadCertificate accepts a certificate without a key")
 	}
 }
 
-// TestServeTLS talks to a server over TLS, replaces its certificate, and has it
-// read its settings again.
+// TestServeTLS uses a server over TLS, replaces its certificate, and makes it read
+// its settings again.
 func TestServeTLS(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -126,7 +128,7 @@ func TestServeTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		io.Copy(io.Discard, response.Body) // or the connection is not used again
+		io.Copy(io.Discard, response.Body) // so that the connection can be reused
 		response.Body.Close()
 		return response
 	}
@@ -139,13 +141,13 @@ func TestServeTLS(t *testing.T) {
 	if err := p.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	for _, says := range []string{`msg="the certificate was reloaded"`, `msg="settings were read again"`, "restart=rate-limit"} {
-		if err := p.log.await(ctx, says); err != nil {
+	for _, message := range []string{`msg="reloaded the certificate"`, `msg="read the settings again"`, "restart=rate-limit"} {
+		if err := p.log.await(ctx, message); err != nil {
 			t.Fatalf("%v\n%s", err, p.log)
 		}
 	}
 	if r := get(); r.TLS.PeerCertificates[0].Subject.CommonName != "first" {
-		t.Error("a connection was cut when the certificate changed")
+		t.Error("a connection was closed when the certificate changed")
 	}
 	if err := p.log.await(ctx, "level=DEBUG"); err != nil {
 		t.Errorf("the log level did not change: %v", err)
@@ -154,38 +156,38 @@ func TestServeTLS(t *testing.T) {
 	if r := get(); r.TLS.PeerCertificates[0].Subject.CommonName != "second" {
 		t.Error("a new connection has the old certificate")
 	}
-	if code, out, errs := accountledger(t, "health", "--server", p.url, "--ca-file", certFile); code != exitOK {
-		t.Errorf("health of a server with a certificate of its own: %d, %s%s", code, out, errs)
+	if code, out, errs := accountledger(t, "health", "--server", p.url, "--ca-file", certFile); code != cli.ExitOK {
+		t.Errorf("health with --ca-file: %d, %s%s", code, out, errs)
 	}
-	if code, _, _ := accountledger(t, "health", "--server", p.url); code == exitOK {
-		t.Error("health trusts a certificate of nobody it knows")
+	if code, _, _ := accountledger(t, "health", "--server", p.url); code == cli.ExitOK {
+		t.Error("health trusts an unknown certificate")
 	}
 }
 
 func TestCheckListen(t *testing.T) {
 	for _, tt := range []struct {
-		config
+		cli.Config
 		ok bool
 	}{
-		{config{Listen: "127.0.0.1:0"}, true},
-		{config{Listen: "[::1]:0"}, true},
-		{config{Listen: "localhost:0"}, true},
-		{config{Listen: "0.0.0.0:0"}, false},
-		{config{Listen: ":0"}, false},
-		{config{Listen: "ledger.example:443"}, false},
-		{config{Listen: "0.0.0.0:0", InsecureListen: true}, true},
-		{config{Listen: "0.0.0.0:0", TLSCert: "c", TLSKey: "k"}, true},
-		{config{Listen: "127.0.0.1:0", TLSCert: "c"}, false},
-		{config{Listen: "127.0.0.1:0", TLSKey: "k"}, false},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example"}, false},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger"}, true},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "http://id.example", OIDCAudience: "ledger"}, false},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "http://127.0.0.1:9", OIDCAudience: "ledger"}, true},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger", OIDCAlgorithms: []string{"HS256"}}, false},
-		{config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger", OIDCAlgorithms: []string{"none"}}, false},
+		{cli.Config{Listen: "127.0.0.1:0"}, true},
+		{cli.Config{Listen: "[::1]:0"}, true},
+		{cli.Config{Listen: "localhost:0"}, true},
+		{cli.Config{Listen: "0.0.0.0:0"}, false},
+		{cli.Config{Listen: ":0"}, false},
+		{cli.Config{Listen: "ledger.example:443"}, false},
+		{cli.Config{Listen: "0.0.0.0:0", InsecureListen: true}, true},
+		{cli.Config{Listen: "0.0.0.0:0", TLSCert: "c", TLSKey: "k"}, true},
+		{cli.Config{Listen: "127.0.0.1:0", TLSCert: "c"}, false},
+		{cli.Config{Listen: "127.0.0.1:0", TLSKey: "k"}, false},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example"}, false},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger"}, true},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "http://id.example", OIDCAudience: "ledger"}, false},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "http://127.0.0.1:9", OIDCAudience: "ledger"}, true},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger", OIDCAlgorithms: []string{"HS256"}}, false},
+		{cli.Config{Listen: "127.0.0.1:0", OIDCIssuer: "https://id.example", OIDCAudience: "ledger", OIDCAlgorithms: []string{"none"}}, false},
 	} {
-		if err := checkServe(tt.config); (err == nil) != tt.ok {
-			t.Errorf("checkServe(%+v) = %v", tt.config, err)
+		if err := checkServe(tt.Config); (err == nil) != tt.ok {
+			t.Errorf("checkServe(%+v) = %v", tt.Config, err)
 		}
 	}
 }

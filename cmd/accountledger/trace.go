@@ -17,28 +17,27 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
-	"accountledger/eventstore/sqlite"
 	"accountledger/httpapi"
 	"accountledger/projections"
 	"accountledger/projections/webhooks"
 )
 
-// tracing makes spans of what the packages tell: a request, the commands and
-// appends it leads to, the views that show their events, and the deliveries of
-// these, all in one trace. This is the one place that knows of OpenTelemetry;
-// a nil *tracing traces nothing and costs nothing.
+// tracing makes spans from the hooks of the packages: a request, its commands and
+// appends, the views that apply the events, and their deliveries, all in one
+// trace. No other file uses OpenTelemetry. A nil *tracing traces nothing.
 //
-// A span says nothing that is personal, and names no account: the kinds of
-// things, positions, and random ids.
+// Spans hold no personal data and name no account. They hold kinds of things,
+// positions and random ids.
 type tracing struct {
 	provider *sdktrace.TracerProvider
 	tracer   trace.Tracer
 	started  time.Time
 }
 
-// Attributes beside those of OpenTelemetry's semantic conventions. Which span
-// has which is in docs/operation.md.
+// Attributes in addition to those of OpenTelemetry's semantic conventions.
+// docs/operation.md lists the attributes of each span.
 const (
 	traceRequest   = attribute.Key("accountledger.request")
 	traceCommand   = attribute.Key("accountledger.command")
@@ -50,32 +49,33 @@ const (
 	traceEvents    = attribute.Key("accountledger.events")
 )
 
-// tracingWanted reports whether the environment says where spans are sent to.
+// tracingWanted reports whether the environment enables tracing.
 func tracingWanted() bool {
 	return (os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != "") &&
 		os.Getenv("OTEL_SDK_DISABLED") != "true" && os.Getenv("OTEL_TRACES_EXPORTER") != "none"
 }
 
-// newTracing makes spans if and as the environment asks for it, by the
-// variables that OpenTelemetry defines, and sends them over OTLP and HTTP.
+// newTracing returns a tracing configured by OpenTelemetry's environment
+// variables, or nil if they do not enable it. It exports spans with OTLP over
+// HTTP.
 func newTracing(ctx context.Context, logger *slog.Logger) (*tracing, error) {
 	if !tracingWanted() {
 		return nil, nil
 	}
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"} {
 		if protocol := os.Getenv(name); protocol != "" && protocol != "http/protobuf" {
-			return nil, usagef("%s is %q; it can be http/protobuf", name, protocol)
+			return nil, cli.Usagef("%s is %q; it must be http/protobuf", name, protocol)
 		}
 	}
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
-	// It is the library's only way to say so, and one for the whole process.
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("spans are lost", "err", err) }))
+	// The library reports lost spans only to this handler of the whole process.
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("spans were lost", "err", err) }))
 	described, err := resource.New(ctx, resource.WithTelemetrySDK(),
 		resource.WithAttributes(attribute.String("service.name", "accountledger"), attribute.String("service.version", version())),
-		resource.WithFromEnv()) // what the environment says wins
+		resource.WithFromEnv()) // the environment wins
 	if err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
@@ -87,12 +87,12 @@ func tracingWith(options ...sdktrace.TracerProviderOption) *tracing {
 	return &tracing{provider: provider, tracer: provider.Tracer("accountledger"), started: time.Now()}
 }
 
-// close sends what is left, if somebody takes it now.
+// close sends the remaining spans, unless the collector takes too long.
 func (t *tracing) close() error {
 	if t == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), moment)
+	ctx, cancel := context.WithTimeout(context.Background(), minGrace)
 	defer cancel()
 	if err := t.provider.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("traces: %w", err)
@@ -100,7 +100,7 @@ func (t *tracing) close() error {
 	return nil
 }
 
-// hook is f, or nil where nothing is traced, so that nobody is told anything.
+// hook returns f, or nil if t is nil, so that packages skip the hook.
 func hook[F any](t *tracing, f F) F {
 	if t == nil {
 		var none F
@@ -109,13 +109,13 @@ func hook[F any](t *tracing, f F) F {
 	return f
 }
 
-// within is ctx in the trace that a traceparent names, or ctx where it names
-// none. Of what others may send along, tracestate and baggage, nothing is kept.
+// within returns ctx in the trace of a traceparent, or ctx if that is empty or
+// invalid. It ignores tracestate and baggage, which clients control.
 func within(ctx context.Context, traceparent string) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
 }
 
-// traceparentOf is where ctx stands in its trace, "" unless that is sampled.
+// traceparentOf returns the traceparent of ctx, "" unless its trace is sampled.
 func traceparentOf(ctx context.Context) string {
 	if !trace.SpanContextFromContext(ctx).IsSampled() {
 		return ""
@@ -125,8 +125,8 @@ func traceparentOf(ctx context.Context) string {
 	return carrier["traceparent"]
 }
 
-// over makes a span of what is over, in the trace of ctx if there is one.
-func (t *tracing) over(ctx context.Context, name string, begun, ended time.Time, attributes ...attribute.KeyValue) context.Context {
+// record makes a span of something that has ended, if the trace of ctx is sampled.
+func (t *tracing) record(ctx context.Context, name string, begun, ended time.Time, attributes ...attribute.KeyValue) context.Context {
 	if !trace.SpanContextFromContext(ctx).IsSampled() {
 		return ctx
 	}
@@ -152,29 +152,29 @@ func (t *tracing) executed(ctx context.Context, x domain.Executed) {
 		return
 	}
 	now := time.Now()
-	t.over(ctx, "command "+x.Command, now.Add(-x.Duration), now, traceCommand.String(x.Command), traceOutcome.String(x.Outcome))
+	t.record(ctx, "command "+x.Command, now.Add(-x.Duration), now, traceCommand.String(x.Command), traceOutcome.String(x.Outcome))
 }
 
-// appended makes two spans: what the append took for its caller, and in it the
-// transaction, which it shared. Before that it waited in the queue.
-func (t *tracing) appended(ctx context.Context, a sqlite.Appended) {
+// appended makes two spans: the append, which includes the wait in the queue, and
+// in it the transaction, which appends may share.
+func (t *tracing) appended(ctx context.Context, a appended) {
 	outcome, events := appendDone, int64(0)
 	if a.Err != nil {
 		outcome = appendRefused
 	} else {
 		events = int64(a.Receipt.Last-a.Receipt.First) + 1
 	}
-	ctx = t.over(ctx, "append", a.Came, a.Ended, traceOutcome.String(outcome), traceEvents.Int64(events), tracePosition.Int64(int64(a.Receipt.First)))
-	t.over(ctx, "commit", a.Begun, a.Ended)
+	ctx = t.record(ctx, "append", a.Came, a.Ended, traceOutcome.String(outcome), traceEvents.Int64(events), tracePosition.Int64(int64(a.Receipt.First)))
+	t.record(ctx, "commit", a.Begun, a.Ended)
 }
 
-// applied leaves out what was recorded before the start: views that are made
-// anew are not part of the requests of then.
+// applied makes a span of a view that applied an event. It ignores events that
+// were recorded before the start: a rebuild is not part of their requests.
 func (t *tracing) applied(a projections.Applied) {
 	if a.Entry.Time.Before(t.started) {
 		return
 	}
-	t.over(within(context.Background(), a.Entry.Meta.Traceparent), "view "+a.View, a.Begun, a.Ended,
+	t.record(within(context.Background(), a.Entry.Meta.Traceparent), "view "+a.View, a.Begun, a.Ended,
 		traceView.String(a.View), traceEventType.String(a.Entry.Type), tracePosition.Int64(int64(a.Entry.Position)))
 }
 

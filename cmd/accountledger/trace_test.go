@@ -24,16 +24,16 @@ import (
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/httpapi"
 )
 
-// spans keeps the spans that have ended. It is an exporter that can be waited
-// for.
+// spans is an exporter that keeps the spans that have ended.
 type spans struct {
 	mu   sync.Mutex
 	all  tracetest.SpanStubs
-	more chan struct{} // closed, and replaced, when there are more
+	more chan struct{} // closed and replaced when there are more
 }
 
 func newSpans() *spans { return &spans{more: make(chan struct{})} }
@@ -49,7 +49,8 @@ func (s *spans) ExportSpans(_ context.Context, ended []sdktrace.ReadOnlySpan) er
 
 func (s *spans) Shutdown(context.Context) error { return nil }
 
-// of are the spans of a trace, by name; there are some of each name then.
+// of returns the spans of a trace by name. It waits until there is one of each of
+// names.
 func (s *spans) of(t *testing.T, trace string, names ...string) map[string]tracetest.SpanStubs {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -70,12 +71,12 @@ func (s *spans) of(t *testing.T, trace string, names ...string) map[string]trace
 		select {
 		case <-more:
 		case <-ctx.Done():
-			t.Fatalf("no span of each of %q, there is %v", names, found)
+			t.Fatalf("there are not spans of all names %q, but %v", names, found)
 		}
 	}
 }
 
-// traced is a server in this process that makes spans.
+// traced is a server in this process with tracing.
 type traced struct {
 	*ledger
 	url, key string
@@ -85,7 +86,7 @@ type traced struct {
 
 func startTraced(t *testing.T, data string) *traced {
 	t.Helper()
-	c := config{Data: data, WebhookAllow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
+	c := cli.Config{Data: data, WebhookAllow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
 	logger := slog.New(slog.DiscardHandler)
 	s := &traced{spans: newSpans()}
 	var err error
@@ -95,7 +96,7 @@ func startTraced(t *testing.T, data string) *traced {
 	if err := httpapi.Bootstrap(t.Context(), s.keys, s.dir.path(adminKeyFile)); err != nil {
 		t.Fatal(err)
 	}
-	if s.key, err = readTrimmed(s.dir.path(adminKeyFile)); err != nil {
+	if s.key, err = cli.ReadTrimmed(s.dir.path(adminKeyFile)); err != nil {
 		t.Fatal(err)
 	}
 	serving := httptest.NewServer(newServer(c, s.ledger, logger).Handler)
@@ -117,7 +118,7 @@ func startTraced(t *testing.T, data string) *traced {
 	return s
 }
 
-// ask sends a request with a traceparent, and returns what is answered.
+// ask sends a request with a traceparent and returns the answer.
 func (s *traced) ask(t *testing.T, traceparent, key, method, path, body string, want int) []byte {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, s.url+path, strings.NewReader(body))
@@ -145,7 +146,7 @@ func (s *traced) ask(t *testing.T, traceparent, key, method, path, body string, 
 	return text
 }
 
-// traceparents of the stream of an account, one for each event.
+// traceparents returns the traceparent of each event of an account.
 func (s *traced) traceparents(t *testing.T, sub string) (all []string) {
 	t.Helper()
 	for rec, err := range s.log.ReadStream(t.Context(), domain.AccountStream(sub), 0) {
@@ -157,7 +158,7 @@ func (s *traced) traceparents(t *testing.T, sub string) (all []string) {
 			t.Fatal(err)
 		}
 		if there := bytes.Contains(rec.Clear, []byte(`"traceparent"`)); there != (entry.Meta.Traceparent != "") {
-			t.Errorf("the clear part has a traceparent: %t; it is %q", there, entry.Meta.Traceparent)
+			t.Errorf("the clear part contains a traceparent: %t; the traceparent is %q", there, entry.Meta.Traceparent)
 		}
 		all = append(all, entry.Meta.Traceparent)
 	}
@@ -169,14 +170,14 @@ type spanRow struct {
 	attributes    []attribute.Key
 }
 
-// spanTable is every span there is, and all that one may say.
+// spanTable lists all spans and their attributes.
 var spanTable = []spanRow{
-	{"<method> <route>", "A request, from its coming to its answer; by the pattern of its path.", []attribute.Key{"http.request.method", "http.route", "http.response.status_code", traceRequest}},
-	{"command <type>", "Deciding, appending and all the waiting for that.", []attribute.Key{traceCommand, traceOutcome}},
-	{"append", "From coming into the log's queue until it is durable.", []attribute.Key{traceOutcome, traceEvents, tracePosition}},
-	{"commit", "Within it, the transaction, which others may share. What is before was waiting.", nil},
-	{"view <view>", "A view's applying the event, until a query sees it.", []attribute.Key{traceView, traceEventType, tracePosition}},
-	{"deliver <event>", "An attempt to tell a webhook's receiver; one of a batch for each of its events.", []attribute.Key{traceWebhook, traceEventType, tracePosition, traceOutcome, "http.response.status_code"}},
+	{"<method> <route>", "A request, from its arrival to its answer, named by the pattern of its path.", []attribute.Key{"http.request.method", "http.route", "http.response.status_code", traceRequest}},
+	{"command <type>", "A command: the decision, the append, and all waits.", []attribute.Key{traceCommand, traceOutcome}},
+	{"append", "An append, from entering the log's queue until it is durable.", []attribute.Key{traceOutcome, traceEvents, tracePosition}},
+	{"commit", "The transaction of the append, which other appends may share. The time before it is the wait in the queue.", nil},
+	{"view <view>", "A view applies the event, until queries include it.", []attribute.Key{traceView, traceEventType, tracePosition}},
+	{"deliver <event>", "A delivery attempt; a batch has one for each of its events.", []attribute.Key{traceWebhook, traceEventType, tracePosition, traceOutcome, "http.response.status_code"}},
 }
 
 const (
@@ -184,9 +185,9 @@ const (
 	callersSpan  = "00f067aa0ba902b7"
 )
 
-// TestTrace follows a request through its trace: command, append, views and
-// deliveries, up to the receivers; and one that is not sampled, and one of
-// nobody, which leave no trace. Nothing personal is in a span.
+// TestTrace checks the trace of a request: command, append, views and deliveries,
+// up to the receivers. A request that is not sampled, or whose caller is not
+// admitted, has no spans. Spans contain no personal data.
 func TestTrace(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -221,11 +222,11 @@ func TestTrace(t *testing.T) {
 	found := s.spans.of(t, callersTrace, "POST /v1/accounts", "command CreateAccount", "append", "commit", "view accounts", "deliver USER_CREATED")
 	root := found["POST /v1/accounts"][0]
 	if root.Parent.SpanID().String() != callersSpan {
-		t.Errorf("the request's span is below %s, not the caller's", root.Parent.SpanID())
+		t.Errorf("the parent of the request's span is %s, not the caller's", root.Parent.SpanID())
 	}
 	for _, name := range []string{"command CreateAccount", "append", "view accounts", "deliver USER_CREATED"} {
 		if parent := found[name][0].Parent.SpanID(); parent != root.SpanContext.SpanID() {
-			t.Errorf("%s is below %s, not below the request", name, parent)
+			t.Errorf("the parent of %s is %s, not the request", name, parent)
 		}
 	}
 	commit, queued := found["commit"][0], found["append"][0]
@@ -241,22 +242,22 @@ func TestTrace(t *testing.T) {
 		r := <-received
 		sent = append(sent, r.header.Get("traceparent"))
 		if is := strings.Contains(r.body, fmt.Sprintf(`"traceparent":%q`, event)); is != strings.Contains(r.body, `"specversion"`) {
-			t.Errorf("the event's traceparent is there: %t: %s", is, r.body)
+			t.Errorf("the body contains the event's traceparent: %t: %s", is, r.body)
 		}
 		if r.header.Get("tracestate")+r.header.Get("baggage") != "" {
-			t.Errorf("a stranger's words are passed on: %v", r.header)
+			t.Errorf("headers of the client are forwarded: %v", r.header)
 		}
 	}
 	s.stop() // every span has ended
 	for _, x := range s.spans.of(t, callersTrace)["deliver USER_CREATED"] {
 		want := "00-" + callersTrace + "-" + x.SpanContext.SpanID().String() + "-01"
 		if !slices.Contains(sent, want) {
-			t.Errorf("the receivers were sent %v, not %s", sent, want)
+			t.Errorf("the receivers got %v, not %s", sent, want)
 		}
 	}
 
-	// Views that are made again are nobody's request, and what is not sampled,
-	// or not let in, makes no spans.
+	// Rebuilds of views, requests that are not sampled, and requests whose caller
+	// is not admitted have no spans.
 	if err := os.Remove(filepath.Join(data, viewsFile)); err != nil {
 		t.Fatal(err)
 	}
@@ -268,13 +269,13 @@ func TestTrace(t *testing.T) {
 	s2.ask(t, "00-"+stranger+"-"+callersSpan+"-01", s2.key, "GET", "/readyz", "", http.StatusOK)
 	for range 3 {
 		if r := <-received; r.header.Get("traceparent") != "" || strings.Contains(r.body, "traceparent") {
-			t.Errorf("what is not sampled is passed on: %v %s", r.header, r.body)
+			t.Errorf("a delivery without sampling has a traceparent: %v %s", r.header, r.body)
 		}
 	}
 	if is := s2.traceparents(t, quiet); !slices.Equal(is, []string{""}) {
 		t.Errorf("an event that is not sampled has the traceparent %v", is)
 	}
-	// What is not well-formed is no traceparent: a new trace begins.
+	// An invalid traceparent starts a new trace.
 	s2.ask(t, "canary-traceparent", s2.key, "GET", "/v1/accounts/canary-in-path", "", http.StatusNotFound)
 	s2.ask(t, "", s2.key, "PATCH", "/v1/accounts/"+sub, `{"identity":{"nickname":"canary-nick"}}`, http.StatusOK)
 	s2.stop()
@@ -284,11 +285,11 @@ func TestTrace(t *testing.T) {
 	}
 	for _, trace := range []string{callersTrace, unsampled, stranger} {
 		if none := s2.spans.of(t, trace); len(none) > 0 {
-			t.Errorf("trace %s goes on: %v", trace, none)
+			t.Errorf("trace %s has spans: %v", trace, none)
 		}
 	}
 	if lost := s2.spans.named("GET /v1/accounts/:sub"); len(lost) != 1 || lost[0].Parent.IsValid() {
-		t.Errorf("a traceparent that is none is believed: %v", lost)
+		t.Errorf("an invalid traceparent is used: %v", lost)
 	}
 	mustRun(t, "verify", "--data", data)
 
@@ -305,13 +306,13 @@ func TestTrace(t *testing.T) {
 		}
 		for _, a := range x.Attributes {
 			if !slices.Contains(spanTable[i].attributes, a.Key) {
-				t.Errorf("%s says %s, which the table has not", x.Name, a.Key)
+				t.Errorf("%s has the attribute %s, which is not in the table", x.Name, a.Key)
 			}
 		}
 		text := fmt.Sprintf("%+v", x)
 		for _, c := range canaries {
 			if strings.Contains(text, c) {
-				t.Errorf("a span says %q: %s", c, text)
+				t.Errorf("a span contains %q: %s", c, text)
 			}
 		}
 	}
@@ -328,8 +329,8 @@ func (s *spans) named(name string) (all tracetest.SpanStubs) {
 	return all
 }
 
-// TestTraceExport: a server that the environment names a collector to sends
-// its spans there, the last ones when it stops.
+// TestTraceExport tests that a server sends its spans to the collector in the
+// environment, the last ones when it stops.
 func TestTraceExport(t *testing.T) {
 	var mu sync.Mutex
 	names, services := map[string]int{}, map[string]int{}
@@ -379,11 +380,11 @@ func TestTraceExport(t *testing.T) {
 		}
 	}
 	if services["service.name=accountledger"] == 0 || services["deployment.environment.name=test"] == 0 {
-		t.Errorf("the collector is not told who sends: %v", services)
+		t.Errorf("the spans do not name the service: %v", services)
 	}
 
 	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-	if code, _, stderr := accountledger(t, "serve", "--data", t.TempDir(), "--listen", "127.0.0.1:0"); code != exitUsage || !strings.Contains(stderr, "http/protobuf") {
-		t.Errorf("a protocol that is not spoken: exit code %d: %s", code, stderr)
+	if code, _, stderr := accountledger(t, "serve", "--data", t.TempDir(), "--listen", "127.0.0.1:0"); code != cli.ExitUsage || !strings.Contains(stderr, "http/protobuf") {
+		t.Errorf("an unsupported protocol: exit code %d: %s", code, stderr)
 	}
 }

@@ -15,17 +15,18 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
-// TestTranscripts does what the transcripts show: commands against a server of
-// each transcript's own, with what they print and their exit codes. Transcripts
-// are in testdata/commands, and in docs/commands.md between ```console and ```.
-// Rewrite what is printed with -update.
+// TestTranscripts runs the commands in each transcript against a new server and
+// compares their output and exit codes. Transcripts are in testdata/commands, and
+// in docs/commands.md between ```console and ```. Use -update to rewrite the output.
 //
-// A line "$ accountledger ..." runs the program, with ./data/admin.key as the
-// server's key; "$ cat > FILE" writes a file, and "$ export NAME=value" sets a
-// variable. What follows as <<'EOF' is standard input. What comes out different
-// each time is shown as transcript.shown says.
+// A line "$ accountledger ..." runs the program, with the key in ./data/admin.key;
+// "$ cat > FILE" writes a file, and "$ export NAME=value" sets a variable. A here
+// document (<<'EOF') is standard input. Values that differ in each run, like ids,
+// are replaced.
 func TestTranscripts(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../../testdata/commands/*.txt")
@@ -45,24 +46,24 @@ func TestTranscripts(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("other than in %s; run go test -update if that is meant (-there +now):\n%s", file, diff)
+				t.Errorf("the output differs from %s; run go test -update to accept it (-want +got):\n%s", file, diff)
 			}
 		})
 	}
 }
 
-// transcript is a transcript while it is replayed.
+// transcript is a transcript that is replayed.
 type transcript struct {
 	t      *testing.T
 	dir    string
 	server *process
 	env    []string
-	real   []string // ids, keys and addresses, and
-	shown  []string // what they are shown as
+	real   []string // ids, keys and URLs in the output
+	shown  []string // their replacements in the transcript
 	ids    int
 }
 
-// What the server and a webhook's receiver are shown as.
+// The replacements of URLs and times.
 const (
 	shownServer   = "http://127.0.0.1:8080"
 	shownReceiver = "http://127.0.0.1:49900"
@@ -90,7 +91,7 @@ func newTranscript(t *testing.T) *transcript {
 	}))
 	t.Cleanup(receiver.Close)
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, envPrefix) {
+		if !strings.HasPrefix(v, cli.EnvPrefix) {
 			x.env = append(x.env, v)
 		}
 	}
@@ -105,7 +106,8 @@ func newTranscript(t *testing.T) *transcript {
 	return x
 }
 
-// replay returns the transcript as it is now.
+// replay runs the commands in text and returns text with their current output. If
+// marked, the commands are between ```console and ```.
 func (x *transcript) replay(text string, marked bool) string {
 	x.t.Helper()
 	var out strings.Builder
@@ -140,8 +142,8 @@ func (x *transcript) replay(text string, marked bool) string {
 	return out.String()
 }
 
-// do carries out a command and returns what it prints. It is given time to
-// print what is wanted where it changes nothing: deliveries take a moment.
+// do runs a command and returns its output. It repeats a command that only reads
+// until the output is as wanted, because deliveries take a moment.
 func (x *transcript) do(command, input, want string) string {
 	x.t.Helper()
 	words := x.words(command)
@@ -168,7 +170,7 @@ func (x *transcript) do(command, input, want string) string {
 	}
 }
 
-// separator is the empty line after what a command printed.
+// separator returns the empty line after the output of a command, if it has one.
 func separator(printed string) string {
 	if printed == "\n" || strings.HasSuffix(printed, "\n\n") {
 		return "\n"
@@ -176,7 +178,7 @@ func separator(printed string) string {
 	return ""
 }
 
-// words are a command's, as a shell has them, as far as single quotes go.
+// words splits a command into words like a shell, but supports only single quotes.
 func (x *transcript) words(command string) []string {
 	var all []string
 	for i, part := range strings.Split(command, "'") {
@@ -208,8 +210,8 @@ func replaceAll(text string, from, to []string) string {
 	return text
 }
 
-// run runs the program and returns what it prints, and its exit code if that
-// is not 0, as it is shown.
+// run runs the program and returns its output with replacements, and its exit code
+// unless that is 0.
 func (x *transcript) run(args []string, input string) string {
 	x.t.Helper()
 	ctx, cancel := context.WithTimeout(x.t.Context(), timeout)
@@ -221,7 +223,7 @@ func (x *transcript) run(args []string, input string) string {
 		x.t.Fatal(err)
 	}
 	if _, reason, failed := strings.Cut(string(out), "accountledger: "); failed && volatileKey.MatchString(reason) {
-		x.t.Errorf("accountledger %s: an error has a key", strings.Join(args[:2], " "))
+		x.t.Errorf("accountledger %s: an error message contains a key", strings.Join(args[:2], " "))
 	}
 	printed := x.volatile(string(out))
 	if code := cmd.ProcessState.ExitCode(); code != 0 {
@@ -230,8 +232,8 @@ func (x *transcript) run(args []string, input string) string {
 	return printed
 }
 
-// volatile shows what is different each time: ids and keys in the order in
-// which they came, and times as one.
+// volatile replaces values that differ in each run: it numbers ids and keys in the
+// order of their appearance, and makes all times the same.
 func (x *transcript) volatile(text string) string {
 	text = replaceAll(text, x.real, x.shown)
 	named := func(pattern *regexp.Regexp, name func(real string, n int) string) {

@@ -29,35 +29,34 @@ import (
 )
 
 var (
-	keepName    = flag.String("keep", "", "name under which TestKeepDirectory keeps a data directory for the versions to come")
-	keepProgram = flag.String("program", "", "program that TestKeepDirectory lets write it")
+	keepName    = flag.String("keep", "", "name under which TestKeepDirectory stores a data directory")
+	keepProgram = flag.String("program", "", "program that writes the data directory for TestKeepDirectory")
 )
 
-// directories has the data directories that older versions wrote, one archive
-// each: data/, and beside it kept.json.
+// directories contains an archive for each data directory that an older version
+// wrote: data/ and kept.json.
 const directories = "../../testdata/directories"
 
-// An archive stays in the repository for good: so few people are in one, and so
-// many bytes at most.
+// Limits of an archive, because it stays in the repository forever.
 const (
 	keptPeople = 60
 	keptLimit  = 250 << 10
 )
 
-// kept is what the version that wrote a directory said of it.
+// kept describes a data directory; the version that wrote it made the description.
 type kept struct {
 	Head     int64                     `json:"head"`     // position of its last event
 	Accounts map[string]jsontext.Value `json:"accounts"` // by sub; null: erased
 }
 
-// TestUpgrade starts today's server on what older versions have left: the log
-// verifies, every account is as it was, the views are as a rebuild makes them,
-// and accounts and deliveries go on where they were.
+// TestUpgrade starts the current server on data directories of older versions: the
+// log verifies, every account is unchanged, the views equal a rebuild, accounts
+// can be changed, and deliveries continue where they stopped.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	archives, err := filepath.Glob(directories + "/*.tar.gz")
 	if err != nil || len(archives) < 3 {
-		t.Fatalf("only %d directories are kept: %v", len(archives), err)
+		t.Fatalf("there are only %d directories: %v", len(archives), err)
 	}
 	for _, archive := range archives {
 		t.Run(strings.TrimSuffix(filepath.Base(archive), ".tar.gz"), func(t *testing.T) {
@@ -87,7 +86,7 @@ func upgrade(t *testing.T, data string, was kept) {
 	}
 	for i, sub := range slices.Sorted(maps.Keys(was.Accounts)) {
 		path := "/v1/accounts/" + sub
-		if i == 0 { // the views may have to be made again
+		if i == 0 { // the server may have to rebuild the views
 			path += fmt.Sprintf("?min_position=%d&wait=30", was.Head)
 		}
 		if string(was.Accounts[sub]) == "null" {
@@ -100,14 +99,14 @@ func upgrade(t *testing.T, data string, was kept) {
 	}
 	mustRun(t, "check", "--data", data, "--views")
 
-	// Deliveries go on: what is new is told, and nothing again.
-	told := make(chan string, 16)
+	// Deliveries continue with new events and repeat none.
+	received := make(chan string, 16)
 	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if position, err := strconv.ParseInt(r.Header.Get("Ledger-Position"), 10, 64); err != nil || position <= was.Head {
-			t.Errorf("position %d is delivered, which was before: %v", position, err)
+			t.Errorf("position %d is delivered again: %v", position, err)
 		}
-		told <- string(body)
+		received <- string(body)
 	}))
 	defer receiver.Close()
 	var hooks struct {
@@ -124,26 +123,26 @@ func upgrade(t *testing.T, data string, was kept) {
 	sub := p.create(t, "upgraded@example.com")
 	for range hooks.Webhooks {
 		select {
-		case body := <-told:
+		case body := <-received:
 			if !strings.Contains(body, `"USER_CREATED"`) || !strings.Contains(body, sub) {
-				t.Errorf("told of something else: %s", body)
+				t.Errorf("another event is delivered: %s", body)
 			}
 		case <-ctx.Done():
 			t.Fatalf("nothing is delivered\n%s", p.log)
 		}
 	}
-	// An account of then can be changed now.
+	// An old account can be changed.
 	ask("PATCH", "/v1/accounts/"+first(t, was), `{"identity":{"nickname":"upgraded"}}`, http.StatusOK)
 	if err := p.stop(ctx); err != nil {
 		t.Fatalf("the server ended with %v\n%s", err, p.log)
 	}
 	var v verified
 	if err := json.Unmarshal([]byte(mustRun(t, "verify", "--data", data, "--json")), &v); err != nil || v.Events <= was.Head || v.Covered != v.Events {
-		t.Errorf("%d events after %d, %d of them under a signature: %v", v.Events, was.Head, v.Covered, err)
+		t.Errorf("%d events after %d, %d of them covered by a checkpoint: %v", v.Events, was.Head, v.Covered, err)
 	}
 }
 
-// first is an account of the directory that has one identity.
+// first returns an account of the directory that has one identity.
 func first(t *testing.T, was kept) string {
 	t.Helper()
 	for _, sub := range slices.Sorted(maps.Keys(was.Accounts)) {
@@ -156,8 +155,8 @@ func first(t *testing.T, was kept) string {
 	return ""
 }
 
-// missing says what of was is not in is, which may have more members: "" for
-// nothing.
+// missing returns the parts of was that are not in is, or "". is may have more
+// members.
 func missing(was, is any, path string) string {
 	switch was := was.(type) {
 	case map[string]any:
@@ -199,12 +198,12 @@ func decoded(t *testing.T, text []byte) (v any) {
 	return v
 }
 
-// TestKeepDirectory keeps a data directory as a version of the program writes
-// it, and what the program says of each account. It is not a test; the Makefile
-// says how it is called.
+// TestKeepDirectory stores a data directory written by a version of the program,
+// and the accounts as that version shows them. It is not a test; the target
+// directory of the Makefile runs it.
 func TestKeepDirectory(t *testing.T) {
 	if *keepName == "" {
-		t.Skip("there is nothing to keep")
+		t.Skip("-keep is not set")
 	}
 	dir := t.TempDir()
 	data, people := filepath.Join(dir, "data"), filepath.Join(dir, "people.json")
@@ -232,20 +231,20 @@ func TestKeepDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	live(t, p)
-	say := said(t, p)
+	accounts := accountsOf(t, p)
 	if err := p.stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	pack(t, filepath.Join(directories, *keepName+".tar.gz"), data, say)
+	pack(t, filepath.Join(directories, *keepName+".tar.gz"), data, accounts)
 }
 
-// live leads a life on a ledger, as far as its version knows of it: what it
-// answers with 404 or 405 it has never heard of. Add what a release brings.
+// live uses all features of a ledger. It skips those that its version does not
+// have, which answers with 404 or 405. Add the features of each release.
 func live(t *testing.T, p *process) {
-	told := make(chan string, 1<<10)
+	received := make(chan string, 1<<10)
 	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		told <- string(body)
+		received <- string(body)
 	}))
 	defer receiver.Close()
 	ask := func(method, path, body string) (sub string) {
@@ -255,7 +254,7 @@ func live(t *testing.T, p *process) {
 		case err != nil:
 			t.Fatal(err)
 		case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusMethodNotAllowed:
-			t.Logf("not known: %s %s", method, path)
+			t.Logf("not supported: %s %s", method, path)
 		case response.StatusCode >= 300:
 			t.Fatalf("%s %s: %s: %s", method, path, response.Status, text)
 		}
@@ -300,17 +299,17 @@ func live(t *testing.T, p *process) {
 	last := p.create(t, "last@example.com")
 	for {
 		select {
-		case body := <-told:
+		case body := <-received:
 			if strings.Contains(body, last) {
-				return // in the order of an account only, but nothing fails
+				return // events of an account are ordered, and no delivery fails
 			}
 		case <-time.After(timeout):
-			t.Fatalf("the receiver is not told of the last account\n%s", p.log)
+			t.Fatalf("the receiver did not get the last account\n%s", p.log)
 		}
 	}
 }
 
-// firstIdentity is the id of an account's first identity.
+// firstIdentity returns the id of an account's first identity.
 func firstIdentity(t *testing.T, p *process, path string) string {
 	t.Helper()
 	_, text, err := p.do(t.Context(), "GET", path, "")
@@ -324,8 +323,9 @@ func firstIdentity(t *testing.T, p *process, path string) string {
 	return account.Identities[0].IdentityID
 }
 
-// said asks a server for all its accounts, which it finds in the feed.
-func said(t *testing.T, p *process) kept {
+// accountsOf returns all accounts of a server as the API shows them. It finds them
+// in the feed.
+func accountsOf(t *testing.T, p *process) kept {
 	t.Helper()
 	is := kept{Accounts: map[string]jsontext.Value{}}
 	var page struct {
@@ -372,7 +372,7 @@ func said(t *testing.T, p *process) kept {
 	return is
 }
 
-// pack makes the archive of a data directory.
+// pack returns the archive of a data directory.
 func pack(t *testing.T, archive, data string, is kept) {
 	t.Helper()
 	var packed bytes.Buffer
@@ -413,7 +413,7 @@ func pack(t *testing.T, archive, data string, is kept) {
 		t.Fatal(err)
 	}
 	if packed.Len() > keptLimit {
-		t.Fatalf("the archive has %d bytes, of %d it may have", packed.Len(), keptLimit)
+		t.Fatalf("the archive has %d bytes, more than %d", packed.Len(), keptLimit)
 	}
 	if err := os.MkdirAll(filepath.Dir(archive), 0o755); err != nil {
 		t.Fatal(err)
@@ -423,7 +423,7 @@ func pack(t *testing.T, archive, data string, is kept) {
 	}
 }
 
-// unpack is what pack has packed.
+// unpack extracts an archive made by pack.
 func unpack(t *testing.T, archive, dir string) (was kept) {
 	t.Helper()
 	f, err := os.Open(archive)

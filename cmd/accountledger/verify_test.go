@@ -10,12 +10,12 @@ import (
 	"strings"
 	"testing"
 
+	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
-	"accountledger/eventstore/sqlite"
 )
 
-// TestVerifyNamesAlteredEvent flips a byte of an event in the file of the log,
-// and looks for the event's name in what verify says.
+// TestVerifyNamesAlteredEvent flips a bit of an event in the log's file, and checks
+// that verify names the event.
 func TestVerifyNamesAlteredEvent(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -27,7 +27,7 @@ func TestVerifyNamesAlteredEvent(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustRun(t, "verify", "--data", data)
-	log, err := sqlite.OpenReader(t.Context(), data)
+	log, err := openStoreReader(t.Context(), cli.Config{Data: data})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func TestVerifyNamesAlteredEvent(t *testing.T) {
 	}
 
 	path := filepath.Join(data, logFile)
-	whole, err := os.ReadFile(path)
+	original, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,35 +48,35 @@ func TestVerifyNamesAlteredEvent(t *testing.T) {
 		for _, part := range []struct {
 			name  string
 			bytes []byte
-			kind  sqlite.Kind
+			kind  string
 		}{
-			{"id", rec.ID[:], sqlite.Altered},
-			{"clear part", rec.Clear, sqlite.Altered},
-			{"key id", rec.KeyID[:], sqlite.Altered},
-			{"sealed part", rec.Sealed, sqlite.SealedAltered},
+			{"id", rec.ID[:], "altered"},
+			{"clear part", rec.Clear, "altered"},
+			{"key id", rec.KeyID[:], "altered"},
+			{"sealed part", rec.Sealed, "sealed-altered"},
 		} {
-			at := bytes.Index(whole, part.bytes)
+			at := bytes.Index(original, part.bytes)
 			if at < 0 {
 				t.Fatalf("the %s of event %d is not in the file", part.name, rec.Position)
 			}
-			damaged := bytes.Clone(whole)
+			damaged := bytes.Clone(original)
 			damaged[at+rand.IntN(len(part.bytes))] ^= 1 << rand.IntN(8)
 			if err := os.WriteFile(path, damaged, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			name := fmt.Sprintf("%s@%d", part.kind, rec.Position)
 			code, stdout, stderr := accountledger(t, "verify", "--data", data)
-			if code != exitFaults || !strings.Contains(stdout, name+": ") {
-				t.Errorf("verify after a flipped bit in the %s of event %d: exit code %d, want %d and %s\n%s%s", part.name, rec.Position, code, exitFaults, name, stdout, stderr)
+			if code != cli.ExitFaults || !strings.Contains(stdout, name+": ") {
+				t.Errorf("verify after a flipped bit in the %s of event %d: exit code %d, want %d and %s\n%s%s", part.name, rec.Position, code, cli.ExitFaults, name, stdout, stderr)
 			}
-			if code, stdout, _ := accountledger(t, "verify", "--data", data, "--json"); code != exitFaults || !strings.Contains(stdout, fmt.Sprintf("%q", name)) {
-				t.Errorf("verify --json: exit code %d, want %d and %s\n%s", code, exitFaults, name, stdout)
+			if code, stdout, _ := accountledger(t, "verify", "--data", data, "--json"); code != cli.ExitFaults || !strings.Contains(stdout, fmt.Sprintf("%q", name)) {
+				t.Errorf("verify --json: exit code %d, want %d and %s\n%s", code, cli.ExitFaults, name, stdout)
 			}
 		}
 	}
 }
 
-// TestCheckFindsDamage: each file's damage is found and the file named.
+// TestCheckFindsDamage tests that check finds damage in each file and names it.
 func TestCheckFindsDamage(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
@@ -90,27 +90,27 @@ func TestCheckFindsDamage(t *testing.T) {
 	mustRun(t, "check", "--views", "--data", data)
 	for _, tt := range []struct {
 		name, file, sql string
-		named, says     string // the file that is named, and why
+		named, detail   string // the file in the finding, and its detail
 	}{
-		{"a key is gone", keysFile, "DROP TRIGGER keys_fence; UPDATE keys SET wrapped = x''", keysFile, "no erasure says why"},
-		{"a key is another", keysFile, "UPDATE keys SET wrapped = (SELECT wrapped FROM keys ORDER BY slot LIMIT 1)", keysFile, "keys do not open"},
+		{"a key is missing", keysFile, "DROP TRIGGER keys_fence; UPDATE keys SET wrapped = x''", keysFile, "no erasure explains it"},
+		{"a key is wrong", keysFile, "UPDATE keys SET wrapped = (SELECT wrapped FROM keys ORDER BY slot LIMIT 1)", keysFile, "keys do not open"},
 		{"the log is shorter", logFile, "DROP TRIGGER events_delete; DELETE FROM sealed WHERE position > 10; DELETE FROM events WHERE position > 10", viewsFile, "the log ends at 10"},
-		{"an account differs", viewsFile, "UPDATE accounts_1 SET json = CAST(replace(CAST(json AS TEXT), 'Ada', 'Eva') AS BLOB) WHERE position = 7", viewsFile, "at revision 0 in the view and 0 in a rebuild, or differs"},
-		{"an account is missing", viewsFile, "DELETE FROM accounts_1 WHERE position = 7", viewsFile, "is in a rebuild and not in the view"},
+		{"an account differs", viewsFile, "UPDATE accounts_1 SET json = CAST(replace(CAST(json AS TEXT), 'Ada', 'Eva') AS BLOB) WHERE position = 7", viewsFile, "differs between the view, at revision 0, and a rebuild, at revision 0"},
+		{"an account is missing", viewsFile, "DELETE FROM accounts_1 WHERE position = 7", viewsFile, "is in a rebuild but not in the view"},
 		{"webhooks are ahead", deliveryFile, "UPDATE follow SET position = 99", deliveryFile, "a webhook is at position 99"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(data, tt.file)
-			whole, err := os.ReadFile(path)
+			original, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
 			}
 			alter(t, path, tt.sql)
 			code, stdout, stderr := accountledger(t, "check", "--views", "--data", data)
-			if code != exitFaults || !strings.Contains(stdout, tt.named+": ") || !strings.Contains(stdout, tt.says) {
-				t.Errorf("exit code %d, want %d, %s and %q\n%s%s", code, exitFaults, tt.named, tt.says, stdout, stderr)
+			if code != cli.ExitFaults || !strings.Contains(stdout, tt.named+": ") || !strings.Contains(stdout, tt.detail) {
+				t.Errorf("exit code %d, want %d, %s and %q\n%s%s", code, cli.ExitFaults, tt.named, tt.detail, stdout, stderr)
 			}
-			if err := os.WriteFile(path, whole, 0o600); err != nil {
+			if err := os.WriteFile(path, original, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -118,7 +118,7 @@ func TestCheckFindsDamage(t *testing.T) {
 	mustRun(t, "check", "--views", "--data", data)
 }
 
-// alter runs statements on a file, as somebody who has it could.
+// alter runs SQL statements on a file.
 func alter(t *testing.T, path, statements string) {
 	t.Helper()
 	db, err := sql.Open("sqlite3", "file:"+path)

@@ -6,13 +6,15 @@ import (
 
 	"github.com/mattn/go-sqlite3"
 	"github.com/spf13/cobra"
+
+	"accountledger/cmd/accountledger/cli"
 )
 
 // linkedVersion is set by the linker, see the Makefile.
 var linkedVersion string
 
-// version is the version of this program: what the linker was told, or what Go
-// knows of the module it built.
+// version returns the version of the program: the one the linker set, or that of
+// the module.
 func version() string {
 	if linkedVersion != "" {
 		return linkedVersion
@@ -23,12 +25,12 @@ func version() string {
 	return "dev"
 }
 
-// build is what a report of a fault should name.
+// build identifies a build of the program, for bug reports.
 type build struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit"`
 	Time    string `json:"time"`
-	Changed bool   `json:"changed"` // built from files that were not committed
+	Changed bool   `json:"changed"` // the working tree had uncommitted changes
 	Go      string `json:"go"`
 	SQLite  string `json:"sqlite"`
 }
@@ -56,23 +58,24 @@ func builtFrom() build {
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Print the version, and what it was built from",
-		Long:  `Print the version, and what it was built from: what a report of a fault should name.`,
-		Args:  cobra.NoArgs,
+		Short: "Print the version and the build",
+		Long: `Print the version, the commit and the versions of Go and SQLite. Include them in
+bug reports.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			out, b := newConsole(cmd, c), builtFrom()
+			out, b := cli.NewConsole(cmd, c), builtFrom()
 			if c.JSON {
-				return out.document(b)
+				return out.Document(b)
 			}
 			changed := ""
 			if b.Changed {
 				changed = ", changed"
 			}
-			out.printf("accountledger %s\ncommit %s of %s%s\n%s, SQLite %s\n", b.Version, b.Commit, b.Time, changed, b.Go, b.SQLite)
+			out.Printf("accountledger %s\ncommit %s of %s%s\n%s, SQLite %s\n", b.Version, b.Commit, b.Time, changed, b.Go, b.SQLite)
 			return nil
 		},
 	}

@@ -4,33 +4,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"accountledger/cmd/accountledger/cli"
+	"accountledger/cmd/accountledger/remote"
 	"accountledger/eventstore"
-	"accountledger/eventstore/sqlite"
 	"accountledger/projections"
 )
 
 func viewsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "views",
-		Short: "Show where the views stand, and rebuild them",
-		Long: `Show where each view stands against the log, also beside a running server, and
-which streams are parked: an event of theirs could not be applied, so their
-later events wait.`,
+		Short: "Show the state of the views, and rebuild them",
+		Long: `Show how far each view is behind the log, and which streams are parked: the view
+could not apply one of their events, so the later ones wait. The server may run
+meanwhile.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
-			return showViews(cmd.Context(), c, newConsole(cmd, c))
+			return showViews(cmd.Context(), c, cli.NewConsole(cmd, c))
 		},
 	}
-	addSettings(cmd.Flags(), "data")
+	cli.AddSettings(cmd.Flags(), "data")
 	cmd.AddCommand(rebuildCommand())
 	return cmd
 }
@@ -38,14 +38,14 @@ later events wait.`,
 func rebuildCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rebuild [view]",
-		Short: "Make a view again from the log",
-		Long: `Make a view again from the log, beside the live one, which goes on answering
-until the two are switched. Where a server has the data directory, ask it with
---server URL; the key is read from <data>/admin.key or --key-file.`,
+		Short: "Rebuild a view from the log",
+		Long: `Rebuild a view from the log. The live view answers queries until the new one
+replaces it. If a server uses the data directory, make the server rebuild the
+view with --server URL; the API key is read from <data>/admin.key or --key-file.`,
 		Args:      cobra.MaximumNArgs(1),
 		ValidArgs: []string{projections.AccountsView, projections.SearchView},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := loadConfig(cmd)
+			c, err := cli.Load(cmd)
 			if err != nil {
 				return err
 			}
@@ -53,27 +53,31 @@ until the two are switched. Where a server has the data directory, ask it with
 			if len(args) > 0 {
 				view = args[0]
 			}
-			if err := oneOf("view", view, projections.AccountsView, projections.SearchView); err != nil {
+			if err := cli.OneOf("view", view, projections.AccountsView, projections.SearchView); err != nil {
 				return err
 			}
-			ctx, stop := interruptible(cmd.Context())
+			ctx, stop := cli.Interruptible(cmd.Context())
 			defer stop()
-			out := newConsole(cmd, c)
+			out := cli.NewConsole(cmd, c)
 			if c.Server != "" {
-				return rebuildOnServer(ctx, c, out, view)
+				events, err := remote.Rebuild(ctx, c, out, view)
+				if err != nil {
+					return err
+				}
+				return rebuilt{view, events}.print(out)
 			}
 			err = rebuildHere(ctx, c, out, view)
-			if errors.Is(err, sqlite.ErrLocked) {
-				return fmt.Errorf("%w; if it is the server, ask it with --server URL", err)
+			if errors.Is(err, errLocked) {
+				return fmt.Errorf("%w; if that is the server, use --server URL", err)
 			}
 			return err
 		},
 	}
-	addSettings(cmd.Flags(), append([]string{"data", "master-key-file"}, serverSettings...)...)
+	cli.AddSettings(cmd.Flags(), append([]string{"data", "master-key-file"}, remote.Settings...)...)
 	return cmd
 }
 
-// viewState is a view as --json shows it.
+// viewState is the state of a view.
 type viewState struct {
 	Name     string              `json:"name"`
 	Position eventstore.Position `json:"position"`
@@ -93,8 +97,8 @@ type parkedStream struct {
 	Attempts int64               `json:"attempts"`
 }
 
-// viewStates is where the views stand against the log. The head is read last,
-// so that no view seems to be before it.
+// viewStates returns the states of the views. It reads the log's head last, so
+// that no view seems to be ahead of it.
 func (r *reader) viewStates(ctx context.Context) ([]viewState, error) {
 	views, err := projections.OpenReader(ctx, r.dir.path(viewsFile))
 	if err != nil {
@@ -120,8 +124,8 @@ func (r *reader) viewStates(ctx context.Context) ([]viewState, error) {
 	return states, nil
 }
 
-func showViews(ctx context.Context, c config, out console) error {
-	r, err := openReadOnly(ctx, c, out.logger())
+func showViews(ctx context.Context, c cli.Config, out cli.Console) error {
+	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
@@ -130,20 +134,20 @@ func showViews(ctx context.Context, c config, out console) error {
 	if err != nil {
 		return err
 	}
-	if out.json {
-		return out.document(states)
+	if out.JSON {
+		return out.Document(states)
 	}
 	var rows, parked [][]any
 	for _, v := range states {
 		rows = append(rows, []any{v.Name, v.Position, v.Head, v.Lag, v.State, len(v.Parked)})
 		for _, p := range v.Parked {
-			parked = append(parked, []any{v.Name, p.Stream, p.Revision, p.Position, p.Attempts, p.Since.Format(timeFormat), p.Error})
+			parked = append(parked, []any{v.Name, p.Stream, p.Revision, p.Position, p.Attempts, p.Since.Format(cli.TimeFormat), p.Error})
 		}
 	}
-	out.table([]any{"view", "position", "head", "lag", "state", "parked"}, rows)
+	out.Table([]any{"view", "position", "head", "lag", "state", "parked"}, rows)
 	if len(parked) > 0 {
-		out.printf("\n")
-		out.table([]any{"view", "parked stream", "revision", "position", "attempts", "since", "error"}, parked)
+		out.Printf("\n")
+		out.Table([]any{"view", "parked stream", "revision", "position", "attempts", "since", "error"}, parked)
 	}
 	return nil
 }
@@ -154,74 +158,27 @@ type rebuilt struct {
 	Events int64  `json:"events"`
 }
 
-func (r rebuilt) print(out console) error {
-	if out.json {
-		return out.document(r)
+func (r rebuilt) print(out cli.Console) error {
+	if out.JSON {
+		return out.Document(r)
 	}
-	out.printf("rebuilt %s from %d events\n", r.View, r.Events)
+	out.Printf("rebuilt %s from %d events\n", r.View, r.Events)
 	return nil
 }
 
-func rebuildHere(ctx context.Context, c config, out console, view string) error {
-	if there, err := directory(c.Data).has(logFile); err != nil || !there {
-		return errors.Join(fmt.Errorf("data directory: there is no ledger in %s", c.Data), err)
+func rebuildHere(ctx context.Context, c cli.Config, out cli.Console, view string) error {
+	if err := requireStore(c); err != nil {
+		return err
 	}
-	l, err := openLedger(ctx, c, out.logger())
+	l, err := openLedger(ctx, c, out.Logger())
 	if err != nil {
 		return err
 	}
-	p := out.progress("events", -1)
-	err = l.views.Rebuild(ctx, view, p.set)
-	p.end()
+	p := out.Progress("events", -1)
+	err = l.views.Rebuild(ctx, view, p.Set)
+	p.End()
 	if err := errors.Join(err, l.close()); err != nil {
 		return err
 	}
-	return rebuilt{view, p.done}.print(out)
-}
-
-// pollInterval is how often a server is asked how far it is.
-const pollInterval = 200 * time.Millisecond
-
-func rebuildOnServer(ctx context.Context, c config, out console, view string) error {
-	server, err := newClient(c)
-	if err != nil {
-		return err
-	}
-	if err := server.call(ctx, "POST", "/v1/projections/"+url.PathEscape(view)+"/rebuild", nil, nil); err != nil {
-		return err
-	}
-	p := out.progress("events", -1)
-	defer p.end()
-	for {
-		var list struct {
-			Projections []struct {
-				Name    string `json:"name"`
-				Rebuild struct {
-					State string `json:"state"`
-					Done  int64  `json:"done"`
-					Total int64  `json:"total"`
-				} `json:"rebuild"`
-			} `json:"projections"`
-		}
-		if err := server.call(ctx, "GET", "/v1/projections", nil, &list); err != nil {
-			return err
-		}
-		for _, v := range list.Projections {
-			if v.Name != view {
-				continue
-			}
-			p.set(v.Rebuild.Done, v.Rebuild.Total)
-			switch v.Rebuild.State {
-			case "done":
-				return rebuilt{view, v.Rebuild.Done}.print(out)
-			case "failed":
-				return fmt.Errorf("rebuild %s: it failed; the server's log says why", view)
-			}
-		}
-		select {
-		case <-time.After(pollInterval):
-		case <-ctx.Done():
-			return fmt.Errorf("rebuild %s goes on at the server: %w", view, ctx.Err())
-		}
-	}
+	return rebuilt{view, p.Done()}.print(out)
 }

@@ -14,8 +14,8 @@ import (
 
 var walked = regexp.MustCompile("(?s)<!-- walk: ([a-z]+) -->\n```sh\n(.*?)```")
 
-// stage stands in for the machine that docs/operation.md speaks of: its
-// directories are below $ROOT, and its service is a process of this shell.
+// stage simulates the machine in docs/operation.md: its directories are below
+// $ROOT, and its service is a process of this shell.
 const stage = `
 set -euo pipefail
 install() { local all=(); while [ $# -gt 0 ]; do if [ "$1" = -o ]; then shift; else all+=("$1"); fi; shift; done; command install "${all[@]}"; }
@@ -39,13 +39,12 @@ accountledger import --data "$ROOT/var/lib/accountledger" --master-key-file "$RO
 systemctl start accountledger
 `
 
-// TestWalk does what docs/operation.md says of backup and restore, step by
-// step.
+// TestWalk runs the steps for backup and restore in docs/operation.md.
 func TestWalk(t *testing.T) {
 	t.Parallel()
 	bash, err := exec.LookPath("bash")
 	if err != nil {
-		t.Skip("bash is not there")
+		t.Skip("bash is not installed")
 	}
 	page, err := os.ReadFile("../../docs/operation.md")
 	if err != nil {
@@ -63,7 +62,7 @@ func TestWalk(t *testing.T) {
 		script += regexp.MustCompile(`/(etc/accountledger|var/(lib|backups)/)`).ReplaceAllString(m[2], "$$ROOT/$1")
 	}
 	if names != "backup rehearse restore " {
-		t.Errorf("the page walks through %s", names)
+		t.Errorf("the page has the steps %s", names)
 	}
 	script += `
 accountledger verify --data "$ROOT/var/lib/accountledger"
@@ -84,9 +83,9 @@ accountledger check --data "$ROOT/var/lib/accountledger.lost" --master-key-file 
 		log, _ := os.ReadFile(filepath.Join(root, "log"))
 		t.Fatalf("%v\n%s\n%s", err, out, log)
 	}
-	for _, says := range []string{"backed up", "as in a rebuild", "checked: all files are whole", "admin.key", `"status":"ready"`, "verified: "} {
-		if !strings.Contains(string(out), says) {
-			t.Errorf("nobody says %q:\n%s", says, out)
+	for _, text := range []string{"backed up", "equal a rebuild", "checked: all files are undamaged", "admin.key", `"status":"ready"`, "verified: "} {
+		if !strings.Contains(string(out), text) {
+			t.Errorf("the output lacks %q:\n%s", text, out)
 		}
 	}
 }

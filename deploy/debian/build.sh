@@ -1,16 +1,16 @@
 #!/bin/sh
-# Builds a Debian package of a program that is built already:
+# Makes a Debian package from a built program:
 #   deploy/debian/build.sh PROGRAM VERSION DIRECTORY
 # writes DIRECTORY/accountledger_VERSION_ARCH.deb. It needs dpkg-deb.
 set -eu
 program=$1 dir=$3
 here=$(dirname "$0")/..
 
-# A version of Debian's begins with a digit; what is no release comes before all.
+# Debian's versions start with a digit. A version that is not a release sorts first.
 version=$(printf %s "${2#v}" | tr -- '-_' '+.')
 case $version in [0-9]*) ;; *) version=0~$version ;; esac
 arch=$(dpkg --print-architecture)
-libc=$(getconf GNU_LIBC_VERSION | cut -d' ' -f2) # that it was linked with
+libc=$(getconf GNU_LIBC_VERSION | cut -d' ' -f2) # the libc that the program is linked with
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT

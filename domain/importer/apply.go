@@ -5,7 +5,6 @@ import (
 	"errors"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"accountledger/domain"
@@ -138,7 +137,7 @@ func (c *change) differences(ctx context.Context) error {
 	never := time.Time{}
 	for i, n := range slices.Concat(d.identities, d.unset) {
 		place := func(pointer string) string {
-			return "/identities/" + strconv.Itoa(i) + strings.TrimPrefix(pointer, "/identity")
+			return "/identities/" + strconv.Itoa(i) + pointer
 		}
 		command := func() domain.Command { return domain.LinkIdentity{Identity: n.identity()} }
 		known := slices.IndexFunc(account.Identities, n.is)
@@ -214,7 +213,7 @@ func (c *change) ask(ctx context.Context, effective time.Time, place func(string
 				c.result.Left = append(c.result.Left, e.GroupID)
 			}
 		}
-		c.result.position = max(c.result.position, result.Account.Position)
+		c.result.position = max(c.result.position, result.State.Position)
 		return err
 	}
 }

@@ -62,7 +62,7 @@ ignore: [/password]
 			{`{"id":1,"city":null,"tier":null}`, Result{Outcome: Updated, Events: 2}, `ada -  {}`},
 			{`{"id":1,"city":null,"tier":null}`, Result{Outcome: Unchanged}, `ada -  {}`},
 			{`{"id":1,"login":null}`, Result{Outcome: Failed, Code: domain.CodeIdentifierRequired,
-				Faults: []Finding{{Rule: "The account would have no e-mail, mobile number or username left."}}}, `ada -  {}`},
+				Faults: []Finding{{Rule: "The account would have no e-mail address, mobile number or username left."}}}, `ada -  {}`},
 		}},
 		{"fail", []step{
 			{`{"id":1,"login":"ada","site":"nowhere"}`, Result{Outcome: Failed, Code: domain.CodeInvalidRequest,

@@ -12,8 +12,8 @@ import (
 	"accountledger/eventstore"
 )
 
-func appendCases() []promise {
-	return []promise{
+func appendCases() []testCase {
+	return []testCase{
 		{"Append/NoStream", appendNoStream},
 		{"Append/Conflict", appendConflict},
 		{"Append/OneWinner", appendOneWinner},
@@ -28,7 +28,8 @@ func appendCases() []promise {
 	}
 }
 
-// A stream begins at NoStream, with revision 0, and keeps every field.
+// appendNoStream checks that the first write to a stream expects NoStream and
+// gets revision 0, and that the store keeps every field of an event.
 func appendNoStream(e *env) {
 	s := e.store()
 	c := eventstore.Commit{Writes: []eventstore.Write{{Stream: "account-1", Expected: eventstore.NoStream,
@@ -37,19 +38,20 @@ func appendNoStream(e *env) {
 	c.Writes[0].Events[1].Clear = nil
 	r := e.append(s, c)
 	if r.First != 1 || r.Last != 3 {
-		e.Errorf("the first receipt says %d to %d, want 1 to 3", r.First, r.Last)
+		e.Errorf("the first receipt has positions %d to %d, want 1 to 3", r.First, r.Last)
 	}
 	want := expect(c, r, nil)
 	e.same("the stream", e.stream(s, "account-1", 0), want)
 	e.same("the log", e.log(s, 0), want)
 
-	// And goes on at the revision it is at.
+	// The next write expects the last revision.
 	next := write("account-1", 2, 1)
 	want = append(want, expect(next, e.append(s, next), map[string]eventstore.Revision{"account-1": 2})...)
 	e.same("the stream", e.stream(s, "account-1", 0), want)
 }
 
-// A write that expects another revision is refused with both.
+// appendConflict checks that a write with a wrong expected revision is refused
+// with an error that has both revisions.
 func appendConflict(e *env) {
 	s := e.store()
 	e.append(s, write("account-1", eventstore.NoStream, 3))
@@ -75,7 +77,8 @@ func appendConflict(e *env) {
 	}
 }
 
-// Of writers that expect the same revision at the same time one wins.
+// appendOneWinner checks that of concurrent writers that expect the same
+// revision, exactly one succeeds.
 func appendOneWinner(e *env) {
 	s := e.store()
 	const writers, rounds = 16, 5
@@ -83,7 +86,7 @@ func appendOneWinner(e *env) {
 		expected := eventstore.Revision(round - 1)
 		won := 0
 		var mu sync.Mutex
-		together(writers, func(int) {
+		concurrently(writers, func(int) {
 			_, err := s.Append(e.ctx(), write("account-1", expected, 1))
 			var conflict *eventstore.ConflictError
 			switch {
@@ -94,11 +97,11 @@ func appendOneWinner(e *env) {
 			case !errors.As(err, &conflict):
 				e.Errorf("Append = %v, want success or *ConflictError", err)
 			case *conflict != eventstore.ConflictError{Stream: "account-1", Expected: expected, Actual: expected + 1}:
-				e.Errorf("the conflict is %+v, want revision %d instead of %d", *conflict, expected+1, expected)
+				e.Errorf("the conflict is %+v, want actual revision %d and expected revision %d", *conflict, expected+1, expected)
 			}
 		})
 		if won != 1 {
-			e.Fatalf("%d of %d writers at revision %d won", won, writers, expected)
+			e.Fatalf("%d of %d writers at revision %d succeeded, want 1", won, writers, expected)
 		}
 	}
 	if n := len(e.audit(s)); n != rounds {
@@ -106,8 +109,8 @@ func appendOneWinner(e *env) {
 	}
 }
 
-// together runs f n times at once and waits for all.
-func together(n int, f func(i int)) {
+// concurrently runs f in n goroutines and waits for all of them.
+func concurrently(n int, f func(i int)) {
 	var wg sync.WaitGroup
 	start := make(chan struct{})
 	for i := range n {
@@ -120,19 +123,20 @@ func together(n int, f func(i int)) {
 	wg.Wait()
 }
 
-// both is a commit to two streams.
-func both(a, b eventstore.Write) eventstore.Commit {
+// twoWrites returns a commit to two streams.
+func twoWrites(a, b eventstore.Write) eventstore.Commit {
 	return eventstore.Commit{Writes: []eventstore.Write{a, b}}
 }
 
-// Several writes are committed as one: side by side, or not at all.
+// appendAllOrNone checks that several writes are committed atomically, at
+// consecutive positions.
 func appendAllOrNone(e *env) {
 	s := e.store()
 	e.append(s, write("account-1", eventstore.NoStream, 2))
 	w := func(stream string, expected eventstore.Revision) eventstore.Write {
 		return eventstore.Write{Stream: stream, Expected: expected, Events: events(2)}
 	}
-	c := both(w("account-1", 1), w("account-2", eventstore.NoStream))
+	c := twoWrites(w("account-1", 1), w("account-2", eventstore.NoStream))
 	r, err := s.Append(e.ctx(), c)
 	if errors.Is(err, errors.ErrUnsupported) {
 		if n := len(e.audit(s)); n != 2 {
@@ -146,13 +150,13 @@ func appendAllOrNone(e *env) {
 	e.same("the log", e.log(s, 2), expect(c, r, map[string]eventstore.Revision{"account-1": 1}))
 
 	for name, c := range map[string]eventstore.Commit{
-		"first":  both(w("account-1", 1), w("account-2", 1)),
-		"second": both(w("account-1", 3), w("account-2", 0)),
-		"new":    both(w("account-3", eventstore.NoStream), w("account-2", eventstore.NoStream)),
+		"first":  twoWrites(w("account-1", 1), w("account-2", 1)),
+		"second": twoWrites(w("account-1", 3), w("account-2", 0)),
+		"new":    twoWrites(w("account-3", eventstore.NoStream), w("account-2", eventstore.NoStream)),
 	} {
 		refused[*eventstore.ConflictError](e, s, c)
 		if n := len(e.stream(s, "account-3", 0)); n != 0 {
-			e.Errorf("%s: a refused commit left %d events", name, n)
+			e.Errorf("%s: a refused commit left %d events, want none", name, n)
 		}
 	}
 	if n := len(e.audit(s)); n != 6 {
@@ -160,14 +164,14 @@ func appendAllOrNone(e *env) {
 	}
 }
 
-// Any takes a stream as it is.
+// appendAny checks that a write that expects Any succeeds at every revision.
 func appendAny(e *env) {
 	s := e.store()
 	const writers, each = 8, 5
-	together(writers, func(int) {
+	concurrently(writers, func(int) {
 		for range each {
 			if _, err := s.Append(e.ctx(), write("account-1", eventstore.Any, 2)); err != nil {
-				e.Errorf("Append to any revision = %v", err)
+				e.Errorf("Append at any revision = %v", err)
 			}
 		}
 	})
@@ -176,7 +180,7 @@ func appendAny(e *env) {
 	}
 }
 
-// What Commit.Check refuses, a store refuses.
+// appendInvalid checks that a store refuses what Commit.Check refuses.
 func appendInvalid(e *env) {
 	s := e.store()
 	long := strings.Repeat("x", eventstore.MaxName+1)
@@ -196,8 +200,8 @@ func appendInvalid(e *env) {
 		write("account-1", eventstore.Any-1, 1),
 		write("account-1", eventstore.NoStream, 0),
 		write("account-1", eventstore.NoStream, eventstore.MaxEvents+1),
-		both(write("account-1", eventstore.NoStream, 1).Writes[0], write("account-1", 0, 1).Writes[0]),
-		both(write("account-1", eventstore.NoStream, 1).Writes[0], write("account-2", eventstore.NoStream, 0).Writes[0]),
+		twoWrites(write("account-1", eventstore.NoStream, 1).Writes[0], write("account-1", 0, 1).Writes[0]),
+		twoWrites(write("account-1", eventstore.NoStream, 1).Writes[0], write("account-2", eventstore.NoStream, 0).Writes[0]),
 		change(func(_ *commit, ev *ev) { ev.ID = [16]byte{} }),
 		change(func(_ *commit, ev *ev) { ev.Type = "" }),
 		change(func(_ *commit, ev *ev) { ev.Type = long }),
@@ -218,20 +222,20 @@ func appendInvalid(e *env) {
 	}
 	for i, c := range bad {
 		if c.Check() == nil {
-			e.Fatalf("commit %d of this case is not invalid", i)
+			e.Fatalf("Check of invalid commit %d succeeded", i)
 		}
 		refused[*eventstore.InvalidError](e, s, c)
 	}
 	if n := len(e.log(s, 0)); n != 0 {
 		e.Errorf("the log has %d events, want none", n)
 	}
-	// What was claimed along with them was not taken.
+	// The invalid commits took no claims.
 	c := write("account-2", eventstore.NoStream, 1)
 	c.Claim = []eventstore.Claim{{Kind: "email", Key: "k", Owner: "account-2"}}
 	e.append(s, c)
 }
 
-// What is at the limits, a store takes.
+// appendLimits checks that a store accepts commits exactly at the limits.
 func appendLimits(e *env) {
 	s := e.store()
 	name := strings.Repeat("ä", eventstore.MaxName/2) + "-"
@@ -245,8 +249,8 @@ func appendLimits(e *env) {
 	e.same("the log", e.audit(s), want)
 }
 
-// What an event's slices point to may be changed after Append, and what was
-// read stays as it was read.
+// appendOwnsItsBytes checks that changing an event's bytes after Append affects
+// neither the log nor events read earlier.
 func appendOwnsItsBytes(e *env) {
 	s := e.store()
 	var want, kept []eventstore.Recorded
@@ -259,19 +263,19 @@ func appendOwnsItsBytes(e *env) {
 		mine.Clear, mine.Sealed = bytes.Clone(ev.Clear), bytes.Clone(ev.Sealed)
 		clear(ev.Clear)
 		clear(ev.Sealed)
-		clear(c.Writes[0].Events) // the slice of events, too
+		clear(c.Writes[0].Events) // also the slice of events
 		want = append(want, eventstore.Recorded{Event: mine, Stream: "account-1", Revision: eventstore.Revision(i), Position: r.First, Time: r.Time})
 		keep(e.stream(s, "account-1", eventstore.Revision(i)))
 		keep(e.log(s, eventstore.Position(i)))
 	}
 	for i, rec := range kept {
-		e.same(fmt.Sprintf("event %d as it was read", i/2), []eventstore.Recorded{rec}, want[i/2:i/2+1])
+		e.same(fmt.Sprintf("event %d read before", i/2), []eventstore.Recorded{rec}, want[i/2:i/2+1])
 	}
 	e.same("the log", e.audit(s), want)
 }
 
-// When Append returns ctx's error, nothing was appended: surely so if ctx had
-// ended before.
+// appendCanceled checks that Append with a canceled context returns the context's
+// error and appends nothing.
 func appendCanceled(e *env) {
 	s := e.store()
 	ctx, cancel := context.WithCancel(e.Context())
@@ -287,7 +291,8 @@ func appendCanceled(e *env) {
 	}
 }
 
-// Positions are dense and ordered, and receipts say them as they are.
+// appendPositions checks that positions have no gaps, and that receipts have the
+// right positions.
 func appendPositions(e *env) {
 	s := e.store()
 	const writers, each = 8, 6
@@ -296,7 +301,7 @@ func appendPositions(e *env) {
 		r eventstore.Receipt
 	}
 	commits := make([][]done, writers)
-	together(writers, func(i int) {
+	concurrently(writers, func(i int) {
 		for j := range each {
 			c := write(fmt.Sprintf("account-%d", (i+j)%3), eventstore.Any, 1+j%3)
 			r, err := s.Append(e.ctx(), c)
@@ -304,9 +309,9 @@ func appendPositions(e *env) {
 				e.Errorf("Append = %v", err)
 			}
 			commits[i] = append(commits[i], done{c, r})
-			// A refused commit in between takes no position.
+			// A refused commit in between uses no position.
 			if _, err := s.Append(e.ctx(), write("account-0", 1<<40, 2)); err == nil {
-				e.Errorf("Append at a revision the stream never had passed")
+				e.Errorf("Append at a revision that the stream never had succeeded")
 			}
 		}
 	})
@@ -318,10 +323,10 @@ func appendPositions(e *env) {
 			n := len(d.c.Writes[0].Events)
 			total += n
 			if d.r.First < 1 || int(d.r.Last) > len(log) || d.r.Last-d.r.First != eventstore.Position(n-1) {
-				e.Fatalf("a receipt for %d events says %d to %d, the log has %d", n, d.r.First, d.r.Last, len(log))
+				e.Fatalf("a receipt for %d events has positions %d to %d in a log of %d events", n, d.r.First, d.r.Last, len(log))
 			}
 			if d.r.First <= last {
-				e.Errorf("an append got position %d, its writer's append before it %d", d.r.First, last)
+				e.Errorf("an append got position %d, but the same writer's previous append got %d", d.r.First, last)
 			}
 			last = d.r.Last
 			got := log[d.r.First-1 : d.r.Last]
@@ -333,17 +338,18 @@ func appendPositions(e *env) {
 	}
 }
 
-// Times are when the events were recorded, in UTC and microseconds, and never
-// go back; a commit's events and its receipt have the same.
+// appendTimes checks that times are the time of recording, in UTC and
+// microseconds, that they never go back, and that a commit's events and its
+// receipt have the same time.
 func appendTimes(e *env) {
 	s := e.store()
-	const skew = time.Minute // of a backend's clock on another machine
+	const skew = time.Minute // allowed for the clock of a backend on another machine
 	begun := time.Now()
 	for i := range 20 {
 		r := e.append(s, write("account-1", eventstore.Any, 1+i%2))
 		for _, rec := range e.log(s, r.First-1) {
 			if !rec.Time.Equal(r.Time) {
-				e.Errorf("an event is of %v, its receipt of %v", rec.Time, r.Time)
+				e.Errorf("an event has time %v, but its receipt has %v", rec.Time, r.Time)
 			}
 			for _, at := range []time.Time{rec.Time, r.Time} {
 				if at.Location() != time.UTC || at.Nanosecond()%1000 != 0 {
@@ -352,7 +358,7 @@ func appendTimes(e *env) {
 			}
 		}
 		if r.Time.Before(begun.Add(-skew)) || r.Time.After(time.Now().Add(skew)) {
-			e.Errorf("the receipt's time is %v, it is %v", r.Time, time.Now())
+			e.Errorf("the receipt has time %v, but it is now %v", r.Time, time.Now())
 		}
 	}
 	e.audit(s)

@@ -14,9 +14,9 @@ import (
 	"accountledger/eventstore"
 )
 
-// The model case fails here on purpose: no files to remember that by, and no
-// long search for the smallest failure; but enough tries, also with -short, to
-// meet what a bug needs to show.
+// The Model case fails here on purpose. So rapid writes no failure files and
+// shrinks only briefly, but makes enough checks, also with -short, to find each
+// bug.
 func TestMain(m *testing.M) {
 	for name, value := range map[string]string{"rapid.nofailfile": "true", "rapid.shrinktime": "100ms", "rapid.checks": "500"} {
 		if err := flag.Set(name, value); err != nil {
@@ -26,160 +26,162 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// bugs are what a store can do wrong, and the case that has to see it.
-var bugs = []struct{ promise, bug string }{
+// bugs lists bugs of the memory store, each with a case that must find it.
+var bugs = []struct{ testCase, bug string }{
 	{"Append/NoStream", "actor lost"},
 	{"Append/NoStream", "sealed part lost"},
 	{"Append/NoStream", "revisions from 1"},
 	{"Append/NoStream", "receipt from 0"},
-	{"Append/Conflict", "wrong actual"},
-	{"Append/Conflict", "empty streams are at 0"},
-	{"Append/Conflict", "revisions ignored"},
+	{"Append/Conflict", "wrong actual revision"},
+	{"Append/Conflict", "empty stream has revision 0"},
+	{"Append/Conflict", "expected revision ignored"},
 	{"Append/OneWinner", "check, then act"},
-	{"Append/AllOrNone", "partial commit"},
-	{"Append/AllOrNone", "success loses the second write"},
-	{"Append/AllOrNone", "unsupported leaves a trace"},
-	{"Append/Any", "any is none"},
-	{"Append/Invalid", "anything goes"},
-	{"Append/Limits", "small events only"},
-	{"Append/Limits", "small commits only"},
+	{"Append/AllOrNone", "writes committed one by one"},
+	{"Append/AllOrNone", "second write lost"},
+	{"Append/AllOrNone", "unsupported commit changes the log"},
+	{"Append/Any", "Any means NoStream"},
+	{"Append/Invalid", "invalid commits accepted"},
+	{"Append/Limits", "large events refused"},
+	{"Append/Limits", "large commits refused"},
 	{"Append/OwnsItsBytes", "shares the caller's bytes"},
 	{"Append/Canceled", "append ignores context"},
-	{"Append/Positions", "refusals take positions"},
+	{"Append/Positions", "refusals use positions"},
 	{"Append/Positions", "receipt from 0"},
 	{"Append/Times", "local time"},
 	{"Append/Times", "nanoseconds"},
 	{"Append/Times", "time goes back"},
-	{"Append/Times", "time is another's"},
-	{"Append/Times", "receipt has a time of its own"},
+	{"Append/Times", "time is an hour off"},
+	{"Append/Times", "receipt has a different time"},
 	{"Erase", "erase ignored"},
-	{"Erase", "erase takes every stream"},
-	{"Erase", "erase takes every key"},
-	{"Erase", "erase takes the key id"},
+	{"Erase", "erase affects every stream"},
+	{"Erase", "erase affects every key"},
+	{"Erase", "erase removes the key ID"},
 	{"Claims/Held", "claims ignored"},
-	{"Claims/Held", "loser is told its own name"},
+	{"Claims/Held", "claim error names the loser"},
 	{"Claims/Released", "release ignored"},
-	{"Claims/ReleasedByAnother", "anyone releases"},
+	{"Claims/ReleasedByAnother", "any owner releases"},
 	{"Claims/SameOwner", "same owner refused"},
-	{"Claims/HandedOver", "claims before releases"},
-	{"Claims/AllOrNone", "claims despite refusal"},
-	{"Claims/AllOrNone", "releases despite refusal"},
+	{"Claims/Transferred", "claims before releases"},
+	{"Claims/AllOrNone", "refused commit takes claims"},
+	{"Claims/AllOrNone", "refused commit releases claims"},
 	{"Claims/TwiceInOneCommit", "last claim of a commit wins"},
 	{"Claims/OneWinner", "check, then act"},
-	{"Claims/OpaqueKeys", "keys are text"},
+	{"Claims/OpaqueKeys", "keys are UTF-8 text"},
 	{"Claims/OpaqueKeys", "keys end at a zero byte"},
-	{"Claims/OpaqueKeys", "keys have no case"},
+	{"Claims/OpaqueKeys", "keys ignore case"},
 	{"ReadStream/From", "from ignored"},
 	{"ReadStream/From", "from excluded"},
 	{"ReadStream/From", "read by prefix"},
 	{"ReadStream/From", "first page only"},
-	{"ReadStream/Missing", "missing is an error"},
-	{"ReadStream/AtTheCall", "read goes on"},
+	{"ReadStream/Missing", "missing stream is an error"},
+	{"ReadStream/Snapshot", "read includes later events"},
 	{"ReadStream/Stopped", "stopped read keeps its lock"},
-	{"ReadStream/Stopped", "stopped read goes on"},
+	{"ReadStream/Stopped", "stopped read continues"},
 	{"ReadStream/Canceled", "read ignores context"},
-	{"ReadStream/Canceled", "canceled read ends quietly"},
-	{"ByStream", "by stream in the order of the log"},
-	{"ByStream", "by stream beyond the position"},
-	{"ByStream", "by stream a page each"},
-	{"ByStream", "by stream in any order"},
+	{"ReadStream/Canceled", "canceled read ends without error"},
+	{"ByStream", "by stream yields the order of the log"},
+	{"ByStream", "by stream ignores the position"},
+	{"ByStream", "by stream yields one page per stream"},
+	{"ByStream", "by stream yields a random order"},
 	{"ByStream", "stopped read keeps its lock"},
-	{"ByStream", "canceled read ends quietly"},
-	{"Subscribe/CatchesUpThenFollows", "ends when it has caught up"},
-	{"Subscribe/CatchesUpThenFollows", "last event again after waiting"},
-	{"Subscribe/CatchesUpThenFollows", "never follows"},
-	{"Subscribe/CatchesUpThenFollows", "wakes at the second append"},
+	{"ByStream", "canceled read ends without error"},
+	{"Subscribe/CatchesUpThenFollows", "subscription ends when it has caught up"},
+	{"Subscribe/CatchesUpThenFollows", "last event repeated after waiting"},
+	{"Subscribe/CatchesUpThenFollows", "subscription never yields new events"},
+	{"Subscribe/CatchesUpThenFollows", "subscription wakes at the second append"},
 	{"Subscribe/CatchesUpThenFollows", "empty pages"},
 	{"Subscribe/CatchesUpThenFollows", "pages out of order"},
-	{"Subscribe/FromPosition", "position included"},
-	{"Subscribe/Order", "skips when many are new"},
-	{"Subscribe/Order", "last event again after waiting"},
+	{"Subscribe/FromPosition", "subscription includes its position"},
+	{"Subscribe/Order", "subscription skips when many events are new"},
+	{"Subscribe/Order", "last event repeated after waiting"},
 	{"Subscribe/Canceled", "subscription ignores context"},
-	{"Subscribe/Canceled", "canceled subscription ends quietly"},
-	{"Subscribe/Closed", "closed subscription ends quietly"},
-	{"Subscribe/Closed", "close forgets subscriptions"},
-	{"Subscribe/SlowReader", "yields under the lock"},
-	{"Subscribe/SlowReader", "slow readers skip"},
-	{"Subscribe/SlowReader", "reuses the bytes of pages"},
-	{"Head", "head lags"},
-	{"Closed", "closed answers"},
+	{"Subscribe/Canceled", "canceled subscription ends without error"},
+	{"Subscribe/Closed", "closed subscription ends without error"},
+	{"Subscribe/Closed", "close leaves subscriptions running"},
+	{"Subscribe/SlowReader", "subscription yields while locked"},
+	{"Subscribe/SlowReader", "slow subscriber misses events"},
+	{"Subscribe/SlowReader", "bytes of earlier pages overwritten"},
+	{"Head", "head is one event behind"},
+	{"Closed", "methods work after Close"},
 	{"Reopen", "claims forgotten"},
 	{"Reopen", "last event forgotten"},
-	{"Cancel", "canceled after the commit"},
-	{"Cancel", "half of a canceled append"},
-	{"Cancel", "canceled claims stay"},
-	{"Model", "anyone releases"},
-	{"Model", "wrong actual"},
+	{"Cancel", "canceled although committed"},
+	{"Cancel", "part of a canceled append stays"},
+	{"Cancel", "claims of a canceled append stay"},
+	{"Model", "any owner releases"},
+	{"Model", "wrong actual revision"},
 	{"Model", "claims before releases"},
 	{"Model", "claims forgotten"},
 	{"Linearizable", "stale read"},
-	{"Linearizable", "append lost"},
+	{"Linearizable", "acknowledged append lost"},
 	{"Linearizable", "check, then act"},
 }
 
-// A case that cannot fail proves nothing. Each fails for a store with a bug
-// that it is there to find.
+// TestCasesCanFail checks that each case fails for a store with a bug that it
+// must find.
 func TestCasesCanFail(t *testing.T) {
 	t.Parallel()
-	byName := map[string]promise{}
+	byName := map[string]testCase{}
 	for _, c := range cases() {
 		byName[c.name] = c
 	}
 	proved := map[string]bool{}
 	for _, b := range bugs {
-		c, ok := byName[b.promise]
+		c, ok := byName[b.testCase]
 		if !ok {
-			t.Fatalf("there is no case %s", b.promise)
+			t.Fatalf("there is no case %s", b.testCase)
 		}
-		proved[b.promise] = true
-		t.Run(b.promise+"/"+b.bug, func(t *testing.T) {
+		proved[b.testCase] = true
+		t.Run(b.testCase+"/"+b.bug, func(t *testing.T) {
 			t.Parallel()
 			r := record(t, c, b.bug, time.Second)
 			if !r.failed {
-				t.Errorf("%s passes a store whose bug is: %s", b.promise, b.bug)
+				t.Errorf("%s passes for a store with the bug %q", b.testCase, b.bug)
 			}
-			t.Log(strings.Join(r.said, "\n"))
+			t.Log(strings.Join(r.messages, "\n"))
 		})
 	}
 	for name := range byName {
 		if !proved[name] {
-			t.Errorf("no bug shows that %s can fail", name)
+			t.Errorf("there is no bug for the case %s", name)
 		}
 	}
 }
 
-// The recorder sees a case pass, too: a failure above is the bug's.
+// TestCasesPassRecorded checks that each case passes with a recorder if the
+// store has no bug, so that the failures above come from the bugs.
 func TestCasesPassRecorded(t *testing.T) {
 	t.Parallel()
 	for _, c := range cases() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			if r := record(t, c, "", 30*time.Second); r.failed {
-				t.Errorf("%s fails a store without a bug:\n%s", c.name, strings.Join(r.said, "\n"))
+				t.Errorf("%s fails for a store without a bug:\n%s", c.name, strings.Join(r.messages, "\n"))
 			}
 		})
 	}
 }
 
-// recorder is the TB of a case that is watched: what fails it, fails nothing
-// else.
+// recorder is a testing.TB that records failures of a case instead of failing
+// the test.
 type recorder struct {
 	testing.TB
 	ctx context.Context
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	failed   bool
-	said     []string
+	messages []string
 	cleanups []func()
 }
 
-// record runs a case against a store with a bug. A case that hangs has failed.
-func record(t *testing.T, c promise, bug string, patience time.Duration) *recorder {
+// record runs a case against a store with a bug. A case that does not return in
+// time has failed.
+func record(t *testing.T, c testCase, bug string, timeout time.Duration) *recorder {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	r := &recorder{TB: t, ctx: ctx}
 	disks := newDisks(bug)
-	hangs := time.After(4 * patience)
+	deadline := time.After(4 * timeout)
 	wait := func(what string, f func()) {
 		done := make(chan struct{})
 		go func() {
@@ -193,26 +195,26 @@ func record(t *testing.T, c promise, bug string, patience time.Duration) *record
 		}()
 		select {
 		case <-done:
-		case <-hangs:
-			r.Errorf("%s hangs", what)
+		case <-deadline:
+			r.Errorf("%s did not return in time", what)
 		}
 	}
 	wait("the case", func() {
-		c.run(&env{TB: r, patience: patience, dial: func(dir string) eventstore.Store { return disks.open(dir) }})
+		c.run(&env{TB: r, timeout: timeout, dial: func(dir string) eventstore.Store { return disks.open(dir) }})
 	})
 	cancel()
 	for {
 		r.mu.Lock()
 		n := len(r.cleanups)
 		if n == 0 {
-			// Its goroutines may say more when this test is over.
+			// Return a copy, because goroutines of the case may still use r.
 			defer r.mu.Unlock()
-			return &recorder{failed: r.failed, said: r.said}
+			return &recorder{failed: r.failed, messages: r.messages}
 		}
 		f := r.cleanups[n-1]
 		r.cleanups = r.cleanups[:n-1]
 		r.mu.Unlock()
-		wait("the end", f)
+		wait("a cleanup", f)
 	}
 }
 
@@ -224,11 +226,11 @@ func (r *recorder) Cleanup(f func()) {
 	r.cleanups = append(r.cleanups, f)
 }
 
-func (r *recorder) say(failed bool, text string) {
+func (r *recorder) add(failed bool, text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.failed = r.failed || failed
-	r.said = append(r.said, text)
+	r.messages = append(r.messages, text)
 }
 
 func (r *recorder) Failed() bool {
@@ -237,11 +239,11 @@ func (r *recorder) Failed() bool {
 	return r.failed
 }
 
-func (r *recorder) Fail()                             { r.say(true, "failed") }
+func (r *recorder) Fail()                             { r.add(true, "failed") }
 func (r *recorder) FailNow()                          { r.Fail(); runtime.Goexit() }
-func (r *recorder) Log(args ...any)                   { r.say(false, fmt.Sprint(args...)) }
-func (r *recorder) Logf(format string, args ...any)   { r.say(false, fmt.Sprintf(format, args...)) }
-func (r *recorder) Error(args ...any)                 { r.say(true, fmt.Sprint(args...)) }
-func (r *recorder) Errorf(format string, args ...any) { r.say(true, fmt.Sprintf(format, args...)) }
+func (r *recorder) Log(args ...any)                   { r.add(false, fmt.Sprint(args...)) }
+func (r *recorder) Logf(format string, args ...any)   { r.add(false, fmt.Sprintf(format, args...)) }
+func (r *recorder) Error(args ...any)                 { r.add(true, fmt.Sprint(args...)) }
+func (r *recorder) Errorf(format string, args ...any) { r.add(true, fmt.Sprintf(format, args...)) }
 func (r *recorder) Fatal(args ...any)                 { r.Error(args...); runtime.Goexit() }
 func (r *recorder) Fatalf(format string, args ...any) { r.Errorf(format, args...); runtime.Goexit() }

@@ -10,13 +10,14 @@ import (
 	"accountledger/eventstore"
 )
 
-// A store that is a StreamReader yields each stream whole and by itself, up to
-// the position, in the same order again, and as long as nobody stops it.
+// byStream checks that a StreamReader yields each stream completely, up to the
+// position, in the same order on each call, and that the caller can stop or
+// cancel it.
 func byStream(e *env) {
 	s := e.store()
 	log, ok := s.(eventstore.StreamReader)
 	if !ok {
-		return // it does not say that it can
+		return // optional
 	}
 	want := map[string][]eventstore.Recorded{}
 	add := func(stream string, n int) eventstore.Position {
@@ -26,7 +27,7 @@ func byStream(e *env) {
 		want[stream] = append(want[stream], expect(c, r, map[string]eventstore.Revision{stream: at})...)
 		return r.Last
 	}
-	// In turns, more than any page holds, one of them longer than a page.
+	// Interleave the streams; in total and in one stream, exceed a page.
 	for i := range 60 {
 		add(fmt.Sprint("account-", i), 2)
 	}
@@ -46,14 +47,14 @@ func byStream(e *env) {
 			delete(got, stream)
 		}
 		if len(got) > 0 {
-			e.Errorf("ByStream up to %d yields streams that there are not: %v", to, slices.Collect(maps.Keys(got)))
+			e.Errorf("ByStream up to %d yielded unexpected streams: %v", to, slices.Collect(maps.Keys(got)))
 		}
 		if _, again := e.byStream(log, to); !slices.Equal(again, order) {
-			e.Errorf("ByStream up to %d goes from stream to stream another way the second time", to)
+			e.Errorf("ByStream up to %d yielded the streams in a different order the second time", to)
 		}
 	}
 	for range log.ByStream(e.ctx(), last) {
-		break // leaves nothing locked
+		break // must leave nothing locked
 	}
 	add("account-late", 1)
 
@@ -64,11 +65,12 @@ func byStream(e *env) {
 	}
 	cancel()
 	if !errors.Is(err, context.Canceled) {
-		e.Errorf("ByStream, canceled at its first page, ended with %v, want context.Canceled", err)
+		e.Errorf("ByStream canceled at its first page ended with %v, want context.Canceled", err)
 	}
 }
 
-// byStream reads the log stream by stream, each of which must come once.
+// byStream reads the log with ByStream and checks that each stream is yielded
+// once.
 func (e *env) byStream(log eventstore.StreamReader, to eventstore.Position) (streams map[string][]eventstore.Recorded, order []string) {
 	e.Helper()
 	streams = map[string][]eventstore.Recorded{}
@@ -77,12 +79,12 @@ func (e *env) byStream(log eventstore.StreamReader, to eventstore.Position) (str
 			e.Fatalf("ByStream up to %d = %v", to, err)
 		}
 		if len(page) == 0 {
-			e.Fatalf("ByStream up to %d yields an empty page", to)
+			e.Fatalf("ByStream up to %d yielded an empty page", to)
 		}
 		for _, rec := range page {
 			if len(order) == 0 || order[len(order)-1] != rec.Stream {
 				if streams[rec.Stream] != nil {
-					e.Fatalf("ByStream up to %d comes back to stream %s", to, rec.Stream)
+					e.Fatalf("ByStream up to %d yielded stream %s twice", to, rec.Stream)
 				}
 				order = append(order, rec.Stream)
 			}

@@ -10,8 +10,9 @@ import (
 	"accountledger/eventstore"
 )
 
-// An append whose context ends at any moment is wholly there or wholly not:
-// there if it returned no error, not there, ever, if it returned ctx's.
+// cancelAtRandom checks that an append whose context ends at a random moment is
+// atomic: if it returned no error, the log contains all of it; if it returned
+// the context's error, the log contains none of it, also after reopening.
 func cancelAtRandom(e *env) {
 	dir := e.TempDir()
 	s, closeIt := e.open(dir)
@@ -26,14 +27,14 @@ func cancelAtRandom(e *env) {
 	const writers, each = 8, 20
 	outcomes := make([][each]error, writers)
 	name := func(i, j int, side string) string { return fmt.Sprintf("account-%d-%d-%s", i, j, side) }
-	together(writers, func(i int) {
+	concurrently(writers, func(i int) {
 		for j := range each {
-			c := claiming(name(i, j, "a"), nil, keys(name(i, j, "key")))
+			c := claimCommit(name(i, j, "a"), nil, keys(name(i, j, "key")))
 			c.Writes[0].Expected, c.Writes[0].Events = eventstore.NoStream, events(3)
 			if two {
 				c.Writes = append(c.Writes, write(name(i, j, "b"), eventstore.NoStream, 2).Writes[0])
 			}
-			// From before the append begins to after it should be done.
+			// A random time, from before the append starts to after its usual end.
 			ctx, cancel := context.WithTimeout(e.Context(), rand.N(3*once+time.Microsecond))
 			_, err := s.Append(ctx, c)
 			cancel()
@@ -66,9 +67,9 @@ func cancelAtRandom(e *env) {
 	e.append(s, free)
 }
 
-// canWriteTwo finds out whether the backend commits two writes as one.
+// canWriteTwo reports whether the backend can commit two writes atomically.
 func canWriteTwo(e *env, s eventstore.Store) bool {
-	_, err := s.Append(e.ctx(), both(write("account-two-a", eventstore.NoStream, 1).Writes[0], write("account-two-b", eventstore.NoStream, 1).Writes[0]))
+	_, err := s.Append(e.ctx(), twoWrites(write("account-two-a", eventstore.NoStream, 1).Writes[0], write("account-two-b", eventstore.NoStream, 1).Writes[0]))
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		e.Fatalf("Append to two streams = %v", err)
 	}

@@ -8,13 +8,13 @@ import (
 	"accountledger/eventstore"
 )
 
-func claimCases() []promise {
-	return []promise{
+func claimCases() []testCase {
+	return []testCase{
 		{"Claims/Held", claimHeld},
 		{"Claims/Released", claimReleased},
 		{"Claims/ReleasedByAnother", claimReleasedByAnother},
 		{"Claims/SameOwner", claimSameOwner},
-		{"Claims/HandedOver", claimHandedOver},
+		{"Claims/Transferred", claimTransferred},
 		{"Claims/AllOrNone", claimAllOrNone},
 		{"Claims/TwiceInOneCommit", claimTwice},
 		{"Claims/OneWinner", claimOneWinner},
@@ -26,9 +26,9 @@ func email(key, owner string) eventstore.Claim {
 	return eventstore.Claim{Kind: "email", Key: key, Owner: owner}
 }
 
-// claiming is a commit of one event to owner that releases and takes keys for
-// it.
-func claiming(owner string, release, take []string) eventstore.Commit {
+// claimCommit returns a commit of one event to the stream owner, which releases
+// and takes claims of that owner.
+func claimCommit(owner string, release, take []string) eventstore.Commit {
 	c := write(owner, eventstore.Any, 1)
 	for _, key := range release {
 		c.Release = append(c.Release, email(key, owner))
@@ -41,126 +41,132 @@ func claiming(owner string, release, take []string) eventstore.Commit {
 
 func keys(k ...string) []string { return k }
 
-// heldBy checks that a key is another's by trying to take it.
+// heldBy checks that holder has the claim of a key, by claiming it for loser.
 func (e *env) heldBy(s eventstore.Store, key, holder, loser string) {
 	e.Helper()
-	got := refused[*eventstore.ClaimError](e, s, claiming(loser, nil, keys(key)))
+	got := refused[*eventstore.ClaimError](e, s, claimCommit(loser, nil, keys(key)))
 	if want := (eventstore.ClaimError{Claim: email(key, loser), Owner: holder}); *got != want {
 		e.Errorf("the claim error is %+v, want %+v", *got, want)
 	}
 }
 
-// A claim has one owner, and whoever else asks is told which.
+// claimHeld checks that a claim has one owner, and that the error for any other
+// claimant names it.
 func claimHeld(e *env) {
 	s := e.store()
-	e.append(s, claiming("account-1", nil, keys("a", "b")))
-	e.append(s, claiming("account-2", nil, keys("c")))
+	e.append(s, claimCommit("account-1", nil, keys("a", "b")))
+	e.append(s, claimCommit("account-2", nil, keys("c")))
 	e.heldBy(s, "a", "account-1", "account-2")
 	e.heldBy(s, "b", "account-1", "account-3")
 	e.heldBy(s, "c", "account-2", "account-1")
-	// An owner need not be written to.
+	// The commit need not write to the owner's stream.
 	c := write("account-1", eventstore.Any, 1)
 	c.Claim = []eventstore.Claim{email("d", "account-4")}
 	e.append(s, c)
 	e.heldBy(s, "d", "account-4", "account-1")
 }
 
-// A claim given up is free: for another, and for who gave it up.
+// claimReleased checks that a released claim is free for every owner, including
+// the previous one.
 func claimReleased(e *env) {
 	s := e.store()
-	e.append(s, claiming("account-1", nil, keys("a")))
-	e.append(s, claiming("account-1", keys("a"), nil))
-	e.append(s, claiming("account-2", nil, keys("a")))
+	e.append(s, claimCommit("account-1", nil, keys("a")))
+	e.append(s, claimCommit("account-1", keys("a"), nil))
+	e.append(s, claimCommit("account-2", nil, keys("a")))
 	e.heldBy(s, "a", "account-2", "account-1")
-	e.append(s, claiming("account-2", keys("a"), nil))
-	e.append(s, claiming("account-1", nil, keys("a")))
+	e.append(s, claimCommit("account-2", keys("a"), nil))
+	e.append(s, claimCommit("account-1", nil, keys("a")))
 	e.heldBy(s, "a", "account-1", "account-2")
-	// Given up twice is given up, and what nobody holds may be given up.
-	e.append(s, claiming("account-1", keys("a", "a", "never"), nil))
-	e.append(s, claiming("account-2", nil, keys("a")))
+	// Releasing a claim twice, or a claim that has no owner, succeeds.
+	e.append(s, claimCommit("account-1", keys("a", "a", "never"), nil))
+	e.append(s, claimCommit("account-2", nil, keys("a")))
 }
 
-// What Owner does not hold, it cannot release.
+// claimReleasedByAnother checks that an owner cannot release another's claim.
 func claimReleasedByAnother(e *env) {
 	s := e.store()
-	e.append(s, claiming("account-1", nil, keys("a")))
-	e.append(s, claiming("account-2", keys("a"), nil))
+	e.append(s, claimCommit("account-1", nil, keys("a")))
+	e.append(s, claimCommit("account-2", keys("a"), nil))
 	e.heldBy(s, "a", "account-1", "account-2")
-	refused[*eventstore.ClaimError](e, s, claiming("account-2", keys("a"), keys("a")))
+	refused[*eventstore.ClaimError](e, s, claimCommit("account-2", keys("a"), keys("a")))
 	e.heldBy(s, "a", "account-1", "account-2")
 }
 
-// A claim that Owner holds already may be taken again, and is one claim then.
+// claimSameOwner checks that an owner can take its own claim again, and that one
+// release is then enough.
 func claimSameOwner(e *env) {
 	s := e.store()
-	e.append(s, claiming("account-1", nil, keys("a")))
-	e.append(s, claiming("account-1", nil, keys("a", "a")))
+	e.append(s, claimCommit("account-1", nil, keys("a")))
+	e.append(s, claimCommit("account-1", nil, keys("a", "a")))
 	e.heldBy(s, "a", "account-1", "account-2")
-	e.append(s, claiming("account-1", keys("a"), nil))
-	e.append(s, claiming("account-2", nil, keys("a")))
+	e.append(s, claimCommit("account-1", keys("a"), nil))
+	e.append(s, claimCommit("account-2", nil, keys("a")))
 }
 
-// Claims are given up before others are taken, so that one commit can do both.
-func claimHandedOver(e *env) {
+// claimTransferred checks that a commit releases claims before it takes others,
+// so that one commit can transfer a claim.
+func claimTransferred(e *env) {
 	s := e.store()
-	e.append(s, claiming("account-1", nil, keys("a", "b")))
+	e.append(s, claimCommit("account-1", nil, keys("a", "b")))
 	c := write("account-2", eventstore.Any, 1)
 	c.Release = []eventstore.Claim{email("a", "account-1")}
 	c.Claim = []eventstore.Claim{email("a", "account-2")}
 	e.append(s, c)
 	e.heldBy(s, "a", "account-2", "account-1")
-	// Released and taken by the same owner is kept.
-	e.append(s, claiming("account-1", keys("b"), keys("b")))
+	// An owner that releases and takes a claim in one commit keeps it.
+	e.append(s, claimCommit("account-1", keys("b"), keys("b")))
 	e.heldBy(s, "b", "account-1", "account-2")
 }
 
-// Claims and events are taken together or not at all.
+// claimAllOrNone checks that claims and events are committed atomically.
 func claimAllOrNone(e *env) {
 	s := e.store()
-	e.append(s, claiming("account-1", nil, keys("a")))
+	e.append(s, claimCommit("account-1", nil, keys("a")))
 
-	// One claim is held: no event, no other claim, no release.
-	c := claiming("account-2", nil, keys("free", "a"))
+	// With one claim held by another owner, the commit appends no event, takes
+	// no other claim and releases none.
+	c := claimCommit("account-2", nil, keys("free", "a"))
 	c.Release = []eventstore.Claim{email("a", "account-3")}
 	refused[*eventstore.ClaimError](e, s, c)
-	e.append(s, claiming("account-3", nil, keys("free")))
+	e.append(s, claimCommit("account-3", nil, keys("free")))
 
-	// A revision is wrong: claims stay as they were.
-	c = claiming("account-1", keys("a"), keys("new"))
+	// With a wrong revision, claims do not change.
+	c = claimCommit("account-1", keys("a"), keys("new"))
 	c.Writes[0].Expected = 7
 	refused[*eventstore.ConflictError](e, s, c)
 	e.heldBy(s, "a", "account-1", "account-2")
-	e.append(s, claiming("account-2", nil, keys("new")))
+	e.append(s, claimCommit("account-2", nil, keys("new")))
 
-	// A claim is held: what the same commit releases stays held.
-	refused[*eventstore.ClaimError](e, s, claiming("account-1", keys("a"), keys("new")))
+	// With one claim held by another owner, the commit releases nothing.
+	refused[*eventstore.ClaimError](e, s, claimCommit("account-1", keys("a"), keys("new")))
 	e.heldBy(s, "a", "account-1", "account-3")
 	if n := len(e.audit(s)); n != 3 {
 		e.Errorf("the log has %d events, want 3", n)
 	}
 }
 
-// One key cannot go to two owners in one commit.
+// claimTwice checks that one commit cannot give a key to two owners.
 func claimTwice(e *env) {
 	s := e.store()
 	c := write("account-1", eventstore.Any, 1)
 	c.Claim = []eventstore.Claim{email("a", "account-1"), email("a", "account-2")}
 	refused[*eventstore.ClaimError](e, s, c)
-	e.append(s, claiming("account-3", nil, keys("a")))
+	e.append(s, claimCommit("account-3", nil, keys("a")))
 }
 
-// Of many who claim a key at the same time, each for its own stream, one wins.
+// claimOneWinner checks that of many concurrent claims of a key, each for a
+// different stream, exactly one succeeds.
 func claimOneWinner(e *env) {
 	s := e.store()
 	const claimers = 16
 	for round := range 5 {
 		key := fmt.Sprintf("key %d", round)
 		var winners []string
-		told := map[string]bool{}
+		reported := map[string]bool{} // owners in claim errors
 		var mu sync.Mutex
-		together(claimers, func(i int) {
+		concurrently(claimers, func(i int) {
 			owner := fmt.Sprintf("account-%d-%d", round, i)
-			c := claiming(owner, nil, keys(key))
+			c := claimCommit(owner, nil, keys(key))
 			c.Writes[0].Expected = eventstore.NoStream
 			_, err := s.Append(e.ctx(), c)
 			mu.Lock()
@@ -170,13 +176,13 @@ func claimOneWinner(e *env) {
 			case err == nil:
 				winners = append(winners, owner)
 			case errors.As(err, &lost):
-				told[lost.Owner] = true
+				reported[lost.Owner] = true
 			default:
 				e.Errorf("Append = %v, want success or *ClaimError", err)
 			}
 		})
-		if len(winners) != 1 || len(told) != 1 || !told[winners[0]] {
-			e.Fatalf("%v won, the losers were told %v", winners, told)
+		if len(winners) != 1 || len(reported) != 1 || !reported[winners[0]] {
+			e.Fatalf("%v succeeded, and the other claims were refused with the owners %v", winners, reported)
 		}
 	}
 	if n := len(e.audit(s)); n != 5 {
@@ -184,12 +190,13 @@ func claimOneWinner(e *env) {
 	}
 }
 
-// A key is bytes, not text: those that differ in anything are two.
+// claimOpaqueKeys checks that keys are opaque bytes: keys that differ in any
+// byte are different.
 func claimOpaqueKeys(e *env) {
 	s := e.store()
 	for i, key := range []string{"a", "A", "a ", "a\x00", "a\x00b", "\xff\xfe", "\xff\xff", "\xef\xbf\xbd", "ä", "a\u0308", "7", "7.0", "x'41'"} {
 		owner := fmt.Sprintf("account-%d", i)
-		e.append(s, claiming(owner, nil, keys(key)))
+		e.append(s, claimCommit(owner, nil, keys(key)))
 		e.heldBy(s, key, owner, "account-x")
 	}
 }

@@ -6,8 +6,9 @@ import (
 	"accountledger/eventstore"
 )
 
-// Erasing takes the sealed parts under one key from the streams named, and
-// nothing else from anywhere; again, and after the log was opened anew.
+// erase checks that Erase removes the sealed parts under one key from the given
+// streams and nothing else, that it is idempotent, and that its effect remains
+// after reopening.
 func erase(e *env) {
 	dir := e.TempDir()
 	s, close := e.open(dir)
@@ -42,7 +43,7 @@ func erase(e *env) {
 			}
 		}
 		if !e.stream(s, "account-2", 0)[0].Erased() || e.stream(s, "account-3", 0)[0].Erased() {
-			e.Errorf("not the streams that were named are erased, or others")
+			e.Errorf("Erase did not erase account-2, or erased account-3, which was not given")
 		}
 	}
 	for range 2 {
@@ -51,11 +52,11 @@ func erase(e *env) {
 		}
 		check(s)
 	}
-	// It goes on as before.
+	// The log accepts further appends.
 	seal("account-3", 0, key)
 	for _, rec := range e.log(s, 0) {
 		if gone := rec.KeyID == key && rec.Stream != "account-3"; rec.Erased() != gone {
-			e.Errorf("position %d is erased: %t, want %t", rec.Position, rec.Erased(), gone)
+			e.Errorf("Erased at position %d = %t, want %t", rec.Position, rec.Erased(), gone)
 		}
 	}
 	close()

@@ -1,7 +1,6 @@
-// Package eventstoretest says what an eventstore.Store must do. Run is the
-// definition of the port: each promise of its comments is a case here, named
-// for the promise, and a backend is finished when all of them pass. Faulty is
-// a store that fails on cue, for the tests of those who use one.
+// Package eventstoretest is the conformance suite for eventstore.Store. It
+// defines the port: each guarantee in the port's comments has a case here, named
+// after it, and a backend is complete when Run passes.
 package eventstoretest
 
 import (
@@ -18,33 +17,33 @@ import (
 	"accountledger/eventstore"
 )
 
-// Run checks that what open returns is an eventstore.Store. Each case gets an
-// empty directory of its own; opening a directory again, after Close, must
-// give the same log. Cases run in parallel.
+// Run checks that the stores that open returns conform to eventstore.Store. Each
+// case gets a separate, empty directory; opening a directory again after Close
+// must return the same log. Cases run in parallel.
 //
-// A backend that cannot commit several writes as one says so with
-// errors.ErrUnsupported; the cases that need it then check that the refusal
-// leaves no trace. One that is an eventstore.StreamReader is held to that, too.
+// A backend that cannot commit several writes atomically must refuse them with
+// errors.ErrUnsupported; the affected cases then check that the refusal changes
+// nothing. If a store implements eventstore.StreamReader, Run checks that, too.
 // Nothing else is optional.
 func Run(t *testing.T, open func(t *testing.T, dir string) eventstore.Store) {
 	for _, c := range cases() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			dial := func(dir string) eventstore.Store { return open(t, dir) }
-			// The patience is for a machine that does much else besides.
-			c.run(&env{TB: t, dial: dial, patience: 30 * time.Second})
+			// A long timeout, for a machine under load.
+			c.run(&env{TB: t, dial: dial, timeout: 30 * time.Second})
 		})
 	}
 }
 
-// promise is a case: a name for what is promised, and its proof.
-type promise struct {
+// testCase checks one guarantee of the port.
+type testCase struct {
 	name string
 	run  func(*env)
 }
 
-func cases() []promise {
-	return slices.Concat(appendCases(), claimCases(), readCases(), subscribeCases(), []promise{
+func cases() []testCase {
+	return slices.Concat(appendCases(), claimCases(), readCases(), subscribeCases(), []testCase{
 		{"ByStream", byStream},
 		{"Head", head},
 		{"Erase", erase},
@@ -56,22 +55,22 @@ func cases() []promise {
 	})
 }
 
-// env is what a case works with. Its TB is a *testing.T, or what the suite's
-// own test puts there to see a case fail.
+// env is the environment of a case. Its TB is a *testing.T, or a recorder when
+// the suite tests itself.
 type env struct {
 	testing.TB
-	dial     func(dir string) eventstore.Store
-	patience time.Duration // how long to wait for what must happen
+	dial    func(dir string) eventstore.Store
+	timeout time.Duration // for each operation
 }
 
-// store is an empty log.
+// store opens an empty log.
 func (e *env) store() eventstore.Store {
 	s, _ := e.open(e.TempDir())
 	return s
 }
 
-// open opens the log in dir. It is closed at the end of the case, if the
-// function returned has not closed it before.
+// open opens the log in dir. The returned function closes it; otherwise it is
+// closed at the end of the case.
 func (e *env) open(dir string) (s eventstore.Store, close func()) {
 	e.Helper()
 	s = e.dial(dir)
@@ -84,14 +83,14 @@ func (e *env) open(dir string) (s eventstore.Store, close func()) {
 	return s, close
 }
 
-// ctx ends when the case's patience does.
+// ctx returns a context with the case's timeout.
 func (e *env) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(e.Context(), e.patience)
+	ctx, cancel := context.WithTimeout(e.Context(), e.timeout)
 	e.Cleanup(cancel)
 	return ctx
 }
 
-// append appends what must be taken.
+// append appends a commit that the store must accept.
 func (e *env) append(s eventstore.Store, c eventstore.Commit) eventstore.Receipt {
 	e.Helper()
 	r, err := s.Append(e.ctx(), c)
@@ -101,8 +100,8 @@ func (e *env) append(s eventstore.Store, c eventstore.Commit) eventstore.Receipt
 	return r
 }
 
-// refused appends what must be refused with an error of type E, and without
-// having moved the log's head.
+// refused appends a commit that the store must refuse with an error of type E,
+// and checks that the head has not changed.
 func refused[E error](e *env, s eventstore.Store, c eventstore.Commit) (refusal E) {
 	e.Helper()
 	before := e.head(s)
@@ -110,7 +109,7 @@ func refused[E error](e *env, s eventstore.Store, c eventstore.Commit) (refusal 
 		e.Fatalf("Append to %s = %v, want %T", streams(c), err, refusal)
 	}
 	if after := e.head(s); after != before {
-		e.Fatalf("a refused Append moved the head from %d to %d", before, after)
+		e.Fatalf("a refused Append changed the head from %d to %d", before, after)
 	}
 	return refusal
 }
@@ -124,7 +123,7 @@ func (e *env) head(s eventstore.Store) eventstore.Position {
 	return head
 }
 
-// stream reads a stream from a revision on.
+// stream reads a stream, starting at a revision.
 func (e *env) stream(s eventstore.Store, name string, from eventstore.Revision) (all []eventstore.Recorded) {
 	e.Helper()
 	for rec, err := range s.ReadStream(e.ctx(), name, from) {
@@ -155,8 +154,9 @@ func (e *env) log(s eventstore.Store, after eventstore.Position) (all []eventsto
 	return all
 }
 
-// audit reads the whole log and checks what must hold of any: positions and
-// revisions without holes, times that never go back, streams that agree.
+// audit reads the whole log and checks the invariants of every log: positions
+// and revisions have no gaps, times never go back, and reading a stream yields
+// the same events as reading the log.
 func (e *env) audit(s eventstore.Store) []eventstore.Recorded {
 	e.Helper()
 	all := e.log(s, 0)
@@ -166,7 +166,7 @@ func (e *env) audit(s eventstore.Store) []eventstore.Recorded {
 			e.Fatalf("event %d of the log has position %d", i+1, rec.Position)
 		}
 		if i > 0 && rec.Time.Before(all[i-1].Time) {
-			e.Errorf("position %d is of %v, its predecessor of %v", rec.Position, rec.Time, all[i-1].Time)
+			e.Errorf("the event at position %d has time %v, earlier than its predecessor's %v", rec.Position, rec.Time, all[i-1].Time)
 		}
 		of := byStream[rec.Stream]
 		if rec.Revision != eventstore.Revision(len(of)) {
@@ -180,23 +180,24 @@ func (e *env) audit(s eventstore.Store) []eventstore.Recorded {
 	return all
 }
 
-// same checks that events are those wanted.
+// same checks that got equals want.
 func (e *env) same(what string, got, want []eventstore.Recorded) {
 	e.Helper()
-	if err := differ(got, want); err != nil {
+	if err := compare(got, want); err != nil {
 		e.Errorf("%s: %v", what, err)
 	}
 }
 
-// differ says where events are first not those wanted. Nil and empty bytes are
-// the same: only the zero KeyID says that there is no sealed part.
-func differ(got, want []eventstore.Recorded) error {
+// compare returns an error that describes the first difference. Nil and empty
+// byte slices are equal, because the zero KeyID tells that there is no sealed
+// part.
+func compare(got, want []eventstore.Recorded) error {
 	for i := range min(len(got), len(want)) {
 		g, w := got[i], want[i]
 		if g.Position != w.Position || g.Stream != w.Stream || g.Revision != w.Revision || !g.Time.Equal(w.Time) ||
 			g.ID != w.ID || g.Type != w.Type || g.Actor != w.Actor || !bytes.Equal(g.Clear, w.Clear) ||
 			g.KeyID != w.KeyID || !bytes.Equal(g.Sealed, w.Sealed) {
-			return fmt.Errorf("event %d of %d:\n got %s\nwant %s", i+1, len(want), show(g), show(w))
+			return fmt.Errorf("event %d of %d differs:\n got %s\nwant %s", i+1, len(want), format(g), format(w))
 		}
 	}
 	if len(got) != len(want) {
@@ -205,19 +206,19 @@ func differ(got, want []eventstore.Recorded) error {
 	return nil
 }
 
-// show is an event in one line, its bytes cut short.
-func show(r eventstore.Recorded) string {
+// format returns an event in one line, with its bytes truncated.
+func format(r eventstore.Recorded) string {
 	return fmt.Sprintf("position %d, %.40q revision %d, %v, id %x, type %.40q, actor %.40q, clear %d %.40q, key %x, sealed %d %.20x", r.Position,
 		r.Stream, r.Revision, r.Time, r.ID, r.Type, r.Actor, len(r.Clear), r.Clear, r.KeyID[:4], len(r.Sealed), r.Sealed)
 }
 
-// event makes an event without a personal part.
+// event returns an event without a personal part.
 func event() eventstore.Event {
 	id := randomID()
 	return eventstore.Event{ID: id, Type: "test.happened.v1", Actor: "user:7", Clear: fmt.Appendf(nil, `{"n":"%x"}`, id[:4])}
 }
 
-// sealedEvent makes an event with one.
+// sealedEvent returns an event with a personal part.
 func sealedEvent() eventstore.Event {
 	ev := event()
 	rand.Read(ev.KeyID[:])
@@ -234,14 +235,14 @@ func events(n int) []eventstore.Event {
 	return all
 }
 
-// randomID is a UUID as RFC 9562, section 5.4, makes them.
+// randomID returns a UUID of version 4 (RFC 9562, section 5.4).
 func randomID() (id [16]byte) {
 	rand.Read(id[:])
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
 	return id
 }
 
-// write is a commit of n events to one stream.
+// write returns a commit of n events to one stream.
 func write(stream string, expected eventstore.Revision, n int) eventstore.Commit {
 	return eventstore.Commit{Writes: []eventstore.Write{{Stream: stream, Expected: expected, Events: events(n)}}}
 }
@@ -253,8 +254,8 @@ func streams(c eventstore.Commit) (names []string) {
 	return names
 }
 
-// expect is what the log holds after c, appended to streams at these
-// revisions, got its receipt.
+// expect returns the events that the log must contain after c was appended with
+// receipt r, to streams whose last revisions were those in at.
 func expect(c eventstore.Commit, r eventstore.Receipt, at map[string]eventstore.Revision) (all []eventstore.Recorded) {
 	for _, w := range c.Writes {
 		revision, known := at[w.Stream]

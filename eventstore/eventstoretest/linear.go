@@ -12,21 +12,21 @@ import (
 	"accountledger/eventstore"
 )
 
-// Appends and reads that run at the same time have an order in which each of
-// them makes sense: an append that was acknowledged is in every read that
-// begins later, and what one read saw no later one misses.
+// linearizable checks that concurrent appends and reads of a stream are
+// linearizable: an acknowledged append is in every read that begins later, and
+// no later read misses what an earlier read returned.
 func linearizable(e *env) {
 	s := e.store()
 	const clients, each, streams = 6, 25, 3
 	histories := make([][]porcupine.Operation, clients)
 	began := time.Now()
-	together(clients, func(client int) {
+	concurrently(clients, func(client int) {
 		seen := [streams]eventstore.Revision{eventstore.NoStream, eventstore.NoStream, eventstore.NoStream}
 		for range each {
 			n := rand.N(streams)
 			in := operation{stream: fmt.Sprintf("account-%d", n), read: rand.N(2) == 0}
 			if !in.read {
-				// At the revision last heard of: a race with the others.
+				// At the last revision this client knows; others may be faster.
 				in.event, in.expected = event(), seen[n]
 			}
 			call := time.Since(began).Nanoseconds()
@@ -40,8 +40,8 @@ func linearizable(e *env) {
 	if e.Failed() {
 		return
 	}
-	if result := porcupine.CheckOperationsTimeout(sequential(), slices.Concat(histories...), e.patience); result != porcupine.Ok {
-		e.Errorf("no order of these appends and reads makes sense (%s)", result)
+	if result := porcupine.CheckOperationsTimeout(sequential(), slices.Concat(histories...), e.timeout); result != porcupine.Ok {
+		e.Errorf("the history of appends and reads is not linearizable (%s)", result)
 	}
 	e.audit(s)
 }
@@ -54,12 +54,11 @@ type operation struct {
 	event    eventstore.Event
 }
 
-// outcome is what an operation was told: the stream's head after it, and what
-// a read saw or whether an append was taken.
+// outcome is the result of an operation.
 type outcome struct {
-	head  eventstore.Revision
-	ids   string // of the events a read saw, one after the other
-	taken bool
+	head     eventstore.Revision // last revision of the stream after the operation
+	ids      string              // concatenated IDs of the events that a read returned
+	appended bool                // whether an append succeeded
 }
 
 func (op operation) do(e *env, s eventstore.Store) (out outcome) {
@@ -78,7 +77,7 @@ func (op operation) do(e *env, s eventstore.Store) (out outcome) {
 	var conflict *eventstore.ConflictError
 	switch {
 	case err == nil:
-		out.taken, out.head = true, op.expected+1
+		out.appended, out.head = true, op.expected+1
 	case errors.As(err, &conflict):
 		out.head = conflict.Actual
 	default:
@@ -87,8 +86,8 @@ func (op operation) do(e *env, s eventstore.Store) (out outcome) {
 	return out
 }
 
-// sequential is one stream, used by one at a time; its state is the ids of its
-// events.
+// sequential models a stream that is used sequentially. Its state is the
+// concatenated IDs of the events.
 func sequential() porcupine.Model {
 	return porcupine.Model{
 		Partition: func(history []porcupine.Operation) (parts [][]porcupine.Operation) {
@@ -110,9 +109,9 @@ func sequential() porcupine.Model {
 			case in.read:
 				return out.ids == ids && out.head == head, ids
 			case in.expected == head:
-				return out.taken, ids + string(in.event.ID[:])
+				return out.appended, ids + string(in.event.ID[:])
 			default:
-				return !out.taken && out.head == head, ids
+				return !out.appended && out.head == head, ids
 			}
 		},
 	}

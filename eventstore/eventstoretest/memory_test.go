@@ -16,13 +16,14 @@ import (
 	"accountledger/eventstore"
 )
 
-// The suite can be passed: by a slice, a map and a lock.
+// TestRun checks that a store made of a slice, a map and a mutex passes the
+// suite.
 func TestRun(t *testing.T) {
 	disks := newDisks("")
 	Run(t, func(t *testing.T, dir string) eventstore.Store { return disks.open(dir) })
 }
 
-// disks holds what memory stores leave when they are closed.
+// disks holds the contents of memory stores, which remain after Close.
 type disks struct {
 	bug  string
 	mu   sync.Mutex
@@ -55,19 +56,19 @@ func (d *disks) open(dir string) eventstore.Store {
 	return &memory{bug: d.bug, disk: on, grown: make(chan struct{}), closing: make(chan struct{})}
 }
 
-// memory is a store in memory that has at most one bug, by name.
+// memory is a store in memory with at most one bug, selected by name.
 type memory struct {
 	bug     string
 	closing chan struct{}
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	grown chan struct{}
-	gap   int // of positions, for a bug
+	gap   int // number of skipped positions, for a bug
 	*disk
 }
 
 func (m *memory) Close() error {
-	if m.bug == "close forgets subscriptions" {
+	if m.bug == "close leaves subscriptions running" {
 		return nil
 	}
 	close(m.closing)
@@ -77,7 +78,7 @@ func (m *memory) Close() error {
 func (m *memory) closed() error {
 	select {
 	case <-m.closing:
-		if m.bug == "closed answers" {
+		if m.bug == "methods work after Close" {
 			return nil
 		}
 		return eventstore.ErrClosed
@@ -89,7 +90,7 @@ func (m *memory) closed() error {
 func (m *memory) Head(context.Context) (eventstore.Position, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.bug == "head lags" {
+	if m.bug == "head is one event behind" {
 		return eventstore.Position(max(0, len(m.log)-1)), m.closed()
 	}
 	return eventstore.Position(len(m.log) + m.gap), m.closed()
@@ -103,11 +104,11 @@ func (m *memory) Erase(ctx context.Context, key eventstore.KeyID, streams ...str
 	defer m.mu.Unlock()
 	for i := range m.log {
 		rec := &m.log[i]
-		if m.bug == "erase takes every stream" || slices.Contains(streams, rec.Stream) {
-			if m.bug == "erase takes every key" || rec.KeyID == key && m.bug != "erase ignored" {
+		if m.bug == "erase affects every stream" || slices.Contains(streams, rec.Stream) {
+			if m.bug == "erase affects every key" || rec.KeyID == key && m.bug != "erase ignored" {
 				rec.Sealed = nil
 			}
-			if m.bug == "erase takes the key id" && rec.KeyID == key {
+			if m.bug == "erase removes the key ID" && rec.KeyID == key {
 				rec.KeyID = eventstore.KeyID{}
 			}
 		}
@@ -116,7 +117,7 @@ func (m *memory) Erase(ctx context.Context, key eventstore.KeyID, streams ...str
 }
 
 func (m *memory) Append(ctx context.Context, c eventstore.Commit) (r eventstore.Receipt, err error) {
-	if err := c.Check(); err != nil && m.bug != "anything goes" {
+	if err := c.Check(); err != nil && m.bug != "invalid commits accepted" {
 		return r, err
 	}
 	if err := m.closed(); err != nil {
@@ -128,12 +129,12 @@ func (m *memory) Append(ctx context.Context, c eventstore.Commit) (r eventstore.
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch m.bug {
-	case "unsupported leaves a trace":
+	case "unsupported commit changes the log":
 		if len(c.Writes) > 1 {
 			m.write(c.Writes[0], time.Now())
 			return r, errors.ErrUnsupported
 		}
-	case "small events only":
+	case "large events refused":
 		for _, w := range c.Writes {
 			for _, ev := range w.Events {
 				if len(ev.Sealed) > eventstore.MaxSealed/2 {
@@ -141,13 +142,13 @@ func (m *memory) Append(ctx context.Context, c eventstore.Commit) (r eventstore.
 				}
 			}
 		}
-	case "small commits only":
+	case "large commits refused":
 		if len(c.Writes) > 0 && len(c.Writes[0].Events) > eventstore.MaxEvents/2 {
 			return r, &eventstore.InvalidError{Reason: "too many"}
 		}
 	}
 	first := len(m.log)
-	if m.bug == "partial commit" {
+	if m.bug == "writes committed one by one" {
 		for _, w := range c.Writes {
 			if err := m.conflict(w); err != nil {
 				return r, err
@@ -165,17 +166,17 @@ func (m *memory) Append(ctx context.Context, c eventstore.Commit) (r eventstore.
 	return r, m.afterwards(ctx, c)
 }
 
-// commit checks all, then changes all.
+// commit checks c completely and then applies it.
 func (m *memory) commit(ctx context.Context, c eventstore.Commit) (r eventstore.Receipt, err error) {
-	if m.bug == "claims despite refusal" {
+	if m.bug == "refused commit takes claims" {
 		m.take(m.disk.claims, c.Claim)
 	}
-	if m.bug == "releases despite refusal" {
+	if m.bug == "refused commit releases claims" {
 		m.release(m.disk.claims, c.Release)
 	}
 	for _, w := range c.Writes {
 		if err := m.conflict(w); err != nil {
-			if m.bug == "refusals take positions" {
+			if m.bug == "refusals use positions" {
 				m.gap++
 			}
 			return r, err
@@ -214,36 +215,36 @@ func (m *memory) commit(ctx context.Context, c eventstore.Commit) (r eventstore.
 		now = now.Add(123)
 	case "time goes back":
 		now = time.Unix(2e9, 0).UTC().Add(-time.Duration(len(m.log)) * time.Second)
-	case "time is another's":
+	case "time is an hour off":
 		now = now.Add(-time.Hour)
 	}
 	for i, w := range c.Writes {
-		if m.bug == "half of a canceled append" && len(w.Events) > 1 && rand.N(2) == 0 {
+		if m.bug == "part of a canceled append stays" && len(w.Events) > 1 && rand.N(2) == 0 {
 			w.Events = w.Events[:1]
 			m.write(w, now)
 			return r, context.DeadlineExceeded
 		}
-		if m.bug == "success loses the second write" && i > 0 {
+		if m.bug == "second write lost" && i > 0 {
 			continue
 		}
 		m.write(w, now)
 	}
-	if m.bug == "append lost" && rand.N(8) == 0 {
+	if m.bug == "acknowledged append lost" && rand.N(8) == 0 {
 		m.log = m.log[:len(m.log)-1]
 	}
 	return r, nil
 }
 
-// afterwards is what bugs do when the commit is done.
+// afterwards simulates the bugs that follow a commit.
 func (m *memory) afterwards(ctx context.Context, c eventstore.Commit) error {
 	switch m.bug {
-	case "canceled after the commit":
+	case "canceled although committed":
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(100 * time.Microsecond):
 		}
-	case "canceled claims stay":
+	case "claims of a canceled append stay":
 		if rand.N(8) == 0 && c.Writes[0].Expected == eventstore.NoStream {
 			m.log = m.log[:len(m.log)-lengthOf(c)]
 			return context.DeadlineExceeded
@@ -268,7 +269,7 @@ func (m *memory) receipt(first int) eventstore.Receipt {
 	case "receipt from 0":
 		r.First--
 		r.Last--
-	case "receipt has a time of its own":
+	case "receipt has a different time":
 		r.Time = r.Time.Add(time.Microsecond)
 	}
 	return r
@@ -287,13 +288,13 @@ func (m *memory) at(stream string) eventstore.Revision {
 func (m *memory) conflict(w eventstore.Write) error {
 	at := m.at(w.Stream)
 	switch {
-	case m.bug == "revisions ignored", w.Expected == at:
+	case m.bug == "expected revision ignored", w.Expected == at:
 		return nil
-	case w.Expected == eventstore.Any && !(m.bug == "any is none" && at >= 0):
+	case w.Expected == eventstore.Any && !(m.bug == "Any means NoStream" && at >= 0):
 		return nil
-	case m.bug == "wrong actual":
+	case m.bug == "wrong actual revision":
 		at = max(at-1, eventstore.NoStream)
-	case m.bug == "empty streams are at 0":
+	case m.bug == "empty stream has revision 0":
 		at = max(at, 0)
 	}
 	return &eventstore.ConflictError{Stream: w.Stream, Expected: w.Expected, Actual: at}
@@ -323,11 +324,11 @@ func (m *memory) write(w eventstore.Write, now time.Time) {
 
 func (m *memory) key(k eventstore.Claim) claimed {
 	switch m.bug {
-	case "keys are text":
+	case "keys are UTF-8 text":
 		k.Key = strings.ToValidUTF8(k.Key, "\ufffd")
 	case "keys end at a zero byte":
 		k.Key, _, _ = strings.Cut(k.Key, "\x00")
-	case "keys have no case":
+	case "keys ignore case":
 		k.Key = strings.ToLower(k.Key)
 	}
 	return claimed{k.Kind, k.Key}
@@ -335,7 +336,7 @@ func (m *memory) key(k eventstore.Claim) claimed {
 
 func (m *memory) release(claims map[claimed]string, release []eventstore.Claim) {
 	for _, k := range release {
-		if m.bug != "release ignored" && (claims[m.key(k)] == k.Owner || m.bug == "anyone releases") {
+		if m.bug != "release ignored" && (claims[m.key(k)] == k.Owner || m.bug == "any owner releases") {
 			delete(claims, m.key(k))
 		}
 	}
@@ -359,7 +360,7 @@ func (m *memory) take(claims map[claimed]string, take []eventstore.Claim) error 
 			owner, held = before[m.key(k)]
 		}
 		if held && owner != k.Owner {
-			if m.bug == "loser is told its own name" {
+			if m.bug == "claim error names the loser" {
 				owner = k.Owner
 			}
 			return &eventstore.ClaimError{Claim: k, Owner: owner}
@@ -384,13 +385,13 @@ func (m *memory) ReadStream(ctx context.Context, stream string, from eventstore.
 		yielded := 0
 		for i := 0; i < len(log); i++ {
 			if err := ctx.Err(); err != nil && m.bug != "read ignores context" {
-				if m.bug != "canceled read ends quietly" {
+				if m.bug != "canceled read ends without error" {
 					yield(eventstore.Recorded{}, err)
 				}
 				return
 			}
 			rec := log[i]
-			if m.bug == "read goes on" {
+			if m.bug == "read includes later events" {
 				m.mu.Lock()
 				log = m.log
 				m.mu.Unlock()
@@ -410,13 +411,13 @@ func (m *memory) ReadStream(ctx context.Context, stream string, from eventstore.
 				if m.bug == "stopped read keeps its lock" {
 					m.mu.Lock()
 				}
-				if m.bug == "stopped read goes on" {
+				if m.bug == "stopped read continues" {
 					continue
 				}
 				return
 			}
 		}
-		if yielded == 0 && m.bug == "missing is an error" && m.at(stream) == eventstore.NoStream {
+		if yielded == 0 && m.bug == "missing stream is an error" && m.at(stream) == eventstore.NoStream {
 			yield(eventstore.Recorded{}, fmt.Errorf("no stream %s", stream))
 		}
 		if err := ctx.Err(); err != nil && yielded == 0 && m.bug == "" {
@@ -429,18 +430,18 @@ func (m *memory) Subscribe(ctx context.Context, after eventstore.Position) iter.
 	return func(yield func([]eventstore.Recorded, error) bool) {
 		var page []eventstore.Recorded
 		next := int(after)
-		if m.bug == "position included" {
+		if m.bug == "subscription includes its position" {
 			next = max(0, next-1)
 		}
 		for {
 			if err := ctx.Err(); err != nil && m.bug != "subscription ignores context" {
-				if m.bug != "canceled subscription ends quietly" {
+				if m.bug != "canceled subscription ends without error" {
 					yield(nil, err)
 				}
 				return
 			}
 			if err := m.closed(); err != nil {
-				if m.bug != "closed subscription ends quietly" {
+				if m.bug != "closed subscription ends without error" {
 					yield(nil, err)
 				}
 				return
@@ -449,16 +450,16 @@ func (m *memory) Subscribe(ctx context.Context, after eventstore.Position) iter.
 			log, grown := m.log, m.grown
 			m.mu.Unlock()
 			if next < len(log) || m.bug == "empty pages" {
-				if m.bug == "slow readers skip" && len(log)-next > 1000 {
+				if m.bug == "slow subscriber misses events" && len(log)-next > 1000 {
 					next = len(log) - 1000
 				}
 				page = m.page(page, log[min(next, len(log)):min(next+500, len(log))])
 				next += len(page)
-				if m.bug == "yields under the lock" {
+				if m.bug == "subscription yields while locked" {
 					m.mu.Lock()
 				}
 				goOn := yield(page, nil)
-				if m.bug == "yields under the lock" {
+				if m.bug == "subscription yields while locked" {
 					m.mu.Unlock()
 				}
 				if !goOn {
@@ -467,13 +468,13 @@ func (m *memory) Subscribe(ctx context.Context, after eventstore.Position) iter.
 				continue
 			}
 			switch m.bug {
-			case "ends when it has caught up":
+			case "subscription ends when it has caught up":
 				return
-			case "last event again after waiting":
+			case "last event repeated after waiting":
 				next = max(0, next-1)
-			case "never follows":
+			case "subscription never yields new events":
 				grown = nil
-			case "wakes at the second append":
+			case "subscription wakes at the second append":
 				select {
 				case <-grown:
 				case <-ctx.Done():
@@ -488,7 +489,7 @@ func (m *memory) Subscribe(ctx context.Context, after eventstore.Position) iter.
 			}
 			select {
 			case <-grown:
-				if m.bug == "skips when many are new" {
+				if m.bug == "subscription skips when many events are new" {
 					m.mu.Lock()
 					if len(m.log) > next+2 {
 						next++
@@ -502,7 +503,7 @@ func (m *memory) Subscribe(ctx context.Context, after eventstore.Position) iter.
 	}
 }
 
-// page copies a page, as one owns it that is the caller's until the next.
+// page returns a copy of events in the memory of the previous page.
 func (m *memory) page(old, events []eventstore.Recorded) []eventstore.Recorded {
 	switch m.bug {
 	case "pages out of order":
@@ -510,7 +511,7 @@ func (m *memory) page(old, events []eventstore.Recorded) []eventstore.Recorded {
 		if len(events) > 1 {
 			slices.Reverse(events[len(events)-2:])
 		}
-	case "reuses the bytes of pages":
+	case "bytes of earlier pages overwritten":
 		for _, rec := range old {
 			clear(rec.Clear)
 		}

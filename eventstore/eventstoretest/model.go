@@ -12,8 +12,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// A store does what a slice and a map do, over random commits that conflict
-// and claim, and over being closed and opened again.
+// agreesWithModel compares a store with a model, a slice and a map, over random
+// commits with conflicts and claims, and over reopening.
 func agreesWithModel(e *env) {
 	dir := e.TempDir()
 	s, closeIt := e.open(dir)
@@ -21,8 +21,8 @@ func agreesWithModel(e *env) {
 	runs := 0
 	rapid.Check(e.TB, func(t *rapid.T) {
 		steps := rapid.SliceOfN(stepGen(two), 1, 12).Draw(t, "steps")
-		// All runs share a store, for opening one costs more than a run. Names
-		// of their own keep them apart; positions count from where one began.
+		// All runs share a store, because opening one takes longer than a run.
+		// Each run uses different names, and positions relative to its start.
 		runs++
 		m := &model{prefix: fmt.Sprintf("run-%d-", runs), base: e.head(s), heads: map[string]eventstore.Revision{}, owners: map[string]string{}}
 		for i, st := range steps {
@@ -41,8 +41,8 @@ func agreesWithModel(e *env) {
 	})
 }
 
-// step is a random append, said in terms that mean something whatever came
-// before, so that rapid can leave others out and make it smaller.
+// step is a random append. Its terms do not depend on earlier steps, so that
+// rapid can remove steps when it shrinks a failure.
 type step struct {
 	Reopen        bool
 	Writes        []stepWrite
@@ -50,10 +50,10 @@ type step struct {
 }
 
 type stepWrite struct {
-	Stream  int // one of three
+	Stream  int // 0, 1 or 2
 	Expect  string
 	Events  int
-	Expects eventstore.Revision // for Expect "other"
+	Expects eventstore.Revision // if Expect is "other"
 }
 
 type stepClaim struct{ Key, Owner int }
@@ -77,7 +77,7 @@ func stepGen(two bool) *rapid.Generator[step] {
 		for i := range rapid.IntRange(1, writes).Draw(t, "writes") {
 			w := stepWrite{
 				Stream: (first + i) % 3,
-				// Mostly right, or the model would seldom grow.
+				// Mostly right, because otherwise the model would seldom grow.
 				Expect: rapid.SampledFrom([]string{"right", "right", "right", "any", "none", "other"}).Draw(t, "expect"),
 				Events: rapid.IntRange(1, 3).Draw(t, "events"),
 			}
@@ -90,10 +90,10 @@ func stepGen(two bool) *rapid.Generator[step] {
 	})
 }
 
-// model is what the log should hold.
+// model holds what the log must contain.
 type model struct {
-	prefix string              // of the names of this run
-	base   eventstore.Position // where the log was when it began
+	prefix string              // of the names in this run
+	base   eventstore.Position // head of the log at the start of this run
 	log    []eventstore.Recorded
 	heads  map[string]eventstore.Revision
 	owners map[string]string // of claims, by key
@@ -112,7 +112,7 @@ func (m *model) claim(c stepClaim) eventstore.Claim {
 	return email(fmt.Sprintf("%s%d", m.prefix, c.Key), m.stream(c.Owner))
 }
 
-// step appends to the store and the model, and says where they differ.
+// step appends to the store and the model, and returns an error if they differ.
 func (m *model) step(e *env, s eventstore.Store, st step) error {
 	var c eventstore.Commit
 	for _, w := range st.Writes {
@@ -134,7 +134,7 @@ func (m *model) step(e *env, s eventstore.Store, st step) error {
 		c.Claim = append(c.Claim, m.claim(k))
 	}
 
-	refusals, owners := m.judge(c)
+	refusals, owners := m.predict(c)
 	r, err := s.Append(e.ctx(), c)
 	if len(refusals) > 0 {
 		return oneOf(err, refusals)
@@ -143,7 +143,7 @@ func (m *model) step(e *env, s eventstore.Store, st step) error {
 		return fmt.Errorf("Append = %w, want success", err)
 	}
 	if want := m.base + eventstore.Position(len(m.log)) + 1; r.First != want {
-		return fmt.Errorf("the commit is at position %d, want %d", r.First, want)
+		return fmt.Errorf("the commit starts at position %d, want %d", r.First, want)
 	}
 	m.log = append(m.log, expect(c, r, m.heads)...)
 	if last := m.log[len(m.log)-1].Position; r.Last != last {
@@ -156,9 +156,9 @@ func (m *model) step(e *env, s eventstore.Store, st step) error {
 	return nil
 }
 
-// judge returns why c is refused, any of which a store may give, and who owns
-// what if it is not.
-func (m *model) judge(c eventstore.Commit) (refusals []error, owners map[string]string) {
+// predict returns the errors with which a store may refuse c, and the owners of
+// claims after c if there are none.
+func (m *model) predict(c eventstore.Commit) (refusals []error, owners map[string]string) {
 	for _, w := range c.Writes {
 		if at := m.head(w.Stream); w.Expected != eventstore.Any && w.Expected != at {
 			refusals = append(refusals, &eventstore.ConflictError{Stream: w.Stream, Expected: w.Expected, Actual: at})
@@ -196,19 +196,19 @@ func oneOf(got error, refusals []error) error {
 			}
 		}
 	}
-	return fmt.Errorf("Append = %v, want %v", got, errors.Join(refusals...))
+	return fmt.Errorf("Append = %v, want one of: %v", got, errors.Join(refusals...))
 }
 
-// compare says where what can be read differs from the model, and asks for
-// every claim in the name of somebody who has none.
+// compare returns an error if the log, a stream or the owner of a claim differs
+// from the model. It finds owners by claiming each key for another stream.
 func (m *model) compare(e *env, s eventstore.Store) error {
-	if err := differ(e.log(s, m.base), m.log); err != nil {
+	if err := compare(e.log(s, m.base), m.log); err != nil {
 		return fmt.Errorf("the log: %w", err)
 	}
 	for n := range 3 {
 		name := m.stream(n)
 		want := slices.DeleteFunc(slices.Clone(m.log), func(r eventstore.Recorded) bool { return r.Stream != name })
-		if err := differ(e.stream(s, name, 0), want); err != nil {
+		if err := compare(e.stream(s, name, 0), want); err != nil {
 			return fmt.Errorf("stream %s: %w", name, err)
 		}
 	}
@@ -219,13 +219,13 @@ func (m *model) compare(e *env, s eventstore.Store) error {
 			free = append(free, k.Key)
 			continue
 		}
-		asks := claiming(m.prefix+"nobody", nil, keys(k.Key))
-		_, err := s.Append(e.ctx(), asks)
-		if err := oneOf(err, []error{&eventstore.ClaimError{Claim: asks.Claim[0], Owner: m.owners[k.Key]}}); err != nil {
+		probe := claimCommit(m.prefix+"probe", nil, keys(k.Key))
+		_, err := s.Append(e.ctx(), probe)
+		if err := oneOf(err, []error{&eventstore.ClaimError{Claim: probe.Claim[0], Owner: m.owners[k.Key]}}); err != nil {
 			return err
 		}
 	}
-	if _, err := s.Append(e.ctx(), claiming(m.prefix+"nobody", nil, free)); err != nil {
+	if _, err := s.Append(e.ctx(), claimCommit(m.prefix+"probe", nil, free)); err != nil {
 		return fmt.Errorf("the claims %s are not free: %w", strings.Join(free, ", "), err)
 	}
 	return nil

@@ -8,18 +8,18 @@ import (
 	"accountledger/eventstore"
 )
 
-func readCases() []promise {
-	return []promise{
+func readCases() []testCase {
+	return []testCase{
 		{"ReadStream/From", readFrom},
 		{"ReadStream/Missing", readMissing},
-		{"ReadStream/AtTheCall", readAtTheCall},
+		{"ReadStream/Snapshot", readSnapshot},
 		{"ReadStream/Stopped", readStopped},
 		{"ReadStream/Canceled", readCanceled},
 	}
 }
 
-// A stream is read from any revision on, alone, and in order. It is longer
-// than any page a backend reads at once.
+// readFrom checks that a stream is read in order from any revision, without
+// events of other streams. The stream is longer than a backend's page.
 func readFrom(e *env) {
 	s := e.store()
 	const n = 1500
@@ -29,7 +29,7 @@ func readFrom(e *env) {
 		c := write(stream, at, n)
 		want[stream] = append(want[stream], expect(c, e.append(s, c), map[string]eventstore.Revision{stream: at})...)
 	}
-	// Names that one could mistake for one another.
+	// Names that a backend might confuse.
 	others := []string{"account-1", "Account-10", "account-10 ", "account-1_", "account-1%", "account-100"}
 	add("account-10", n/2)
 	for _, other := range others {
@@ -44,16 +44,17 @@ func readFrom(e *env) {
 	}
 }
 
-// A stream without events yields nothing, and no error.
+// readMissing checks that a stream without events yields nothing, not even an
+// error.
 func readMissing(e *env) {
 	s := e.store()
 	for range 2 {
 		for _, from := range []eventstore.Revision{0, 3} {
 			if got := e.stream(s, "account-2", from); len(got) != 0 {
-				e.Errorf("a stream without events has %d", len(got))
+				e.Errorf("a stream without events yielded %d", len(got))
 			}
 		}
-		// Nor does a stream that only owns a claim.
+		// The same holds for a stream that only owns a claim.
 		c := write("account-1", eventstore.Any, 1)
 		c.Claim = []eventstore.Claim{email("a", "account-2")}
 		e.append(s, c)
@@ -61,8 +62,9 @@ func readMissing(e *env) {
 	e.append(s, write("account-2", eventstore.NoStream, 1))
 }
 
-// A read ends with what was there at the call, even while events are added.
-func readAtTheCall(e *env) {
+// readSnapshot checks that a read ends with the last event at the time of the
+// call, although events are appended meanwhile.
+func readSnapshot(e *env) {
 	s := e.store()
 	e.append(s, write("account-1", eventstore.NoStream, 1000))
 	n := 0
@@ -75,14 +77,14 @@ func readAtTheCall(e *env) {
 		}
 	}
 	if n != 1000 {
-		e.Errorf("the read yielded %d events, there were 1000 at the call", n)
+		e.Errorf("the read yielded %d events, want the 1000 at the time of the call", n)
 	}
 	if n := len(e.stream(s, "account-1", 0)); n != 1010 {
 		e.Errorf("the next read yielded %d events, want 1010", n)
 	}
 }
 
-// Whoever stops reading leaves nothing locked.
+// readStopped checks that a caller that stops iterating leaves nothing locked.
 func readStopped(e *env) {
 	s := e.store()
 	e.append(s, write("account-1", eventstore.NoStream, 5))
@@ -104,7 +106,7 @@ func readStopped(e *env) {
 	e.audit(s)
 }
 
-// A read whose context ends, ends with its error.
+// readCanceled checks that a read ends with its context's error.
 func readCanceled(e *env) {
 	s := e.store()
 	const n = 3000
@@ -120,7 +122,7 @@ func readCanceled(e *env) {
 		read := 0
 		for _, err := range s.ReadStream(ctx, "account-1", 0) {
 			if last != nil {
-				e.Fatalf("ReadStream went on after %v", last)
+				e.Fatalf("ReadStream continued after the error %v", last)
 			}
 			if last = err; err == nil {
 				if read++; read == after {
@@ -135,7 +137,8 @@ func readCanceled(e *env) {
 	}
 }
 
-// The head is the position of the last event, at once.
+// head checks that Head returns the position of the last event immediately after
+// its append.
 func head(e *env) {
 	s := e.store()
 	if got := e.head(s); got != 0 {
@@ -144,7 +147,7 @@ func head(e *env) {
 	for i := range 10 {
 		r := e.append(s, write(fmt.Sprintf("account-%d", i%3), eventstore.Any, 1+i%4))
 		if got := e.head(s); got != r.Last {
-			e.Errorf("after an append up to %d the head is %d", r.Last, got)
+			e.Errorf("after an append up to position %d, the head is %d", r.Last, got)
 		}
 	}
 	ctx, cancel := context.WithCancel(e.Context())
@@ -154,7 +157,7 @@ func head(e *env) {
 	}
 }
 
-// Everything a closed store is asked, it answers with ErrClosed.
+// closed checks that the methods of a closed store return ErrClosed.
 func closed(e *env) {
 	s, closeIt := e.open(e.TempDir())
 	e.append(s, write("account-1", eventstore.NoStream, 1))
@@ -180,7 +183,7 @@ func closed(e *env) {
 	want("Subscribe", err)
 }
 
-// A log that is opened again is the same log: events, claims, revisions,
+// reopen checks that a reopened log has the same events, claims, revisions,
 // positions and times.
 func reopen(e *env) {
 	dir := e.TempDir()
@@ -188,7 +191,7 @@ func reopen(e *env) {
 	at := map[string]eventstore.Revision{"account-1": eventstore.NoStream, "account-2": eventstore.NoStream}
 	for round := range 4 {
 		s, closeIt := e.open(dir)
-		e.same("the log opened again", e.audit(s), want)
+		e.same("the reopened log", e.audit(s), want)
 		if got := e.head(s); got != eventstore.Position(len(want)) {
 			e.Errorf("the head is %d, want %d", got, len(want))
 		}

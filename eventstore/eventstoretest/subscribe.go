@@ -10,8 +10,8 @@ import (
 	"accountledger/eventstore"
 )
 
-func subscribeCases() []promise {
-	return []promise{
+func subscribeCases() []testCase {
+	return []testCase{
 		{"Subscribe/CatchesUpThenFollows", subscribeCatchesUp},
 		{"Subscribe/FromPosition", subscribeFrom},
 		{"Subscribe/Order", subscribeOrder},
@@ -21,17 +21,17 @@ func subscribeCases() []promise {
 	}
 }
 
-// follower is a subscription that runs beside its case.
+// follower is a subscription in a separate goroutine.
 type follower struct {
 	e      *env
 	cancel context.CancelFunc
 	events chan eventstore.Recorded
 	done   chan struct{} // closed when the subscription has ended
-	err    error         // with what; to be read after done
+	err    error         // with which it ended; valid once done is closed
 }
 
-// follow subscribes after a position until the case ends or cancels it. It
-// checks what holds of every subscription: no page is empty, and the end is
+// follow subscribes after a position until the case ends or cancels the
+// follower. It checks that no page is empty and that the subscription ends with
 // one error.
 func (e *env) follow(s eventstore.Store, after eventstore.Position) *follower {
 	ctx, cancel := context.WithCancel(e.Context())
@@ -41,7 +41,7 @@ func (e *env) follow(s eventstore.Store, after eventstore.Position) *follower {
 		for page, err := range s.Subscribe(ctx, after) {
 			switch {
 			case f.err != nil:
-				e.Errorf("a subscription went on after %v", f.err)
+				e.Errorf("a subscription continued after the error %v", f.err)
 				return
 			case err != nil:
 				f.err = err
@@ -64,17 +64,17 @@ func (e *env) follow(s eventstore.Store, after eventstore.Position) *follower {
 	return f
 }
 
-// next is the next n events, which must come.
+// next waits for the next n events and returns them.
 func (f *follower) next(n int) []eventstore.Recorded {
 	f.e.Helper()
 	all := make([]eventstore.Recorded, 0, n)
-	late := time.After(f.e.patience)
+	late := time.After(f.e.timeout)
 	for len(all) < n {
 		select {
 		case rec := <-f.events:
 			all = append(all, rec)
 		case <-f.done:
-			// What it yielded before it ended counts.
+			// Take the events that it yielded before it ended.
 			select {
 			case rec := <-f.events:
 				all = append(all, rec)
@@ -82,14 +82,13 @@ func (f *follower) next(n int) []eventstore.Recorded {
 				f.e.Fatalf("a subscription ended after %d of %d events: %v", len(all), n, f.err)
 			}
 		case <-late:
-			f.e.Fatalf("a subscription yielded %d of %d events in %v", len(all), n, f.e.patience)
+			f.e.Fatalf("a subscription yielded only %d of %d events in %v", len(all), n, f.e.timeout)
 		}
 	}
 	return all
 }
 
-// end is the error a subscription ended with, which it must have done by now
-// or soon.
+// end waits for the end of the subscription and returns its error.
 func (f *follower) end() error {
 	f.e.Helper()
 	select {
@@ -98,36 +97,38 @@ func (f *follower) end() error {
 			f.e.Errorf("a subscription ended without an error")
 		}
 		return f.err
-	case <-time.After(f.e.patience):
-		f.e.Errorf("a subscription did not end in %v", f.e.patience)
+	case <-time.After(f.e.timeout):
+		f.e.Errorf("a subscription did not end within %v", f.e.timeout)
 		return nil
 	}
 }
 
-// A subscription yields first the events there are, then those to come, each
-// of them once.
+// subscribeCatchesUp checks that a subscription yields the existing events and
+// then the new ones, each exactly once.
 func subscribeCatchesUp(e *env) {
 	s := e.store()
 	c := write("account-1", eventstore.NoStream, 3)
 	want := expect(c, e.append(s, c), nil)
 	f := e.follow(s, 0)
-	e.same("the events there were", f.next(3), want)
-	// One at a time, so that it waits in between; then some at once.
+	e.same("the existing events", f.next(3), want)
+	// Append single events, so that the subscription waits in between, and
+	// several at once.
 	for i, n := range []int{1, 1, 1, 5, 1, 1000, 1, 1} {
 		stream := fmt.Sprintf("account-follow-%d", i)
 		c := write(stream, eventstore.NoStream, n)
 		want := expect(c, e.append(s, c), nil)
-		e.same("the events to come", f.next(n), want)
+		e.same("the new events", f.next(n), want)
 	}
-	// From an empty log on, too.
+	// The same in a log that is empty at first.
 	s = e.store()
 	f = e.follow(s, 0)
 	c = write("account-1", eventstore.NoStream, 2)
 	want = expect(c, e.append(s, c), nil)
-	e.same("the events to come in an empty log", f.next(2), want)
+	e.same("the new events in an empty log", f.next(2), want)
 }
 
-// A subscription begins with the event after its position, wherever that is.
+// subscribeFrom checks that a subscription after any position starts with the
+// next event.
 func subscribeFrom(e *env) {
 	s := e.store()
 	for i := range 8 {
@@ -146,8 +147,8 @@ func subscribeFrom(e *env) {
 	}
 }
 
-// Whoever subscribes, whenever and wherever while events are being appended,
-// sees the one order of the log without gap or duplicate.
+// subscribeOrder checks that subscriptions that start at any time and position
+// during concurrent appends all see the same order, without gaps or duplicates.
 func subscribeOrder(e *env) {
 	s := e.store()
 	const writers, each = 6, 25
@@ -162,7 +163,7 @@ func subscribeOrder(e *env) {
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		together(writers, func(i int) {
+		concurrently(writers, func(i int) {
 			for j := range each {
 				if _, err := s.Append(e.ctx(), write(fmt.Sprintf("account-%d", (i+j)%4), eventstore.Any, 1+(i+j)%3)); err != nil {
 					e.Errorf("Append = %v", err)
@@ -170,7 +171,7 @@ func subscribeOrder(e *env) {
 			}
 		})
 	}()
-	// Others come while it runs: at the start, at the head, in between.
+	// Start more subscriptions meanwhile: at the head and at earlier positions.
 	probe := e.follow(s, 0)
 	for range 8 {
 		seen := probe.next(10)
@@ -179,12 +180,12 @@ func subscribeOrder(e *env) {
 		start(last / 2)
 		head := e.head(s)
 		if head < last {
-			e.Errorf("the head is %d after position %d was seen", head, last)
+			e.Errorf("a subscription yielded position %d, but afterwards the head was %d", last, head)
 		}
 		start(head)
 	}
 	<-finished
-	// A last event, so that a duplicate of the one before it would show.
+	// Append one more event, so that a duplicate of the previous one is noticed.
 	e.append(s, write("account-last", eventstore.NoStream, 1))
 	log := e.audit(s)
 	for i, f := range followers {
@@ -192,8 +193,9 @@ func subscribeOrder(e *env) {
 	}
 }
 
-// A subscription whose context ends, ends with its error: at once, while it
-// waits, and in the middle of catching up.
+// subscribeCanceled checks that a subscription ends with its context's error if
+// the context is canceled at the start, while the subscription waits, and while
+// it catches up.
 func subscribeCanceled(e *env) {
 	s := e.store()
 	ended := func(when string, f *follower) {
@@ -203,7 +205,7 @@ func subscribeCanceled(e *env) {
 	}
 	waiting := e.follow(s, 0)
 	waiting.cancel()
-	ended("at once", waiting)
+	ended("at the start", waiting)
 
 	for range 4 {
 		e.append(s, write("account-1", eventstore.Any, 1000))
@@ -211,7 +213,7 @@ func subscribeCanceled(e *env) {
 	waiting = e.follow(s, 3999)
 	waiting.next(1)
 	waiting.cancel()
-	ended("while it waits", waiting)
+	ended("while waiting", waiting)
 
 	ctx, cancel := context.WithCancel(e.Context())
 	var last error
@@ -221,11 +223,11 @@ func subscribeCanceled(e *env) {
 	}
 	cancel()
 	if !errors.Is(last, context.Canceled) {
-		e.Errorf("a subscription canceled as it catches up ended with %v, want context.Canceled", last)
+		e.Errorf("a subscription canceled while catching up ended with %v, want context.Canceled", last)
 	}
 }
 
-// Close ends running subscriptions with ErrClosed.
+// subscribeClosed checks that Close ends running subscriptions with ErrClosed.
 func subscribeClosed(e *env) {
 	s, closeIt := e.open(e.TempDir())
 	empty := e.follow(s, 0)
@@ -241,12 +243,13 @@ func subscribeClosed(e *env) {
 	}
 }
 
-// Who reads slowly holds up nobody, neither writers nor other subscribers, and
-// misses nothing; what it keeps of earlier pages stays as it was.
+// subscribeSlow checks that a slow subscriber blocks neither writers nor other
+// subscribers, that it misses no event, and that the bytes of events that it
+// keeps from earlier pages do not change.
 func subscribeSlow(e *env) {
 	s := e.store()
 	e.append(s, write("account-1", eventstore.NoStream, 1))
-	paused, goOn := make(chan struct{}), make(chan struct{})
+	paused, resume := make(chan struct{}), make(chan struct{})
 	slow := make(chan []eventstore.Recorded, 1)
 	ctx, cancel := context.WithCancel(e.Context())
 	e.Cleanup(cancel)
@@ -259,7 +262,7 @@ func subscribeSlow(e *env) {
 			if all == nil {
 				close(paused)
 				select {
-				case <-goOn:
+				case <-resume:
 				case <-ctx.Done():
 				}
 			}
@@ -272,8 +275,8 @@ func subscribeSlow(e *env) {
 	}()
 	select {
 	case <-paused:
-	case <-time.After(e.patience):
-		e.Fatalf("a subscription yielded nothing in %v", e.patience)
+	case <-time.After(e.timeout):
+		e.Fatalf("a subscription yielded nothing within %v", e.timeout)
 	}
 	quick := e.follow(s, 1)
 	for range 5 {
@@ -281,11 +284,11 @@ func subscribeSlow(e *env) {
 		quick.next(600)
 	}
 	e.append(s, write("account-last", eventstore.NoStream, 1))
-	close(goOn)
+	close(resume)
 	select {
 	case got := <-slow:
-		e.same("what the slow reader got", got, slices.Clone(e.audit(s)))
-	case <-time.After(e.patience):
-		e.Errorf("the slow reader did not get to the end in %v", e.patience)
+		e.same("the slow subscriber's events", got, slices.Clone(e.audit(s)))
+	case <-time.After(e.timeout):
+		e.Errorf("the slow subscriber did not reach the end within %v", e.timeout)
 	}
 }

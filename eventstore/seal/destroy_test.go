@@ -17,22 +17,22 @@ func TestDestroy(t *testing.T) {
 	t.Parallel()
 	k := newKeys(t)
 	id, neighbour := newKey(t, k), newKey(t, k)
-	sealed, other := mustSeal(t, k, id, place, plain), mustSeal(t, k, neighbour, place, plain)
-	for range 2 { // destroying again is fine
+	sealed, other := mustSeal(t, k, id, testContext, plain), mustSeal(t, k, neighbour, testContext, plain)
+	for range 2 { // Destroy is idempotent
 		if err := k.Destroy(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
-		_, err := k.Open(id, place, sealed)
+		_, err := k.Open(id, testContext, sealed)
 		wantErr(t, "Open", err, ErrErased)
-		_, err = k.Seal(id, place, []byte(plain))
+		_, err = k.Seal(id, testContext, []byte(plain))
 		wantErr(t, "Seal", err, ErrErased)
 	}
-	if got, err := k.Open(neighbour, place, other); err != nil || string(got) != plain {
-		t.Errorf("the neighbour opens as %q, %v", got, err)
+	if got, err := k.Open(neighbour, testContext, other); err != nil || string(got) != plain {
+		t.Errorf("Open with the neighbouring key = %q, %v, want %q", got, err, plain)
 	}
 	for _, change := range []string{`UPDATE keys SET wrapped = x'01' WHERE slot = ?`, `DELETE FROM keys WHERE slot = ?`} {
 		if _, err := k.write.Exec(change, slot(t, id)); err == nil {
-			t.Errorf("%s passed the fence", change)
+			t.Errorf("%s succeeded on the row of a destroyed key", change)
 		}
 	}
 	if err := k.Check(t.Context()); err != nil {
@@ -40,8 +40,9 @@ func TestDestroy(t *testing.T) {
 	}
 }
 
-// The raw bytes of destroyed keys are in no file, whatever the order; with
-// SQLite's default settings this scan finds them, so it can.
+// TestDestroyLeavesNoBytes checks that no file contains bytes of destroyed
+// keys. As a control, it checks that the scan finds such bytes with secure_delete
+// off.
 func TestDestroyLeavesNoBytes(t *testing.T) {
 	t.Parallel()
 	for _, secure := range []bool{true, false} {
@@ -81,13 +82,13 @@ func TestDestroyLeavesNoBytes(t *testing.T) {
 			}
 		}
 		if secure && left > 0 || !secure && left == 0 {
-			t.Errorf("secure_delete %v: bytes of %d destroyed keys are on disk", secure, left)
+			t.Errorf("with secure_delete %t, bytes of %d destroyed keys are on disk", secure, left)
 		}
 	}
 }
 
-// A reader that keeps old pages alive makes Destroy say so; asked again later
-// it finishes.
+// TestDestroyWaitsForReaders checks that Destroy returns ErrBusy while a reader
+// holds old pages, and completes when called again afterwards.
 func TestDestroyWaitsForReaders(t *testing.T) {
 	t.Parallel()
 	k := newKeys(t)
@@ -104,8 +105,8 @@ func TestDestroyWaitsForReaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantErr(t, "Destroy beside a reader", k.Destroy(t.Context(), id), ErrBusy)
-	_, err = k.Seal(id, place, nil)
-	wantErr(t, "Seal meanwhile", err, ErrErased)
+	_, err = k.Seal(id, testContext, nil)
+	wantErr(t, "Seal after ErrBusy", err, ErrErased)
 	if err := reader.Rollback(); err != nil {
 		t.Fatal(err)
 	}
@@ -114,13 +115,14 @@ func TestDestroyWaitsForReaders(t *testing.T) {
 	}
 }
 
-// Readers race a destruction; once it has returned, nobody gets the key.
+// TestDestroyDropsCipher runs Destroy beside concurrent readers and checks that
+// the key does not open after Destroy has returned.
 func TestDestroyDropsCipher(t *testing.T) {
 	t.Parallel()
 	k := newKeys(t)
 	for range 8 {
 		id := newKey(t, k)
-		sealed := mustSeal(t, k, id, place, plain)
+		sealed := mustSeal(t, k, id, testContext, plain)
 		stop := make(chan struct{})
 		var wg sync.WaitGroup
 		for range 4 {
@@ -130,8 +132,8 @@ func TestDestroyDropsCipher(t *testing.T) {
 					case <-stop:
 						return
 					default:
-						k.Open(id, place, sealed)
-						k.cache.Invalidate(id) // so that the next one reads the row
+						k.Open(id, testContext, sealed)
+						k.cache.Invalidate(id) // so that the next Open reads the row
 					}
 				}
 			})
@@ -139,24 +141,25 @@ func TestDestroyDropsCipher(t *testing.T) {
 		if err := k.Destroy(t.Context(), id); err != nil {
 			t.Error(err)
 		}
-		_, err := k.Open(id, place, sealed)
+		_, err := k.Open(id, testContext, sealed)
 		wantErr(t, "Open after Destroy", err, ErrErased)
 		close(stop)
 		wg.Wait()
-		_, err = k.Open(id, place, sealed)
-		wantErr(t, "Open at the end", err, ErrErased)
+		_, err = k.Open(id, testContext, sealed)
+		wantErr(t, "Open after the readers", err, ErrErased)
 	}
 }
 
-// An old keys.db brings a destroyed key back; destroying it again, which the
-// log says to do, leaves the others alone. A key younger than the backup is
-// unknown then, and its slot's new key is not taken for it.
+// TestRestoreOldKeys checks Destroy after restoring an old keys.db, which
+// contains the destroyed key again: destroying it a second time works and keeps
+// the other keys. For a key created after the backup, Destroy returns ErrKey,
+// also once its slot holds a new key.
 func TestRestoreOldKeys(t *testing.T) {
 	t.Parallel()
 	master := NewMaster()
-	k := open1(t, filepath.Join(t.TempDir(), "keys.db"), master)
+	k := openKeys(t, filepath.Join(t.TempDir(), "keys.db"), master)
 	id, live := newKey(t, k), newKey(t, k)
-	sealed, other := mustSeal(t, k, id, place, plain), mustSeal(t, k, live, place, plain)
+	sealed, other := mustSeal(t, k, id, testContext, plain), mustSeal(t, k, live, testContext, plain)
 	backup := filepath.Join(t.TempDir(), "backup.db")
 	if err := k.Backup(t.Context(), backup); err != nil {
 		t.Fatal(err)
@@ -165,33 +168,33 @@ func TestRestoreOldKeys(t *testing.T) {
 		t.Errorf("Backup over a file = %v, want ErrExist", err)
 	}
 	if info, err := os.Stat(backup); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the backup's mode is %v, %v", info.Mode(), err)
+		t.Errorf("the backup has mode %v, %v, want 0600", info.Mode(), err)
 	}
 	if err := k.Destroy(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	var young eventstore.KeyID
+	var newer eventstore.KeyID
 	for range 2 * firstBatch {
-		young = newKey(t, k)
+		newer = newKey(t, k)
 	}
 
-	restored := open1(t, backup, master)
-	if got, err := restored.Open(id, place, sealed); err != nil || string(got) != plain {
-		t.Errorf("the backup opens as %q, %v: it should hold the key", got, err)
+	restored := openKeys(t, backup, master)
+	if got, err := restored.Open(id, testContext, sealed); err != nil || string(got) != plain {
+		t.Errorf("Open in the restored backup = %q, %v, want %q", got, err, plain)
 	}
 	if err := restored.Destroy(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	_, err := restored.Open(id, place, sealed)
-	wantErr(t, "Open, destroyed again", err, ErrErased)
-	if got, err := restored.Open(live, place, other); err != nil || string(got) != plain {
-		t.Errorf("the live key opens as %q, %v", got, err)
+	_, err := restored.Open(id, testContext, sealed)
+	wantErr(t, "Open after the second Destroy", err, ErrErased)
+	if got, err := restored.Open(live, testContext, other); err != nil || string(got) != plain {
+		t.Errorf("Open with the live key = %q, %v, want %q", got, err, plain)
 	}
-	wantErr(t, "Destroy of a key the backup never had", restored.Destroy(t.Context(), young), ErrKey)
+	wantErr(t, "Destroy of a key that is not in the backup", restored.Destroy(t.Context(), newer), ErrKey)
 	again := newKey(t, restored)
-	for slot(t, again) < slot(t, young) {
+	for slot(t, again) < slot(t, newer) {
 		again = newKey(t, restored)
 	}
-	wantErr(t, "Destroy of it when its slot has another", restored.Destroy(t.Context(), young), ErrKey)
-	mustSeal(t, restored, again, place, plain)
+	wantErr(t, "Destroy of a key whose slot holds another key", restored.Destroy(t.Context(), newer), ErrKey)
+	mustSeal(t, restored, again, testContext, plain)
 }

@@ -15,8 +15,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// Context is the event whose personal part is sealed. Sealed bytes open in
-// this place only: not in another event, stream, revision or type.
+// Context identifies the event whose personal part is sealed. It is
+// authenticated (AAD): sealed bytes do not open with any other Context.
 type Context struct {
 	EventID  [16]byte
 	Stream   string
@@ -24,8 +24,8 @@ type Context struct {
 	Type     string
 }
 
-// aad is the place in bytes. The lengths before the strings keep two different
-// places from having the same bytes.
+// aad encodes c as additional authenticated data. The length prefixes ensure
+// that different contexts have different encodings.
 func (c Context) aad() []byte {
 	b := make([]byte, 0, len("AL1/aad")+len(c.EventID)+len(c.Stream)+len(c.Type)+16)
 	b = append(b, "AL1/aad"...)
@@ -37,19 +37,19 @@ func (c Context) aad() []byte {
 	return append(b, c.Type...)
 }
 
-// dataKey is what is derived from an account's data key: its public name and
-// the key that encrypts.
+// dataKey holds what is derived from an account's data key (DEK).
 type dataKey struct {
-	id  eventstore.KeyID
-	enc []byte
+	id  eventstore.KeyID // public
+	enc []byte           // AES-256 key
 }
 
-// derive makes the KeyID begin with the slot of the key's row. 32 bytes of
-// commitment, the obvious choice, would need an index over random ids, whose
-// upkeep is the most expensive part of making a key; the slot is the row's
-// integer key, so keys are found by an ordered point read and made by
-// appending. The 192 bits of commitment left are beyond any search for two
-// keys of one id: that is 2^96 tries.
+// derive derives the key ID and the encryption key from a DEK with HKDF-SHA256
+// (RFC 5869). The ID starts with the slot of the key's row. An ID of 32 bytes
+// of commitment alone would need an index over random IDs, and maintaining it
+// would be the most expensive part of creating a key. The slot is the row's
+// integer primary key, so a new key is appended and a lookup is a point read.
+// The remaining 192 bits of commitment are enough: finding two keys with the
+// same ID takes 2^96 tries.
 func derive(slot int64, dek []byte) (dataKey, error) {
 	prk, err := hkdf.Extract(sha256.New, dek, nil)
 	if err != nil {
@@ -71,26 +71,27 @@ func derive(slot int64, dek []byte) (dataKey, error) {
 
 func randomKey() []byte {
 	key := make([]byte, 32)
-	rand.Read(key) // never fails, see its documentation
+	rand.Read(key) // never fails, as documented
 	return key
 }
 
-// Seal encrypts the personal part of the event c under the key id. It is 28
-// bytes longer than plaintext. ErrErased and ErrKey as for Open.
+// Seal encrypts the personal part of the event c under the key id. The result
+// is 28 bytes longer than plaintext. Seal fails with ErrErased and ErrKey as
+// Open does.
 func (k *Keys) Seal(id eventstore.KeyID, c Context, plaintext []byte) ([]byte, error) {
 	aead, err := k.aead(id)
 	if err != nil {
 		return nil, err
 	}
-	// The nonce is random, not counted: a counter would start over after a
-	// backup is restored, and a nonce used twice gives the plaintexts away.
+	// The nonce is random. A counter would restart after a backup is restored,
+	// and reusing a nonce reveals plaintexts.
 	return aead.Seal(nil, nil, plaintext, c.aad()), nil
 }
 
-// Open decrypts what Seal made for c. It refuses with ErrErased when the key
-// was destroyed, with ErrKey when there is no key of this id or its row does
-// not hold the key the id commits to, and with ErrOpen when the bytes are
-// damaged or another event's.
+// Open decrypts the result of Seal for the event c. It fails with ErrErased if
+// the key was destroyed, with ErrKey if there is no key with this ID or its row
+// does not hold the key that the ID commits to, and with ErrOpen if the bytes
+// are damaged or belong to another event.
 func (k *Keys) Open(id eventstore.KeyID, c Context, sealed []byte) ([]byte, error) {
 	aead, err := k.aead(id)
 	if err != nil {
@@ -103,9 +104,9 @@ func (k *Keys) Open(id eventstore.KeyID, c Context, sealed []byte) ([]byte, erro
 	return plaintext, nil
 }
 
-// aead is the cipher of a key, from memory or the file. The cache goes by the
-// whole id: an id with a live key's slot and another commitment never meets
-// that key's cipher.
+// aead returns the cipher of a key, from the cache or the file. The whole ID
+// is the cache key, so an ID with the slot of a live key but another commitment
+// never finds that key's cipher.
 func (k *Keys) aead(id eventstore.KeyID) (cipher.AEAD, error) {
 	if aead, ok := k.cache.GetIfPresent(id); ok {
 		return aead, nil
@@ -121,7 +122,7 @@ func (k *Keys) aead(id eventstore.KeyID) (cipher.AEAD, error) {
 		return nil, err
 	}
 	if key.id != id {
-		return nil, fmt.Errorf("%w: slot %d holds another", ErrKey, slot)
+		return nil, fmt.Errorf("%w: slot %d holds another key", ErrKey, slot)
 	}
 	aead, err := newAEAD(key.enc)
 	if err != nil {
@@ -134,18 +135,18 @@ func (k *Keys) aead(id eventstore.KeyID) (cipher.AEAD, error) {
 func slotOf(id eventstore.KeyID) (int64, error) {
 	slot := binary.BigEndian.Uint64(id[:8])
 	if slot == 0 || slot > math.MaxInt64 {
-		return 0, fmt.Errorf("%w: slot %d", ErrKey, slot)
+		return 0, fmt.Errorf("%w: slot %d is out of range", ErrKey, slot)
 	}
 	return int64(slot), nil
 }
 
-// key is the key in a slot, whose row may have been read in advance. The fence
-// is held.
+// key returns the key in a slot, from a row that was read ahead if possible.
+// The caller holds fence.
 func (k *Keys) key(slot int64) (dataKey, error) {
 	row, found, err := k.ahead.take(slot, k.readRows)
 	switch {
 	case err != nil:
-		return dataKey{}, fmt.Errorf("seal: find keys: %w", err)
+		return dataKey{}, fmt.Errorf("seal: read keys: %w", err)
 	case !found:
 		return k.row(slot)
 	}
@@ -155,17 +156,17 @@ func (k *Keys) key(slot int64) (dataKey, error) {
 // row reads and unwraps the key in a slot.
 func (k *Keys) row(slot int64) (dataKey, error) {
 	row := wrappedKey{slot: slot}
-	// Without a context that can end: it would cost a goroutine a read.
+	// A context that can be canceled would cost a goroutine per read.
 	switch err := k.find.QueryRowContext(context.Background(), slot).Scan(&row.epoch, &row.wrapped); {
 	case errors.Is(err, sql.ErrNoRows):
 		return dataKey{}, fmt.Errorf("%w: slot %d is empty", ErrKey, slot)
 	case err != nil:
-		return dataKey{}, fmt.Errorf("seal: find key: %w", err)
+		return dataKey{}, fmt.Errorf("seal: read key: %w", err)
 	}
 	return k.open(row)
 }
 
-// open unwraps the key of a row, unless it was destroyed.
+// open unwraps the key in a row, or fails with ErrErased if it was destroyed.
 func (k *Keys) open(row wrappedKey) (dataKey, error) {
 	if len(row.wrapped) == 0 {
 		return dataKey{}, ErrErased
@@ -174,24 +175,23 @@ func (k *Keys) open(row wrappedKey) (dataKey, error) {
 }
 
 func (k *Keys) unwrapKey(slot int64, epoch uint32, wrapped []byte) (dataKey, error) {
-	dek, err := k.wrap.unwrap(keyPlace(slot, epoch), wrapped)
+	dek, err := k.wrap.unwrap(keyAAD(slot, epoch), wrapped)
 	if err != nil {
-		return dataKey{}, fmt.Errorf("%w: the row of slot %d is damaged or of another slot or epoch", ErrKey, slot)
+		return dataKey{}, fmt.Errorf("%w: the row in slot %d is damaged or belongs to another slot or epoch", ErrKey, slot)
 	}
 	return derive(slot, dek)
 }
 
-// Destroy makes everything sealed under the key unreadable, in this log and
-// every copy of it. The key's row stays as a fence: sealing and opening under
-// it fail with ErrErased from now on. When Destroy returns nil, the wrapped
-// key is in neither the file nor its write-ahead log: its bytes are
-// overwritten, the log is cut to nothing, and both were checked. It says
-// nothing about backups, nor about blocks the disk itself has remapped; for
-// those there is a new master key.
+// Destroy makes everything sealed under the key unreadable, in this log and in
+// every copy of it. The key's row stays, empty, as a fence: Seal and Open with
+// this ID fail with ErrErased from now on. When Destroy returns nil, SQLite has
+// overwritten the wrapped key in the file, and Destroy has truncated the
+// write-ahead log and checked that it is empty. Copies in backups and in disk
+// blocks that the device has remapped remain; a new master key covers those.
 //
-// Destroying again is fine, and how to go on after ErrBusy or a crash. ErrKey
-// if the slot holds another key or none, as after an old keys.db was restored:
-// this key is in it no more.
+// Destroy is idempotent; call it again after ErrBusy or a crash. It fails with
+// ErrKey if the slot holds another key or none, as it may after an old keys.db
+// was restored: the file then no longer contains the key.
 func (k *Keys) Destroy(ctx context.Context, id eventstore.KeyID) error {
 	if k.write == nil {
 		return ErrReadOnly
@@ -200,20 +200,20 @@ func (k *Keys) Destroy(ctx context.Context, id eventstore.KeyID) error {
 	if err != nil {
 		return err
 	}
-	if err := k.fenceOff(ctx, slot, id); err != nil {
+	if err := k.emptyRow(ctx, slot, id); err != nil {
 		return err
 	}
-	// Whoever read the row before it changed holds the lock until the cipher
-	// is in the cache. So wait for the lock, then drop it.
+	// A goroutine that read the row before it changed holds the lock until it
+	// has cached the cipher. So wait for the lock, then remove the cipher.
 	k.fence.Lock()
-	k.ahead.forget()
+	k.ahead.clear()
 	k.cache.Invalidate(id)
 	k.fence.Unlock()
-	return k.scrub(ctx)
+	return k.truncateWAL(ctx)
 }
 
-// fenceOff empties the row of the key id.
-func (k *Keys) fenceOff(ctx context.Context, slot int64, id eventstore.KeyID) error {
+// emptyRow overwrites the row of the key id with an empty value.
+func (k *Keys) emptyRow(ctx context.Context, slot int64, id eventstore.KeyID) error {
 	tx, err := k.write.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("seal: destroy key: %w", err)
@@ -229,9 +229,9 @@ func (k *Keys) fenceOff(ctx context.Context, slot int64, id eventstore.KeyID) er
 	case len(wrapped) == 0:
 		return nil
 	}
-	// A row that does not unwrap is destroyed too: damage can be undone.
+	// Empty a row that does not unwrap, too: the damage might be reversible.
 	if key, err := k.unwrapKey(slot, epoch, wrapped); err == nil && key.id != id {
-		return fmt.Errorf("%w: slot %d holds another", ErrKey, slot)
+		return fmt.Errorf("%w: slot %d holds another key", ErrKey, slot)
 	}
 	if _, err := tx.ExecContext(ctx, `UPDATE keys SET wrapped = x'' WHERE slot = ?`, slot); err != nil {
 		return fmt.Errorf("seal: destroy key: %w", err)

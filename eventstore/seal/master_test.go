@@ -15,7 +15,7 @@ func TestWrongMaster(t *testing.T) {
 	t.Parallel()
 	right := NewMaster()
 	path := filepath.Join(t.TempDir(), "keys.db")
-	k := open1(t, path, right)
+	k := openKeys(t, path, right)
 	newKey(t, k)
 	if err := k.Close(); err != nil {
 		t.Fatal(err)
@@ -24,19 +24,19 @@ func TestWrongMaster(t *testing.T) {
 	for _, wrong := range []Master{NewMaster(), next} {
 		for _, open := range []func(context.Context, Config) (*Keys, error){Open, OpenReader} {
 			_, err := open(t.Context(), Config{Path: path, Master: wrong})
-			wantErr(t, "opening with the wrong master key", err, ErrMaster)
+			wantErr(t, "open with the wrong master key", err, ErrMaster)
 			if err == nil {
 				continue
 			}
 			if text := err.Error(); !strings.Contains(text, path) || strings.Contains(text, keyText(wrong)) || strings.Contains(text, keyText(right)) {
-				t.Errorf("the error is %q: it should name the file and no key", text)
+				t.Errorf("the error is %q, want one that names the file and contains no key", text)
 			}
 		}
 	}
 	if _, err := Open(t.Context(), Config{Path: path}); err == nil {
-		t.Error("Open without a master key passed")
+		t.Error("Open without a master key succeeded")
 	}
-	open1(t, path, right)
+	openKeys(t, path, right)
 }
 
 func keyText(m Master) string { return m.Reveal()[len(masterPrefix)+3:] }
@@ -46,15 +46,15 @@ func TestMaster(t *testing.T) {
 	m := NewMaster()
 	loaded, err := LoadMaster("\n " + m.Reveal() + "\r\n")
 	if err != nil || !bytes.Equal(loaded.key(), m.key()) || loaded.epoch != 1 {
-		t.Fatalf("LoadMaster of Reveal = %v, %v", loaded, err)
+		t.Fatalf("LoadMaster of the revealed key = %v, %v, want the same key", loaded, err)
 	}
 	secret := keyText(m)
 	for name, text := range map[string]string{
-		"nothing": "", "the key alone": secret, "epoch 0": masterPrefix + ":0:" + secret, "no epoch": masterPrefix + "::" + secret,
-		"a byte less": m.Reveal()[:len(m.Reveal())-2], "a byte more": m.Reveal() + "AA", "more": m.Reveal() + ":x", "not base64": masterPrefix + ":1:" + strings.Repeat("!", 43),
+		"an empty text": "", "the key alone": secret, "epoch 0": masterPrefix + ":0:" + secret, "no epoch": masterPrefix + "::" + secret,
+		"a short key": m.Reveal()[:len(m.Reveal())-2], "a long key": m.Reveal() + "AA", "a fourth part": m.Reveal() + ":x", "invalid base64": masterPrefix + ":1:" + strings.Repeat("!", 43),
 	} {
 		if _, err := LoadMaster(text); err == nil {
-			t.Errorf("LoadMaster of %s passed", name)
+			t.Errorf("LoadMaster of %s succeeded", name)
 		} else if strings.Contains(err.Error(), secret[:8]) {
 			t.Errorf("LoadMaster of %s quotes the key: %v", name, err)
 		}
@@ -62,7 +62,7 @@ func TestMaster(t *testing.T) {
 
 	var b bytes.Buffer
 	cfg := Config{Path: "keys.db", Master: m}
-	type hidden struct{ m Master } // fmt calls no methods on unexported fields
+	type hidden struct{ m Master } // fmt does not call methods of unexported fields
 	for _, v := range []any{m, &m, cfg, hidden{m}, &hidden{m}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 			fmt.Fprintf(&b, verb+"\n", v)
@@ -75,7 +75,7 @@ func TestMaster(t *testing.T) {
 	}
 	for _, shown := range []string{secret, fmt.Sprintf("%x", m.key()[:4]), fmt.Sprint(m.key()[:4])[1:], fmt.Sprintf("%#v", m.key()[:4])[7:]} {
 		if strings.Contains(b.String(), strings.TrimRight(shown, "]}")) {
-			t.Errorf("printing shows the key: %s", shown)
+			t.Errorf("the output contains part of the key: %s", shown)
 		}
 	}
 }

@@ -11,33 +11,33 @@ import (
 	"accountledger/eventstore"
 )
 
-// How batches grow: from firstBatch, doubling while the last one was made less
-// than a lull ago. An import is soon fed a thousand keys at a time, and a
-// quiet ledger does not leave a thousand behind at each restart.
+// Batch sizes start at firstBatch and double with each batch, until idleReset
+// passes without one. So a bulk import soon gets keys a thousand at a time,
+// while a quiet ledger does not abandon a thousand keys at each restart.
 const (
 	firstBatch = 64
-	lull       = time.Second
+	idleReset  = time.Second
 )
 
 var errClosed = fmt.Errorf("seal: new key: %w", eventstore.ErrClosed)
 
-// pool holds data keys that are durable and nobody's yet.
+// pool holds data keys that are durable and not yet in use.
 type pool struct {
 	max    int           // size of the largest batch
-	wake   chan struct{} // capacity 1: holds a token while a refill is wanted
+	wake   chan struct{} // capacity 1: holds a token while a refill is requested
 	stop   chan struct{} // closed by close
-	ended  chan struct{} // closed when the refiller has ended
+	ended  chan struct{} // closed when refill has returned
 	closer sync.Once
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	keys   []dataKey  // in the order of their slots
-	low    int        // fewer keys than this want a refill
-	round  *round     // the refill under way or to come
+	low    int        // with fewer keys than this, take requests a refill
+	batch  *batch     // the current or next batch
 	closed bool
 }
 
-// round is one refill: err is set before done is closed.
-type round struct {
+// batch is the result of one refill: err is set before done is closed.
+type batch struct {
 	done chan struct{}
 	err  error
 }
@@ -49,18 +49,22 @@ func newPool(max int) *pool {
 		stop:  make(chan struct{}),
 		ended: make(chan struct{}),
 		low:   1,
-		round: &round{done: make(chan struct{})},
+		batch: &batch{done: make(chan struct{})},
 	}
 }
 
-// NewKey takes a fresh data key, one that is already durable: an event sealed
-// under it can be appended at the cost of its own fsync alone. Keys are made
-// ahead, many in a transaction, and a caller waits only when none is left.
+// NewKey returns the ID of a new data key that is already durable, so that
+// appending an event sealed under it costs only the event's own fsync. The
+// pool creates keys in advance, many per transaction; NewKey waits only if the
+// pool is empty. It fails with ErrReadOnly in a reader, with
+// eventstore.ErrClosed after Close, with ctx's error, or with the error of a
+// failed refill.
 //
-// Keys that were made and not taken before the program ended are abandoned.
-// An orphan key is harmless, 91 bytes on disk; an event whose key is missing,
-// or one key for two accounts, is not. Handing out a former run's keys would
-// need a record of which were taken, and that is the write the pool saves.
+// A key that is not taken before the process ends is abandoned. That is
+// harmless: it uses 91 bytes on disk. An event without its key, or two accounts
+// with the same key, would not be harmless. Reusing abandoned keys after a
+// restart would require recording which keys were taken, and that is the write
+// that the pool saves.
 func (k *Keys) NewKey(ctx context.Context) (eventstore.KeyID, error) {
 	if k.pool == nil {
 		return eventstore.KeyID{}, ErrReadOnly
@@ -71,7 +75,7 @@ func (k *Keys) NewKey(ctx context.Context) (eventstore.KeyID, error) {
 			return eventstore.KeyID{}, err
 		}
 		if wait == nil {
-			// It is about to be sealed under.
+			// The caller is about to seal with it.
 			aead, err := newAEAD(key.enc)
 			if err != nil {
 				return eventstore.KeyID{}, err
@@ -90,30 +94,30 @@ func (k *Keys) NewKey(ctx context.Context) (eventstore.KeyID, error) {
 	}
 }
 
-// take takes the next key, or says which refill to wait for.
-func (p *pool) take() (dataKey, *round, error) {
+// take removes the next key, or returns the batch to wait for.
+func (p *pool) take() (dataKey, *batch, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return dataKey{}, nil, errClosed
 	}
 	var key dataKey
-	var wait *round
+	var wait *batch
 	if len(p.keys) > 0 {
 		key, p.keys = p.keys[0], p.keys[1:]
 	} else {
-		wait = p.round
+		wait = p.batch
 	}
 	if len(p.keys) < p.low {
 		select {
 		case p.wake <- struct{}{}:
-		default: // wanted already
+		default: // already requested
 		}
 	}
 	return key, wait, nil
 }
 
-// refill makes keys when they are wanted, until the pool is closed.
+// refill creates keys on request until the pool is closed.
 func (k *Keys) refill() {
 	p := k.pool
 	defer close(p.ended)
@@ -124,37 +128,37 @@ func (k *Keys) refill() {
 			return
 		case <-p.wake:
 		}
-		if time.Since(last) > lull {
+		if time.Since(last) > idleReset {
 			size = firstBatch / 2
 		}
 		size = min(2*size, p.max)
-		keys, err := k.makeKeys(size)
+		keys, err := k.createKeys(size)
 		p.add(keys, size/2, err)
 		last = time.Now()
 	}
 }
 
-// add ends the round: the callers waiting for it try again, or return err.
+// add completes the batch: the callers waiting for it retry or return err.
 func (p *pool) add(keys []dataKey, low int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.keys = append(p.keys, keys...)
 	p.low = low
 	if len(p.keys) >= low {
-		// A caller that found too few while these were being made has asked
-		// again; it is answered.
+		// Drop a request that a caller made while this batch was being
+		// created: the batch satisfies it.
 		select {
 		case <-p.wake:
 		default:
 		}
 	}
-	ended := p.round
-	p.round = &round{done: make(chan struct{})}
-	ended.err = err
-	close(ended.done)
+	completed := p.batch
+	p.batch = &batch{done: make(chan struct{})}
+	completed.err = err
+	close(completed.done)
 }
 
-// close ends the refiller, then whoever still waits for it.
+// close stops refill and then fails the callers that still wait for keys.
 func (p *pool) close() {
 	p.closer.Do(func() {
 		close(p.stop)
@@ -162,26 +166,26 @@ func (p *pool) close() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.closed, p.keys = true, nil
-		p.round.err = errClosed
-		close(p.round.done)
+		p.batch.err = errClosed
+		close(p.batch.done)
 	})
 }
 
-// makeKeys makes n keys durable in one transaction, in the slots after the
-// last one. It reads the last slot from the file, where a destroyed key's row
-// stays, so no slot is given twice.
-func (k *Keys) makeKeys(n int) ([]dataKey, error) {
+// createKeys creates n keys in one transaction, in the slots after the last one.
+// It reads the last slot from the file, which keeps the rows of destroyed
+// keys, so it never assigns a slot twice.
+func (k *Keys) createKeys(n int) ([]dataKey, error) {
 	tx, err := k.write.Begin()
 	if err != nil {
-		return nil, fmt.Errorf("seal: make keys: %w", err)
+		return nil, fmt.Errorf("seal: create keys: %w", err)
 	}
 	defer tx.Rollback()
 	keys, err := k.insertKeys(tx, n)
 	if err != nil {
-		return nil, fmt.Errorf("seal: make keys: %w", err)
+		return nil, fmt.Errorf("seal: create keys: %w", err)
 	}
 	if err := tx.Commit(); err != nil {
-		return nil, fmt.Errorf("seal: make keys: %w", err)
+		return nil, fmt.Errorf("seal: create keys: %w", err)
 	}
 	return keys, nil
 }
@@ -197,14 +201,14 @@ func (k *Keys) insertKeys(tx *sql.Tx, n int) ([]dataKey, error) {
 	}
 	defer insert.Close()
 	deks := make([]byte, 32*n)
-	rand.Read(deks) // all at once: a call of the system costs more than the bytes
+	rand.Read(deks) // in one call: the system call costs more than the bytes
 	keys := make([]dataKey, n)
 	for i := range keys {
 		slot, dek := last+1+int64(i), deks[32*i:32*i+32]
 		if keys[i], err = derive(slot, dek); err != nil {
 			return nil, err
 		}
-		if _, err := insert.Exec(slot, k.wrap.epoch, k.wrap.wrap(keyPlace(slot, k.wrap.epoch), dek)); err != nil {
+		if _, err := insert.Exec(slot, k.wrap.epoch, k.wrap.wrap(keyAAD(slot, k.wrap.epoch), dek)); err != nil {
 			return nil, err
 		}
 	}

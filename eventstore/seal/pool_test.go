@@ -11,23 +11,24 @@ import (
 	"accountledger/eventstore"
 )
 
-// No key is used before it survives a crash, and none that was used is missing.
+// TestDurableBeforeUse checks that every key that NewKey returned survives a
+// crash at any later moment.
 func TestDurableBeforeUse(t *testing.T) {
 	t.Parallel()
 	master := NewMaster()
 	path := filepath.Join(t.TempDir(), "keys.db")
-	k := open1(t, path, master)
+	k := openKeys(t, path, master)
 	sealed := map[eventstore.KeyID][]byte{}
-	for i := range 300 { // over several batches
+	for i := range 300 { // several batches
 		id := newKey(t, k)
-		sealed[id] = mustSeal(t, k, id, place, plain)
+		sealed[id] = mustSeal(t, k, id, testContext, plain)
 		if i%50 != 0 {
 			continue
 		}
-		crashed := open1(t, copyFiles(t, path), master)
+		crashed := openKeys(t, copyFiles(t, path), master)
 		for id, sealed := range sealed {
-			if got, err := crashed.Open(id, place, sealed); err != nil || string(got) != plain {
-				t.Fatalf("after a crash, Open = %q, %v", got, err)
+			if got, err := crashed.Open(id, testContext, sealed); err != nil || string(got) != plain {
+				t.Fatalf("Open after a crash = %q, %v, want %q", got, err, plain)
 			}
 		}
 		if err := crashed.Check(t.Context()); err != nil {
@@ -36,13 +37,13 @@ func TestDurableBeforeUse(t *testing.T) {
 	}
 }
 
-func TestNewKeyIsNobodysElse(t *testing.T) {
+func TestNewKeyIsUnique(t *testing.T) {
 	t.Parallel()
 	master := NewMaster()
 	path := filepath.Join(t.TempDir(), "keys.db")
 	seen := map[int64]bool{}
-	for range 2 { // the second run must not give out what the first left
-		k := open1(t, path, master)
+	for range 2 { // the second run must not reuse keys that the first abandoned
+		k := openKeys(t, path, master)
 		ids := make(chan eventstore.KeyID, 64*50)
 		var wg sync.WaitGroup
 		for range 64 {
@@ -61,7 +62,7 @@ func TestNewKeyIsNobodysElse(t *testing.T) {
 		close(ids)
 		for id := range ids {
 			if seen[slot(t, id)] {
-				t.Fatalf("slot %d was given twice", slot(t, id))
+				t.Fatalf("NewKey returned slot %d twice", slot(t, id))
 			}
 			seen[slot(t, id)] = true
 		}
@@ -70,7 +71,7 @@ func TestNewKeyIsNobodysElse(t *testing.T) {
 		}
 	}
 	if len(seen) != 2*64*50 {
-		t.Errorf("%d keys, want %d", len(seen), 2*64*50)
+		t.Errorf("NewKey returned %d keys, want %d", len(seen), 2*64*50)
 	}
 }
 
@@ -78,7 +79,7 @@ func TestNewKeyEnds(t *testing.T) {
 	t.Parallel()
 	k := newKeys(t)
 	newKey(t, k)
-	// Hold the writer, drain the pool: the next caller has to wait.
+	// Block the writer and empty the pool, so that the next caller has to wait.
 	tx, err := k.write.Begin()
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +94,7 @@ func TestNewKeyEnds(t *testing.T) {
 		waiting <- err
 	}()
 	cancel()
-	wantErr(t, "NewKey, canceled", <-waiting, context.Canceled)
+	wantErr(t, "NewKey with a canceled context", <-waiting, context.Canceled)
 	tx.Rollback()
 	if err := k.Close(); err != nil {
 		t.Fatal(err)
@@ -102,8 +103,8 @@ func TestNewKeyEnds(t *testing.T) {
 	wantErr(t, "NewKey after Close", err, eventstore.ErrClosed)
 }
 
-// A refill that fails is reported to those who wait for it, and the next call
-// tries again.
+// TestNewKeyReportsFailure checks that waiting callers get the error of a
+// failed refill, and that the next call retries.
 func TestNewKeyReportsFailure(t *testing.T) {
 	t.Parallel()
 	k := newKeys(t)
@@ -111,7 +112,7 @@ func TestNewKeyReportsFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := k.NewKey(t.Context()); err == nil || !strings.Contains(err.Error(), "disk full") {
-		t.Errorf("NewKey = %v, want the failure", err)
+		t.Errorf("NewKey = %v, want the error of the refill", err)
 	}
 	if _, err := k.write.Exec(`DROP TRIGGER full`); err != nil {
 		t.Fatal(err)
@@ -119,8 +120,8 @@ func TestNewKeyReportsFailure(t *testing.T) {
 	newKey(t, k)
 }
 
-// BenchmarkNewKey has its own yardstick: "limit" writes rows of the same size
-// in the same batches with the same durability, and does nothing else.
+// BenchmarkNewKey includes a baseline: "limit" only writes rows of the same
+// size in the same batches with the same durability.
 func BenchmarkNewKey(b *testing.B) {
 	b.Run("limit", func(b *testing.B) {
 		k := newKeys(b)

@@ -1,15 +1,15 @@
--- keys.db, version 1: what opens the sealed parts of the log.
+-- keys.db, version 1: the keys that open the sealed parts of the log.
 
--- Which master key the file belongs to: an empty message sealed under it.
+-- Identifies the file's master key: check_value is an empty message sealed under it.
 CREATE TABLE meta (
 	id          INTEGER PRIMARY KEY CHECK (id = 1),
 	epoch       INTEGER NOT NULL,
 	check_value BLOB    NOT NULL
 ) STRICT;
 
--- One data key per account, wrapped by the master key of the epoch. A row
--- whose wrapped bytes are empty is a fence: the key was destroyed and its slot
--- is never given again.
+-- One data key per account, wrapped by the master key of that epoch. A row with
+-- empty wrapped bytes is a fence: the key was destroyed, and its slot is never
+-- assigned again.
 CREATE TABLE keys (
 	slot    INTEGER PRIMARY KEY,
 	epoch   INTEGER NOT NULL,
@@ -26,7 +26,7 @@ BEGIN
 	SELECT RAISE(ABORT, 'a destroyed key does not come back');
 END;
 
--- Small secrets by name, wrapped like the keys.
+-- Secrets by name, wrapped like the keys.
 CREATE TABLE secrets (
 	name    TEXT    PRIMARY KEY,
 	epoch   INTEGER NOT NULL,

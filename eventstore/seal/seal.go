@@ -1,22 +1,22 @@
-// Package seal keeps personal data out of the log: each account has a random
-// 256-bit data key, personal parts of events are sealed under it before they
-// cross the eventstore port, and destroying the key is what erases them, in
-// every copy of the log there is.
+// Package seal keeps plaintext personal data out of the log. Each account has
+// a random 256-bit data key. The personal part of an event is sealed under
+// that key before the event crosses the eventstore port; destroying the key
+// erases the account's personal data in every copy of the log.
 //
-// The data keys lie in keys.db, wrapped by a master key that is in no file of
-// the ledger's directory that is backed up with it. Beside them lie the
-// secrets that are not a person's: the key under which claims are hashed, the
-// webhooks' signing secrets, the hashes of credentials.
+// The file keys.db holds the data keys, wrapped by a master key, which backups
+// of the ledger's directory do not contain. It also holds secrets that belong
+// to the ledger: the HMAC key for claims, the signing secrets of webhooks, and
+// the hashes of credentials.
 //
 //	kid    = slot u64 || first 24 bytes of HKDF-SHA256(DEK, info "al1/kid")
 //	enc    = HKDF-SHA256(DEK, info "al1/enc")
 //	sealed = nonce[12] || AES-256-GCM(enc) ciphertext || tag[16]
 //	AAD    = "AL1/aad" || event id[16] || u32len stream || revision u64 || u32len type
 //
-// HKDF is RFC 5869 without a salt, GCM is NIST SP 800-38D, integers are
-// big-endian. The kid commits to the key: AES-GCM alone does not, one
-// ciphertext can be made to open under two keys, so the kid is compared
-// before anything is decrypted.
+// HKDF is that of RFC 5869 without a salt, GCM is that of NIST SP 800-38D, and
+// integers are big-endian. The kid commits to the key. AES-GCM does not: a
+// ciphertext can be constructed that opens under two keys. So the package
+// compares the kid before it decrypts anything.
 package seal
 
 import (
@@ -38,18 +38,18 @@ import (
 	"accountledger/eventstore"
 )
 
-// What opening, sealing and keeping may be refused with.
+// Errors that methods of Keys return or wrap.
 var (
 	ErrErased   = errors.New("seal: the key was destroyed")
 	ErrKey      = errors.New("seal: no such key")
-	ErrOpen     = errors.New("seal: the sealed bytes are not this event's")
+	ErrOpen     = errors.New("seal: the sealed bytes are damaged or belong to another event")
 	ErrMaster   = errors.New("seal: not the master key of this file")
 	ErrNoSecret = errors.New("seal: no such secret")
-	ErrReadOnly = errors.New("seal: opened for reading")
-	ErrBusy     = errors.New("seal: old pages are still on disk, another reader holds them")
+	ErrReadOnly = errors.New("seal: the key file is open for reading only")
+	ErrBusy     = errors.New("seal: deleted data is still on disk because a reader holds old pages; try again")
 )
 
-// What makes a file ours, see PRAGMA application_id and user_version.
+// Values of PRAGMA application_id and user_version in a key file.
 const (
 	applicationID = 0x414c6b79 // "ALky"
 	schemaVersion = 1
@@ -58,40 +58,42 @@ const (
 //go:embed schema.sql
 var schema string
 
-// Config says where the keys are and what opens them.
+// Config configures Open and OpenReader.
 type Config struct {
-	Path      string // of keys.db; Open makes it, with mode 0600, in a directory that exists
-	Master    Master // wraps all keys in the file
-	PoolSize  int    // largest batch of keys made ahead; default 1024
-	CacheSize int    // data keys kept ready in memory, about 1 KiB each; default 16384
+	Path     string // of keys.db; Open creates it with mode 0600, but not its directory
+	Master   Master // wraps all keys in the file
+	PoolSize int    // size of the largest batch of keys created in advance; 0 means 1024
 }
 
-// Keys is the open key file. All methods may be called at once by many
-// goroutines. One process at a time may have it from Open; any number may
-// have it from OpenReader.
+// cachedKeys is the number of data keys kept ready in memory, about 1 KiB each.
+const cachedKeys = 1 << 14
+
+// Keys is an open key file. Its methods are safe for concurrent use. Only one
+// process at a time may have the file open with Open; any number may have it
+// open with OpenReader.
 type Keys struct {
 	path  string
 	wrap  wrapper
-	claim []byte // HMAC key of claims
+	claim []byte // HMAC key for claims
 
 	write *sql.DB // one connection: SQLite has one writer, so queue here; nil in a reader
 	read  *sql.DB
 	pool  *pool // nil in a reader
 
-	find, findAll *sql.Stmt // the row of a key and those of its neighbours, on read
-	ahead         ahead
+	find, findRange *sql.Stmt // on read: the row in a slot, and the rows in a range of slots
+	ahead           readAhead
 
 	cache *otter.Cache[eventstore.KeyID, cipher.AEAD]
-	fence sync.RWMutex // held for reading from finding a key's row to caching it, see Destroy
+	fence sync.RWMutex // held for reading from reading a key's row to caching its cipher; see Destroy
 }
 
-// Open opens keys.db for a server, making it where there is none. It refuses
-// with ErrMaster if the file was made under another master key.
+// Open opens keys.db for a server and creates it if it does not exist. It
+// fails with ErrMaster if the file was created under another master key.
 func Open(ctx context.Context, cfg Config) (*Keys, error) {
-	if cfg.PoolSize < 0 || cfg.CacheSize < 0 {
-		return nil, errors.New("seal: a size is negative")
+	if cfg.PoolSize < 0 {
+		return nil, errors.New("seal: the pool size is negative")
 	}
-	// SQLite would make the file, its -wal and its -shm readable for all.
+	// SQLite would create the file, its -wal and its -shm readable by all users.
 	f, err := os.OpenFile(cfg.Path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
@@ -112,10 +114,11 @@ func Open(ctx context.Context, cfg Config) (*Keys, error) {
 	return k, nil
 }
 
-// OpenReader opens keys.db for a command-line tool beside a running server: it
-// seals, opens, hashes claims and reads secrets, and changes nothing. It
-// remembers keys it has opened, and their neighbours, so a key destroyed
-// meanwhile may open in it until it is closed.
+// OpenReader opens an existing keys.db for a command-line tool beside a running
+// server. The reader can seal, open, compute claims and read secrets; methods
+// that change the file fail with ErrReadOnly. It caches keys that it used and
+// their neighbours, so a key that the server destroys meanwhile may still work
+// in the reader until Close.
 func OpenReader(ctx context.Context, cfg Config) (*Keys, error) {
 	if _, err := os.Stat(cfg.Path); err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
@@ -134,30 +137,29 @@ func open(ctx context.Context, cfg Config, write *sql.DB) (*Keys, error) {
 			return nil, fmt.Errorf("seal: open %s: %w", cfg.Path, err)
 		}
 	}
-	// Not query_only: that adds nothing to mode=ro but to refuse VACUUM INTO.
+	// Without query_only, which would also refuse the VACUUM INTO of Backup.
 	if k.read, err = connect(cfg.Path, "mode=ro"); err != nil {
 		return nil, err
 	}
-	if err := k.prepare(ctx, cfg); err != nil {
+	if err := k.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("seal: open %s: %w", cfg.Path, err), k.read.Close())
 	}
 	return k, nil
 }
 
-// connect opens the file with these parameters of the driver. The busy timeout
-// is what a destroyed key's checkpoint waits for readers.
+// connect opens the file with the given driver parameters. The busy timeout
+// bounds how long the WAL checkpoint after a deletion waits for readers.
 func connect(path, params string) (*sql.DB, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
 	}
-	// The driver takes a path for a URI, in which ? and % have a meaning.
+	// The driver reads the path as a URI, in which ? and % are special.
 	dsn := "file:" + (&url.URL{Path: abs}).EscapedPath() + "?_busy_timeout=5000&" + params
 	return sql.Open("sqlite3", dsn)
 }
 
-// create makes the tables, the check value and the claim key in a file that
-// has none.
+// create adds the tables, the check value and the claim key to an empty file.
 func (k *Keys) create(ctx context.Context) error {
 	tx, err := k.write.BeginTx(ctx, nil)
 	if err != nil {
@@ -169,13 +171,13 @@ func (k *Keys) create(ctx context.Context) error {
 		return err
 	}
 	if app != 0 || tables != 0 {
-		return nil // somebody's: prepare says whose
+		return nil // not empty: prepare checks whether it is a key file
 	}
 	script := fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; %s", applicationID, schemaVersion, schema)
 	if _, err := tx.ExecContext(ctx, script); err != nil {
 		return err
 	}
-	check := k.wrap.wrap(checkPlace(k.wrap.epoch), nil)
+	check := k.wrap.wrap(checkAAD(k.wrap.epoch), nil)
 	if _, err := tx.ExecContext(ctx, `INSERT INTO meta (id, epoch, check_value) VALUES (1, ?, ?)`, k.wrap.epoch, check); err != nil {
 		return err
 	}
@@ -185,17 +187,18 @@ func (k *Keys) create(ctx context.Context) error {
 	return tx.Commit()
 }
 
-// prepare checks whose file it is and fills what every call needs.
-func (k *Keys) prepare(ctx context.Context, cfg Config) (err error) {
+// prepare checks that the file is a key file under this master key, and sets
+// the fields that the methods need.
+func (k *Keys) prepare(ctx context.Context) (err error) {
 	var app, version int
 	if err := k.read.QueryRowContext(ctx, `SELECT (SELECT * FROM pragma_application_id), (SELECT * FROM pragma_user_version)`).Scan(&app, &version); err != nil {
 		return err
 	}
 	switch {
 	case app != applicationID:
-		return errors.New("not a key file of this program")
+		return errors.New("it is not a key file of this program")
 	case version != schemaVersion:
-		return fmt.Errorf("its format is version %d, this program reads version %d", version, schemaVersion)
+		return fmt.Errorf("it has format version %d, but this program reads version %d", version, schemaVersion)
 	}
 	if err := k.checkMaster(ctx); err != nil {
 		return err
@@ -203,14 +206,14 @@ func (k *Keys) prepare(ctx context.Context, cfg Config) (err error) {
 	if k.claim, err = k.secret(ctx, claimSecret); err != nil {
 		return err
 	}
-	k.cache, err = otter.New(&otter.Options[eventstore.KeyID, cipher.AEAD]{MaximumSize: cmp.Or(cfg.CacheSize, 1<<14)})
+	k.cache, err = otter.New(&otter.Options[eventstore.KeyID, cipher.AEAD]{MaximumSize: cachedKeys})
 	if err != nil {
 		return err
 	}
 	if k.find, err = k.read.PrepareContext(ctx, `SELECT epoch, wrapped FROM keys WHERE slot = ?`); err != nil {
 		return err
 	}
-	k.findAll, err = k.read.PrepareContext(ctx, `SELECT slot, epoch, wrapped FROM keys WHERE slot BETWEEN ? AND ? ORDER BY slot`)
+	k.findRange, err = k.read.PrepareContext(ctx, `SELECT slot, epoch, wrapped FROM keys WHERE slot BETWEEN ? AND ? ORDER BY slot`)
 	return err
 }
 
@@ -221,16 +224,17 @@ func (k *Keys) checkMaster(ctx context.Context) error {
 		return err
 	}
 	if epoch != k.wrap.epoch {
-		return fmt.Errorf("%w: that is of epoch %d, this of %d", ErrMaster, epoch, k.wrap.epoch)
+		return fmt.Errorf("%w: the file's key has epoch %d, the given key has epoch %d", ErrMaster, epoch, k.wrap.epoch)
 	}
-	if _, err := k.wrap.unwrap(checkPlace(k.wrap.epoch), check); err != nil {
+	if _, err := k.wrap.unwrap(checkAAD(k.wrap.epoch), check); err != nil {
 		return ErrMaster
 	}
 	return nil
 }
 
-// Check reads the whole file: its structure, and whether every key and secret
-// opens under the master key. It says how many do not and where the first is.
+// Check reads the whole file and returns an error if SQLite finds it damaged,
+// or if a key or secret does not open under the master key. The error says how
+// many keys do not open and gives the slot of the first.
 func (k *Keys) Check(ctx context.Context) error {
 	var found string
 	if err := k.read.QueryRowContext(ctx, `PRAGMA integrity_check(1)`).Scan(&found); err != nil {
@@ -257,8 +261,8 @@ func (k *Keys) Check(ctx context.Context) error {
 	return nil
 }
 
-// checkKeys reads in pages, so that it never keeps the log of a destroyed key
-// from being cut off.
+// checkKeys reads in pages, so that it does not hold old pages of the
+// write-ahead log that Destroy has to remove.
 func (k *Keys) checkKeys(ctx context.Context) error {
 	const page = 1 << 12
 	var last, bad, first int64
@@ -285,7 +289,7 @@ func (k *Keys) checkKeys(ctx context.Context) error {
 	return nil
 }
 
-// column is the one column of a query's rows.
+// column runs a query and returns its only column.
 func column[T any](ctx context.Context, db *sql.DB, query string, args ...any) ([]T, error) {
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
@@ -294,20 +298,21 @@ func column[T any](ctx context.Context, db *sql.DB, query string, args ...any) (
 	defer rows.Close()
 	var all []T
 	for rows.Next() {
-		var one T
-		if err := rows.Scan(&one); err != nil {
+		var value T
+		if err := rows.Scan(&value); err != nil {
 			return nil, err
 		}
-		all = append(all, one)
+		all = append(all, value)
 	}
 	return all, rows.Err()
 }
 
-// Backup writes a consistent copy of the live file to dest, which must not
-// exist; it is durable when Backup returns. A key destroyed later lives on in
-// the copy, under the master key of its epoch: keep copies no longer than the
-// law lets you, and destroy again what the log says is erased after restoring
-// one.
+// Backup writes a consistent copy of the file to dest. It fails if dest exists.
+// The bytes of the copy are durable when Backup returns nil; the caller makes its
+// name durable by syncing the directory. A key destroyed later remains in
+// the copy, wrapped by the master key. So keep copies no longer than the law
+// permits, and after restoring one, destroy again the keys that the log says
+// are erased.
 func (k *Keys) Backup(ctx context.Context, dest string) error {
 	f, err := os.OpenFile(dest, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -320,31 +325,19 @@ func (k *Keys) Backup(ctx context.Context, dest string) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("seal: back up: %w", err)
 	}
-	return syncDir(filepath.Dir(dest))
-}
-
-// syncDir makes a new name in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
 	return nil
 }
 
-// Close ends the making of keys and closes the file. Keys made ahead and not
-// taken are abandoned, see NewKey.
+// Close stops the creation of keys and closes the file. It abandons the keys
+// that NewKey has not returned.
 func (k *Keys) Close() error {
 	var writeErr error
 	if k.pool != nil {
 		k.pool.close()
 	}
-	// Readers first: the writer, closing last, merges its log into the file.
-	readErr := errors.Join(k.find.Close(), k.findAll.Close(), k.read.Close())
+	// Close the readers first: SQLite merges the write-ahead log into the file
+	// when the last connection closes, and that must be the writer's.
+	readErr := errors.Join(k.find.Close(), k.findRange.Close(), k.read.Close())
 	if k.write != nil {
 		writeErr = k.write.Close()
 	}

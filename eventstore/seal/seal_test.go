@@ -13,7 +13,7 @@ import (
 	"accountledger/eventstore"
 )
 
-func open1(t testing.TB, path string, m Master) *Keys {
+func openKeys(t testing.TB, path string, m Master) *Keys {
 	t.Helper()
 	k, err := Open(t.Context(), Config{Path: path, Master: m})
 	if err != nil {
@@ -25,7 +25,7 @@ func open1(t testing.TB, path string, m Master) *Keys {
 
 func newKeys(t testing.TB) *Keys {
 	t.Helper()
-	return open1(t, filepath.Join(t.TempDir(), "keys.db"), NewMaster())
+	return openKeys(t, filepath.Join(t.TempDir(), "keys.db"), NewMaster())
 }
 
 func newKey(t testing.TB, k *Keys) eventstore.KeyID {
@@ -53,12 +53,12 @@ func wantErr(t testing.TB, what string, err, want error) {
 	}
 }
 
-var place = Context{EventID: [16]byte{7}, Stream: "account-1", Revision: 5, Type: "account.created.v1"}
+var testContext = Context{EventID: [16]byte{7}, Stream: "account-1", Revision: 5, Type: "account.created.v1"}
 
 const plain = `{"email":"ada@example.org"}`
 
-// copyFiles copies keys.db as a crash leaves it: the file and its log, without
-// closing.
+// copyFiles copies keys.db as a crash leaves it: the file and its write-ahead
+// log, without closing it.
 func copyFiles(t testing.TB, path string) string {
 	t.Helper()
 	dest := filepath.Join(t.TempDir(), "keys.db")
@@ -74,7 +74,7 @@ func copyFiles(t testing.TB, path string) string {
 	return dest
 }
 
-// wrappedBytes is what the file holds for a slot.
+// wrappedBytes returns the wrapped key in a slot of the file.
 func wrappedBytes(t testing.TB, k *Keys, slot int64) (wrapped []byte) {
 	t.Helper()
 	if err := k.read.QueryRow(`SELECT wrapped FROM keys WHERE slot = ?`, slot).Scan(&wrapped); err != nil {
@@ -95,9 +95,9 @@ func slot(t testing.TB, id eventstore.KeyID) int64 {
 func TestForeignFiles(t *testing.T) {
 	t.Parallel()
 	for name, script := range map[string]string{
-		"somebody's tables": `CREATE TABLE t (x)`,
-		"somebody's id":     `PRAGMA application_id = 7`,
-		"a newer version":   schema + fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = 2`, applicationID),
+		"foreign tables":           `CREATE TABLE t (x)`,
+		"a foreign application ID": `PRAGMA application_id = 7`,
+		"a newer version":          schema + fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = 2`, applicationID),
 	} {
 		path := filepath.Join(t.TempDir(), "keys.db")
 		db, err := sql.Open("sqlite3", "file:"+path)
@@ -128,7 +128,7 @@ func TestForeignFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Open(t.Context(), Config{Path: path, Master: NewMaster()}); err == nil {
-		t.Error("Open of a file that is no database passed")
+		t.Error("Open of a file that is not a database succeeded")
 	}
 }
 
@@ -148,11 +148,11 @@ func TestReader(t *testing.T) {
 	master := NewMaster()
 	path := filepath.Join(t.TempDir(), "odd % name?.db")
 	if _, err := OpenReader(t.Context(), Config{Path: path, Master: master}); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("OpenReader of nothing = %v, want ErrNotExist", err)
+		t.Errorf("OpenReader of a missing file = %v, want ErrNotExist", err)
 	}
-	k := open1(t, path, master)
+	k := openKeys(t, path, master)
 	id := newKey(t, k)
-	sealed := mustSeal(t, k, id, place, plain)
+	sealed := mustSeal(t, k, id, testContext, plain)
 	if err := k.PutSecret(t.Context(), "hook", []byte("s3cret")); err != nil {
 		t.Fatal(err)
 	}
@@ -164,16 +164,16 @@ func TestReader(t *testing.T) {
 		}
 		r, err := OpenReader(t.Context(), Config{Path: path, Master: master})
 		if err != nil {
-			t.Fatalf("OpenReader, server running %v: %v", running, err)
+			t.Fatalf("OpenReader with the server running %t = %v", running, err)
 		}
-		if got, err := r.Open(id, place, sealed); err != nil || string(got) != plain {
-			t.Errorf("Open = %q, %v", got, err)
+		if got, err := r.Open(id, testContext, sealed); err != nil || string(got) != plain {
+			t.Errorf("Open = %q, %v, want %q", got, err, plain)
 		}
 		if r.Claim("email", "ada@example.org", "o") != k.Claim("email", "ada@example.org", "o") {
-			t.Error("the reader's claims differ")
+			t.Error("Claim differs between the reader and the server")
 		}
 		if got, err := r.Secret(t.Context(), "hook"); err != nil || string(got) != "s3cret" {
-			t.Errorf("Secret = %q, %v", got, err)
+			t.Errorf("Secret = %q, %v, want s3cret", got, err)
 		}
 		if err := r.Check(t.Context()); err != nil {
 			t.Error(err)
@@ -212,7 +212,7 @@ func TestCheckFindsDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := k.Check(t.Context()); err == nil {
-			t.Errorf("Check does not see damage to %s", name)
+			t.Errorf("Check found no damage to %s", name)
 		}
 	}
 }

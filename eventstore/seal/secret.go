@@ -13,16 +13,17 @@ import (
 	"accountledger/eventstore"
 )
 
-// claimSecret is where the HMAC key of claims lies among the secrets. It is no
-// caller's to read or change.
+// claimSecret is the name of the secret that holds the HMAC key for claims.
+// Callers can neither read nor change it.
 const claimSecret = "al1/claim"
 
-// Claim makes the claim of an identifier for an owner: its key is the first 16
-// bytes of HMAC-SHA256(claim key, kind | 0x00 | value), so the store never
-// holds the value, and who has the store alone cannot guess at it. Half of the
-// digest (RFC 2104, section 5, allows no less) halves the store's one index
-// in random order; a false collision among 10^9 identifiers has a chance of
-// 10^-21. The value must be in its normal form, the kind free of zero bytes.
+// Claim returns owner's claim of an identifier. Its key is the first 16 bytes
+// of HMAC-SHA256(claim key, kind | 0x00 | value) (RFC 2104), so the store never
+// holds the value, and the store alone does not allow testing guesses of it.
+// Half of the digest, the minimum in RFC 2104, section 5, halves the size of
+// the store's only randomly ordered index; the probability of a collision
+// among 10^9 identifiers is 10^-21. The caller must normalize value; kind must
+// not contain zero bytes.
 func (k *Keys) Claim(kind, value, owner string) eventstore.Claim {
 	mac := hmac.New(sha256.New, k.claim)
 	mac.Write([]byte(kind))
@@ -31,10 +32,12 @@ func (k *Keys) Claim(kind, value, owner string) eventstore.Claim {
 	return eventstore.Claim{Kind: kind, Key: string(mac.Sum(nil)[:16]), Owner: owner}
 }
 
-// PutSecret keeps value under name, durable when it returns, in the place of
-// what was there. What was there is overwritten on disk.
+// PutSecret stores value under name; it is durable when PutSecret returns nil.
+// An earlier value is replaced and overwritten on disk. PutSecret fails with
+// ErrReadOnly in a reader. If it returns ErrBusy, the new value is stored, but
+// the earlier one may still be on disk.
 func (k *Keys) PutSecret(ctx context.Context, name string, value []byte) error {
-	if err := k.mayChange(name); err != nil {
+	if err := k.checkWritable(name); err != nil {
 		return err
 	}
 	tx, err := k.write.BeginTx(ctx, nil)
@@ -59,16 +62,16 @@ func (k *Keys) PutSecret(ctx context.Context, name string, value []byte) error {
 	if replaced == 0 {
 		return nil
 	}
-	return k.scrub(ctx)
+	return k.truncateWAL(ctx)
 }
 
 func (k *Keys) putSecret(ctx context.Context, tx *sql.Tx, name string, value []byte) error {
-	wrapped := k.wrap.wrap(secretPlace(name, k.wrap.epoch), value)
+	wrapped := k.wrap.wrap(secretAAD(name, k.wrap.epoch), value)
 	_, err := tx.ExecContext(ctx, `INSERT INTO secrets (name, epoch, wrapped) VALUES (?, ?, ?)`, name, k.wrap.epoch, wrapped)
 	return err
 }
 
-// Secret is what PutSecret kept under name, or ErrNoSecret.
+// Secret returns the value stored under name, or ErrNoSecret.
 func (k *Keys) Secret(ctx context.Context, name string) ([]byte, error) {
 	if name == claimSecret {
 		return nil, ErrNoSecret
@@ -85,49 +88,51 @@ func (k *Keys) secret(ctx context.Context, name string) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("seal: read secret %s: %w", name, err)
 	}
-	value, err := k.wrap.unwrap(secretPlace(name, epoch), wrapped)
+	value, err := k.wrap.unwrap(secretAAD(name, epoch), wrapped)
 	if err != nil {
-		return nil, fmt.Errorf("seal: secret %s is damaged or of another name or epoch", name)
+		return nil, fmt.Errorf("seal: secret %s is damaged or belongs to another name or epoch", name)
 	}
 	return value, nil
 }
 
-// DeleteSecret forgets what is under name and overwrites it on disk, as
-// Destroy does with a key. A name that is not there is fine.
+// DeleteSecret deletes the secret name and overwrites it on disk. It succeeds
+// if there is none. It fails with ErrReadOnly in a reader. After ErrBusy, the
+// secret is deleted, but may still be on disk; call DeleteSecret again.
 func (k *Keys) DeleteSecret(ctx context.Context, name string) error {
-	if err := k.mayChange(name); err != nil {
+	if err := k.checkWritable(name); err != nil {
 		return err
 	}
 	if _, err := k.write.ExecContext(ctx, `DELETE FROM secrets WHERE name = ?`, name); err != nil {
 		return fmt.Errorf("seal: delete secret %s: %w", name, err)
 	}
-	return k.scrub(ctx)
+	return k.truncateWAL(ctx)
 }
 
-func (k *Keys) mayChange(name string) error {
+func (k *Keys) checkWritable(name string) error {
 	switch {
 	case k.write == nil:
 		return ErrReadOnly
 	case name == "" || name == claimSecret:
-		return fmt.Errorf("seal: %q is not a name for a secret", name)
+		return fmt.Errorf("seal: %q is not a valid secret name", name)
 	}
 	return nil
 }
 
-// scrub cuts the write-ahead log to nothing, for it holds pages as they were
-// before the last change, and checks that it is gone. In the file itself
-// secure_delete has overwritten them.
-func (k *Keys) scrub(ctx context.Context) error {
-	// Keep the one writing connection until the end, or the next batch of keys
-	// comes between the checkpoint and the look at the log.
+// truncateWAL truncates the write-ahead log, which may contain deleted data in
+// older versions of pages, and checks that it is empty. In the file itself,
+// secure_delete has overwritten the data. It fails with ErrBusy if a reader
+// holds old pages.
+func (k *Keys) truncateWAL(ctx context.Context) error {
+	// Hold the only write connection until the end. Otherwise the next batch
+	// of keys could be written between the checkpoint and the check.
 	conn, err := k.write.Conn(ctx)
 	if err != nil {
-		return fmt.Errorf("seal: cut the write-ahead log: %w", err)
+		return fmt.Errorf("seal: truncate the write-ahead log: %w", err)
 	}
 	defer conn.Close()
 	var busy, pages, moved int
 	if err := conn.QueryRowContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &pages, &moved); err != nil {
-		return fmt.Errorf("seal: cut the write-ahead log: %w", err)
+		return fmt.Errorf("seal: truncate the write-ahead log: %w", err)
 	}
 	if busy != 0 {
 		return ErrBusy
@@ -136,9 +141,9 @@ func (k *Keys) scrub(ctx context.Context) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("seal: cut the write-ahead log: %w", err)
+		return fmt.Errorf("seal: truncate the write-ahead log: %w", err)
 	case wal.Size() != 0:
-		return ErrBusy // another process has written since
+		return ErrBusy // another process has written in the meantime
 	}
 	return nil
 }

@@ -16,8 +16,8 @@ func TestSecrets(t *testing.T) {
 	k := newKeys(t)
 	ctx := t.Context()
 	_, err := k.Secret(ctx, "hook/1")
-	wantErr(t, "Secret before", err, ErrNoSecret)
-	// Two long values, so that a scan for their wrapped bytes says something.
+	wantErr(t, "Secret before PutSecret", err, ErrNoSecret)
+	// Long values, so that scanning the files for their wrapped bytes is conclusive.
 	values := [][]byte{make([]byte, 500), make([]byte, 500)}
 	var old [][]byte
 	for _, value := range values {
@@ -26,7 +26,7 @@ func TestSecrets(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got, err := k.Secret(ctx, "hook/1"); err != nil || !bytes.Equal(got, value) {
-			t.Errorf("Secret = %x, %v, want what was put", got, err)
+			t.Errorf("Secret = %x, %v, want the stored value", got, err)
 		}
 		var wrapped []byte
 		if err := k.read.QueryRow(`SELECT wrapped FROM secrets WHERE name = 'hook/1'`).Scan(&wrapped); err != nil {
@@ -38,10 +38,10 @@ func TestSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := k.DeleteSecret(ctx, "hook/1"); err != nil {
-		t.Errorf("DeleteSecret of nothing = %v", err)
+		t.Errorf("DeleteSecret of a missing secret = %v, want success", err)
 	}
 	_, err = k.Secret(ctx, "hook/1")
-	wantErr(t, "Secret after", err, ErrNoSecret)
+	wantErr(t, "Secret after DeleteSecret", err, ErrNoSecret)
 	for _, suffix := range []string{"", "-wal"} {
 		b, err := os.ReadFile(k.path + suffix)
 		if err != nil {
@@ -49,13 +49,13 @@ func TestSecrets(t *testing.T) {
 		}
 		for i := range old {
 			if bytes.Contains(b, values[i][:16]) || bytes.Contains(b, old[i][:16]) || bytes.Contains(b, old[i][400:416]) {
-				t.Errorf("value %d is in keys.db%s", i, suffix)
+				t.Errorf("bytes of deleted value %d are still in keys.db%s", i, suffix)
 			}
 		}
 	}
 	for _, name := range []string{"", claimSecret} {
 		if k.PutSecret(ctx, name, []byte("v")) == nil || k.DeleteSecret(ctx, name) == nil {
-			t.Errorf("the secret %q was changed", name)
+			t.Errorf("PutSecret or DeleteSecret accepted the name %q", name)
 		}
 	}
 	_, err = k.Secret(ctx, claimSecret)
@@ -66,29 +66,29 @@ func TestClaim(t *testing.T) {
 	t.Parallel()
 	master := NewMaster()
 	path := filepath.Join(t.TempDir(), "keys.db")
-	k := open1(t, path, master)
+	k := openKeys(t, path, master)
 	a := k.Claim("email", "ada@example.org", "account-1")
 	if a.Kind != "email" || a.Owner != "account-1" || len(a.Key) != 16 {
-		t.Errorf("Claim = %+v", a)
+		t.Errorf("Claim = %+v, want kind email, owner account-1 and a key of 16 bytes", a)
 	}
 	if strings.Contains(a.Key, "ada") {
-		t.Error("the key shows the value")
+		t.Error("the claim's key contains the value")
 	}
 	if b := k.Claim("email", "ada@example.org", "account-2"); b.Key != a.Key {
-		t.Error("the key depends on the owner")
+		t.Error("the claim's key depends on the owner")
 	}
 	seen := map[string]bool{a.Key: true}
 	for _, c := range []eventstore.Claim{k.Claim("username", "ada@example.org", ""), k.Claim("email", "bob@example.org", ""), k.Claim("emaila", "da@example.org", ""), newKeys(t).Claim("email", "ada@example.org", "")} {
 		if seen[c.Key] {
-			t.Errorf("%s has a key that was seen", c.Kind)
+			t.Errorf("the claim of kind %s has the key of a different claim", c.Kind)
 		}
 		seen[c.Key] = true
 	}
 	if err := k.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if again := open1(t, path, master).Claim("email", "ada@example.org", "account-1"); again != a {
-		t.Error("the key changed over a restart")
+	if again := openKeys(t, path, master).Claim("email", "ada@example.org", "account-1"); again != a {
+		t.Error("the claim's key changed after a restart")
 	}
 }
 

@@ -10,9 +10,10 @@ import (
 	"accountledger/eventstore"
 )
 
-// AES-GCM does not commit to its key: one ciphertext can be made that opens
-// under two. What keeps an operator from showing two auditors two contents is
-// that an event names its key by a commitment, and only one of the two fits.
+// TestTwoKeyCiphertext checks that the key ID commits to the key. AES-GCM does
+// not: a ciphertext can be constructed that opens under two keys. Without the
+// commitment in the event, an operator could show two auditors different
+// plaintexts of the same event.
 func TestTwoKeyCiphertext(t *testing.T) {
 	t.Parallel()
 	const slot = 1
@@ -24,53 +25,54 @@ func TestTwoKeyCiphertext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sealed := twoKeyCiphertext(t, a.enc, b.enc, place.aad())
+	sealed := twoKeyCiphertext(t, a.enc, b.enc, testContext.aad())
 	var contents [][]byte
 	for _, key := range []dataKey{a, b} {
 		aead, err := newAEAD(key.enc)
 		if err != nil {
 			t.Fatal(err)
 		}
-		content, err := aead.Open(nil, nil, sealed, place.aad())
+		content, err := aead.Open(nil, nil, sealed, testContext.aad())
 		if err != nil {
-			t.Fatalf("the ciphertext was made to open under both keys: %v", err)
+			t.Fatalf("the constructed ciphertext does not open under one of the keys: %v", err)
 		}
 		contents = append(contents, content)
 	}
 	if bytes.Equal(contents[0], contents[1]) {
-		t.Error("both keys show the same content")
+		t.Error("both keys decrypt to the same plaintext")
 	}
 	if a.id == b.id {
-		t.Fatal("two keys have one id")
+		t.Fatal("two keys have the same ID")
 	}
 
-	// The event commits to a, and the file's row is made to hold b.
+	// The event commits to key a, but the file's row holds key b.
 	k := newKeys(t)
 	dek := randomKey()
 	if b, err = derive(slot, dek); err != nil {
 		t.Fatal(err)
 	}
-	sealed = twoKeyCiphertext(t, a.enc, b.enc, place.aad())
-	if _, err := k.write.Exec(`INSERT INTO keys (slot, epoch, wrapped) VALUES (?, 1, ?)`, slot, k.wrap.wrap(keyPlace(slot, 1), dek)); err != nil {
+	sealed = twoKeyCiphertext(t, a.enc, b.enc, testContext.aad())
+	if _, err := k.write.Exec(`INSERT INTO keys (slot, epoch, wrapped) VALUES (?, 1, ?)`, slot, k.wrap.wrap(keyAAD(slot, 1), dek)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Open(b.id, place, sealed); err != nil {
-		t.Fatalf("Open with the row's own id = %v", err)
+	if _, err := k.Open(b.id, testContext, sealed); err != nil {
+		t.Fatalf("Open with the ID of the key in the row = %v", err)
 	}
-	_, err = k.Open(a.id, place, sealed)
-	wantErr(t, "Open of the other key's event", err, ErrKey)
-	_, err = k.Open(eventstore.KeyID{7: slot}, place, sealed)
-	wantErr(t, "Open with the slot alone", err, ErrKey)
+	_, err = k.Open(a.id, testContext, sealed)
+	wantErr(t, "Open with the ID of the other key", err, ErrKey)
+	_, err = k.Open(eventstore.KeyID{7: slot}, testContext, sealed)
+	wantErr(t, "Open with an ID that contains only the slot", err, ErrKey)
 }
 
-// twoKeyCiphertext makes nonce || ciphertext || tag that opens under both keys.
-// The tag is GHASH(aad, ciphertext) + E(nonce counter), a polynomial in the
-// hash key H (NIST SP 800-38D, 6.4); with two H the tags are equal for one
-// value of the last block, found by solving a linear equation in GF(2^128).
+// twoKeyCiphertext returns nonce || ciphertext || tag that opens under both
+// keys. The tag is GHASH(aad, ciphertext) + E(counter block), and GHASH is a
+// polynomial in the hash key H (NIST SP 800-38D, section 6.4). For two hash
+// keys, the tags are equal for exactly one value of the last ciphertext block,
+// the solution of a linear equation in GF(2^128).
 func twoKeyCiphertext(t *testing.T, one, two, aad []byte) []byte {
 	t.Helper()
 	nonce := make([]byte, 12)
-	const size = 48 // of the ciphertext: two blocks of our choice, one solved for
+	const size = 48 // of the ciphertext: two arbitrary blocks and the solved one
 	text := append(bytes.Repeat([]byte{0xa5}, 32), make([]byte, 16)...)
 
 	var tags, squares [2]block
@@ -93,13 +95,13 @@ func twoKeyCiphertext(t *testing.T, one, two, aad []byte) []byte {
 	}
 	last := tags[0].plus(tags[1]).times(squares[0].plus(squares[1]).inverse())
 	last.store(text[32:])
-	// The last block adds last * H^2 to the tag it had as zeros.
+	// Compared with a last block of zeros, it adds last * H^2 to the tag.
 	tag := tags[0].plus(last.times(squares[0]))
 	sealed := append(nonce, text...)
 	return append(sealed, tag.bytes()...)
 }
 
-// block is an element of GF(2^128) as GCM writes it: the first bit is the
+// block is an element of GF(2^128) in GCM's bit order: the first bit is the
 // coefficient of x^0.
 type block struct{ hi, lo uint64 }
 
@@ -126,7 +128,7 @@ func encrypt(c cipher.Block, in []byte) block {
 
 func (b block) plus(o block) block { return block{b.hi ^ o.hi, b.lo ^ o.lo} }
 
-// times multiplies as SP 800-38D, 6.3, says.
+// times multiplies in GF(2^128) (NIST SP 800-38D, section 6.3).
 func (b block) times(o block) (product block) {
 	for i := range 128 {
 		bit := b.hi >> (63 - i%64) & 1
@@ -146,7 +148,7 @@ func (b block) times(o block) (product block) {
 	return product
 }
 
-// inverse is b^(2^128-2), Fermat's.
+// inverse returns b^(2^128-2), by Fermat's little theorem.
 func (b block) inverse() block {
 	result := block{hi: 1 << 63} // one
 	for range 127 {

@@ -13,41 +13,43 @@ import (
 	"accountledger/eventstore/tlog"
 )
 
-// Bounds of one transaction: what came in is split into several beyond them.
+// Limits of one transaction. The writer splits larger batches.
 const (
 	batchEvents = 1024
 	batchBytes  = 8 << 20
 )
 
-// queueLength is how many appends can wait before more callers wait to wait.
+// queueLength is the capacity of the queue; further appends block.
 const queueLength = 1024
 
-// request is one append on its way through the writer.
+// request is one append in the writer's queue or batch.
 type request struct {
 	commit eventstore.Commit
 	hashes []tlog.Hash // SHA-256 of the sealed parts, in the order of the events
-	bytes  int
-	came   time.Time // into the queue
-	begun  time.Time // its transaction, with receipt
-	took   time.Duration
+	bytes  int         // size of the clear and sealed parts
+	queued time.Time   // when newRequest made it
 
-	state   atomic.Int32 // of the three below; whoever moves it off queued owns the outcome
+	state atomic.Int32 // waiting, taken or withdrawn; the goroutine that changes it decides the outcome
+
+	// The writer sets these before it closes done.
+	begun   time.Time     // start of the transaction
+	took    time.Duration // of the transaction
 	receipt eventstore.Receipt
 	err     error
-	done    chan struct{} // closed when receipt and err are set
+	done    chan struct{}
 }
 
 const (
-	queued int32 = iota
+	waiting int32 = iota
 	taken
 	withdrawn
 )
 
-// newRequest does what can be done outside the writer: it hashes the sealed
-// parts, and copies the bytes, which the log's tail keeps after the caller has
-// them back.
+// newRequest does the work that does not need the writer: it hashes the sealed
+// parts and copies the events' bytes, because the log's tail keeps them after
+// Append has returned.
 func newRequest(c eventstore.Commit) *request {
-	r := &request{commit: c, came: time.Now(), done: make(chan struct{})}
+	r := &request{commit: c, queued: time.Now(), done: make(chan struct{})}
 	r.commit.Writes = make([]eventstore.Write, len(c.Writes))
 	for i, w := range c.Writes {
 		events := make([]eventstore.Event, len(w.Events))
@@ -67,9 +69,9 @@ func newRequest(c eventstore.Commit) *request {
 	return r
 }
 
-// append hands c to the writer and waits for what becomes of it. While c waits
-// in the queue the end of ctx withdraws it; from then on only the outcome is
-// the truth.
+// append passes c to the writer and waits for the outcome. The end of ctx
+// withdraws c only while c is in the queue; once the writer has taken c, append
+// returns the outcome of its transaction.
 func (w *writer) append(ctx context.Context, c eventstore.Commit) (eventstore.Receipt, error) {
 	if err := ctx.Err(); err != nil {
 		return eventstore.Receipt{}, err
@@ -91,26 +93,26 @@ func (w *writer) append(ctx context.Context, c eventstore.Commit) (eventstore.Re
 	case <-w.ended:
 		cause = eventstore.ErrClosed
 	}
-	if r.state.CompareAndSwap(queued, withdrawn) {
+	if r.state.CompareAndSwap(waiting, withdrawn) {
 		return eventstore.Receipt{}, cause
 	}
 	<-r.done
 	return w.outcome(ctx, r)
 }
 
-// outcome is what became of a request that is done.
+// outcome returns the result of a completed request and calls trace.
 func (w *writer) outcome(ctx context.Context, r *request) (eventstore.Receipt, error) {
 	if w.trace != nil {
-		w.trace(ctx, Appended{Came: r.came, Begun: r.begun, Ended: r.begun.Add(r.took), Receipt: r.receipt, Err: r.err})
+		w.trace(ctx, Appended{Came: r.queued, Begun: r.begun, Ended: r.begun.Add(r.took), Receipt: r.receipt, Err: r.err})
 	}
 	return r.receipt, r.err
 }
 
-// run is the one goroutine that writes. It commits what is queued, as much as
-// there is at once, and hands the events to publish when they are durable.
+// run is the only goroutine that writes. It commits the queued appends in
+// batches and passes their events to publish once they are durable.
 func (w *writer) run(publish func([]eventstore.Recorded)) {
 	defer close(w.ended)
-	var due <-chan time.Time // when a checkpoint is to be signed with no commit to carry it
+	var due <-chan time.Time // fires when a checkpoint is due even if no append arrives
 	for {
 		if due == nil && w.state.signed < w.state.tree.Size() {
 			due = time.After(w.interval - time.Since(w.lastSign))
@@ -118,31 +120,32 @@ func (w *writer) run(publish func([]eventstore.Recorded)) {
 		select {
 		case <-w.closing:
 			if w.broken == nil {
-				w.failed = w.signNow()
+				w.closeErr = w.signNow()
 			}
 			return
 		case r := <-w.queue:
 			w.collect(r)
 			w.commit(publish)
-			// Those just answered may come again at once: let them, and share.
+			// Let callers that just got their results queue the next append, so
+			// that those appends share a transaction.
 			runtime.Gosched()
 		case e := <-w.erasing:
 			e.done <- w.erase(e)
 		case <-due:
 			due = nil
-			// An error shows at the next append, which meets it too, or at
-			// Close; this is tried again after the interval.
+			// The next append or Close meets the same error and returns it.
+			// This is retried after the interval.
 			_ = w.signNow()
 		}
 	}
 }
 
-// collect takes first and what else is queued into the batch.
+// collect fills the batch with first and further queued requests.
 func (w *writer) collect(first *request) {
 	w.batch = w.batch[:0]
 	events, bytes := 0, 0
 	for r := first; ; {
-		if r.state.CompareAndSwap(queued, taken) {
+		if r.state.CompareAndSwap(waiting, taken) {
 			w.batch = append(w.batch, r)
 			events += len(r.hashes)
 			bytes += r.bytes
@@ -158,7 +161,7 @@ func (w *writer) collect(first *request) {
 	}
 }
 
-// commit writes the batch in one transaction and answers its callers.
+// commit writes the batch in one transaction and completes its requests.
 func (w *writer) commit(publish func([]eventstore.Recorded)) {
 	if len(w.batch) == 0 {
 		return
@@ -177,12 +180,12 @@ func (w *writer) commit(publish func([]eventstore.Recorded)) {
 	})
 	took := time.Since(start)
 	if err == nil {
-		publish(w.fresh)
+		publish(w.events)
 	}
 	for _, r := range w.batch {
 		if err != nil {
-			// Also where a commit was refused: perhaps for what a neighbour
-			// did that has not happened now.
+			// Replace refusals, too: a commit may have been refused because
+			// of an earlier one in the batch, which was rolled back.
 			r.receipt, r.err = eventstore.Receipt{}, fmt.Errorf("sqlite: append: %w", err)
 		}
 		r.begun, r.took = start, took
@@ -193,13 +196,13 @@ func (w *writer) commit(publish func([]eventstore.Recorded)) {
 	}
 }
 
-// transaction is what the batch came to.
+// transaction describes the batch's transaction for Observe.
 func (w *writer) transaction(start time.Time, took time.Duration, err error) Transaction {
-	t := Transaction{Appends: len(w.batch), Waited: start.Sub(w.batch[0].came), Took: took, Err: err}
+	t := Transaction{Appends: len(w.batch), Waited: start.Sub(w.batch[0].queued), Took: took, Err: err}
 	if err != nil {
 		return t
 	}
-	t.Events = len(w.fresh)
+	t.Events = len(w.events)
 	for _, r := range w.batch {
 		if r.err != nil {
 			t.Refused++
@@ -208,14 +211,14 @@ func (w *writer) transaction(start time.Time, took time.Duration, err error) Tra
 	return t
 }
 
-// transact runs f in a transaction that extends w.next, a copy of w.state,
-// and makes it w.state if and when the transaction is durable. After a failure
-// the writer begins anew with what the file says.
+// transact runs f in a transaction. f changes w.next, a copy of w.state, which
+// becomes w.state once the transaction is durable. After a failure, transact
+// reloads the state from the file.
 func (w *writer) transact(f func() error) error {
 	if w.broken != nil {
 		return w.broken
 	}
-	w.fresh = w.fresh[:0]
+	w.events = w.events[:0]
 	w.next.set(&w.state)
 	err := w.begin.exec()
 	if err == nil {
@@ -227,23 +230,23 @@ func (w *writer) transact(f func() error) error {
 		w.state, w.next = w.next, w.state
 		return nil
 	}
-	// SQLite may have rolled back by itself.
+	// On some errors, SQLite has already rolled back.
 	if !w.db.db.AutoCommit() {
 		if e := w.rollback.exec(); e != nil {
-			w.broken = fmt.Errorf("no appends until the log is opened again: roll back: %w after %w", e, err)
+			w.broken = fmt.Errorf("the log accepts no appends until it is reopened: rollback failed: %w, after %w", e, err)
 			return w.broken
 		}
 	}
 	if e := w.load(); e != nil {
-		w.broken = fmt.Errorf("no appends until the log is opened again: reload: %w after %w", e, err)
+		w.broken = fmt.Errorf("the log accepts no appends until it is reopened: reload failed: %w, after %w", e, err)
 		return w.broken
 	}
 	return err
 }
 
-// apply writes one commit within the transaction. A refusal is the commit's
-// own affair and left in r; it is decided before anything is written, so that
-// it leaves no trace among its neighbours. An error fails the transaction.
+// apply writes one commit within the transaction. If the commit is refused,
+// apply stores the refusal in r and has written nothing, so that the batch's
+// other commits are unaffected. An error fails the whole transaction.
 func (w *writer) apply(r *request) error {
 	c := r.commit
 	heads, refusal, err := w.check(c)
@@ -252,7 +255,7 @@ func (w *writer) apply(r *request) error {
 		return err
 	}
 	r.receipt = eventstore.Receipt{First: w.next.head() + 1}
-	// The clock may go back, the log's time does not.
+	// The clock may go back; the log's time must not.
 	w.next.time = max(w.next.time, w.now().UnixMicro())
 	r.receipt.Time = time.UnixMicro(w.next.time).UTC()
 	hashes := r.hashes
@@ -280,10 +283,10 @@ func (w *writer) apply(r *request) error {
 	return w.moveClaims(c)
 }
 
-// check decides whether a commit is refused and returns the heads of the
-// streams it writes to. It sees what earlier commits of the batch did.
+// check decides whether to refuse a commit and returns the heads of the streams
+// it writes to. It sees the effects of earlier commits in the batch.
 func (w *writer) check(c eventstore.Commit) (heads []head, refusal, failure error) {
-	heads = w.checked[:0]
+	heads = w.writeHeads[:0]
 	for _, write := range c.Writes {
 		h, err := w.streamHead(write.Stream)
 		if err != nil {
@@ -294,24 +297,24 @@ func (w *writer) check(c eventstore.Commit) (heads []head, refusal, failure erro
 		}
 		heads = append(heads, h)
 	}
-	w.checked = heads
+	w.writeHeads = heads
 	for i, k := range c.Claim {
 		owner, err := w.claimOwner(k)
 		if err != nil {
 			return nil, nil, err
 		}
 		if owner != "" && owner != k.Owner {
-			// Given up by this very commit, it is free.
-			for _, g := range c.Release {
-				if g.Kind == k.Kind && g.Key == k.Key && g.Owner == owner {
+			// It is free if this commit releases it.
+			for _, released := range c.Release {
+				if released.Kind == k.Kind && released.Key == k.Key && released.Owner == owner {
 					owner = ""
 					break
 				}
 			}
 		}
-		for _, e := range c.Claim[:i] {
-			if e.Kind == k.Kind && e.Key == k.Key {
-				owner = e.Owner
+		for _, earlier := range c.Claim[:i] {
+			if earlier.Kind == k.Kind && earlier.Key == k.Key {
+				owner = earlier.Owner
 			}
 		}
 		if owner != "" && owner != k.Owner {
@@ -321,17 +324,17 @@ func (w *writer) check(c eventstore.Commit) (heads []head, refusal, failure erro
 	return heads, nil, nil
 }
 
-// insert writes an event, its sealed part and the tiles it completes, adds it
-// to the tree and returns its leaf hash. h is the stream's head before it but
-// for the revision, which is the event's own.
+// insert writes an event, its sealed part and the tiles that it changes, adds
+// it to the tree and returns its leaf hash. h has the number of the event's
+// stream and the leaf hash of the stream's previous event.
 func (w *writer) insert(rec eventstore.Recorded, h head, sealed tlog.Hash) (tlog.Hash, error) {
-	leaf := &w.leaf // not a variable of each call, which would be garbage
+	leaf := &w.leaf // a local variable would be allocated for every event
 	*leaf = tlog.NewLeaf(rec, h.leaf, sealed)
 	var err error
 	if w.hash, w.buf, err = leaf.HashIn(w.buf); err != nil {
 		return w.hash, err
 	}
-	// A nil slice would be bound as NULL.
+	// A nil slice is bound as NULL.
 	var prev, kid, sealedHash []byte
 	if rec.Revision > 0 {
 		prev = leaf.Prev[:]
@@ -353,7 +356,7 @@ func (w *writer) insert(rec eventstore.Recorded, h head, sealed tlog.Hash) (tlog
 			err = w.putTile.exec(int64(tile.Level), tile.N, tile.Data)
 		}
 	}
-	w.fresh = append(w.fresh, rec)
+	w.events = append(w.events, rec)
 	return w.hash, err
 }
 
@@ -362,7 +365,7 @@ func (w *writer) createStream(name string) (num int64, err error) {
 	return w.next.streams, w.insertStream.exec(w.next.streams, name)
 }
 
-// moveClaims releases and takes what check has found to be free.
+// moveClaims releases and takes the claims of a commit that check accepted.
 func (w *writer) moveClaims(c eventstore.Commit) error {
 	for _, k := range c.Release {
 		h, err := w.streamHead(k.Owner)
@@ -370,7 +373,7 @@ func (w *writer) moveClaims(c eventstore.Commit) error {
 			return err
 		}
 		if h.num == 0 {
-			continue // a stream nobody has heard of holds nothing
+			continue // a stream that does not exist holds no claims
 		}
 		if err := w.deleteClaim.exec(k.Kind, []byte(k.Key), h.num); err != nil {
 			return err

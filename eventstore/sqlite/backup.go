@@ -10,12 +10,14 @@ import (
 	"time"
 )
 
-// backupPages is how much a backup copies between two looks at its context.
+// backupPages is the number of pages that Backup copies per step. It checks its
+// context before each step.
 const backupPages = 1024
 
-// Backup copies the log as it is at the call to a new file, also while a
-// process appends to it. The file appears under its name when it is complete
-// and on the disk. progress is called now and then with pages of 4 KiB.
+// Backup copies the log, as it is at the time of the call, to a new file, even
+// while a process appends to the log. It fails with fs.ErrExist if dest exists.
+// The file gets the name dest once it is complete and durable. Backup calls
+// progress, if not nil, after each step with numbers of pages of 4 KiB.
 func (r *Reader) Backup(ctx context.Context, dest string, progress func(done, total int64)) error {
 	if err := r.backup(ctx, dest, progress); err != nil {
 		return fmt.Errorf("sqlite: back up to %s: %w", dest, err)
@@ -23,14 +25,9 @@ func (r *Reader) Backup(ctx context.Context, dest string, progress func(done, to
 	return nil
 }
 
-// Backup is Reader.Backup of the open log.
-func (s *Store) Backup(ctx context.Context, dest string, progress func(done, total int64)) error {
-	return s.files.Backup(ctx, dest, progress)
-}
-
 func (r *Reader) backup(ctx context.Context, dest string, progress func(done, total int64)) (err error) {
-	// What an earlier backup left that was cut short may be overwritten, a
-	// finished one may not.
+	// Overwrite what an interrupted backup left behind, but not a complete
+	// backup.
 	part := dest + ".part"
 	if _, err := os.Lstat(dest); !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(err, fs.ErrExist)
@@ -48,14 +45,14 @@ func (r *Reader) backup(ctx context.Context, dest string, progress func(done, to
 		err = os.Rename(part, dest)
 	}
 	if err == nil {
-		return syncFile(filepath.Dir(dest)) // the name, too, must survive a crash
+		return syncFile(filepath.Dir(dest)) // makes the new name durable
 	}
 	os.Remove(part)
 	return err
 }
 
-// copyTo copies c's database page by page. The transaction around it holds the
-// log still for the copy; without it every append would start the copy anew.
+// copyTo copies c's database page by page in one read transaction. Without the
+// transaction, SQLite would restart the copy after every append.
 func copyTo(ctx context.Context, dest string, c *readConn, progress func(done, total int64)) (err error) {
 	if err := c.exec(ctx, "BEGIN"); err != nil {
 		return err
@@ -65,7 +62,7 @@ func copyTo(ctx context.Context, dest string, c *readConn, progress func(done, t
 			err = e
 		}
 	}()
-	if _, err := c.scalar("SELECT origin FROM meta"); err != nil { // BEGIN alone holds nothing yet
+	if _, err := c.scalar("SELECT origin FROM meta"); err != nil { // BEGIN alone does not start a read
 		return err
 	}
 	to, err := dial(dest, "mode=rwc&_journal_mode=OFF&_synchronous=OFF")
@@ -87,7 +84,7 @@ func copyTo(ctx context.Context, dest string, c *readConn, progress func(done, t
 			return classify(err)
 		}
 		if !done && b.Remaining() == before {
-			// Somebody else holds a lock that a copy needs.
+			// Another connection holds a lock that the copy needs.
 			time.Sleep(10 * time.Millisecond)
 		}
 		if progress != nil {

@@ -19,11 +19,11 @@ import (
 	"accountledger/eventstore/tlog"
 )
 
-// creation is the commit of a new account: an event of 200 clear and 300
-// sealed bytes, and a claim.
+// creation returns a commit like that of a new account: an event with 200 clear
+// and 300 sealed bytes, and a claim.
 func creation(n int64) eventstore.Commit {
-	// Names and keys as the domain makes them: random, so that their indexes
-	// are met all over.
+	// Stream names and claim keys are random, as in the domain, so that they
+	// are inserted at random places of their indexes.
 	name := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(n)))
 	key := sha256.Sum256(name[:])
 	stream := fmt.Sprintf("account-%x", name[:16])
@@ -59,7 +59,7 @@ func newSigner(tb testing.TB) (note.Signer, note.Verifier) {
 	return signer, verifier
 }
 
-// key is a fresh key for the log that all tests use.
+// key generates a key with the origin that all tests use.
 func key() (note.Signer, note.Verifier, error) {
 	skey, vkey, err := tlog.GenerateKey("accountledger/test")
 	if err != nil {
@@ -106,9 +106,9 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// BenchmarkLimit is what the machine has to give: a program that makes one row
-// of the same size durable for each of 64 clients, many in a transaction, and
-// does nothing else. BenchmarkAppend means something only beside it.
+// BenchmarkLimit measures the machine's limit, for comparison with
+// BenchmarkAppend: it only makes rows of the same size durable for 64 clients,
+// many per transaction.
 func BenchmarkLimit(b *testing.B) {
 	db, err := sql.Open("sqlite3", "file:"+b.TempDir()+"/limit.db?_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_cache_size=-16384")
 	if err != nil {
@@ -169,7 +169,7 @@ func BenchmarkLimit(b *testing.B) {
 	b.ReportMetric(float64(b.N)/time.Since(begin).Seconds(), "commits/s")
 }
 
-// filled is a log of 50,000 creations and more in a directory of its own.
+// filled returns a log of about 50,000 events in streams of five.
 func filled(b *testing.B) (s *sqlite.Store, verifier note.Verifier, size eventstore.Position) {
 	signer, verifier := newSigner(b)
 	s = open(b, sqlite.Config{Dir: b.TempDir(), Signer: signer})
@@ -177,7 +177,7 @@ func filled(b *testing.B) (s *sqlite.Store, verifier note.Verifier, size eventst
 		var c eventstore.Commit
 		for range 500 {
 			one := creation(n)
-			// Five events in each stream, the second to fifth without claims.
+			// Add four events to each stream.
 			for range 4 {
 				e := one.Writes[0].Events[0]
 				e.ID = uuid.Must(uuid.NewV7())
@@ -223,7 +223,7 @@ func BenchmarkVerify(b *testing.B) {
 	s, verifier, size := filled(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		report, err := s.Verify(b.Context(), sqlite.Trust{Verifier: verifier, Erasure: erasure, ErasedKey: erasedKey}, nil)
+		report, err := s.Verify(b.Context(), sqlite.Trust{Verifier: verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 		if err != nil || !report.OK() {
 			b.Fatalf("%+v, %v", report, err)
 		}

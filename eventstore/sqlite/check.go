@@ -9,10 +9,10 @@ import (
 	"accountledger/eventstore"
 )
 
-// Check looks for damage of the file itself: pages and indexes that disagree
-// (SQLite's integrity_check), and rows that point to rows that are not there.
-// It says nothing about who wrote what is in them: that is Verify's part. It
-// returns what it found, one sentence each, at most 200.
+// Check looks for damage to the file itself: it runs SQLite's integrity_check
+// and looks for rows that refer to missing rows. It does not detect changes to
+// the content of the log; Verify does. It returns at most 200 findings, one
+// sentence each.
 func (r *Reader) Check(ctx context.Context) ([]string, error) {
 	var found []string
 	err := r.use(ctx, func(c *readConn) error {
@@ -27,7 +27,7 @@ func (r *Reader) Check(ctx context.Context) ([]string, error) {
 			return err
 		}
 		return c.each(ctx, "SELECT \"table\", rowid, parent FROM pragma_foreign_key_check LIMIT 100", func(row []driver.Value) {
-			found = append(found, fmt.Sprintf("row %v of %v points to a row of %v that is not there", row[1], row[0], row[2]))
+			found = append(found, fmt.Sprintf("row %v of %v refers to a row of %v that does not exist", row[1], row[0], row[2]))
 		})
 	})
 	if err != nil {
@@ -36,11 +36,8 @@ func (r *Reader) Check(ctx context.Context) ([]string, error) {
 	return found, nil
 }
 
-// Check is Reader.Check of the open log.
-func (s *Store) Check(ctx context.Context) ([]string, error) { return s.files.Check(ctx) }
-
-// untilClosed derives a context that ends with eventstore.ErrClosed when r is
-// closed.
+// untilClosed derives a context that is canceled with the cause
+// eventstore.ErrClosed when r is closed.
 func (r *Reader) untilClosed(ctx context.Context) (context.Context, context.CancelCauseFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
@@ -53,8 +50,7 @@ func (r *Reader) untilClosed(ctx context.Context) (context.Context, context.Canc
 	return ctx, cancel
 }
 
-// each runs a query that may take long and can be interrupted, and calls f
-// with each row.
+// each runs a query, which the end of ctx interrupts, and calls f with each row.
 func (c *conn) each(ctx context.Context, query string, f func(row []driver.Value)) error {
 	rows, err := c.db.QueryContext(ctx, query, nil)
 	if err == nil {

@@ -10,25 +10,26 @@ import (
 	"github.com/mattn/go-sqlite3"
 )
 
-// conn is a connection to a log's file. It speaks to the driver and not
-// through database/sql: whoever holds one holds it for long and prepares once,
-// and at tens of thousands of rows a second a pool's locks and conversions on
-// every call were a third of the writer's time. One goroutine at a time uses it.
+// conn is a connection to a log file. It calls the driver directly instead of
+// database/sql: a conn lives long and prepares its statements once, and at tens
+// of thousands of rows per second, the locks and conversions of database/sql
+// took a third of the writer's time. It is not safe for concurrent use.
 type conn struct {
 	db   *sqlite3.SQLiteConn
 	kept []*stmt // closed with the connection
 }
 
-// Options of a connection, as the driver and SQLite read them from the DSN.
+// Connection options, which the driver and SQLite read from the DSN.
 const (
-	// readWrite has no pragma that writes: whose file it is, is asked first.
-	// What it deletes it overwrites: an erased part must not stay in a free page.
+	// readWrite contains no pragma that writes, because openFile checks the
+	// file's origin after connecting. secure_delete overwrites deleted data, so
+	// that no erased part remains in a free page.
 	readWrite = "mode=rwc&_secure_delete=on&_synchronous=FULL&_txlock=immediate&_busy_timeout=5000&_foreign_keys=0&_cache_size=-16384&_mutex=no"
 	readOnly  = "mode=ro&_query_only=1&_busy_timeout=5000&_foreign_keys=0&_mutex=no"
 )
 
 func dial(path, options string) (*conn, error) {
-	// A path may hold what means something in a URI.
+	// The path may contain characters that are special in a URI.
 	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + options
 	db, err := new(sqlite3.SQLiteDriver).Open(dsn)
 	if err != nil {
@@ -37,7 +38,8 @@ func dial(path, options string) (*conn, error) {
 	return &conn{db: db.(*sqlite3.SQLiteConn)}, nil
 }
 
-// close closes the file. A statement left open would keep it open, too.
+// close closes the prepared statements, which would keep the file open, and
+// then the file.
 func (c *conn) close() error {
 	for _, s := range c.kept {
 		s.close()
@@ -51,8 +53,8 @@ func (c *conn) exec(ctx context.Context, script string) error {
 	return classify(err)
 }
 
-// scalar returns the first column of the only row of a query without
-// arguments, or nil where it has no row.
+// scalar runs a query without arguments and returns the first column of its
+// first row, or nil if it has no rows.
 func (c *conn) scalar(query string) (driver.Value, error) {
 	s, err := c.prepare(query)
 	if err != nil {
@@ -69,7 +71,7 @@ func (c *conn) scalar(query string) (driver.Value, error) {
 // stmt is a prepared statement.
 type stmt struct {
 	s    driver.Stmt
-	args []driver.NamedValue // kept, so that binding makes no garbage
+	args []driver.NamedValue // reused, so that binding does not allocate
 }
 
 func (c *conn) prepare(query string) (*stmt, error) {
@@ -84,14 +86,14 @@ func (c *conn) prepare(query string) (*stmt, error) {
 	return st, nil
 }
 
-// keep prepares each query into the statement beside it, for as long as the
-// connection lives.
+// keep prepares each query and stores it in the statement that is its map key.
+// The connection closes these statements.
 //
-// SQLite compiles a statement anew when the value of a parameter changes that
-// its plan might depend on, which takes many times longer than to run it. It
-// sees such a parameter in LIMIT ?, and in x = ? where rows come ordered by the
-// column after x or one table's x finds another's row; hence numbers after
-// LIMIT, subqueries for joins, and x = +?.
+// SQLite recompiles a statement when a parameter changes that its query plan
+// may depend on, and that takes many times longer than running the statement.
+// Such a parameter is the one in LIMIT ?, and in x = ? if the rows are ordered
+// by the column after x, or if x of one table selects the row of another. So
+// the queries use constants in LIMIT, subqueries instead of joins, and x = +?.
 func (c *conn) keep(queries map[**stmt]string) error {
 	for s, query := range queries {
 		var err error
@@ -109,21 +111,21 @@ func (s *stmt) query(args ...driver.Value) (driver.Rows, error) {
 	for i, v := range args {
 		s.args[i].Value = v
 	}
-	// A context that can end would cost a goroutine for every step.
+	// A context that can be canceled would cost a goroutine per step.
 	rows, err := s.s.(driver.StmtQueryContext).QueryContext(context.Background(), s.args)
 	return rows, classify(err)
 }
 
-// exec runs a statement that has no rows. It goes the way of a query because
-// there the driver resets, binds and steps in one call into C. The statement
-// has then come to its end, so the rows need not be closed, which would be a
+// exec runs a statement that returns no rows. It uses query because the driver
+// then resets, binds and steps in one call into C. The statement is complete
+// after that call, so exec does not need to close the rows, which would be a
 // second call.
 func (s *stmt) exec(args ...driver.Value) error {
 	_, err := s.query(args...)
 	return err
 }
 
-// row reads the first row into dest and says whether there was one.
+// row reads the first row into dest and reports whether there was one.
 func (s *stmt) row(dest []driver.Value, args ...driver.Value) (bool, error) {
 	rows, err := s.query(args...)
 	if err != nil {
@@ -140,8 +142,9 @@ func (s *stmt) row(dest []driver.Value, args ...driver.Value) (bool, error) {
 	}
 }
 
-// fields takes the columns of a row one by one. STRICT tables hold the types
-// asked for; that of a damaged file need not, and then the row is bad.
+// fields reads the columns of a row one by one. It sets bad if a column does not
+// have the expected type, which happens only in a damaged file because the
+// tables are STRICT.
 type fields struct {
 	row []driver.Value
 	bad bool
@@ -164,7 +167,7 @@ func (f *fields) blob() []byte {
 	return nil
 }
 
-// maybe says whether the next column is not NULL, and passes over it if it is.
+// maybe reports whether the next column is not NULL. It skips a NULL column.
 func (f *fields) maybe() bool {
 	if f.row[0] != nil {
 		return true

@@ -10,20 +10,22 @@ import (
 	"accountledger/eventstore"
 )
 
-// ErrBusy is returned by Erase when another process reads the file for so long
-// that old pages cannot be removed. The parts are deleted; ask again.
-var ErrBusy = errors.New("sqlite: old pages are still on disk, another reader holds them")
+// ErrBusy is returned by Erase if old pages with the erased parts cannot be
+// removed from the disk because a reader holds them. The parts are deleted from
+// the log; call Erase again to remove the pages.
+var ErrBusy = errors.New("sqlite: erased data is still on disk because a reader holds old pages; try again")
 
-// erasure is one Erase on its way through the writer.
+// erasure is a request to the writer to erase sealed parts.
 type erasure struct {
 	key     eventstore.KeyID
 	streams []string
-	done    chan error // with room for the answer
+	done    chan error // buffered, so that the writer does not block
 }
 
-// Erase is eventstore.Store's. SQLite overwrites what it deletes
-// (secure_delete); what the write-ahead log still has of it goes with the
-// checkpoint that empties it. Appends wait meanwhile.
+// Erase implements eventstore.Store. SQLite overwrites deleted data in the file
+// (secure_delete); a checkpoint then truncates the write-ahead log, which may
+// contain old versions of pages. Appends wait meanwhile. Erase fails with
+// ErrBusy if a reader prevents the truncation.
 func (s *Store) Erase(ctx context.Context, key eventstore.KeyID, streams ...string) error {
 	e := erasure{key, streams, make(chan error, 1)}
 	select {
@@ -69,7 +71,7 @@ func (w *writer) erase(e erasure) error {
 	return err
 }
 
-// column runs the query and returns its first column.
+// column runs the statement and returns its first column.
 func (s *stmt) column(args ...driver.Value) ([]driver.Value, error) {
 	rows, err := s.query(args...)
 	if err != nil {
@@ -83,12 +85,12 @@ func (s *stmt) column(args ...driver.Value) ([]driver.Value, error) {
 	return all, nil
 }
 
-// erase removes the sealed parts from memory, too.
+// erase removes the sealed parts from the tail.
 func (t *tail) erase(e erasure) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for p := t.first; p <= t.last; p++ {
-		// Subscribers share the bytes, so they are let go and not overwritten.
+		// Drop the slice instead of overwriting its bytes: subscribers share it.
 		if rec := &t.events[p%tailEvents]; rec.KeyID == e.key && slices.Contains(e.streams, rec.Stream) {
 			t.bytes -= len(rec.Sealed)
 			rec.Sealed = nil

@@ -8,17 +8,17 @@ import (
 	"github.com/mattn/go-sqlite3"
 )
 
-// What can be wrong with a log's file or its place, to be found with errors.Is.
+// Errors about a log's file or directory. Returned errors wrap them.
 var (
 	ErrLocked   = errors.New("sqlite: the data directory is in use by another process")
-	ErrForeign  = errors.New("sqlite: not the log of this ledger")             // another program's file, or another ledger's
-	ErrNewer    = errors.New("sqlite: the log was written by a newer version") // which may mean by its rows what this one does not know
+	ErrForeign  = errors.New("sqlite: not the log of this ledger")             // a file of another program or of another ledger
+	ErrNewer    = errors.New("sqlite: the log was written by a newer version") // whose rows this version might misinterpret
 	ErrCorrupt  = errors.New("sqlite: the log is damaged")
 	ErrDiskFull = errors.New("sqlite: the disk is full")
 	ErrReadOnly = errors.New("sqlite: the log cannot be written")
 )
 
-// classify puts the error above that says what err means before it.
+// classify wraps an SQLite error in the error above that describes its cause.
 func classify(err error) error {
 	se, ok := errors.AsType[sqlite3.Error](err)
 	if !ok {

@@ -2,8 +2,8 @@ package sqlite
 
 import "context"
 
-// OnCommit has f called for each transaction that is about to commit, and the
-// transaction rolled back where f says so. To be called while nothing writes.
+// OnCommit sets f to be called before each commit; if f returns true, SQLite
+// rolls the transaction back. Call it only while no transaction is running.
 func (s *Store) OnCommit(f func() (fail bool)) {
 	s.writer.db.db.RegisterCommitHook(func() int {
 		if f() {
@@ -13,8 +13,9 @@ func (s *Store) OnCommit(f func() (fail bool)) {
 	})
 }
 
-// Exec runs SQL on the writer's connection. To be called while nothing writes.
+// Exec runs SQL on the writer's connection. Call it only while no transaction
+// is running.
 func (s *Store) Exec(script string) error { return s.writer.db.exec(context.Background(), script) }
 
-// Queued is the number of appends that wait for the writer.
+// Queued returns the number of appends in the writer's queue.
 func (s *Store) Queued() int { return len(s.writer.queue) }

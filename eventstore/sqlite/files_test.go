@@ -23,7 +23,7 @@ import (
 	"accountledger/eventstore/sqlite"
 )
 
-// TestMain lets the test binary be the second process of TestLock.
+// TestMain lets TestLock run the test binary as a second process.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("SQLITE_TEST_OPEN"); dir != "" {
 		os.Exit(openAndWait(dir))
@@ -31,7 +31,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// openAndWait opens the log in dir, says so, and closes it when its input ends.
+// openAndWait opens the log in dir, prints the outcome, and closes the log when
+// its standard input ends.
 func openAndWait(dir string) int {
 	signer, _, err := key()
 	if err != nil {
@@ -54,15 +55,15 @@ func openAndWait(dir string) int {
 	return 0
 }
 
-// Row 35: of two writers on one directory the second is refused, in this
-// process and in another, until the first is gone, however it went.
+// TestLock checks that a second writer on a directory is refused, in the same
+// and in another process, until the first has closed the log or was killed.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	signer, _ := newSigner(t)
 	s := open(t, sqlite.Config{Dir: dir, Signer: signer})
 	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer}); !errors.Is(err, sqlite.ErrLocked) || !strings.Contains(err.Error(), dir) {
-		t.Errorf("opened twice: %v, want ErrLocked with the directory", err)
+		t.Errorf("second Open = %v, want ErrLocked with the directory", err)
 	}
 	other := func() *exec.Cmd {
 		cmd := exec.CommandContext(t.Context(), os.Args[0])
@@ -70,7 +71,7 @@ func TestLock(t *testing.T) {
 		return cmd
 	}
 	if out, err := other().Output(); string(out) != "locked\n" {
-		t.Errorf("a second process: %q, %v, want it locked out", out, err)
+		t.Errorf("a second process printed %q, %v, want locked", out, err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -90,19 +91,20 @@ func TestLock(t *testing.T) {
 	}
 	defer stdin.Close()
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "open\n" {
-		t.Fatalf("after Close a second process says %q, %v", line, err)
+		t.Fatalf("after Close, a second process printed %q, %v, want open", line, err)
 	}
 	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer}); !errors.Is(err, sqlite.ErrLocked) {
-		t.Errorf("opened beside another process: %v, want ErrLocked", err)
+		t.Errorf("Open beside another process = %v, want ErrLocked", err)
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = cmd.Wait() // killed
+	_ = cmd.Wait() // returns an error because of the kill
 	open(t, sqlite.Config{Dir: dir, Signer: signer})
 }
 
-// A file that is not this ledger's log is refused and stays as it is.
+// TestRefusedFiles checks that Open refuses a file that is not this ledger's
+// log and does not change it.
 func TestRefusedFiles(t *testing.T) {
 	t.Parallel()
 	signer, _ := newSigner(t)
@@ -137,23 +139,23 @@ func TestRefusedFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, sqlite.ErrForeign},
-		{"another program's", func(t *testing.T, path string) {
+		{"database of another program", func(t *testing.T, path string) {
 			execute(t, path, "PRAGMA application_id = 1196444487", "CREATE TABLE t (a)")
 		}, sqlite.ErrForeign},
-		{"no program's", func(t *testing.T, path string) { execute(t, path, "CREATE TABLE t (a)") }, sqlite.ErrForeign},
-		{"newer", func(t *testing.T, path string) { ours(t, path); execute(t, path, "PRAGMA user_version = 2") }, sqlite.ErrNewer},
-		{"another ledger's", func(t *testing.T, path string) {
+		{"database without an application ID", func(t *testing.T, path string) { execute(t, path, "CREATE TABLE t (a)") }, sqlite.ErrForeign},
+		{"newer version", func(t *testing.T, path string) { ours(t, path); execute(t, path, "PRAGMA user_version = 2") }, sqlite.ErrNewer},
+		{"log of another ledger", func(t *testing.T, path string) {
 			ours(t, path)
 			execute(t, path, "UPDATE meta SET origin = 'accountledger/other'")
 		}, sqlite.ErrForeign},
-		{"without its end", func(t *testing.T, path string) {
+		{"last events missing", func(t *testing.T, path string) {
 			l := &log{config: sqlite.Config{Dir: filepath.Dir(path), Signer: signer}}
 			l.Store = open(t, l.config)
 			l.append(t, commit("a", eventstore.NoStream, 10))
 			l.Close()
 			execute(t, path, "DROP TRIGGER events_delete", "DELETE FROM events WHERE position > 5")
 		}, sqlite.ErrCorrupt},
-		{"without its tree", func(t *testing.T, path string) {
+		{"tiles missing", func(t *testing.T, path string) {
 			l := &log{config: sqlite.Config{Dir: filepath.Dir(path), Signer: signer}}
 			l.Store = open(t, l.config)
 			l.append(t, commit("a", eventstore.NoStream, 300))
@@ -174,9 +176,9 @@ func TestRefusedFiles(t *testing.T) {
 				t.Errorf("Open = %v, want %v", err, tt.want)
 			}
 			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
-				t.Errorf("the file changed (%v)", err)
+				t.Errorf("Open changed the file (%v)", err)
 			}
-			// A directory that was refused is not left locked.
+			// Open released the lock.
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
@@ -184,11 +186,12 @@ func TestRefusedFiles(t *testing.T) {
 		})
 	}
 	if _, err := sqlite.OpenReader(t.Context(), t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a log that is not there, for reading: %v", err)
+		t.Errorf("OpenReader of a missing log = %v, want ErrNotExist", err)
 	}
 }
 
-// A creation that a crash cut short is taken up.
+// TestOpenEmptyDatabase checks that Open completes a creation that a crash
+// interrupted.
 func TestOpenEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	signer, _ := newSigner(t)
@@ -206,17 +209,17 @@ func TestOpenEmptyDatabase(t *testing.T) {
 	open(t, sqlite.Config{Dir: dir, Signer: signer})
 }
 
-// What a page of the file has lost is an error to whoever reads it, and never
-// an event that is skipped.
+// TestReadDamaged checks that reading a damaged log fails with ErrCorrupt and
+// never skips an event.
 func TestReadDamaged(t *testing.T) {
 	t.Parallel()
 	base := newFixture(t)
 	for name, statement := range map[string]string{
-		"event missing": "DELETE FROM events WHERE position = 300",
-		"end missing":   "DELETE FROM events WHERE position BETWEEN 2 AND 699",
-		"stream":        "DELETE FROM streams WHERE num = 5",
-		"id":            "UPDATE events SET id = x'00' WHERE position = 300",
-		"key id":        "UPDATE events SET kid = x'00' WHERE position = 300",
+		"event deleted":              "DELETE FROM events WHERE position = 300",
+		"all but two events deleted": "DELETE FROM events WHERE position BETWEEN 2 AND 699",
+		"stream deleted":             "DELETE FROM streams WHERE num = 5",
+		"event ID":                   "UPDATE events SET id = x'00' WHERE position = 300",
+		"key ID":                     "UPDATE events SET kid = x'00' WHERE position = 300",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -229,7 +232,7 @@ func TestReadDamaged(t *testing.T) {
 			defer r.Close()
 			for _, err = range r.ReadStream(t.Context(), "account-19", 0) {
 			}
-			if (name == "event missing" || name == "key id" || name == "id") && !errors.Is(err, sqlite.ErrCorrupt) {
+			if (name == "event deleted" || name == "key ID" || name == "event ID") && !errors.Is(err, sqlite.ErrCorrupt) {
 				t.Errorf("ReadStream = %v, want ErrCorrupt", err)
 			}
 			next := eventstore.Position(1)
@@ -242,20 +245,20 @@ func TestReadDamaged(t *testing.T) {
 				}
 				for _, rec := range page {
 					if rec.Position != next {
-						t.Fatalf("event %d follows %d", rec.Position, next-1)
+						t.Fatalf("Subscribe yielded position %d after %d", rec.Position, next-1)
 					}
 					next++
 				}
 				if next > fixtureEvents {
-					t.Fatal("a damaged log was read to its end")
+					t.Fatal("Subscribe read a damaged log to its end")
 				}
 			}
 		})
 	}
 }
 
-// A reader follows what another process appends, and may verify, check and
-// copy the log meanwhile.
+// TestReaderBesideWriter checks that a reader can follow, verify, check and copy
+// a log while a writer appends to it.
 func TestReaderBesideWriter(t *testing.T) {
 	t.Parallel()
 	l := newLog(t)
@@ -286,7 +289,7 @@ func TestReaderBesideWriter(t *testing.T) {
 			}
 			for _, rec := range page {
 				if rec.Position != next || rec.Revision != eventstore.Revision(next-1) {
-					t.Errorf("event %d is at %d, revision %d", next, rec.Position, rec.Revision)
+					t.Errorf("event %d has position %d and revision %d", next, rec.Position, rec.Revision)
 				}
 				next++
 			}
@@ -299,10 +302,10 @@ func TestReaderBesideWriter(t *testing.T) {
 		for range 5 {
 			report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier}, nil)
 			if err != nil || !report.OK() {
-				t.Errorf("Verify = %+v, %v", report, err)
+				t.Errorf("Verify = %+v, %v, want no faults", report, err)
 			}
 			if problems, err := r.Check(t.Context()); err != nil || len(problems) > 0 {
-				t.Errorf("Check = %q, %v", problems, err)
+				t.Errorf("Check = %q, %v, want no findings", problems, err)
 			}
 		}
 	})
@@ -319,14 +322,14 @@ func TestReaderBesideWriter(t *testing.T) {
 			steps := 0
 			if err := r.Backup(t.Context(), filepath.Join(dir, "log.db"), func(done, total int64) {
 				if steps++; done > total {
-					t.Errorf("%d of %d pages", done, total)
+					t.Errorf("progress got %d of %d pages", done, total)
 				}
 			}); err != nil || steps == 0 {
-				t.Errorf("Backup = %v after %d steps", err, steps)
+				t.Errorf("Backup = %v with %d calls of progress", err, steps)
 			}
 			copied := fixture{dir: dir, verifier: l.verifier}
 			if report := copied.verify(t); !report.OK() || report.Events < int64(before) {
-				t.Errorf("a copy made at %d: %+v", before, report)
+				t.Errorf("Verify of a copy made at position %d = %+v, want no faults and at least as many events", before, report)
 			}
 		}
 	})
@@ -354,26 +357,31 @@ func TestBackupRefuses(t *testing.T) {
 	if err := os.WriteFile(dest+".part", []byte("left by a crash"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Backup(t.Context(), dest, nil); err != nil {
+	r, err := sqlite.OpenReader(t.Context(), l.config.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Backup(t.Context(), dest, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(dest + ".part"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the part is still there: %v", err)
+		t.Errorf("after Backup, Stat of the .part file = %v, want ErrNotExist", err)
 	}
-	if err := l.Backup(t.Context(), dest, nil); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("over an existing file: %v", err)
+	if err := r.Backup(t.Context(), dest, nil); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Backup over an existing file = %v, want ErrExist", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := l.Backup(ctx, dest+"2", nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("canceled: %v", err)
+	if err := r.Backup(ctx, dest+"2", nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("Backup with a canceled context = %v, want context.Canceled", err)
 	}
 	if _, err := os.Stat(dest + "2"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a backup that failed left its file: %v", err)
+		t.Errorf("after a failed Backup, Stat of the file = %v, want ErrNotExist", err)
 	}
 }
 
-// A damaged index is Check's to find.
+// TestCheckFinds checks that Check finds a damaged index and a missing row.
 func TestCheckFinds(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -382,20 +390,21 @@ func TestCheckFinds(t *testing.T) {
 		"PRAGMA writable_schema = 1",
 		"UPDATE sqlite_schema SET sql = 'CREATE UNIQUE INDEX events_stream ON events (stream, time)' WHERE name = 'events_stream'",
 	)
-	_, problems, err := f.judge(t.Context())
+	_, problems, err := f.examine(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	all := strings.Join(problems, "\n")
-	for _, want := range []string{"events_stream", "points to a row of streams"} {
+	for _, want := range []string{"events_stream", "refers to a row of streams"} {
 		if !strings.Contains(all, want) {
-			t.Errorf("nothing of %q in %q", want, problems[:min(len(problems), 3)])
+			t.Errorf("Check = %q, want a finding with %q", problems[:min(len(problems), 3)], want)
 		}
 	}
 }
 
-// A subscriber that falls behind what is kept in memory is fed from the file,
-// in pages of bounded size, without a gap or a duplicate at the seam.
+// TestSubscribeBehind checks that a subscriber that falls behind the in-memory
+// tail gets events from the file, in pages of limited size, without gaps or
+// duplicates.
 func TestSubscribeBehind(t *testing.T) {
 	t.Parallel()
 	l := newLog(t)
@@ -408,14 +417,15 @@ func TestSubscribeBehind(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(page) == 0 || len(page) > 512 {
-			t.Fatalf("a page of %d events", len(page))
+			t.Fatalf("a page has %d events, want 1 to 512", len(page))
 		}
 		for _, rec := range page {
 			if seen++; rec.Position != seen {
-				t.Fatalf("event %d follows %d", rec.Position, seen-1)
+				t.Fatalf("Subscribe yielded position %d after %d", rec.Position, seen-1)
 			}
 		}
-		// The more it reads the further it falls behind, up to the end.
+		// For each page it reads, two larger commits follow, until the log has
+		// size events.
 		for n := 0; n < 2 && written < size; n++ {
 			written += 1000
 			l.append(t, commit("a", eventstore.Revision(written-1000)-1, 1000))
@@ -424,7 +434,7 @@ func TestSubscribeBehind(t *testing.T) {
 			break
 		}
 		if seen > size {
-			t.Fatal("more events than were written")
+			t.Fatal("Subscribe yielded more events than were appended")
 		}
 	}
 }
@@ -439,7 +449,7 @@ func TestFileIsPrivate(t *testing.T) {
 	}
 	for _, name := range []string{"log.db", "log.db-wal", "log.db-shm"} {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != 0o600 {
-			t.Errorf("%s: %v, %v", name, info.Mode(), err)
+			t.Errorf("%s has mode %v, %v, want 0600", name, info.Mode(), err)
 		}
 	}
 }

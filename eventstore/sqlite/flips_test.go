@@ -15,10 +15,10 @@ import (
 	"accountledger/eventstore/sqlite"
 )
 
-var flips = flag.Int("flips", 60, "how many single bits TestVerifyRandomFlips flips; 20 at most with -short")
+var flips = flag.Int("flips", 60, "number of random bits that TestVerifyRandomFlips flips; at most 20 with -short")
 
-// content is everything a log says, apart from claims, which are an index that
-// can be deleted without a trace and not a part of its history.
+// content returns the whole content of the log as text, except the claims, which
+// are an index and not part of the log's history.
 func (f *fixture) content(t *testing.T) (string, error) {
 	var b strings.Builder
 	db := f.db(t)
@@ -55,8 +55,8 @@ func (f *fixture) content(t *testing.T) (string, error) {
 	return b.String(), nil
 }
 
-// Row 3: whatever bit flips in the file, no change of the log's content goes
-// by unnoticed, and there is always a verdict.
+// TestVerifyRandomFlips flips single bits of the file and checks that each
+// change of the log's content is detected, and that Verify always terminates.
 func TestVerifyRandomFlips(t *testing.T) {
 	t.Parallel()
 	base := newFixture(t)
@@ -75,17 +75,17 @@ func TestVerifyRandomFlips(t *testing.T) {
 	}
 	random := rand.New(rand.NewPCG(rand.Uint64(), 2))
 	var verify, check, refused, harmless int
-	places := orderBits(t, base, file)
+	offsets := orderBits(t, base, file)
 	for range flips {
-		places = append(places, random.IntN(len(file)*8))
+		offsets = append(offsets, random.IntN(len(file)*8))
 	}
-	for _, place := range places {
-		at, bit := place/8, byte(1)<<(place%8)
+	for _, offset := range offsets {
+		at, bit := offset/8, byte(1)<<(offset%8)
 		file[at] ^= bit
 		if err := os.WriteFile(path, file, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		switch report, problems, err := base.judge(t.Context()); {
+		switch report, problems, err := base.examine(t.Context()); {
 		case err != nil:
 			refused++
 		case !report.OK():
@@ -95,27 +95,27 @@ func TestVerifyRandomFlips(t *testing.T) {
 		default:
 			harmless++
 			if got, err := base.content(t); err != nil || got != want {
-				t.Errorf("bit %08b of byte %d flipped: the content differs (%v), unnoticed", bit, at, err)
+				t.Errorf("with bit %08b of byte %d flipped, the content changed (%v), but nothing reported it", bit, at, err)
 			}
 		}
 		file[at] ^= bit
 	}
-	flips = len(places)
-	t.Logf("of %d flips: %d named by Verify, %d only by Check, %d not opened or read, %d without an effect", flips, verify, check, refused, harmless)
+	flips = len(offsets)
+	t.Logf("of %d flips, Verify reported %d, only Check reported %d, opening or reading failed for %d, and %d had no effect", flips, verify, check, refused, harmless)
 	if verify < flips/3 {
-		t.Errorf("Verify named only %d of %d", verify, flips)
+		t.Errorf("Verify reported only %d of %d flips", verify, flips)
 	}
 }
 
-// orderBits returns the places of bits that keep rows in order: a row found out
-// of order can send whoever goes from row to row round in circles, and a flip
-// at random seldom hits one. They are those of the keys of all checkpoints and
-// of some inner cells of the tree of events (sqlite.org/fileformat2.html 1.6).
-func orderBits(t *testing.T, f *fixture, file []byte) (places []int) {
+// orderBits returns the offsets of bits that keep rows in order. A row out of
+// order can make a scan loop forever, and a random flip seldom hits such a bit.
+// They belong to the keys of all checkpoints and of some interior cells of the
+// events table's B-tree (sqlite.org/fileformat2.html, section 1.6).
+func orderBits(t *testing.T, f *fixture, file []byte) (offsets []int) {
 	const pageSize = 4096
 	for table, layout := range map[string]struct{ header, key, step int }{
-		"checkpoints": {8, 2, 1},  // leaf cells: two bytes of length, then the key
-		"events":      {12, 4, 9}, // inner cells: a page number, then the key
+		"checkpoints": {8, 2, 1},  // leaf cells: a length of two bytes, then the key
+		"events":      {12, 4, 9}, // interior cells: a page number, then the key
 	} {
 		f.query(t, "SELECT rootpage FROM sqlite_schema WHERE name = '"+table+"'", func(rows *sql.Rows) error {
 			var root int
@@ -124,26 +124,26 @@ func orderBits(t *testing.T, f *fixture, file []byte) (places []int) {
 			for cell := 0; cell < int(binary.BigEndian.Uint16(page[3:])); cell += layout.step {
 				key := int(binary.BigEndian.Uint16(page[layout.header+2*cell:])) + layout.key
 				for bit := range 16 {
-					places = append(places, ((root-1)*pageSize+key)*8+bit)
+					offsets = append(offsets, ((root-1)*pageSize+key)*8+bit)
 				}
 			}
 			return err
 		})
 	}
-	if len(places) < 150 {
-		t.Fatalf("only %d bits that keep an order", len(places))
+	if len(offsets) < 150 {
+		t.Fatalf("found only %d bits that keep rows in order, want at least 150", len(offsets))
 	}
-	return places
+	return offsets
 }
 
-// judge is all that is asked about a file that may be damaged.
-func (f *fixture) judge(ctx context.Context) (sqlite.Report, []string, error) {
+// examine runs Verify and Check on a file that may be damaged.
+func (f *fixture) examine(ctx context.Context) (sqlite.Report, []string, error) {
 	r, err := sqlite.OpenReader(ctx, f.dir)
 	if err != nil {
 		return sqlite.Report{}, nil, err
 	}
 	defer r.Close()
-	report, err := r.Verify(ctx, sqlite.Trust{Verifier: f.verifier, Erasure: erasure, ErasedKey: erasedKey}, nil)
+	report, err := r.Verify(ctx, sqlite.Trust{Verifier: f.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 	if err != nil {
 		return report, nil, err
 	}

@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// lockDir takes the lock of a data directory, which holds until the file it
-// returns is closed or the process ends, however it ends. A second taker gets
-// ErrLocked, in this process as in any other.
+// lockDir locks a data directory with flock. The lock is held until the caller
+// closes the returned file or the process ends in any way. lockDir fails with
+// ErrLocked if this or another process holds the lock.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if errors.Is(err, os.ErrPermission) {

@@ -8,25 +8,25 @@ import (
 	"accountledger/eventstore/sqlite"
 )
 
-// TestObserve: each transaction is told of, with what shared it, also one that
-// failed.
+// TestObserve checks that Observe is called for each transaction, with the
+// appends that shared it, including a failed transaction.
 func TestObserve(t *testing.T) {
 	t.Parallel()
-	told := make(chan sqlite.Transaction, 16)
+	calls := make(chan sqlite.Transaction, 16)
 	signer, _ := newSigner(t)
-	store := open(t, sqlite.Config{Dir: t.TempDir(), Signer: signer, Observe: func(tr sqlite.Transaction) { told <- tr }})
+	store := open(t, sqlite.Config{Dir: t.TempDir(), Signer: signer, Observe: func(tr sqlite.Transaction) { calls <- tr }})
 	l := &log{Store: store}
 	l.append(t, commit("account-a", eventstore.NoStream, 3))
 	if _, err := l.Append(t.Context(), commit("account-a", eventstore.NoStream, 1)); err == nil {
-		t.Fatal("a conflict was not refused")
+		t.Fatal("Append with a conflict succeeded")
 	}
 	fail := true
 	l.OnCommit(func() bool { return fail })
 	if _, err := l.Append(t.Context(), commit("account-b", eventstore.NoStream, 1)); err == nil {
-		t.Fatal("a transaction that fails was not refused")
+		t.Fatal("Append in a failed transaction succeeded")
 	}
 	for i, want := range []sqlite.Transaction{{Appends: 1, Events: 3}, {Appends: 1, Refused: 1}, {Appends: 1}} {
-		got := <-told
+		got := <-calls
 		if got.Took <= 0 || got.Waited < 0 || (got.Err != nil) != (i == 2) {
 			t.Errorf("transaction %d: %+v", i, got)
 		}
@@ -36,7 +36,7 @@ func TestObserve(t *testing.T) {
 		}
 	}
 
-	// What waits while one runs shares the next.
+	// Appends that wait for a running transaction share the next one.
 	fail = false
 	release := l.hold(t)
 	done := make(chan error, 4)
@@ -53,24 +53,24 @@ func TestObserve(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	<-told // that which was held
-	if got := <-told; got.Appends != 4 || got.Events != 4 || got.Waited <= 0 {
-		t.Errorf("%+v, want 4 appends that have waited", got)
+	<-calls // of the blocked append
+	if got := <-calls; got.Appends != 4 || got.Events != 4 || got.Waited <= 0 {
+		t.Errorf("transaction %+v, want 4 appends with a waiting time", got)
 	}
 }
 
-// TestTrace: the caller of an append is told, with its own context, when it
-// came, when its transaction ran, and what became of it.
+// TestTrace checks that Trace is called for each append, with the caller's
+// context, the times of the append and of its transaction, and the result.
 func TestTrace(t *testing.T) {
 	t.Parallel()
 	type key struct{}
-	var told []sqlite.Appended // by callers, of which there is one
+	var calls []sqlite.Appended // Trace runs in the caller's goroutine, here the test's
 	signer, _ := newSigner(t)
 	store := open(t, sqlite.Config{Dir: t.TempDir(), Signer: signer, Trace: func(ctx context.Context, a sqlite.Appended) {
 		if ctx.Value(key{}) != "mine" {
-			t.Error("told with the context of somebody else")
+			t.Error("Trace got a context that is not the caller's")
 		}
-		told = append(told, a)
+		calls = append(calls, a)
 	}})
 	ctx := context.WithValue(t.Context(), key{}, "mine")
 	receipt, err := store.Append(ctx, commit("account-a", eventstore.NoStream, 3))
@@ -78,15 +78,15 @@ func TestTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, conflict := store.Append(ctx, commit("account-a", eventstore.NoStream, 1))
-	if conflict == nil || len(told) != 2 {
-		t.Fatalf("a conflict is %v; told %d times, want 2", conflict, len(told))
+	if conflict == nil || len(calls) != 2 {
+		t.Fatalf("Append with a conflict = %v, and Trace was called %d times, want an error and 2", conflict, len(calls))
 	}
-	for _, a := range told {
+	for _, a := range calls {
 		if a.Came.IsZero() || a.Begun.Before(a.Came) || !a.Ended.After(a.Begun) {
-			t.Errorf("came %v, begun %v, ended %v", a.Came, a.Begun, a.Ended)
+			t.Errorf("Came = %v, Begun = %v, Ended = %v, want them set and in this order", a.Came, a.Begun, a.Ended)
 		}
 	}
-	if told[0].Receipt != receipt || told[0].Err != nil || told[1].Receipt != (eventstore.Receipt{}) || told[1].Err != conflict {
-		t.Errorf("told %+v", told)
+	if calls[0].Receipt != receipt || calls[0].Err != nil || calls[1].Receipt != (eventstore.Receipt{}) || calls[1].Err != conflict {
+		t.Errorf("Trace got %+v, want the results of both appends", calls)
 	}
 }

@@ -15,31 +15,31 @@ import (
 	"accountledger/eventstore"
 )
 
-// Bounds of what a reader takes from the file at once: it reads a page, ends
-// the read, and then yields, so that no caller's pace holds back SQLite's
-// clean-up of the WAL.
+// Limits of a page. A reader reads a page, ends the read transaction, and then
+// yields the page, so that a slow caller does not delay WAL checkpoints.
 const (
 	pageEvents = 512
 	pageBytes  = 4 << 20
 )
 
-// readers is how many reads of the file can run at once.
+// readers is the maximum number of concurrent reads.
 const readers = 4
 
-// pollInterval is how often a Reader looks for what another process appended.
+// pollInterval is how often a Reader checks for events that another process
+// has appended.
 const pollInterval = 100 * time.Millisecond
 
-// Reader reads a log. It takes no lock and never holds up the process that
-// appends, if there is one.
+// Reader reads a log. It takes no lock and never blocks a process that appends.
+// Its methods are safe for concurrent use.
 type Reader struct {
 	path  string
-	conns chan *readConn // as many as there may be; nil is one not opened yet
+	conns chan *readConn // the idle connections; nil stands for one not opened yet
 
 	close   sync.Once
 	closing chan struct{} // closed by Close
 }
 
-// readConn is a connection that cannot write, with what is asked often.
+// readConn is a read-only connection with prepared statements.
 type readConn struct {
 	*conn
 	head, page, stream *stmt
@@ -47,9 +47,10 @@ type readConn struct {
 	row                [recordedColumns]driver.Value
 }
 
-// OpenReader opens the log in a data directory to be read only, for tools that
-// work beside a running ledger. Subscriptions look for new events every tenth
-// of a second.
+// OpenReader opens the log in a data directory for reading, for tools that run
+// beside a ledger. Subscriptions poll for new events every 100 ms. OpenReader
+// fails with fs.ErrNotExist, ErrForeign or ErrNewer if there is no log that this
+// version can read.
 func OpenReader(ctx context.Context, dir string) (*Reader, error) {
 	path := filepath.Join(dir, fileName)
 	if err := identify(path); err != nil {
@@ -70,8 +71,8 @@ func newReader(path string) *Reader {
 	return r
 }
 
-// identify returns an error unless the file is a log that this version reads.
-// It changes nothing, so that a foreign file stays as it is.
+// identify returns an error unless the file is a log that this version can
+// read. It does not change the file.
 func identify(path string) error {
 	if _, err := os.Stat(path); err != nil {
 		return err
@@ -93,16 +94,15 @@ func identify(path string) error {
 	case app != int64(applicationID):
 		return ErrForeign
 	case version.(int64) > schemaVersion:
-		return fmt.Errorf("%w: version %d, this program knows %d", ErrNewer, version, schemaVersion)
+		return fmt.Errorf("%w: it has version %d, but this program reads version %d", ErrNewer, version, schemaVersion)
 	}
 	return nil
 }
 
-// use runs f with a connection, opening one if need be. It waits for one that
-// is free.
+// use waits for an idle connection, opens it if necessary, and runs f with it.
 func (r *Reader) use(ctx context.Context, f func(*readConn) error) error {
 	select {
-	case <-r.closing: // looked at first: a free connection does not hide it
+	case <-r.closing: // checked first: the select below might choose an idle connection
 		return eventstore.ErrClosed
 	default:
 	}
@@ -144,15 +144,15 @@ func (r *Reader) dial() (*readConn, error) {
 	return c, nil
 }
 
-// The joins are outer ones so that a damaged file shows as a damaged event and
-// not as one that is not there.
+// With outer joins, an event whose stream is missing from a damaged file is
+// reported as damaged, not skipped.
 const (
 	selectRecorded = `SELECT e.position, s.name, e.revision, e.time, e.id, e.type, e.actor, e.clear, e.kid, p.bytes
 		FROM events e LEFT JOIN streams s ON s.num = e.stream LEFT JOIN sealed p ON p.position = e.position`
 	recordedColumns = 10
 )
 
-// recorded is the event in a row of selectRecorded.
+// recorded returns the event in a row of selectRecorded.
 func recorded(row []driver.Value) (eventstore.Recorded, error) {
 	f := fields{row: row}
 	rec := eventstore.Recorded{
@@ -172,8 +172,8 @@ func recorded(row []driver.Value) (eventstore.Recorded, error) {
 	return rec, nil
 }
 
-// events appends a page of the rows of s to page, and says whether there may
-// be more of them.
+// events runs s, appends up to a page of events to page, and reports whether
+// there may be more.
 func (c *readConn) events(page []eventstore.Recorded, s *stmt, args ...driver.Value) (_ []eventstore.Recorded, more bool, err error) {
 	rows, err := s.query(args...)
 	if err != nil {
@@ -195,7 +195,8 @@ func (c *readConn) events(page []eventstore.Recorded, s *stmt, args ...driver.Va
 	return page, true, nil
 }
 
-// page reads events after a position, up to head, which must be in the log.
+// page reads a page of the events after a position, up to head. The log must
+// contain an event at head.
 func (r *Reader) page(ctx context.Context, page []eventstore.Recorded, after, head eventstore.Position) ([]eventstore.Recorded, error) {
 	err := r.use(ctx, func(c *readConn) (err error) {
 		page, _, err = c.events(page, c.page, int64(after), int64(head))
@@ -204,7 +205,7 @@ func (r *Reader) page(ctx context.Context, page []eventstore.Recorded, after, he
 	if err != nil {
 		return nil, err
 	}
-	// Whoever follows the log must not be led over a hole in it.
+	// A subscription must not skip missing events.
 	for i := range page {
 		if after++; page[i].Position != after {
 			return nil, corrupt("event %d is missing", after)
@@ -216,7 +217,7 @@ func (r *Reader) page(ctx context.Context, page []eventstore.Recorded, after, he
 	return page, nil
 }
 
-// Head returns the position of the last event.
+// Head returns the position of the last event, 0 in an empty log.
 func (r *Reader) Head(ctx context.Context) (eventstore.Position, error) {
 	var head int64
 	err := r.use(ctx, func(c *readConn) error {
@@ -233,8 +234,8 @@ func (r *Reader) Head(ctx context.Context) (eventstore.Position, error) {
 	return eventstore.Position(head), nil
 }
 
-// Checkpoint returns the oldest signed checkpoint there is that covers p, nil
-// if there is none yet.
+// Checkpoint returns the smallest stored checkpoint that covers position p, as
+// a C2SP signed note, or nil if there is none yet.
 func (r *Reader) Checkpoint(ctx context.Context, p eventstore.Position) (note []byte, err error) {
 	err = r.use(ctx, func(c *readConn) error {
 		s, err := c.prepare(`SELECT note FROM checkpoints WHERE size >= ? ORDER BY size LIMIT 1`)
@@ -255,7 +256,7 @@ func (r *Reader) Checkpoint(ctx context.Context, p eventstore.Position) (note []
 	return bytes.Clone(note), nil
 }
 
-// ReadStream is eventstore.Store's.
+// ReadStream reads like Store.ReadStream.
 func (r *Reader) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
 	return r.readStream(ctx, stream, from, r.Head)
 }
@@ -300,8 +301,8 @@ func (r *Reader) readStream(ctx context.Context, stream string, from eventstore.
 	}
 }
 
-// ByStream is eventstore.StreamReader's. Streams come in the order of their
-// numbers, so one page follows the other in the index.
+// ByStream implements eventstore.StreamReader. It yields the streams in the
+// order of their numbers, which is the order of the index on events.
 func (r *Reader) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return r.byStream(ctx, to, r.Head)
 }
@@ -343,7 +344,7 @@ func (r *Reader) byStream(ctx context.Context, to eventstore.Position,
 				}
 			}
 			if left != 0 {
-				return corrupt("%d of the events up to %d are missing", left, to)
+				return corrupt("%d of the events up to position %d are missing", left, to)
 			}
 			return nil
 		}
@@ -353,7 +354,7 @@ func (r *Reader) byStream(ctx context.Context, to eventstore.Position,
 	}
 }
 
-// Subscribe is eventstore.Store's.
+// Subscribe yields events like Store.Subscribe.
 func (r *Reader) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {
 		poll := time.NewTicker(pollInterval)
@@ -388,8 +389,8 @@ func (r *Reader) Subscribe(ctx context.Context, after eventstore.Position) iter.
 	}
 }
 
-// Close ends running subscriptions with eventstore.ErrClosed, waits for the
-// reads that are under way, and closes the file. The second call does nothing.
+// Close ends running subscriptions with eventstore.ErrClosed, waits for running
+// reads, and closes the file. Further calls do nothing.
 func (r *Reader) Close() error {
 	var err error
 	r.close.Do(func() {

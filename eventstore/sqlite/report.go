@@ -6,51 +6,51 @@ import (
 	"accountledger/eventstore"
 )
 
-// Kind says what is wrong at a position of the log.
+// Kind classifies a finding of Verify.
 type Kind string
 
-// What a verification finds. All but the last two are faults.
+// The kinds of findings. All but the last two are faults.
 const (
-	Altered            Kind = "altered"             // the event is not the one that the tree holds
-	Missing            Kind = "missing"             // there is no event
-	Chain              Kind = "chain"               // the next event of its stream was appended to another one, or its own predecessor is not there
-	SealedAltered      Kind = "sealed-altered"      // the sealed part is not the event's
-	UnexplainedErasure Kind = "unexplained-erasure" // the sealed part is gone, and nothing later in its stream says why
-	TileAltered        Kind = "tile-altered"        // a tile is not that of the tree; the position is the first that the wrong hash covers
-	CheckpointAltered  Kind = "checkpoint-altered"  // what is stored for this size is not a checkpoint of the log
-	Root               Kind = "root"                // a checkpoint of this size is signed for another tree
-	Truncated          Kind = "truncated"           // the log ends here, but it was longer
-	Unreadable         Kind = "unreadable"          // from here on the file could not be read for a while
+	Altered            Kind = "altered"             // the event does not match its hash or the tree
+	Missing            Kind = "missing"             // there is no event at this position
+	Chain              Kind = "chain"               // the next event of the stream does not follow this one, or this one's predecessor is missing
+	SealedAltered      Kind = "sealed-altered"      // the sealed part does not match its hash, or the event should not have one
+	UnexplainedErasure Kind = "unexplained-erasure" // the sealed part is missing, and no later event says that its key was destroyed
+	TileAltered        Kind = "tile-altered"        // a tile does not match the tree; the position is the first that the wrong hash covers
+	CheckpointAltered  Kind = "checkpoint-altered"  // the stored checkpoint of this size is not a valid checkpoint of the log
+	Root               Kind = "root"                // a checkpoint of this size was signed for a different tree
+	Truncated          Kind = "truncated"           // the log ends here, but an anchor proves that it was longer
+	Unreadable         Kind = "unreadable"          // part of the file from here on is damaged and cannot be read
 
-	Uncovered Kind = "uncovered" // from here on no checkpoint says what the log holds
-	TimeBack  Kind = "time"      // the event is dated before its predecessor
+	Uncovered Kind = "uncovered" // no checkpoint covers the events from here on
+	TimeBack  Kind = "time"      // the event's time is earlier than its predecessor's
 )
 
 // Fault is one finding.
 type Fault struct {
 	Kind     Kind
-	Position eventstore.Position // or size, which is the position of the last event
-	Detail   string              // for a reader; no personal data
+	Position eventstore.Position // of the event, or the size of the checkpoint
+	Detail   string              // a sentence for people, without personal data
 }
 
-// String returns the kind and the place: "altered@123".
+// String returns the kind and the position: "altered@123".
 func (f Fault) String() string { return fmt.Sprintf("%s@%d", f.Kind, f.Position) }
 
-// maxFaults is how many findings a report lists, so that no file, however
-// damaged, makes one that does not fit into memory.
+// maxFaults is the number of findings that a report lists at most, so that a
+// report on a badly damaged file fits into memory.
 const maxFaults = 1000
 
-// Report is what a verification of a whole log found.
+// Report is the result of Verify.
 type Report struct {
-	Events      int64   // positions that were looked at: the log's size
-	Checkpoints int     // that were signed for exactly this log
+	Events      int64   // number of positions checked, which is the log's size
+	Checkpoints int     // number of checkpoints and anchors that match the log
 	Covered     int64   // size of the largest of them
-	Faults      []Fault // what proves damage or tampering: the first of them, in the order of the log
-	Unlisted    int64   // how many more faults there are
-	Warnings    []Fault // what proves nothing by itself
+	Faults      []Fault // proof of damage or tampering; the first maxFaults found
+	Unlisted    int64   // number of further faults
+	Warnings    []Fault // findings that prove nothing by themselves
 }
 
-// OK reports whether no fault was found.
+// OK reports whether Verify found no faults.
 func (r *Report) OK() bool { return len(r.Faults) == 0 }
 
 func (r *Report) fault(k Kind, at int64, format string, args ...any) {
@@ -67,10 +67,10 @@ func (r *Report) warn(k Kind, at int64, format string, args ...any) {
 	}
 }
 
-// missing reports each position from first to last.
+// missing reports each position from first to last as missing.
 func (r *Report) missing(first, last int64) {
 	for ; first <= last && len(r.Faults) < maxFaults; first++ {
-		r.fault(Missing, first, "there is no event")
+		r.fault(Missing, first, "there is no event at this position")
 	}
 	r.Unlisted += max(0, last-first+1)
 }

@@ -1,14 +1,14 @@
 -- The log of an account ledger. Rows of events, streams and level-0 tiles are
--- written once; what may be deleted is the sealed part of an event (erasure),
--- a claim, and a checkpoint that a later one of the same minute replaces.
--- Times are microseconds since 1970, UTC.
+-- written once. Rows that may be deleted are sealed parts (erasure), claims, and
+-- checkpoints that a later one of the same minute replaces. Times are
+-- microseconds since 1970 in UTC.
 
 CREATE TABLE meta (
 	origin TEXT NOT NULL -- of the checkpoints: the name of the key that signs them
 ) STRICT;
 
--- Streams are numbered in order of arrival, so that the index of events grows
--- at its end and not all over the place.
+-- Streams are numbered in the order of their creation, so that events of new
+-- streams are inserted at the end of the index on events.
 CREATE TABLE streams (
 	num  INTEGER PRIMARY KEY,
 	name TEXT NOT NULL UNIQUE
@@ -42,8 +42,8 @@ CREATE TABLE claims (
 	PRIMARY KEY (kind, key)
 ) STRICT, WITHOUT ROWID;
 
--- Hash tiles as C2SP tlog-tiles has them. A tile of level 0 is inserted once,
--- when its 256 hashes are there; a tile of a higher level grows in place.
+-- Hash tiles (C2SP tlog-tiles). A level-0 tile is inserted once it has all 256
+-- hashes; a tile of a higher level is replaced as it grows.
 CREATE TABLE tiles (
 	level INTEGER NOT NULL,
 	n     INTEGER NOT NULL,

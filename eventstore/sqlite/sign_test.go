@@ -10,11 +10,12 @@ import (
 	"accountledger/eventstore/sqlite"
 )
 
-// PROOFS, row 47: a hash that changed between memory and file, or in the file
-// since the last checkpoint, is never signed.
+// TestVerifyBeforeSign checks that the log refuses to sign a checkpoint if hashes
+// in the file differ from those in memory, or have changed since the last
+// checkpoint.
 func TestVerifyBeforeSign(t *testing.T) {
 	t.Parallel()
-	const events = 600 // two full tiles and the edge
+	const events = 600 // two full tiles and a partial one
 	flip := func(table, column, where string) string {
 		return fmt.Sprintf("DROP TRIGGER events_update; DROP TRIGGER tiles_update; UPDATE %s SET %s = zeroblob(length(%s)) WHERE %s", table, column, column, where)
 	}
@@ -56,16 +57,16 @@ func TestVerifyBeforeSign(t *testing.T) {
 			changed := f.notes(t)
 			err := s.Close()
 			if refused := errors.Is(err, sqlite.ErrCorrupt); refused != tt.refused || err != nil && !refused {
-				t.Errorf("Close = %v, refused should be %t", err, tt.refused)
+				t.Errorf("Close = %v, want ErrCorrupt: %t", err, tt.refused)
 			}
 			if after := f.notes(t); bytes.Equal(after, changed) != tt.refused {
-				t.Errorf("checkpoints before:\n%s\nafter:\n%s", before, after)
+				t.Errorf("a new checkpoint was signed: %t, want %t; checkpoints before:\n%s\nafter:\n%s", !bytes.Equal(after, changed), !tt.refused, before, after)
 			}
 		})
 	}
 }
 
-// notes are the stored checkpoints.
+// notes returns the stored checkpoints.
 func (f *fixture) notes(t *testing.T) (all []byte) {
 	t.Helper()
 	db := f.db(t)

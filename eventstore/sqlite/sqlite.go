@@ -1,10 +1,9 @@
-// Package sqlite is the log in one file: an eventstore.Store whose events, the
+// Package sqlite implements eventstore.Store in one SQLite file. Events, the
 // Merkle tree over them, its signed checkpoints and the claims change in the
 // same transaction.
 //
-// One goroutine writes, see writer; that is what gives positions the order in
-// which they become visible. Readers have connections of their own and never
-// block it.
+// A single goroutine writes (see writer), so events become visible in the order
+// of their positions. Readers use separate connections and never block it.
 package sqlite
 
 import (
@@ -26,56 +25,56 @@ import (
 
 const (
 	fileName      = "log.db"
-	applicationID = 0x414c4f47 // "ALOG", in the file's header
+	applicationID = 0x414c4f47 // "ALOG", in the file header
 	schemaVersion = 1
 )
 
 //go:embed schema.sql
 var schema string
 
-// Config is how a log is kept.
+// Config configures Open.
 type Config struct {
-	// Dir is the data directory, which must exist. The log is its file log.db,
-	// and its file lock keeps every other process out.
+	// Dir is the data directory, which must exist. The log is stored in its
+	// file log.db; the file lock prevents other processes from opening it.
 	Dir string
-	// Signer signs the checkpoints. Its name is their origin, which belongs to
-	// the log: a log is opened with the key name it was created with.
+	// Signer signs the checkpoints. Its name is their origin; a log must be
+	// opened with the same key name it was created with.
 	Signer note.Signer
-	// CheckpointInterval is how long a log that grew may be without a new
-	// checkpoint; 0 means a second.
+	// CheckpointInterval is the maximum time between an append and the next
+	// checkpoint; 0 means one second.
 	CheckpointInterval time.Duration
-	// Now is the clock that stamps events; nil means time.Now.
+	// Now returns the time to record for events; nil means time.Now.
 	Now func() time.Time
-	// Observe is told of each transaction that appends, once its callers have
-	// been answered. The next transaction waits for it. nil: nobody is.
+	// Observe, if not nil, is called for each transaction that appends, after
+	// its callers have their results. It blocks the next transaction.
 	Observe func(Transaction)
-	// Trace is told of each append that was decided, by its caller and with the
-	// caller's context. nil: nobody is.
+	// Trace, if not nil, is called for each completed append, in the caller's
+	// goroutine and with the caller's context.
 	Trace func(context.Context, Appended)
 }
 
-// Appended is an append that was decided, for whoever follows what caused it.
+// Appended describes a completed append, for tracing.
 type Appended struct {
-	Came  time.Time // into the queue
-	Begun time.Time // its transaction
-	Ended time.Time // when that was durable, or failed
+	Came  time.Time // when it entered the queue
+	Begun time.Time // when its transaction began
+	Ended time.Time // when the transaction was durable or failed
 
-	Receipt eventstore.Receipt // zero where nothing was appended
-	Err     error              // why
+	Receipt eventstore.Receipt // zero if nothing was appended
+	Err     error              // the result of Append
 }
 
-// Transaction is what one transaction of the log did, for whoever watches over
-// it.
+// Transaction describes one transaction of the log, for monitoring.
 type Transaction struct {
-	Appends int           // that shared it
-	Refused int           // of these, for a conflict or a claim
-	Events  int           // appended
-	Waited  time.Duration // what the first of the appends waited in the queue
-	Took    time.Duration // from its beginning until it was durable
-	Err     error         // why nothing of it was stored
+	Appends int           // number of appends in it
+	Refused int           // those refused with a conflict or a claim error
+	Events  int           // number of events appended
+	Waited  time.Duration // how long its first append waited in the queue
+	Took    time.Duration // from its start until it was durable or failed
+	Err     error         // if not nil, nothing was stored
 }
 
-// Store is the log, open for appending. It is an eventstore.Store.
+// Store is a log that is open for appending. It implements eventstore.Store
+// and eventstore.StreamReader.
 type Store struct {
 	files  *Reader
 	tail   *tail
@@ -86,10 +85,12 @@ type Store struct {
 
 var _ eventstore.Store = (*Store)(nil)
 
-// Open opens the log in c.Dir and creates it where there is none.
+// Open opens the log in c.Dir and creates it if there is none. It fails with
+// ErrLocked, ErrForeign, ErrNewer, ErrCorrupt or ErrReadOnly if the log is not
+// usable.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Signer == nil {
-		return nil, errors.New("sqlite: open: no key to sign checkpoints")
+		return nil, errors.New("sqlite: open: a key to sign checkpoints is required")
 	}
 	if c.CheckpointInterval == 0 {
 		c.CheckpointInterval = time.Second
@@ -118,12 +119,12 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	return s, nil
 }
 
-// openFile opens the file for writing once it is known to be ours, or new.
+// openFile opens the file for writing, after checking that it is a log or new.
 func openFile(ctx context.Context, path, origin string) (*conn, error) {
 	info, err := os.Stat(path)
 	fresh := errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0
 	if !fresh {
-		// A creation that a crash cut short left an empty database.
+		// If a crash interrupted the creation, the database is empty.
 		if err := identify(path); errors.Is(err, ErrForeign) && isEmpty(path) {
 			fresh = true
 		} else if err != nil {
@@ -131,7 +132,8 @@ func openFile(ctx context.Context, path, origin string) (*conn, error) {
 		}
 	}
 	if fresh {
-		// SQLite would let others read it; its side files take this file's mode.
+		// SQLite would create the file readable by all users. Its -wal and -shm
+		// files take the mode of this file.
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return nil, err
@@ -149,7 +151,7 @@ func openFile(ctx context.Context, path, origin string) (*conn, error) {
 	return db, nil
 }
 
-// isEmpty reports whether the file is a database that nothing is in.
+// isEmpty reports whether the file is an empty SQLite database.
 func isEmpty(path string) bool {
 	c, err := dial(path, readOnly)
 	if err != nil {
@@ -161,13 +163,13 @@ func isEmpty(path string) bool {
 }
 
 func prepareFile(ctx context.Context, db *conn, fresh bool, origin string) error {
-	// 1,000 pages a WAL checkpoint: more would make the few commits that run
-	// one wait noticeably longer.
+	// With more than 1,000 pages per WAL checkpoint, the commits that run one
+	// would take noticeably longer.
 	if err := db.exec(ctx, `PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 1000`); err != nil {
 		return err
 	}
 	if fresh {
-		// One transaction: the file is ours and complete, or still empty.
+		// In one transaction, so that the file is either complete or empty.
 		create := fmt.Sprintf("BEGIN IMMEDIATE; %s; PRAGMA application_id = %d; PRAGMA user_version = %d;", schema, applicationID, schemaVersion)
 		if err := db.exec(ctx, create); err != nil {
 			return err
@@ -189,13 +191,14 @@ func prepareFile(ctx context.Context, db *conn, fresh bool, origin string) error
 		return err
 	}
 	if stored != origin {
-		return fmt.Errorf("%w: its key is %v, not %s", ErrForeign, stored, origin)
+		return fmt.Errorf("%w: its key is named %v, not %s", ErrForeign, stored, origin)
 	}
 	return nil
 }
 
-// Append is eventstore.Store's. Appends that come in while the log is busy
-// share the next transaction.
+// Append implements eventstore.Store. Appends that arrive while a transaction
+// is running share the next one. Besides the port's errors, Append fails with
+// ErrDiskFull, ErrReadOnly or ErrCorrupt.
 func (s *Store) Append(ctx context.Context, c eventstore.Commit) (eventstore.Receipt, error) {
 	if err := c.Check(); err != nil {
 		return eventstore.Receipt{}, err
@@ -203,7 +206,7 @@ func (s *Store) Append(ctx context.Context, c eventstore.Commit) (eventstore.Rec
 	return s.writer.append(ctx, c)
 }
 
-// Head is eventstore.Store's.
+// Head implements eventstore.Store.
 func (s *Store) Head(ctx context.Context) (eventstore.Position, error) {
 	select {
 	case <-s.files.closing:
@@ -213,23 +216,23 @@ func (s *Store) Head(ctx context.Context) (eventstore.Position, error) {
 	}
 }
 
-// Checkpoint is Reader.Checkpoint of the open log.
+// Checkpoint returns the same as Reader.Checkpoint.
 func (s *Store) Checkpoint(ctx context.Context, p eventstore.Position) ([]byte, error) {
 	return s.files.Checkpoint(ctx, p)
 }
 
-// ReadStream is eventstore.Store's.
+// ReadStream implements eventstore.Store.
 func (s *Store) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
 	return s.files.readStream(ctx, stream, from, s.Head)
 }
 
-// ByStream is eventstore.StreamReader's.
+// ByStream implements eventstore.StreamReader.
 func (s *Store) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return s.files.byStream(ctx, to, s.Head)
 }
 
-// Subscribe is eventstore.Store's. The events of a page are shared with other
-// subscribers: their bytes are to be read and not to be changed.
+// Subscribe implements eventstore.Store. Subscribers share the byte slices of
+// events and must not modify them.
 func (s *Store) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {
 		page := make([]eventstore.Recorded, 0, pageEvents)
@@ -264,14 +267,15 @@ func (s *Store) Subscribe(ctx context.Context, after eventstore.Position) iter.S
 	}
 }
 
-// Close signs the log's last state, ends running subscriptions with
-// eventstore.ErrClosed and gives the directory free. Appends not yet begun are
-// refused. The second call does nothing.
+// Close ends running subscriptions with eventstore.ErrClosed, refuses appends
+// that the writer has not started with the same error, signs a checkpoint of
+// the log's final state, and releases the directory's lock. Further calls do
+// nothing.
 func (s *Store) Close() error {
 	var err error
 	s.close.Do(func() {
-		// The writer after the readers: whoever closes the file's last
-		// connection folds the WAL into it, and only the writer may.
+		// Close the writer after the readers: SQLite merges the WAL into the
+		// file when the last connection closes, and only the writer may write.
 		err = errors.Join(s.files.Close(), s.writer.close(), s.lock.Close())
 	})
 	return err

@@ -18,15 +18,15 @@ import (
 	"accountledger/eventstore/sqlite"
 )
 
-// log is an open store in a directory of its own.
+// log is an open store in a separate directory.
 type log struct {
 	*sqlite.Store
 	config   sqlite.Config
 	verifier note.Verifier
 }
 
-// newLog opens an empty log that signs no checkpoint by itself, so that every
-// transaction is one of the test's.
+// newLog opens an empty log with a checkpoint interval of an hour, so that every
+// transaction comes from the test.
 func newLog(t *testing.T) *log {
 	t.Helper()
 	signer, verifier := newSigner(t)
@@ -43,15 +43,15 @@ func (l *log) reopen(t *testing.T) {
 	l.Store = open(t, l.config)
 }
 
-// wantSound fails unless the log has the given size and verifies.
+// wantSound checks that the log has the given size and that Verify finds no fault.
 func (l *log) wantSound(t *testing.T, size eventstore.Position) {
 	t.Helper()
 	if head, err := l.Head(t.Context()); err != nil || head != size {
 		t.Errorf("Head = %d, %v, want %d", head, err, size)
 	}
-	report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier, Erasure: erasure, ErasedKey: erasedKey}, nil)
+	report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 	if err != nil || !report.OK() || report.Events != int64(size) {
-		t.Errorf("Verify = %+v, %v", report, err)
+		t.Errorf("Verify = %+v, %v, want %d events and no faults", report, err, size)
 	}
 }
 
@@ -76,14 +76,14 @@ func (l *log) append(t *testing.T, c eventstore.Commit) eventstore.Receipt {
 	return r
 }
 
-// hold keeps the writer in the commit of one append until release is called,
-// and returns once it is there.
+// hold starts an append and blocks the writer in its commit until the caller
+// calls release. It returns once the writer is blocked.
 func (l *log) hold(t *testing.T) (release func()) {
 	t.Helper()
 	reached, gate, done := make(chan struct{}), make(chan struct{}), make(chan error)
 	l.OnCommit(func() bool {
 		select {
-		case <-gate: // the transactions after
+		case <-gate: // a later transaction
 		default:
 			close(reached)
 			<-gate
@@ -98,20 +98,21 @@ func (l *log) hold(t *testing.T) (release func()) {
 	return func() {
 		close(gate)
 		if err := <-done; err != nil {
-			t.Errorf("the append that was held: %v", err)
+			t.Errorf("the blocked append = %v", err)
 		}
 	}
 }
 
-// awaitQueued waits until n appends wait for the writer.
+// awaitQueued waits until the writer's queue has n appends.
 func (l *log) awaitQueued(n int) {
 	for l.Queued() < n {
 		runtime.Gosched()
 	}
 }
 
-// What waits while one transaction runs shares the next; each is judged on its
-// own there, after its predecessors, and a refusal disturbs nobody.
+// TestGroupCommit checks that appends that wait for a running transaction share
+// the next one, that each sees the effects of those before it, and that a
+// refusal does not affect the others.
 func TestGroupCommit(t *testing.T) {
 	t.Parallel()
 	l := newLog(t)
@@ -126,13 +127,13 @@ func TestGroupCommit(t *testing.T) {
 	for i := range clients {
 		c := commit(fmt.Sprintf("stream-%d", i), eventstore.NoStream, 2)
 		switch i {
-		case 10: // sees what number 9 does in the same transaction
+		case 10: // sees the effect of number 9 in the same transaction
 			c = commit("stream-9", 1, 2)
 		case 20:
 			c = commit("stream-9", eventstore.NoStream, 2)
 		case 30:
 			c.Claim = []eventstore.Claim{{Kind: "email", Key: "free", Owner: "stream-30"}, {Kind: "email", Key: "k", Owner: "stream-30"}}
-		case 31: // what number 30 would have taken first is free
+		case 31: // number 30 was refused, so its first claim is free
 			c.Claim = []eventstore.Claim{{Kind: "email", Key: "free", Owner: "stream-31"}}
 		}
 		group.Go(func() { receipts[i], errs[i] = l.Append(t.Context(), c) })
@@ -147,17 +148,17 @@ func TestGroupCommit(t *testing.T) {
 			var conflict *eventstore.ConflictError
 			want := eventstore.ConflictError{Stream: "stream-9", Expected: eventstore.NoStream, Actual: 3}
 			if !errors.As(errs[i], &conflict) || *conflict != want {
-				t.Errorf("append %d: %v, want %v", i, errs[i], &want)
+				t.Errorf("append %d = %v, want %v", i, errs[i], &want)
 			}
 		case 30:
 			var claim *eventstore.ClaimError
 			if !errors.As(errs[i], &claim) || claim.Owner != "owner" || claim.Claim.Key != "k" {
-				t.Errorf("append %d: %v, want a ClaimError", i, errs[i])
+				t.Errorf("append %d = %v, want *ClaimError for key k", i, errs[i])
 			}
 		default:
 			want := eventstore.Receipt{First: next, Last: next + 1, Time: receipts[i].Time}
 			if diff := cmp.Diff(want, receipts[i]); diff != "" || errs[i] != nil {
-				t.Errorf("append %d: %v %s", i, errs[i], diff)
+				t.Errorf("append %d = %v, receipt (-want +got):\n%s", i, errs[i], diff)
 			}
 			next += 2
 		}
@@ -167,7 +168,8 @@ func TestGroupCommit(t *testing.T) {
 	l.wantSound(t, next-1)
 }
 
-// Two transactions are enough for 65 appends that come at once.
+// TestGroupCommitSharesTransactions checks that 64 appends queued behind a
+// running transaction need only one more.
 func TestGroupCommitSharesTransactions(t *testing.T) {
 	t.Parallel()
 	l := newLog(t)
@@ -215,25 +217,25 @@ func TestAppendCanceled(t *testing.T) {
 	l.awaitQueued(1)
 	cancel()
 	if err := <-result; !errors.Is(err, context.Canceled) {
-		t.Errorf("canceled in the queue: %v", err)
+		t.Errorf("Append canceled in the queue = %v, want context.Canceled", err)
 	}
 	release()
 	if _, err := l.Append(ctx, commit("late", eventstore.NoStream, 1)); !errors.Is(err, context.Canceled) {
-		t.Errorf("canceled before: %v", err)
+		t.Errorf("Append with a canceled context = %v, want context.Canceled", err)
 	}
 	l.wantSound(t, 1)
 
-	// Once the writer has it, the end of its context changes nothing.
+	// Once the writer has taken the append, canceling its context has no effect.
 	ctx, cancel = context.WithCancel(t.Context())
 	l.OnCommit(func() bool { cancel(); return false })
 	if _, err := l.Append(ctx, commit("taken", eventstore.NoStream, 1)); err != nil {
-		t.Errorf("canceled in its commit: %v", err)
+		t.Errorf("Append canceled during its commit = %v, want success", err)
 	}
 	l.wantSound(t, 2)
 }
 
-// Row 28: whatever step of a transaction fails, tree and file agree after it,
-// and the log goes on.
+// TestAppendFails checks that after a failure in any step of a transaction, the
+// tree agrees with the file and the log accepts further appends.
 func TestAppendFails(t *testing.T) {
 	t.Parallel()
 	l := newLog(t)
@@ -242,12 +244,12 @@ func TestAppendFails(t *testing.T) {
 	fail := true
 	l.OnCommit(func() bool { return fail })
 	if _, err := l.Append(t.Context(), commit("a", 249, 10)); err == nil {
-		t.Error("appended although the commit failed")
+		t.Error("Append succeeded although the commit failed")
 	}
 	l.wantSound(t, 250)
 	fail = false
 
-	// In the middle of a batch, behind a full tile and a new stream.
+	// Fail in the middle of a batch, after a tile and a stream were written.
 	if err := l.Exec(`CREATE TRIGGER fault BEFORE INSERT ON events WHEN NEW.type = 'fault' BEGIN SELECT RAISE(FAIL, 'fault'); END`); err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +262,7 @@ func TestAppendFails(t *testing.T) {
 		group.Go(func() {
 			var conflict *eventstore.ConflictError
 			if _, err := l.Append(t.Context(), c); err == nil || errors.As(err, &conflict) {
-				t.Errorf("append %d in a transaction that failed: %v", i, err)
+				t.Errorf("append %d in a failed transaction = %v, want the transaction's error", i, err)
 			}
 		})
 		l.awaitQueued(i + 1)
@@ -274,7 +276,7 @@ func TestAppendFails(t *testing.T) {
 		Claim:  []eventstore.Claim{{Kind: "email", Key: "k", Owner: "c"}},
 	})
 	if r.First != 252 || r.Last != 261 {
-		t.Errorf("appended at %d to %d, want 252 to 261", r.First, r.Last)
+		t.Errorf("Append = positions %d to %d, want 252 to 261", r.First, r.Last)
 	}
 	l.append(t, commit("a", 249, 1))
 	l.wantSound(t, 262)
@@ -315,7 +317,7 @@ func TestReadOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := l.Append(t.Context(), commit("a", 0, 1)); !errors.Is(err, sqlite.ErrReadOnly) {
-		t.Errorf("append = %v, want ErrReadOnly", err)
+		t.Errorf("Append = %v, want ErrReadOnly", err)
 	}
 	l.wantSound(t, 1)
 	if err := l.Exec("PRAGMA query_only = 0"); err != nil {
@@ -323,7 +325,8 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// The tree grows on after a restart at every kind of size.
+// TestReopenAtTileBoundaries checks that a log reopened at or near a tile
+// boundary continues its tree.
 func TestReopenAtTileBoundaries(t *testing.T) {
 	t.Parallel()
 	l := newLog(t)
@@ -343,7 +346,7 @@ func TestReopenAtTileBoundaries(t *testing.T) {
 	}
 }
 
-// Row 48: the log's time never goes back, whatever the clock does.
+// TestClockBack checks that recorded times do not go back when the clock does.
 func TestClockBack(t *testing.T) {
 	t.Parallel()
 	l := newLog(t)
@@ -352,19 +355,19 @@ func TestClockBack(t *testing.T) {
 	l.reopen(t)
 	first := l.append(t, commit("a", eventstore.NoStream, 1))
 	if want := now.Truncate(time.Microsecond).UTC(); first.Time != want {
-		t.Errorf("recorded at %v, want %v", first.Time, want)
+		t.Errorf("the first event has time %v, want %v", first.Time, want)
 	}
 	now = now.Add(-time.Hour)
 	if r := l.append(t, commit("a", 0, 1)); r.Time != first.Time {
-		t.Errorf("recorded at %v after %v", r.Time, first.Time)
+		t.Errorf("with the clock an hour back, the event has time %v, want %v", r.Time, first.Time)
 	}
 	l.reopen(t)
 	if r := l.append(t, commit("a", 1, 1)); r.Time != first.Time {
-		t.Errorf("after a restart recorded at %v after %v", r.Time, first.Time)
+		t.Errorf("after a restart, the event has time %v, want %v", r.Time, first.Time)
 	}
 	report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier}, nil)
 	if err != nil || !report.OK() {
-		t.Errorf("Verify = %+v, %v", report, err)
+		t.Errorf("Verify = %+v, %v, want no faults", report, err)
 	}
 }
 
@@ -384,22 +387,29 @@ func TestClosed(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- l.Close() }()
 	if err := <-following; !errors.Is(err, eventstore.ErrClosed) {
-		t.Errorf("a running subscription ends with %v, want ErrClosed", err)
+		t.Errorf("after Close, a running subscription ended with %v, want ErrClosed", err)
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Close(); err != nil {
-		t.Errorf("closed again: %v", err)
+		t.Errorf("second Close = %v", err)
+	}
+	reader, err := sqlite.OpenReader(t.Context(), l.config.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := reader.Close(); err != nil {
+		t.Fatal(err)
 	}
 	ctx := t.Context()
 	_, appendErr := l.Append(ctx, commit("a", 0, 1))
 	_, headErr := l.Head(ctx)
 	_, verifyErr := l.Verify(ctx, sqlite.Trust{Verifier: l.verifier}, nil)
-	_, checkErr := l.Check(ctx)
+	_, checkErr := reader.Check(ctx)
 	errs := map[string]error{
 		"Append": appendErr, "Head": headErr, "Verify": verifyErr, "Check": checkErr,
-		"Backup": l.Backup(ctx, l.config.Dir+"/copy", nil),
+		"Backup": reader.Backup(ctx, l.config.Dir+"/copy", nil),
 	}
 	for _, err := range l.ReadStream(ctx, "a", 0) {
 		errs["ReadStream"] = err
@@ -408,7 +418,7 @@ func TestClosed(t *testing.T) {
 		errs["Subscribe"] = err
 	}
 	if len(errs) != 7 {
-		t.Errorf("only %d methods failed", len(errs))
+		t.Errorf("%d methods returned an error, want 7", len(errs))
 	}
 	for name, err := range errs {
 		if !errors.Is(err, eventstore.ErrClosed) {
@@ -417,8 +427,8 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// A log that grew and is then left alone is signed all the same, and of each
-// minute the last checkpoint is kept.
+// TestCheckpoints checks that the log signs a checkpoint after an append even if
+// no further append follows, and keeps only the last checkpoint of each minute.
 func TestCheckpoints(t *testing.T) {
 	t.Parallel()
 	l := newLog(t)
@@ -428,13 +438,13 @@ func TestCheckpoints(t *testing.T) {
 	l.reopen(t)
 	deadline := time.Now().Add(time.Minute)
 	for n := range 6 {
-		// Two events a minute.
+		// Two events per minute.
 		now = now.Add(30 * time.Second)
 		l.append(t, commit("a", eventstore.Revision(n)-1, 1))
 		for covered := int64(0); covered != int64(n)+1; {
 			report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier}, nil)
 			if err != nil || !report.OK() || time.Now().After(deadline) {
-				t.Fatalf("size %d: %+v, %v", n+1, report, err)
+				t.Fatalf("at size %d, Verify = %+v, %v, want a checkpoint of that size", n+1, report, err)
 			}
 			covered = report.Covered
 		}
@@ -442,17 +452,17 @@ func TestCheckpoints(t *testing.T) {
 	report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier}, nil)
 	// 12:00:30 | 12:01:00 12:01:30 | 12:02:00 12:02:30 | 12:03:00
 	if err != nil || report.Checkpoints != 4 || report.Covered != 6 {
-		t.Errorf("Verify = %+v, %v, want 4 checkpoints", report, err)
+		t.Errorf("Verify = %+v, %v, want 4 checkpoints that cover 6 events", report, err)
 	}
 }
 
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: t.TempDir()}); err == nil {
-		t.Error("opened without a key")
+		t.Error("Open without a signer succeeded")
 	}
 	signer, _ := newSigner(t)
 	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: t.TempDir() + "/none", Signer: signer}); err == nil || strings.Contains(err.Error(), "log.db") {
-		t.Errorf("opened in a directory that is not there: %v", err)
+		t.Errorf("Open in a missing directory = %v, want an error about the directory", err)
 	}
 }

@@ -6,21 +6,21 @@ import (
 	"accountledger/eventstore"
 )
 
-// How much of the log's end is kept in memory, for subscribers that keep up.
+// Limits of the tail, which serves subscribers that are nearly up to date.
 const (
 	tailEvents = 4096
 	tailBytes  = 4 << 20
 )
 
-// tail is the end of the log in memory and the watermark of what is visible:
-// nobody is shown a position before the commit it belongs to is durable.
+// tail keeps the most recent events in memory, and the position of the last
+// visible event: an event becomes visible once its commit is durable.
 type tail struct {
 	mu     sync.RWMutex
 	events [tailEvents]eventstore.Recorded // by position modulo tailEvents
-	first  eventstore.Position             // of the events kept; last+1 if none is
+	first  eventstore.Position             // of the events in the tail; last+1 if there are none
 	last   eventstore.Position             // the head of the log
-	bytes  int                             // of the events kept
-	grown  chan struct{}                   // closed, and replaced, when last moves
+	bytes  int                             // size of the events in the tail
+	grown  chan struct{}                   // closed and replaced when last changes
 }
 
 func newTail(head eventstore.Position) *tail {
@@ -29,7 +29,7 @@ func newTail(head eventstore.Position) *tail {
 
 func size(rec *eventstore.Recorded) int { return len(rec.Clear) + len(rec.Sealed) }
 
-// publish makes the next events of the log visible.
+// publish appends events to the tail and makes them visible.
 func (t *tail) publish(recs []eventstore.Recorded) {
 	if len(recs) == 0 {
 		return
@@ -50,7 +50,7 @@ func (t *tail) publish(recs []eventstore.Recorded) {
 	t.grown = make(chan struct{})
 }
 
-// drop forgets the oldest event. The caller holds mu.
+// drop removes the oldest event. The caller holds mu.
 func (t *tail) drop() {
 	oldest := &t.events[t.first%tailEvents]
 	t.bytes -= size(oldest)
@@ -64,11 +64,11 @@ func (t *tail) head() eventstore.Position {
 	return t.last
 }
 
-// after appends to page the events that follow a position, as many as fit into
-// its capacity. Where none is kept it says why: either the caller is too far
-// behind and must read the file up to head, or there is none yet, and grown
-// closes with the next. Channel and events are taken under one lock, or an
-// append between the two would be missed.
+// after appends the events after a position to page, up to its capacity. If it
+// appends none, either pos is less than head and the caller must read the file
+// up to head, or there are no newer events and grown is closed when the next one
+// is published. after reads the events and the channel under one lock, so that a
+// caller cannot miss an append between the two.
 func (t *tail) after(pos eventstore.Position, page []eventstore.Recorded) (_ []eventstore.Recorded, head eventstore.Position, grown <-chan struct{}) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

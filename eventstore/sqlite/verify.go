@@ -16,33 +16,36 @@ import (
 	"accountledger/eventstore/tlog"
 )
 
-// Trust is what a verification starts from: what is known of the log from
-// somewhere else than its file.
+// Trust holds what Verify trusts: information about the log that does not come
+// from its file.
 type Trust struct {
 	// Verifier holds the public key of the log's checkpoints. Required.
 	Verifier note.Verifier
-	// Anchors are checkpoints of the log that were kept outside. Without one a
-	// log that lost its end together with its last checkpoints looks complete.
+	// Anchors are checkpoints of the log that were stored elsewhere. Without
+	// one, Verify cannot detect that the end of the log and its last checkpoints
+	// were both deleted.
 	Anchors [][]byte
-	// Erasure is the type of the event that explains why sealed parts are gone,
-	// and ErasedKey reads from its clear bytes which key was destroyed. Earlier
+	// Erasures are the stored types of the event that explains why sealed parts
+	// are gone, and ErasedKey reads from one which key was destroyed. Earlier
 	// events sealed under that key may lack their sealed part, in any stream.
-	Erasure   string
-	ErasedKey func(clear []byte) (eventstore.KeyID, bool)
+	Erasures  []string
+	ErasedKey func(storedType string, clear []byte) (eventstore.KeyID, bool)
 }
 
-// Verify checks the log up to its present head against t: each row against its
-// leaf hash, the tiles and the next event of its stream, positions and
-// revisions for holes, sealed parts against their hashes, the tree against
-// every checkpoint. It calls progress now and then. An error means that it
-// could not be carried out; what it found is in the report.
+// Verify checks the log up to its current head against t: each row against its
+// leaf hash, the tiles and the next event of its stream; positions and
+// revisions for gaps; sealed parts against their hashes; and the tree (RFC 6962)
+// against every checkpoint. It calls progress, if not nil, with numbers of
+// events after each block. The report contains the findings; an error means that
+// Verify could not complete.
 //
-// The log only grows, so its part up to the head is the same at any time: it
-// is read in short pieces, beside a process that appends, and no long read
-// keeps that from cleaning up its WAL. Memory does not grow with the log.
+// Verify may run beside a process that appends. Because the log only grows, its
+// part up to the head does not change, and Verify reads it in short reads, which
+// do not delay WAL checkpoints. Its memory use does not grow with the log, except
+// by the erased keys.
 func (r *Reader) Verify(ctx context.Context, t Trust, progress func(done, total int64)) (Report, error) {
 	if t.Verifier == nil {
-		return Report{}, errors.New("sqlite: verify: no key to check signatures with")
+		return Report{}, errors.New("sqlite: verify: a key to check signatures is required")
 	}
 	v := &verification{trust: t}
 	for i, msg := range t.Anchors {
@@ -55,7 +58,7 @@ func (r *Reader) Verify(ctx context.Context, t Trust, progress func(done, total 
 		}
 	}
 	slices.SortFunc(v.anchors, func(a, b tlog.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
-	err := r.use(ctx, func(*readConn) error { // whose place among the readers it takes
+	err := r.use(ctx, func(*readConn) error { // occupies one of the concurrent reads
 		c, err := dial(r.path, readOnly)
 		if err != nil {
 			return err
@@ -82,46 +85,45 @@ func (r *Reader) Verify(ctx context.Context, t Trust, progress func(done, total 
 	return v.report, nil
 }
 
-// Verify is Reader.Verify of the open log.
+// Verify is like Reader.Verify.
 func (s *Store) Verify(ctx context.Context, t Trust, progress func(done, total int64)) (Report, error) {
 	return s.files.Verify(ctx, t, progress)
 }
 
-// verification is one run of Verify. It goes through the log in blocks of
-// events that share a level-0 tile.
+// verification is one run of Verify. It processes the log in blocks of events
+// that share a level-0 tile.
 type verification struct {
 	trust  Trust
 	report Report
-	head   int64 // position of the last event there was at the start
+	head   int64 // position of the last event at the start
 
 	block, next, predecessor, erasures, tile, checkpoint *stmt
 
 	row     [14]driver.Value
-	buf     []byte                     // to encode leaves in
-	streams []seen                     // by stream number modulo its length
-	erased  map[eventstore.KeyID]int64 // position of the erasure; nil until a sealed part is missed
+	buf     []byte                     // encoding of a leaf
+	streams []seen                     // cache, by stream number modulo its length
+	erased  map[eventstore.KeyID]int64 // position of the erasure event; nil until a sealed part is missing
 	time    int64                      // of the last sound event
 
-	// tree is built of the hashes that have most on their side. lost is set
-	// once a hash is not to be had, and with it all that the tree would prove.
-	tree tlog.Tree
-	lost bool
+	// tree is built from the most plausible hashes. Once a hash is not
+	// available, incomplete is set, and the tree proves nothing more.
+	tree       tlog.Tree
+	incomplete bool
 
-	anchors []tlog.Checkpoint // still ahead, by size
-	stored  *storedCheckpoint // the next one; nil after the last
-	passed  int64             // the size up to which stored checkpoints were met
-	limit   int64             // the size of the largest one there was at the start
-	forked  bool              // a checkpoint did not match
+	anchors []tlog.Checkpoint // not yet compared, by size
+	stored  *storedCheckpoint // the next stored checkpoint; nil after the last
+	passed  int64             // size of the last stored checkpoint read
+	limit   int64             // size of the largest stored checkpoint at the start
+	forked  bool              // whether a checkpoint did not match
 }
 
-// seenStreams is how many streams are remembered at once: 4 MiB of them.
+// seenStreams is the number of streams in the cache, which takes 4 MiB.
 const seenStreams = 1 << 16
 
-// seen is what is remembered of a stream. Which stream it is about must be
-// looked at: others share its place.
+// seen caches the last event of a stream. Streams share entries, so check num.
 type seen struct {
 	num, revision, position int64
-	leaf                    tlog.Hash // as stored
+	leaf                    tlog.Hash // the stored leaf hash
 }
 
 type storedCheckpoint struct {
@@ -144,8 +146,9 @@ func (v *verification) open(c *conn) error {
 	if err != nil {
 		return err
 	}
-	// The checkpoints before the head: one that is signed in between would
-	// seem to be of a log that has lost its end.
+	// Read the largest checkpoint before the head. In the opposite order, a
+	// checkpoint signed between the two reads would suggest that the log has
+	// lost its end.
 	last, err := c.scalar(`SELECT max(size) FROM checkpoints`)
 	if err != nil {
 		return err
@@ -161,11 +164,11 @@ func (v *verification) open(c *conn) error {
 	return v.nextCheckpoint()
 }
 
-// maxPosition is beyond every log. A row that claims to be further on is
-// damaged, and must not make a verification count to it.
+// maxPosition is larger than any log. A row with a larger position is damaged;
+// Verify must not count up to it.
 const maxPosition = 1 << 48
 
-// unreadable makes a fault of an error about damage; any other stays one.
+// unreadable turns an error about damage into a fault and returns other errors.
 func (v *verification) unreadable(at int64, err error) error {
 	if !errors.Is(err, ErrCorrupt) {
 		return err
@@ -194,7 +197,7 @@ func (v *verification) run(step func(done int64) error) error {
 	return step(v.head)
 }
 
-// misplaced reports events at positions that no log has.
+// misplaced reports events at positions that are not valid.
 func (v *verification) misplaced() error {
 	for at := int64(math.MinInt64); len(v.report.Faults) < maxFaults; {
 		next, found, err := v.after(at)
@@ -205,14 +208,14 @@ func (v *verification) misplaced() error {
 			at = maxPosition
 			continue
 		}
-		v.report.fault(Altered, at, "no event has this position")
+		v.report.fault(Altered, at, "this is not a valid position")
 	}
 	return nil
 }
 
 // after returns the position of the first event after a position. In a damaged
-// file SQLite may find one that is not after it; whoever went on from there
-// would go round in circles.
+// file, SQLite may return one that is not after it; continuing from there could
+// loop forever.
 func (v *verification) after(at int64) (next int64, found bool, err error) {
 	if found, err = v.next.row(v.row[:1], at); !found || err != nil {
 		return 0, false, v.unreadable(max(at, 0), err)
@@ -224,17 +227,17 @@ func (v *verification) after(at int64) (next int64, found bool, err error) {
 	return next, true, nil
 }
 
-// checked is an event of a block, as its row has it.
+// checked is the result of checking one row of a block.
 type checked struct {
-	there  bool
-	ours   tlog.Hash // the hash of the row as it is
-	stored tlog.Hash // its leaf hash as stored
-	time   int64
-	sound  bool // the two are equal
+	exists   bool
+	computed tlog.Hash // leaf hash of the row's columns
+	stored   tlog.Hash // leaf hash in the row
+	time     int64
+	sound    bool // whether the two hashes are equal
 }
 
-// checkBlock checks the events from first, which begins a tile, to the end of
-// the tile, and returns where the next block begins.
+// checkBlock checks the events from first, the start of a tile, to the end of
+// the tile, and returns the start of the next block.
 func (v *verification) checkBlock(first int64) (int64, error) {
 	var events [tlog.TileWidth]checked
 	last := min(first+tlog.TileWidth-1, v.head)
@@ -253,20 +256,20 @@ func (v *verification) checkBlock(first int64) (int64, error) {
 		return v.skip(first)
 	}
 	if tile != nil {
-		if tile, err = v.judge(n, tile, &events); err != nil {
+		if tile, err = v.checkTile(n, tile, &events); err != nil {
 			return 0, err
 		}
 	}
 	for i := range events[:last-first+1] {
 		e, at := &events[i], first+int64(i)
-		if !e.there && readable {
-			v.report.fault(Missing, at, "there is no event")
+		if !e.exists && readable {
+			v.report.fault(Missing, at, "there is no event at this position")
 		}
 		hash := e.stored
 		if tile != nil {
 			hash = tlog.Hash(tile[i*len(hash):][:len(hash)])
-		} else if !e.there {
-			v.lost = true
+		} else if !e.exists {
+			v.incomplete = true
 		}
 		if err := v.push(at, hash, e); err != nil {
 			return 0, err
@@ -275,9 +278,10 @@ func (v *verification) checkBlock(first int64) (int64, error) {
 	return last + 1, nil
 }
 
-// skip passes over a hole that begins at first and ends in a later block.
+// skip reports the missing events from first, a block without any, and returns
+// the start of the next block that has an event.
 func (v *verification) skip(first int64) (int64, error) {
-	v.lost = true
+	v.incomplete = true
 	next := v.head + 1
 	at, found, err := v.after(first + tlog.TileWidth - 1)
 	if err != nil {
@@ -290,8 +294,8 @@ func (v *verification) skip(first int64) (int64, error) {
 	return next, nil
 }
 
-// readTile returns a stored tile, at least width hashes of it, or nil and a
-// fault.
+// readTile returns a stored tile of at least width hashes. If there is none, it
+// reports a fault and returns nil.
 func (v *verification) readTile(level int, n int64, width int) ([]byte, error) {
 	at := n<<(tlog.TileHeight*(level+1)) + 1
 	found, err := v.tile.row(v.row[:1], int64(level), n)
@@ -311,10 +315,10 @@ func (v *verification) readTile(level int, n int64, width int) ([]byte, error) {
 	return tile, nil
 }
 
-// judge compares the rows of a block with its tile. Where a row is sound in
-// itself and still not what the tile says, one of the two was rewritten, and
-// the level above knows which. It returns the tile, nil if it is the wrong one.
-func (v *verification) judge(n int64, tile []byte, events *[tlog.TileWidth]checked) ([]byte, error) {
+// checkTile compares the rows of a block with its tile. If a sound row differs
+// from the tile, one of the two was rewritten, and the hash in the level above
+// tells which. checkTile returns the tile, or nil if the tile is the wrong one.
+func (v *verification) checkTile(n int64, tile []byte, events *[tlog.TileWidth]checked) ([]byte, error) {
 	rows := make([]byte, 0, len(tile))
 	var differ []int64
 	for i := range events {
@@ -328,7 +332,7 @@ func (v *verification) judge(n int64, tile []byte, events *[tlog.TileWidth]check
 	if len(differ) == 0 {
 		return tile, nil
 	}
-	above, err := v.above(n)
+	parent, err := v.parentHash(n)
 	if err != nil {
 		return nil, err
 	}
@@ -340,21 +344,21 @@ func (v *verification) judge(n int64, tile []byte, events *[tlog.TileWidth]check
 	if err != nil {
 		return nil, err
 	}
-	if above != ofTile {
-		v.report.fault(TileAltered, n*tlog.TileWidth+1, "tile 0/%d holds other hashes than the events and than the tile above", n)
-		if above == ofRows {
+	if parent != ofTile {
+		v.report.fault(TileAltered, n*tlog.TileWidth+1, "tile 0/%d matches neither the events nor the tile above", n)
+		if parent == ofRows {
 			return nil, nil
 		}
 	}
 	for _, at := range differ {
-		v.report.fault(Altered, at, "the event and its leaf hash are not those in the tile")
+		v.report.fault(Altered, at, "the event and its leaf hash do not match the tile")
 	}
 	return tile, nil
 }
 
-// above returns the hash that the level above holds for level-0 tile n; zero
-// if it holds none.
-func (v *verification) above(n int64) (h tlog.Hash, err error) {
+// parentHash returns the hash that level 1 holds for level-0 tile n, or zero if
+// there is none.
+func (v *verification) parentHash(n int64) (h tlog.Hash, err error) {
 	found, err := v.tile.row(v.row[:1], int64(1), n/tlog.TileWidth)
 	if !found || err != nil {
 		return h, v.unreadable(n*tlog.TileWidth+1, err)
@@ -366,8 +370,8 @@ func (v *verification) above(n int64) (h tlog.Hash, err error) {
 	return h, nil
 }
 
-// push adds the leaf of the event at a position to the tree and checks what is
-// signed or stored of the tree as it then is.
+// push adds the leaf of the event at a position to the tree, and checks the
+// tiles and checkpoints of the tree's new size.
 func (v *verification) push(at int64, leaf tlog.Hash, e *checked) error {
 	for _, tile := range v.tree.Push(leaf) {
 		if tile.Level > 0 && len(tile.Data) == tlog.TileWidth*len(leaf) {
@@ -383,7 +387,7 @@ func (v *verification) push(at int64, leaf tlog.Hash, e *checked) error {
 	for v.stored != nil && v.stored.Size <= at {
 		v.compareRoot(v.stored.Checkpoint)
 		if v.stored.Size == at && e.sound && e.time != v.stored.time {
-			v.report.fault(CheckpointAltered, at, "its time is not that of its last event")
+			v.report.fault(CheckpointAltered, at, "the stored time is not that of the checkpoint's last event")
 		}
 		if err := v.nextCheckpoint(); err != nil {
 			return err
@@ -392,9 +396,10 @@ func (v *verification) push(at int64, leaf tlog.Hash, e *checked) error {
 	return nil
 }
 
-// compareTile checks a stored tile above level 0, which may be wider by now.
+// compareTile checks a stored tile above level 0 against the computed one. The
+// stored tile may have become wider since the start.
 func (v *verification) compareTile(tile tlog.Tile) error {
-	if v.lost {
+	if v.incomplete {
 		return nil
 	}
 	stored, err := v.readTile(tile.Level, tile.N, len(tile.Data)/len(tlog.Hash{}))
@@ -405,27 +410,27 @@ func (v *verification) compareTile(tile tlog.Tile) error {
 		from, to := i*len(tlog.Hash{}), (i+1)*len(tlog.Hash{})
 		if !bytes.Equal(stored[from:to], tile.Data[from:to]) {
 			at := (tile.N*tlog.TileWidth+int64(i))<<(tlog.TileHeight*tile.Level) + 1
-			v.report.fault(TileAltered, at, "tile %d/%d does not follow from the level below", tile.Level, tile.N)
+			v.report.fault(TileAltered, at, "tile %d/%d does not match the level below", tile.Level, tile.N)
 		}
 	}
 	return nil
 }
 
-// compareRoot checks a checkpoint of the tree's present size. Once one does not
-// match no later one can, so the first is the finding.
+// compareRoot checks a checkpoint of the tree's current size. If one does not
+// match, no later one can, so only the first mismatch is reported.
 func (v *verification) compareRoot(c tlog.Checkpoint) {
 	switch {
-	case v.lost || v.forked:
+	case v.incomplete || v.forked:
 	case c.Root == v.tree.Root():
 		v.report.Checkpoints++
 		v.report.Covered = max(v.report.Covered, c.Size)
 	default:
 		v.forked = true
-		v.report.fault(Root, c.Size, "the tree is not the one signed; it was still so at size %d", v.report.Covered)
+		v.report.fault(Root, c.Size, "the tree does not have the signed root; the last checkpoint that matches has size %d", v.report.Covered)
 	}
 }
 
-// nextCheckpoint moves on to the next stored checkpoint with a good signature.
+// nextCheckpoint reads the next stored checkpoint with a valid signature.
 func (v *verification) nextCheckpoint() error {
 	for v.stored = nil; ; {
 		found, err := v.checkpoint.row(v.row[:3], v.passed, max(v.limit, v.head))
@@ -444,7 +449,7 @@ func (v *verification) nextCheckpoint() error {
 		case err != nil:
 			v.report.fault(CheckpointAltered, v.passed, "%v", err)
 		case f.bad || c.Size != v.passed || c.Size < 1:
-			v.report.fault(CheckpointAltered, v.passed, "it is a checkpoint of size %d", c.Size)
+			v.report.fault(CheckpointAltered, v.passed, "the stored note is a checkpoint of size %d", c.Size)
 		default:
 			v.stored = &storedCheckpoint{c, time}
 			return nil
@@ -452,7 +457,7 @@ func (v *verification) nextCheckpoint() error {
 	}
 }
 
-// end checks what can only be told once all events have been seen.
+// end performs the checks that need the whole log.
 func (v *verification) end() error {
 	for _, tile := range v.tree.Edge() {
 		if tile.Level > 0 {
@@ -461,11 +466,11 @@ func (v *verification) end() error {
 			}
 		}
 	}
-	// Where the log ends in a hole, some are passed by without a push.
+	// If the log ends with missing events, some anchors were not compared.
 	v.anchors = slices.DeleteFunc(v.anchors, func(c tlog.Checkpoint) bool { return c.Size <= v.head })
 	if len(v.anchors) > 0 {
 		longest := v.anchors[len(v.anchors)-1].Size
-		v.report.fault(Truncated, v.head, "an anchor says that it had %d events", longest)
+		v.report.fault(Truncated, v.head, "the log ends here, but an anchor covers %d events", longest)
 	}
 	var longest int64
 	for v.stored != nil {

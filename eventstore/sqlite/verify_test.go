@@ -23,23 +23,24 @@ import (
 
 const erasure = "account.erased.v1"
 
-// erasedKey takes the whole clear part for the key's id.
-func erasedKey(clear []byte) (key eventstore.KeyID, ok bool) {
+// erasedKey reads the clear part as a key ID.
+func erasedKey(_ string, clear []byte) (key eventstore.KeyID, ok bool) {
 	return key, copy(key[:], clear) == len(key)
 }
 
-// fixture is a closed log of 700 events: two full tiles and a bit, in twenty
-// streams, every second event sealed, a checkpoint each hundred events.
+// fixture is a closed log of 700 events, which are two full tiles and a partial
+// one, in twenty streams. Every second event is sealed, and there is a
+// checkpoint after every hundred events.
 type fixture struct {
 	dir      string
 	signer   note.Signer
 	verifier note.Verifier
-	anchors  map[int64][]byte // every checkpoint
+	anchors  map[int64][]byte // all checkpoints, by size
 }
 
 const (
 	fixtureEvents = 700
-	streams       = 20 // taken in turn, so that event p+20 follows event p
+	streams       = 20 // written round-robin: in its stream, event p+20 follows event p
 )
 
 func sealedEvent(typ string, seed int) eventstore.Event {
@@ -56,7 +57,7 @@ func newFixture(t *testing.T) *fixture {
 	f.signer, f.verifier = newSigner(t)
 	for n := 0; n < fixtureEvents; {
 		clock := time.Date(2026, 1, 1, 0, n, 0, 0, time.UTC)
-		// Reopened a hundred events apart: each Close signs a checkpoint.
+		// Close the log after every hundred events, which signs a checkpoint.
 		s, err := sqlite.Open(t.Context(), sqlite.Config{
 			Dir: f.dir, Signer: f.signer, CheckpointInterval: time.Hour,
 			Now: func() time.Time { clock = clock.Add(time.Millisecond); return clock },
@@ -91,7 +92,7 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
-// copy returns a fixture with a file of its own.
+// copy returns a fixture with a copy of the file.
 func (f *fixture) copy(t *testing.T) *fixture {
 	t.Helper()
 	c := *f
@@ -135,8 +136,8 @@ func (f *fixture) query(t *testing.T, query string, scan func(*sql.Rows) error) 
 	}
 }
 
-// tamper runs SQL on the file as somebody does who has it: triggers, strict
-// tables and unique indexes stop nobody.
+// tamper runs SQL on the file as an attacker with write access would: it drops
+// the triggers first.
 func (f *fixture) tamper(t *testing.T, statements ...string) {
 	t.Helper()
 	db := f.db(t)
@@ -162,7 +163,7 @@ func (f *fixture) verify(t *testing.T, anchors ...[]byte) sqlite.Report {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasure: erasure, ErasedKey: erasedKey, Anchors: anchors}, nil)
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey, Anchors: anchors}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,9 +188,9 @@ func TestVerifySound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasure: erasure, ErasedKey: erasedKey, Anchors: anchors}, func(done, total int64) {
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey, Anchors: anchors}, func(done, total int64) {
 		if total != fixtureEvents {
-			t.Errorf("progress of %d, want %d", total, fixtureEvents)
+			t.Errorf("progress got a total of %d, want %d", total, fixtureEvents)
 		}
 		steps = append(steps, done)
 	})
@@ -200,15 +201,15 @@ func TestVerifySound(t *testing.T) {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]int64{0, 256, 512, 700}, steps); diff != "" {
-		t.Errorf("progress: %s", diff)
+		t.Errorf("progress (-want +got):\n%s", diff)
 	}
 	if problems, err := r.Check(t.Context()); err != nil || len(problems) > 0 {
-		t.Errorf("Check = %q, %v", problems, err)
+		t.Errorf("Check = %q, %v, want no findings", problems, err)
 	}
 }
 
-// Row 2: whichever column of an event is altered, the event is named. 123 is
-// in a full tile, 671 in none yet.
+// TestVerifyNamesAlteredRow checks that Verify reports an event with any altered
+// column. Event 123 is in a full tile, event 671 is not.
 func TestVerifyNamesAlteredRow(t *testing.T) {
 	t.Parallel()
 	base := newFixture(t)
@@ -235,11 +236,11 @@ func TestVerifyNamesAlteredRow(t *testing.T) {
 				if len(got) == 0 || got[0] != fmt.Sprintf("altered@%d", p) {
 					t.Fatalf("faults %q, want altered@%d first", got, p)
 				}
-				// The next event of the stream may add that its predecessor
-				// is gone or another one; nobody else is accused.
+				// The chain check may also report this event and the next
+				// one of its stream, but no other event.
 				for _, fault := range got[1:] {
 					if fault != fmt.Sprintf("chain@%d", p) && fault != fmt.Sprintf("chain@%d", p+streams) && column != "leaf_hash" {
-						t.Errorf("%s is accused, too", fault)
+						t.Errorf("Verify also reports %s", fault)
 					}
 				}
 			})
@@ -250,8 +251,8 @@ func TestVerifyNamesAlteredRow(t *testing.T) {
 func TestVerifyNames(t *testing.T) {
 	t.Parallel()
 	base := newFixture(t)
-	// What an attacker does who recomputes the hashes: the row, its leaf hash
-	// and, as far as given, the tiles above it.
+	// An attacker who recomputes hashes: the row, its leaf hash and, up to the
+	// given level, the tiles above it.
 	rewrite := func(p int64, tiles int) func(*testing.T, *fixture) {
 		return func(t *testing.T, f *fixture) { f.rewrite(t, p, tiles) }
 	}
@@ -268,37 +269,37 @@ func TestVerifyNames(t *testing.T) {
 		want    []string
 		anchors []int64
 	}{
-		{"row 4: sealed part", sql("UPDATE sealed SET bytes = CAST('sealed bytes of 123' AS BLOB) WHERE position = 123"), []string{"sealed-altered@123"}, nil},
-		{"sealed part of an event without one", sql("INSERT INTO sealed VALUES (124, x'00')"), []string{"sealed-altered@124"}, nil},
-		{"row 5: events swapped", sql(
+		{"sealed part altered", sql("UPDATE sealed SET bytes = CAST('sealed bytes of 123' AS BLOB) WHERE position = 123"), []string{"sealed-altered@123"}, nil},
+		{"sealed part added to an event without one", sql("INSERT INTO sealed VALUES (124, x'00')"), []string{"sealed-altered@124"}, nil},
+		{"events swapped", sql(
 			"UPDATE events SET position = -1 WHERE position = 123", "UPDATE sealed SET position = -1 WHERE position = 123",
 			"UPDATE events SET position = 123 WHERE position = 133", "UPDATE sealed SET position = 123 WHERE position = 133",
 			"UPDATE events SET position = 133 WHERE position = -1", "UPDATE sealed SET position = 133 WHERE position = -1"),
 			[]string{"altered@123", "altered@133"}, nil},
-		{"row 6: middle event deleted", sql("DELETE FROM events WHERE position = 123"), []string{"chain@143", "missing@123"}, nil},
-		{"event of the tail deleted", sql("DELETE FROM events WHERE position = 671"), []string{"chain@691", "missing@671"}, nil},
-		{"a tile of events deleted", sql("DELETE FROM events WHERE position BETWEEN 257 AND 512", "DELETE FROM tiles WHERE level = 0 AND n = 1"), nil, nil},
-		{"row 7: end deleted, checkpoints kept", sql("DELETE FROM events WHERE position > 650"), lost, nil},
-		{"row 8: end deleted with its checkpoints", sql("DELETE FROM events WHERE position > 650", "DELETE FROM checkpoints WHERE size > 650"), []string{}, nil},
-		{"row 9: the same, with an anchor", sql("DELETE FROM events WHERE position > 650", "DELETE FROM checkpoints WHERE size > 650"), []string{"truncated@650"}, []int64{700}},
-		{"row and leaf hash rewritten", rewrite(123, 0), []string{"chain@123", "altered@123"}, nil},
-		{"the same in the tail", rewrite(671, 0), []string{"chain@671", "root@700"}, nil},
-		{"row 10: with the tile", rewrite(123, 1), []string{"chain@123", "root@200", "tile-altered@1"}, nil},
-		{"row 10: with all tiles", rewrite(123, 2), []string{"chain@123", "root@200"}, nil},
-		{"row 11: with all tiles and a stolen key", rewrite(123, 3), []string{"chain@123"}, nil},
-		{"row 11: the same, with anchors", rewrite(700, 3), []string{"root@700"}, []int64{100, 600, 700}},
-		{"row 19: sealed part deleted", sql("DELETE FROM sealed WHERE position = 123"), []string{"unexplained-erasure@123"}, nil},
-		{"tile of level 0", sql("UPDATE tiles SET data = randomblob(8192) WHERE level = 0 AND n = 1"), []string{"tile-altered@257"}, nil},
-		{"tile of level 0 missing", sql("DELETE FROM tiles WHERE level = 0 AND n = 1"), []string{"tile-altered@257"}, nil},
-		{"tile of level 0 short", sql("UPDATE tiles SET data = substr(data, 1, 8191) WHERE level = 0 AND n = 1"), []string{"tile-altered@257"}, nil},
-		{"tile of level 1", sql("UPDATE tiles SET data = CAST(substr(data, 1, 32) || randomblob(32) AS BLOB) WHERE level = 1"), []string{"tile-altered@257"}, nil},
-		{"tile of level 1 missing", sql("DELETE FROM tiles WHERE level = 1"), []string{"tile-altered@1"}, nil},
-		{"checkpoint", sql("UPDATE checkpoints SET note = CAST(substr(note, 1, length(note) - 12) || 'AAAAAAAAAA' || substr(note, -2) AS BLOB) WHERE size = 300"), []string{"checkpoint-altered@300"}, nil},
-		{"checkpoint of another size", sql("UPDATE checkpoints SET size = 310 WHERE size = 300"), []string{"checkpoint-altered@310"}, nil},
-		{"checkpoint of another time", sql("UPDATE checkpoints SET time = time + 1 WHERE size = 300"), []string{"checkpoint-altered@300"}, nil},
-		{"event before the first", sql("UPDATE events SET position = 0 WHERE position = 1"), nil, nil},
-		{"event beyond every log", sql("UPDATE events SET position = 9223372036854775807 WHERE position = 700"), []string{"altered@9223372036854775807", "missing@700"}, nil},
-		{"event far beyond the end", sql("UPDATE events SET position = 1099511627776 WHERE position = 700"), nil, nil},
+		{"event in a tile deleted", sql("DELETE FROM events WHERE position = 123"), []string{"chain@143", "missing@123"}, nil},
+		{"event after the last tile deleted", sql("DELETE FROM events WHERE position = 671"), []string{"chain@691", "missing@671"}, nil},
+		{"tile deleted with its events", sql("DELETE FROM events WHERE position BETWEEN 257 AND 512", "DELETE FROM tiles WHERE level = 0 AND n = 1"), nil, nil},
+		{"last events deleted", sql("DELETE FROM events WHERE position > 650"), lost, nil},
+		{"last events deleted with their checkpoints", sql("DELETE FROM events WHERE position > 650", "DELETE FROM checkpoints WHERE size > 650"), []string{}, nil},
+		{"last events deleted with their checkpoints, anchor given", sql("DELETE FROM events WHERE position > 650", "DELETE FROM checkpoints WHERE size > 650"), []string{"truncated@650"}, []int64{700}},
+		{"event in a tile and leaf hash rewritten", rewrite(123, 0), []string{"chain@123", "altered@123"}, nil},
+		{"event after the last tile and leaf hash rewritten", rewrite(671, 0), []string{"chain@671", "root@700"}, nil},
+		{"event rewritten with its tile", rewrite(123, 1), []string{"chain@123", "root@200", "tile-altered@1"}, nil},
+		{"event rewritten with all tiles", rewrite(123, 2), []string{"chain@123", "root@200"}, nil},
+		{"event rewritten with all tiles and a stolen key", rewrite(123, 3), []string{"chain@123"}, nil},
+		{"event rewritten with all tiles and a stolen key, anchors given", rewrite(700, 3), []string{"root@700"}, []int64{100, 600, 700}},
+		{"sealed part deleted", sql("DELETE FROM sealed WHERE position = 123"), []string{"unexplained-erasure@123"}, nil},
+		{"tile of level 0 altered", sql("UPDATE tiles SET data = randomblob(8192) WHERE level = 0 AND n = 1"), []string{"tile-altered@257"}, nil},
+		{"tile of level 0 deleted", sql("DELETE FROM tiles WHERE level = 0 AND n = 1"), []string{"tile-altered@257"}, nil},
+		{"tile of level 0 truncated", sql("UPDATE tiles SET data = substr(data, 1, 8191) WHERE level = 0 AND n = 1"), []string{"tile-altered@257"}, nil},
+		{"tile of level 1 altered", sql("UPDATE tiles SET data = CAST(substr(data, 1, 32) || randomblob(32) AS BLOB) WHERE level = 1"), []string{"tile-altered@257"}, nil},
+		{"tile of level 1 deleted", sql("DELETE FROM tiles WHERE level = 1"), []string{"tile-altered@1"}, nil},
+		{"checkpoint altered", sql("UPDATE checkpoints SET note = CAST(substr(note, 1, length(note) - 12) || 'AAAAAAAAAA' || substr(note, -2) AS BLOB) WHERE size = 300"), []string{"checkpoint-altered@300"}, nil},
+		{"size of a checkpoint altered", sql("UPDATE checkpoints SET size = 310 WHERE size = 300"), []string{"checkpoint-altered@310"}, nil},
+		{"time of a checkpoint altered", sql("UPDATE checkpoints SET time = time + 1 WHERE size = 300"), []string{"checkpoint-altered@300"}, nil},
+		{"event at position 0", sql("UPDATE events SET position = 0 WHERE position = 1"), nil, nil},
+		{"event at the largest integer", sql("UPDATE events SET position = 9223372036854775807 WHERE position = 700"), []string{"altered@9223372036854775807", "missing@700"}, nil},
+		{"event far after the end", sql("UPDATE events SET position = 1099511627776 WHERE position = 700"), nil, nil},
 		{"stream renamed", sql("UPDATE streams SET name = 'account-x' WHERE name = 'account-5'"), nil, nil},
 		{"stream deleted", sql("DELETE FROM streams WHERE name = 'account-5'"), nil, nil},
 		{"everything deleted", sql("DELETE FROM events", "DELETE FROM tiles"), nil, nil},
@@ -315,9 +316,9 @@ func TestVerifyNames(t *testing.T) {
 			got := names(report.Faults)
 			if tt.want == nil {
 				if report.OK() {
-					t.Error("nothing is found")
+					t.Error("Verify found no fault")
 				}
-				t.Logf("%d and %d more, the first: %q", len(got), report.Unlisted, got[:min(3, len(got))])
+				t.Logf("Verify listed %d faults and counted %d more; the first: %q", len(got), report.Unlisted, got[:min(3, len(got))])
 				return
 			}
 			slices.Sort(got)
@@ -329,9 +330,9 @@ func TestVerifyNames(t *testing.T) {
 	}
 }
 
-// rewrite replaces the clear part of an event and whatever follows from it:
-// its leaf hash, with tiles >= 1 its level-0 tile, with 2 that above, with 3
-// the checkpoints, for which the key was stolen.
+// rewrite replaces the clear part of an event and the hashes that depend on it:
+// its leaf hash; with tiles >= 1, also its level-0 tile; with 2, also the level-1
+// tile; with 3, also the checkpoints, signed with the stolen key.
 func (f *fixture) rewrite(t *testing.T, p int64, tiles int) {
 	t.Helper()
 	var leaves []tlog.Hash
@@ -350,7 +351,7 @@ func (f *fixture) rewrite(t *testing.T, p int64, tiles int) {
 		}
 		hash, e := l.Hash()
 		if position != p && hash != tlog.Hash(stored) {
-			t.Fatalf("event %d does not have the hash of its leaf", position)
+			t.Fatalf("event %d does not match its leaf hash", position)
 		}
 		leaves = append(leaves, hash)
 		return errors.Join(err, e)
@@ -375,15 +376,16 @@ func (f *fixture) rewrite(t *testing.T, p int64, tiles int) {
 	f.tamper(t, statements...)
 }
 
-// Rows 13 and 14: what no checkpoint covers is said, and an erasure explains
-// what it erased and nothing that came after it.
+// TestVerifyUncoveredAndErased checks that Verify warns of events that no
+// checkpoint covers, and that an erasure event explains missing sealed parts of
+// earlier events but not of later ones.
 func TestVerifyUncoveredAndErased(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.tamper(t, "DELETE FROM checkpoints WHERE size > 300")
 	report := f.verify(t)
 	if diff := cmp.Diff([]string{"uncovered@301"}, names(report.Warnings)); diff != "" || !report.OK() {
-		t.Errorf("warnings %s, faults %q", diff, names(report.Faults))
+		t.Errorf("faults %q, warnings (-want +got):\n%s", names(report.Faults), diff)
 	}
 
 	s := open(t, sqlite.Config{Dir: f.dir, Signer: f.signer})
@@ -409,7 +411,7 @@ func TestVerifyUncoveredAndErased(t *testing.T) {
 	after := write("account.changed.v1", 2)
 	f.tamperLive(t, "DELETE FROM sealed WHERE position = 701")
 	if got := names(f.verify(t).Faults); len(got) > 0 {
-		t.Errorf("after an erasure: %q", got)
+		t.Errorf("after an erasure, Verify reports %q, want no faults", got)
 	}
 	f.tamperLive(t, fmt.Sprintf("DELETE FROM sealed WHERE position = %d", after))
 	if diff := cmp.Diff([]string{fmt.Sprintf("unexplained-erasure@%d", after)}, names(f.verify(t).Faults)); diff != "" {
@@ -435,20 +437,20 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 	defer r.Close()
 	if _, err := r.Verify(t.Context(), sqlite.Trust{}, nil); err == nil {
-		t.Error("verified without a key")
+		t.Error("Verify without a verifier succeeded")
 	}
 	if _, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Anchors: [][]byte{[]byte("x")}}, nil); err == nil {
-		t.Error("verified with an anchor that is none")
+		t.Error("Verify with an invalid anchor succeeded")
 	}
-	// Another ledger's key: every checkpoint is worth nothing.
+	// With another ledger's key, no checkpoint is valid.
 	_, other := newSigner(t)
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: other, Erasure: erasure, ErasedKey: erasedKey}, nil)
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: other, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 	if err != nil || len(report.Faults) != 7 || report.Checkpoints != 0 || report.Covered != 0 {
-		t.Errorf("under another key: %+v, %v", report, err)
+		t.Errorf("Verify with another key = %+v, %v, want 7 faults and no checkpoints", report, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err = r.Verify(ctx, sqlite.Trust{Verifier: f.verifier}, func(int64, int64) { cancel() })
 	if !errors.Is(err, context.Canceled) {
-		t.Errorf("canceled: %v", err)
+		t.Errorf("canceled Verify = %v, want context.Canceled", err)
 	}
 }

@@ -10,27 +10,27 @@ import (
 	"accountledger/eventstore/tlog"
 )
 
-// This is the part of a verification that looks at one row at a time.
+// This file contains the checks of Verify that look at one row at a time.
 
-// eventRow is a row of events with what other tables have to it.
+// eventRow is a row of events joined with its stream and its sealed part.
 type eventRow struct {
 	eventstore.Recorded
-	num        int64 // of the stream
+	num        int64 // number of the stream
 	prev       tlog.Hash
 	sealedHash tlog.Hash
 	leaf       tlog.Hash
 	hasSealed  bool
 }
 
-// readRow takes an event out of v.row. It is not ok where the store would not
-// have written such a row: then no hash can be right.
+// readRow decodes the event in v.row. It returns false if the store cannot have
+// written the row, so that no hash of it can be right.
 func (v *verification) readRow() (e eventRow, ok bool) {
 	f := fields{row: v.row[:]}
 	e.Position = eventstore.Position(f.int())
 	e.num, e.Stream, e.Revision = f.int(), f.text(), eventstore.Revision(f.int())
 	e.Time = time.UnixMicro(f.int())
 	e.ID, e.Type, e.Actor, e.Clear = f.id(), f.text(), f.text(), f.blob()
-	// Either way of writing "none" would have the same leaf; only one is ours.
+	// NULL and a zero hash have the same leaf, but the store only writes NULL.
 	hasPrev := f.maybe()
 	if hasPrev {
 		e.prev = f.hash()
@@ -50,9 +50,9 @@ func (v *verification) readRow() (e eventRow, ok bool) {
 	return e, !f.bad && hasPrev == (e.Revision > 0) && hasKey == hasHash && hasKey == (e.KeyID != eventstore.KeyID{})
 }
 
-// checkRows checks the events from first to last one by one and fills in what
-// it found, by their distance from first. It counts them, and says whether all
-// that are there could be read.
+// checkRows checks the events from first to last one by one and stores the
+// results in events, indexed by the distance from first. It returns the number
+// of events and reports whether all of them could be read.
 func (v *verification) checkRows(first, last int64, events *[tlog.TileWidth]checked) (count int, readable bool, err error) {
 	rows, err := v.block.query(first, last)
 	if err != nil {
@@ -68,20 +68,20 @@ func (v *verification) checkRows(first, last int64, events *[tlog.TileWidth]chec
 		e, ok := v.readRow()
 		at = int64(e.Position) + 1
 		if e.Position < eventstore.Position(first) || e.Position > eventstore.Position(last) {
-			continue // only in a damaged tree of pages, whose other rows are then missing
+			continue // happens only in a damaged B-tree, in which rows are then missing
 		}
 		count++
 		c := &events[int64(e.Position)-first]
-		*c = checked{there: true, stored: e.leaf, time: e.Time.UnixMicro()}
+		*c = checked{exists: true, stored: e.leaf, time: e.Time.UnixMicro()}
 		if ok {
 			leaf := tlog.NewLeaf(e.Recorded, e.prev, e.sealedHash)
-			if c.ours, v.buf, err = leaf.HashIn(v.buf); err == nil {
-				c.sound = c.ours == c.stored
+			if c.computed, v.buf, err = leaf.HashIn(v.buf); err == nil {
+				c.sound = c.computed == c.stored
 			}
-			err = nil // what AL1 cannot hold was not appended
+			err = nil // the store cannot have appended what AL1 cannot represent
 		}
 		if !c.sound {
-			v.report.fault(Altered, int64(e.Position), "the event does not have its leaf hash")
+			v.report.fault(Altered, int64(e.Position), "the event does not match its leaf hash")
 		}
 		err = v.checkEvent(&e, c.sound)
 	}
@@ -89,13 +89,13 @@ func (v *verification) checkRows(first, last int64, events *[tlog.TileWidth]chec
 }
 
 // checkEvent checks an event against its stream, its sealed part and the
-// event before it. If it is not sound it is named already, and no witness
-// against others.
+// previous event. It does not check an event that is not sound, which checkRows
+// has reported: its columns prove nothing about other events.
 func (v *verification) checkEvent(e *eventRow, sound bool) error {
 	s := &v.streams[uint64(e.num)%uint64(len(v.streams))]
 	if sound {
 		if e.Time.UnixMicro() < v.time {
-			v.report.warn(TimeBack, int64(e.Position), "it is dated before the event before it")
+			v.report.warn(TimeBack, int64(e.Position), "its time is earlier than that of the previous event")
 		}
 		v.time = e.Time.UnixMicro()
 		if err := v.checkChain(e, s); err != nil {
@@ -112,8 +112,8 @@ func (v *verification) checkEvent(e *eventRow, sound bool) error {
 	return nil
 }
 
-// checkChain checks that the event was appended to the one that precedes it in
-// its stream.
+// checkChain checks that the event follows the previous event of its stream:
+// that its prev is that event's leaf hash.
 func (v *verification) checkChain(e *eventRow, s *seen) error {
 	if e.Revision == 0 {
 		return nil
@@ -125,29 +125,29 @@ func (v *verification) checkChain(e *eventRow, s *seen) error {
 			return v.unreadable(int64(e.Position), err)
 		}
 		if !found {
-			v.report.fault(Chain, int64(e.Position), "the event before it in its stream is not there")
+			v.report.fault(Chain, int64(e.Position), "the previous event of its stream is missing")
 			return nil
 		}
 		f := fields{row: v.row[:2]}
 		if at, leaf = f.int(), f.hash(); f.bad {
-			return nil // named as altered itself
+			return nil // that event is reported as altered
 		}
 	}
 	switch {
 	case at >= int64(e.Position):
-		v.report.fault(Chain, int64(e.Position), "the event before it in its stream is at %d", at)
+		v.report.fault(Chain, int64(e.Position), "the previous event of its stream is at the later position %d", at)
 	case leaf != e.prev:
-		v.report.fault(Chain, at, "the next event of its stream, at %d, was appended to another one", e.Position)
+		v.report.fault(Chain, at, "the next event of its stream, at %d, was appended to a different event", e.Position)
 	}
 	return nil
 }
 
-// checkSealed checks the sealed part, or what explains that it is gone.
+// checkSealed checks the sealed part, or that an erasure explains its absence.
 func (v *verification) checkSealed(e *eventRow) error {
 	sealed := e.KeyID != eventstore.KeyID{}
 	switch {
 	case e.hasSealed && (!sealed || sha256.Sum256(e.Sealed) != e.sealedHash):
-		v.report.fault(SealedAltered, int64(e.Position), "the sealed part is not the event's")
+		v.report.fault(SealedAltered, int64(e.Position), "the sealed part does not match the event's hash of it")
 		return nil
 	case e.hasSealed || !sealed:
 		return nil
@@ -158,29 +158,32 @@ func (v *verification) checkSealed(e *eventRow) error {
 		}
 	}
 	if v.erased[e.KeyID] <= int64(e.Position) {
-		v.report.fault(UnexplainedErasure, int64(e.Position), "the sealed part is gone, and no later event says that its key was destroyed")
+		v.report.fault(UnexplainedErasure, int64(e.Position), "the sealed part is missing, and no later event says that its key was destroyed")
 	}
 	return nil
 }
 
-// readErasures collects what erasures there are. Most logs that lack a sealed
-// part lack many, so it is done once; it takes memory by the erased account.
+// readErasures reads the erasure events and fills v.erased. It runs once, when
+// the first sealed part is missing. Its memory use grows with the number of
+// erased keys.
 func (v *verification) readErasures() error {
 	v.erased = map[eventstore.KeyID]int64{}
 	if v.trust.ErasedKey == nil {
 		return nil
 	}
-	rows, err := v.erasures.query(v.trust.Erasure, v.head)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for row := make([]driver.Value, 2); rows.Next(row) == nil; {
-		f := fields{row: row}
-		position, clear := f.int(), f.blob()
-		if key, ok := v.trust.ErasedKey(clear); ok && !f.bad {
-			v.erased[key] = position
+	for _, storedType := range v.trust.Erasures {
+		rows, err := v.erasures.query(storedType, v.head)
+		if err != nil {
+			return err
 		}
+		for row := make([]driver.Value, 2); rows.Next(row) == nil; {
+			f := fields{row: row}
+			position, clear := f.int(), f.blob()
+			if key, ok := v.trust.ErasedKey(storedType, clear); ok && !f.bad {
+				v.erased[key] = position
+			}
+		}
+		rows.Close()
 	}
 	return nil
 }

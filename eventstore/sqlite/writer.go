@@ -14,15 +14,15 @@ import (
 	"accountledger/eventstore/tlog"
 )
 
-// writer owns the only connection that writes. Its queue is where appends wait
-// for each other, not SQLite's busy timeout: what is queued while one
-// transaction runs shares the next one and its fsync (group commit), so that
-// nobody waits longer than for the running transaction and their own.
+// writer owns the only connection that writes. Appends wait in its queue, not
+// in SQLite's busy timeout: all that are queued while a transaction runs share
+// the next one and its fsync (group commit). So an append usually waits for the
+// running transaction and its own.
 type writer struct {
 	queue   chan *request
 	erasing chan erasure
 	closing chan struct{} // closed by close
-	ended   chan struct{} // closed when run has returned
+	ended   chan struct{} // closed when run returns
 	once    sync.Once
 
 	signer   note.Signer
@@ -31,22 +31,22 @@ type writer struct {
 	observe  func(Transaction)
 	trace    func(context.Context, Appended)
 
-	// The rest is run's alone.
+	// Only run uses the fields below.
 
-	db     *conn
-	state  state // what the file holds
-	next   state // what it will hold once the running transaction is durable
-	heads  heads // may run ahead of state; forgotten when a transaction fails
-	broken error // why the writer does not know what the file holds; forbids all writing
-	failed error // what the last signature, at close, met
+	db       *conn
+	state    state // content of the file
+	next     state // content of the file once the running transaction is durable
+	heads    heads // includes the running transaction; cleared if that fails
+	broken   error // not nil if the content of the file is unknown; forbids all writes
+	closeErr error // of the last checkpoint, signed when the log closes
 
-	lastSign time.Time // of the last attempt, by the monotonic clock
-	batch    []*request
-	fresh    []eventstore.Recorded // events of the running transaction
-	checked  []head                // heads of the commit in hand
-	leaf     tlog.Leaf             // of the event in hand
-	hash     tlog.Hash             // its hash
-	buf      []byte                // to encode leaves in
+	lastSign   time.Time // of the last attempt to sign
+	batch      []*request
+	events     []eventstore.Recorded // of the running transaction
+	writeHeads []head                // of the streams that the current commit writes to
+	leaf       tlog.Leaf             // of the current event
+	hash       tlog.Hash             // of leaf
+	buf        []byte                // encoding of leaf
 
 	begin, end, rollback      *stmt
 	selectNum, selectHead     *stmt
@@ -54,40 +54,40 @@ type writer struct {
 	insertStream, insertEvent *stmt
 	insertSealed, putTile     *stmt
 	insertClaim, deleteClaim  *stmt
-	insertCheckpoint, replace *stmt
+	insertCheckpoint          *stmt
+	deleteCheckpoints         *stmt
 	selectCheckpoint          *stmt
 	selectSealed, eraseSealed *stmt
 	row                       [2]driver.Value
 }
 
-// state is what the log is at its end. Everything in it can be read from the
-// file.
+// state describes the end of the log. load can read all of it from the file.
 type state struct {
 	tree    tlog.Tree
 	time    int64 // of the last event
-	streams int64 // number of the newest stream
+	streams int64 // number of the last created stream
 	signed  int64 // size of the last checkpoint
 }
 
 func (s *state) head() eventstore.Position { return eventstore.Position(s.tree.Size()) }
 
-// set makes s a copy of t. Trees are copied, not shared, so that a transaction
-// that fails leaves no tree that is ahead of the file.
+// set makes s a copy of t. It copies the tree, so that a transaction that fails
+// does not change the tree in state.
 func (s *state) set(t *state) {
 	s.tree.Set(&t.tree)
 	s.time, s.streams, s.signed = t.time, t.streams, t.signed
 }
 
-// head is where a stream ends.
+// head describes the end of a stream.
 type head struct {
-	num      int64 // 0: nobody has written to or claimed for the stream yet
+	num      int64 // of the stream; 0 if it has no events and no claims yet
 	revision eventstore.Revision
 	leaf     tlog.Hash // of its last event
 }
 
-// heads remembers the heads of the streams used last. When young is full it
-// becomes old and what was old is forgotten: twice headsKept at most, and no
-// list to keep in order.
+// heads caches the heads of recently used streams. When young is full, it
+// replaces old. So the cache holds at most twice headsKept, without the
+// overhead of an LRU list.
 type heads struct{ young, old map[string]head }
 
 const headsKept = 1 << 15
@@ -125,15 +125,15 @@ func newWriter(db *conn, c Config) (*writer, error) {
 		&w.insertStream: `INSERT INTO streams (num, name) VALUES (?, ?)`,
 		&w.insertEvent: `INSERT INTO events (position, stream, revision, time, id, type, actor, clear, prev, kid, sealed_hash, leaf_hash)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		&w.insertSealed:     `INSERT INTO sealed (position, bytes) VALUES (?, ?)`,
-		&w.putTile:          `INSERT INTO tiles (level, n, data) VALUES (?, ?, ?) ON CONFLICT (level, n) DO UPDATE SET data = excluded.data`,
-		&w.insertClaim:      `INSERT INTO claims (kind, key, stream) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO NOTHING`,
-		&w.deleteClaim:      `DELETE FROM claims WHERE kind = ? AND key = ? AND stream = ?`,
-		&w.insertCheckpoint: `INSERT INTO checkpoints (size, time, note) VALUES (?, ?, ?)`,
-		&w.selectCheckpoint: `SELECT note FROM checkpoints WHERE size = ?`,
-		&w.selectSealed:     `SELECT e.position FROM events e JOIN sealed p ON p.position = e.position WHERE e.stream = +? AND e.kid = ?`,
-		&w.eraseSealed:      `DELETE FROM sealed WHERE position = ?`,
-		&w.replace:          `DELETE FROM checkpoints WHERE size < ? AND time >= ?`,
+		&w.insertSealed:      `INSERT INTO sealed (position, bytes) VALUES (?, ?)`,
+		&w.putTile:           `INSERT INTO tiles (level, n, data) VALUES (?, ?, ?) ON CONFLICT (level, n) DO UPDATE SET data = excluded.data`,
+		&w.insertClaim:       `INSERT INTO claims (kind, key, stream) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO NOTHING`,
+		&w.deleteClaim:       `DELETE FROM claims WHERE kind = ? AND key = ? AND stream = ?`,
+		&w.insertCheckpoint:  `INSERT INTO checkpoints (size, time, note) VALUES (?, ?, ?)`,
+		&w.selectCheckpoint:  `SELECT note FROM checkpoints WHERE size = ?`,
+		&w.selectSealed:      `SELECT e.position FROM events e JOIN sealed p ON p.position = e.position WHERE e.stream = +? AND e.kid = ?`,
+		&w.eraseSealed:       `DELETE FROM sealed WHERE position = ?`,
+		&w.deleteCheckpoints: `DELETE FROM checkpoints WHERE size < ? AND time >= ?`,
 	})
 	if err != nil {
 		return nil, err
@@ -158,13 +158,13 @@ func (w *writer) load() error {
 		}
 		n, ok := v.(int64)
 		if !ok || n < 0 {
-			return corrupt("%v where a number belongs", v)
+			return corrupt("%v instead of a non-negative number", v)
 		}
 		*into = n
 	}
-	// The signature of a size that is not there must never be given again.
+	// Otherwise the writer would sign a second root for the same size.
 	if s.signed > size {
-		return corrupt("it ends at event %d, but a checkpoint says that it had %d", size, s.signed)
+		return corrupt("it has %d events, but a signed checkpoint covers %d", size, s.signed)
 	}
 	tree, err := tlog.Restore(size, w.readTile)
 	if err != nil {
@@ -175,8 +175,8 @@ func (w *writer) load() error {
 	return nil
 }
 
-// readTile is where tlog.Restore finds the tree's edge: the last leaf hashes
-// among the events, what is above them in tiles.
+// readTile reads the tree's edge for tlog.Restore: the last leaf hashes from
+// the events, and the higher levels from tiles.
 func (w *writer) readTile(level int, n int64, width int) ([]byte, error) {
 	query := `SELECT data FROM tiles WHERE level = ? AND n = ?`
 	args := []driver.Value{int64(level), n}
@@ -202,7 +202,7 @@ func (w *writer) readTile(level int, n int64, width int) ([]byte, error) {
 	return data, nil
 }
 
-// streamHead returns where a stream ends, as the running transaction sees it.
+// streamHead returns the head of a stream, as the running transaction sees it.
 func (w *writer) streamHead(stream string) (head, error) {
 	if h, ok := w.heads.get(stream); ok {
 		return h, nil
@@ -219,17 +219,17 @@ func (w *writer) streamHead(stream string) (head, error) {
 		return h, err
 	}
 	last := fields{row: w.row[:2]}
-	if found { // else it holds claims, and no events
+	if found { // otherwise the stream has claims but no events
 		h.revision, h.leaf = eventstore.Revision(last.int()), last.hash()
 	}
 	if num.bad || last.bad {
-		return h, corrupt("the end of stream %d cannot be read", h.num)
+		return h, corrupt("the last event of stream %d cannot be read", h.num)
 	}
 	w.heads.put(stream, h)
 	return h, nil
 }
 
-// claimOwner returns the stream that holds a claim, "" if none does.
+// claimOwner returns the stream that holds a claim, or "".
 func (w *writer) claimOwner(k eventstore.Claim) (string, error) {
 	found, err := w.selectOwner.row(w.row[:1], k.Kind, []byte(k.Key))
 	if !found || err != nil {
@@ -238,24 +238,25 @@ func (w *writer) claimOwner(k eventstore.Claim) (string, error) {
 	f := fields{row: w.row[:1]}
 	owner := f.text()
 	if f.bad {
-		return "", corrupt("the holder of a claim cannot be read")
+		return "", corrupt("the owner of a claim cannot be read")
 	}
 	return owner, nil
 }
 
-// close ends run, once what it has taken is answered, and closes the file.
+// close waits until run has completed the requests it has taken, and closes
+// the file.
 func (w *writer) close() error {
 	w.once.Do(func() { close(w.closing) })
 	<-w.ended
-	err := w.failed
+	err := w.closeErr
 	if e := w.db.close(); err == nil && e != nil {
 		err = fmt.Errorf("sqlite: close: %w", e)
 	}
 	return err
 }
 
-// sign adds a checkpoint of w.next to the running transaction. Of each minute
-// only the last checkpoint is kept.
+// sign adds a checkpoint of w.next to the running transaction. It deletes
+// earlier checkpoints of the same minute.
 func (w *writer) sign() error {
 	w.lastSign = time.Now()
 	if w.next.signed == w.next.tree.Size() {
@@ -270,25 +271,25 @@ func (w *writer) sign() error {
 		return err
 	}
 	minute := w.next.time - w.next.time%time.Minute.Microseconds()
-	if err := w.replace.exec(c.Size, minute); err != nil {
+	if err := w.deleteCheckpoints.exec(c.Size, minute); err != nil {
 		return err
 	}
 	w.next.signed = c.Size
 	return w.insertCheckpoint.exec(c.Size, w.next.time, msg)
 }
 
-// beforeSign refuses to sign what the file does not hold: its tree must have
-// the root to be signed, and had, at the size of the last checkpoint, the root
-// that was signed then. Hashes that memory or disk have changed meanwhile are so
-// never made authentic by a signature. It reads a few tiles, not the events:
-// that their bytes are what was hashed is for Verify to find.
+// beforeSign fails with ErrCorrupt unless the tree in the file has the root that
+// c states, and, at the size of the last checkpoint, the root that was signed
+// then. So the writer does not sign hashes that changed in memory or on disk.
+// beforeSign reads a few tiles, not the events; Verify checks that the events
+// have their hashes.
 func (w *writer) beforeSign(c tlog.Checkpoint) error {
 	tree, err := tlog.Restore(c.Size, w.readTile)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	if tree.Root() != c.Root {
-		return corrupt("its tree of %d events is not the one that was to be signed", c.Size)
+		return corrupt("its tree of %d events does not have the root to be signed", c.Size)
 	}
 	if w.next.signed == 0 {
 		return nil
@@ -302,14 +303,14 @@ func (w *writer) beforeSign(c tlog.Checkpoint) error {
 		return err
 	}
 	signed, ok := w.row[0].([]byte)
-	// The signatures follow the text after an empty line.
+	// In a note, an empty line separates the text from the signatures.
 	if !found || !ok || !bytes.HasPrefix(signed, []byte(last.Text()+"\n")) {
-		return corrupt("its tree of %d events is not the one that was signed", last.Size)
+		return corrupt("its tree of %d events does not have the root that was signed", last.Size)
 	}
 	return nil
 }
 
-// signNow signs a checkpoint in a transaction of its own, if the log has grown
+// signNow signs a checkpoint in a separate transaction if the log has grown
 // since the last one.
 func (w *writer) signNow() error {
 	w.lastSign = time.Now()

@@ -41,14 +41,14 @@ func TestCheckpoint(t *testing.T) {
 	}
 	wantText := origin + "\n70001\nAQIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n\n— " + origin + " "
 	if !strings.HasPrefix(string(msg), wantText) {
-		t.Errorf("note = %q, want it to begin with %q", msg, wantText)
+		t.Errorf("Sign = %q, want the prefix %q", msg, wantText)
 	}
 	got, err := tlog.OpenCheckpoint(msg, verifier)
 	if err != nil || got != want {
 		t.Errorf("OpenCheckpoint = %+v, %v, want %+v", got, err, want)
 	}
 
-	// A witness's signature below ours does not disturb.
+	// OpenCheckpoint ignores the additional signature of a witness.
 	witness, _ := newKey(t, "witness.example/w1")
 	n, err := note.Open(msg, note.VerifierList(verifier))
 	if err != nil {
@@ -59,20 +59,21 @@ func TestCheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := tlog.OpenCheckpoint(cosigned, verifier); err != nil || got != want {
-		t.Errorf("cosigned: OpenCheckpoint = %+v, %v, want %+v", got, err, want)
+		t.Errorf("OpenCheckpoint of a cosigned note = %+v, %v, want %+v", got, err, want)
 	}
 
 	if _, err := (tlog.Checkpoint{Origin: "accountledger/other"}).Sign(signer); err == nil {
-		t.Error("a key signed for another origin")
+		t.Error("Sign accepted a key with a different name than the origin")
 	}
 	if _, other := newKey(t, origin); true {
 		if _, err := tlog.OpenCheckpoint(msg, other); err == nil {
-			t.Error("a checkpoint opened under a key that did not sign it")
+			t.Error("OpenCheckpoint accepted a checkpoint signed by a different key")
 		}
 	}
 }
 
-// Every flipped bit is noticed, those in base64 padding too.
+// TestCheckpointFlips checks that OpenCheckpoint rejects every single flipped
+// bit, including those in base64 padding.
 func TestCheckpointFlips(t *testing.T) {
 	t.Parallel()
 	signer, verifier := newKey(t, origin)
@@ -84,13 +85,13 @@ func TestCheckpointFlips(t *testing.T) {
 		flipped := bytes.Clone(msg)
 		flipped[i/8] ^= 1 << (i % 8)
 		if c, err := tlog.OpenCheckpoint(flipped, verifier); err == nil {
-			t.Errorf("bit %d of byte %d flipped (%q): opens as %+v", i%8, i/8, flipped[i/8], c)
+			t.Errorf("with bit %d of byte %d flipped (%q), OpenCheckpoint = %+v, want an error", i%8, i/8, flipped[i/8], c)
 		}
 	}
 }
 
-// Row 37 of the proof tests, as far as it is about one note: text that our own
-// key signed and that is still no checkpoint.
+// TestOpenCheckpointStrict checks that OpenCheckpoint rejects text that is not
+// a canonical checkpoint although the log's own key signed it.
 func TestOpenCheckpointStrict(t *testing.T) {
 	t.Parallel()
 	signer, verifier := newKey(t, origin)
@@ -114,7 +115,7 @@ func TestOpenCheckpointStrict(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		if _, err := tlog.OpenCheckpoint(msg, verifier); !errors.Is(err, tlog.ErrCheckpoint) {
-			t.Errorf("%s: %v, want ErrCheckpoint", name, err)
+			t.Errorf("%s: OpenCheckpoint = %v, want ErrCheckpoint", name, err)
 		}
 	}
 	good, err := tlog.Checkpoint{Origin: origin, Size: 10}.Sign(signer)
@@ -129,7 +130,7 @@ func TestOpenCheckpointStrict(t *testing.T) {
 		"CR in base64": bytes.Replace(good, []byte("AAAA"), []byte("AAAA\r"), 1),
 	} {
 		if _, err := tlog.OpenCheckpoint(msg, verifier); err == nil {
-			t.Errorf("%s: opened", name)
+			t.Errorf("%s: OpenCheckpoint succeeded, want an error", name)
 		}
 	}
 }
@@ -138,7 +139,7 @@ func TestGenerateKeyRefuses(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"", "two words", "a+b"} {
 		if _, _, err := tlog.GenerateKey(name); err == nil {
-			t.Errorf("a key named %q", name)
+			t.Errorf("GenerateKey accepted the name %q", name)
 		}
 	}
 }
@@ -168,7 +169,7 @@ func FuzzOpenCheckpoint(f *testing.F) {
 		}
 		again, err := c.Sign(signer)
 		if err != nil || !bytes.Equal(again, msg) {
-			t.Errorf("%q opens as %+v, which signs as %q, %v", msg, c, again, err)
+			t.Errorf("OpenCheckpoint of %q = %+v, but signing that gives %q, %v", msg, c, again, err)
 		}
 	})
 }

@@ -1,10 +1,10 @@
-// Package tlog makes a log provable: it defines the bytes of an event that are
-// hashed (the leaf, format AL1), the Merkle tree over the leaves of a whole
-// log, and the signed checkpoints that pin the tree.
+// Package tlog makes an event log verifiable. It defines the bytes of an event
+// that are hashed (the leaf, in the format AL1), the Merkle tree over all
+// leaves, and the signed checkpoints that commit to the tree.
 //
-// Tree and proofs are those of RFC 6962, tiles those of C2SP tlog-tiles
-// (height 8), checkpoints those of C2SP tlog-checkpoint in a C2SP signed note.
-// The leaf at index i of the tree is the event at position i+1 of the log.
+// The tree is that of RFC 6962, the tiles are those of C2SP tlog-tiles
+// (height 8), and the checkpoints are those of C2SP tlog-checkpoint in a C2SP
+// signed note. The leaf with index i is the event at position i+1 of the log.
 package tlog
 
 import (
@@ -19,31 +19,31 @@ import (
 	"accountledger/eventstore"
 )
 
-// Hash is a SHA-256 hash of a leaf or of a node of the tree.
+// Hash is the SHA-256 hash of a leaf or of an interior node (RFC 6962, section 2.1).
 type Hash = tlog.Hash
 
-// Leaf is what the tree commits to of one event: everything but the bytes of
-// its sealed part, which are bound by their hash and can therefore be erased
-// without touching the tree. Its encoding, AL1, is big-endian and has exactly
-// one form:
+// Leaf is the part of an event that the tree commits to: everything except the
+// sealed part, of which it holds the hash, so that erasing a sealed part does
+// not change the tree. Its encoding, AL1, is big-endian and canonical:
 //
 //	"AL1\0" | flags u8 (bit 0: sealed) | id[16] | u8len stream | revision u64 | prev[32]
 //	| time_us u64 | u8len type | u8len actor | u32len clear
 //	| if sealed: key id[32] | sealed hash[32]
 //
-// The position in the log is not in the leaf: its place in the tree is.
+// A leaf does not contain its position in the log; its index in the tree
+// determines it.
 type Leaf struct {
 	ID       [16]byte
 	Stream   string
 	Revision eventstore.Revision
 	Prev     Hash  // leaf hash of the stream's previous event; zero at revision 0
-	Time     int64 // microseconds since 1970, UTC
+	Time     int64 // microseconds since 1970 in UTC
 	Type     string
 	Actor    string
 	Clear    []byte
 
-	KeyID      eventstore.KeyID // zero where the event has no sealed part
-	SealedHash Hash             // SHA-256 of the sealed part; zero where there is none
+	KeyID      eventstore.KeyID // zero if the event has no sealed part
+	SealedHash Hash             // SHA-256 of the sealed part; zero if there is none
 }
 
 const (
@@ -51,13 +51,13 @@ const (
 	flagSealed = 1
 )
 
-// leafPrefix is what RFC 6962 puts before a leaf's bytes, so that no leaf can
-// pass for a node.
+// leafPrefix precedes a leaf's bytes in its hash (RFC 6962, section 2.1), so
+// that a leaf cannot have the hash of an interior node.
 const leafPrefix = 0
 
-// NewLeaf returns the leaf of an event that follows the event with leaf hash
-// prev in its stream. sealed is the SHA-256 of the sealed part, which rec need
-// not hold any more; it is ignored for an event without one.
+// NewLeaf returns the leaf of rec. prev is the leaf hash of the previous event
+// in its stream. sealed is the SHA-256 hash of the sealed part, which rec
+// itself may lack after an erasure; NewLeaf ignores sealed if rec has no key ID.
 func NewLeaf(rec eventstore.Recorded, prev, sealed Hash) Leaf {
 	if rec.KeyID == (eventstore.KeyID{}) {
 		sealed = Hash{}
@@ -68,34 +68,34 @@ func NewLeaf(rec eventstore.Recorded, prev, sealed Hash) Leaf {
 	}
 }
 
-// ErrLeaf is in the chain of every error about bytes that are not an AL1 leaf
-// and about values that AL1 cannot hold.
+// ErrLeaf is wrapped by every error about bytes that are not an AL1 leaf, or
+// about values that AL1 cannot represent.
 var ErrLeaf = errors.New("tlog: not an AL1 leaf")
 
 func leafError(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrLeaf, fmt.Sprintf(format, args...))
 }
 
-// Encode returns the leaf's bytes.
+// Encode returns the AL1 encoding of l. It fails with ErrLeaf if AL1 cannot
+// represent l, which does not happen for an event that passed
+// eventstore.Commit.Check.
 func (l *Leaf) Encode() ([]byte, error) {
-	return l.AppendTo(make([]byte, 0, 256+len(l.Clear)))
+	return l.appendTo(make([]byte, 0, 256+len(l.Clear)))
 }
 
-// AppendTo appends the leaf's bytes to b. It fails, without a change to b,
-// where AL1 cannot hold the leaf; that is no leaf of an event that passed
-// eventstore.Commit.Check.
-func (l *Leaf) AppendTo(b []byte) ([]byte, error) {
+// appendTo appends the encoding of l to b. If it fails, it leaves b unchanged.
+func (l *Leaf) appendTo(b []byte) ([]byte, error) {
 	switch {
 	case len(l.Stream) > math.MaxUint8 || len(l.Type) > math.MaxUint8 || len(l.Actor) > math.MaxUint8:
 		return b, leafError("a name has more than 255 bytes")
 	case len(l.Clear) > eventstore.MaxClear:
 		return b, leafError("the clear part has more than %d bytes", eventstore.MaxClear)
 	case l.Revision < 0 || l.Time < 0:
-		return b, leafError("a negative revision or time")
+		return b, leafError("the revision or the time is negative")
 	}
 	sealed := l.KeyID != eventstore.KeyID{}
 	if !sealed && l.SealedHash != (Hash{}) {
-		return b, leafError("a hash of a sealed part without a key")
+		return b, leafError("a sealed hash without a key ID")
 	}
 	b = append(b, leafMagic...)
 	if sealed {
@@ -119,30 +119,31 @@ func (l *Leaf) AppendTo(b []byte) ([]byte, error) {
 	return b, nil
 }
 
-// Hash returns the leaf's hash: SHA-256(0x00 | encoding), RFC 6962 2.1.
+// Hash returns the leaf hash, SHA-256(0x00 | encoding) (RFC 6962, section 2.1).
+// It fails as Encode does.
 func (l *Leaf) Hash() (Hash, error) {
 	h, _, err := l.HashIn(make([]byte, 0, 256+len(l.Clear)))
 	return h, err
 }
 
-// HashIn is Hash for whoever hashes many leaves: it encodes into buf, grows it
-// where it must, and returns it to be used again.
+// HashIn is like Hash, for a caller that hashes many leaves: it encodes l into
+// buf, grows buf if necessary, and returns it for reuse.
 func (l *Leaf) HashIn(buf []byte) (Hash, []byte, error) {
-	buf, err := l.AppendTo(append(buf[:0], leafPrefix))
+	buf, err := l.appendTo(append(buf[:0], leafPrefix))
 	if err != nil {
 		return Hash{}, buf, err
 	}
 	return sha256.Sum256(buf), buf, nil
 }
 
-// DecodeLeaf is the inverse of Encode. It accepts nothing that Encode does not
-// produce, so that a leaf has one encoding and a hash one leaf. The leaf's
-// clear part is b's memory.
+// DecodeLeaf is the inverse of Encode. It fails with ErrLeaf for bytes that
+// Encode does not produce, so that each leaf has exactly one encoding and each
+// hash belongs to exactly one leaf. The returned leaf's Clear aliases b.
 func DecodeLeaf(b []byte) (Leaf, error) {
 	d := decoder{rest: b}
 	magic, flags := string(d.take(len(leafMagic))), d.take(1)
-	if d.short || magic != leafMagic || flags[0]&^flagSealed != 0 {
-		return Leaf{}, leafError("unknown format or flags")
+	if d.bad || magic != leafMagic || flags[0]&^flagSealed != 0 {
+		return Leaf{}, leafError("the format or a flag is unknown")
 	}
 	var l Leaf
 	copy(l.ID[:], d.take(len(l.ID)))
@@ -157,28 +158,28 @@ func DecodeLeaf(b []byte) (Leaf, error) {
 		copy(l.KeyID[:], d.take(len(l.KeyID)))
 		copy(l.SealedHash[:], d.take(len(l.SealedHash)))
 		if l.KeyID == (eventstore.KeyID{}) {
-			return Leaf{}, leafError("sealed under no key")
+			return Leaf{}, leafError("it is sealed, but its key ID is zero")
 		}
 	}
 	switch {
-	case d.short:
-		return Leaf{}, leafError("cut short or out of range")
+	case d.bad:
+		return Leaf{}, leafError("it is truncated, or a field is out of range")
 	case len(d.rest) > 0:
-		return Leaf{}, leafError("%d bytes after its end", len(d.rest))
+		return Leaf{}, leafError("%d bytes follow its end", len(d.rest))
 	}
 	return l, nil
 }
 
-// A decoder cuts fields off rest. Once one is missing or out of range it is
-// short, and every later field is zero.
+// decoder reads fields from the start of rest. Once a field is missing or out
+// of range, it sets bad and returns zero for every later field.
 type decoder struct {
-	rest  []byte
-	short bool
+	rest []byte
+	bad  bool
 }
 
 func (d *decoder) take(n int) []byte {
-	if d.short || n > len(d.rest) {
-		d.short = true
+	if d.bad || n > len(d.rest) {
+		d.bad = true
 		return make([]byte, n)
 	}
 	field := d.rest[:n:n]
@@ -194,7 +195,7 @@ func (d *decoder) name() string {
 func (d *decoder) uint63() int64 {
 	v := binary.BigEndian.Uint64(d.take(8))
 	if v > math.MaxInt64 {
-		d.short = true
+		d.bad = true
 		return 0
 	}
 	return int64(v)
@@ -203,7 +204,7 @@ func (d *decoder) uint63() int64 {
 func (d *decoder) clear() []byte {
 	n := binary.BigEndian.Uint32(d.take(4))
 	if n > eventstore.MaxClear {
-		d.short = true
+		d.bad = true
 		return nil
 	}
 	return d.take(int(n))

@@ -25,8 +25,8 @@ func sealedLeaf() tlog.Leaf {
 	}
 }
 
-// The bytes of AL1 written out by hand: a change of this test is a change of
-// every proof ever given.
+// TestLeafEncode spells out the bytes of AL1. Changing them invalidates every
+// existing proof.
 func TestLeafEncode(t *testing.T) {
 	t.Parallel()
 	l := sealedLeaf()
@@ -71,7 +71,7 @@ func TestNewLeaf(t *testing.T) {
 	}
 	rec.KeyID = eventstore.KeyID{}
 	if l := tlog.NewLeaf(rec, tlog.Hash{9}, tlog.Hash{5}); l.SealedHash != (tlog.Hash{}) {
-		t.Error("the leaf of an event without a sealed part has a sealed hash")
+		t.Error("NewLeaf set a sealed hash for an event without a sealed part")
 	}
 }
 
@@ -95,7 +95,7 @@ func TestDecodeLeafRoundTrip(t *testing.T) {
 				t.Fatal(err)
 			}
 			if len(b) >= 65536 {
-				t.Errorf("%d bytes do not fit into an entry of a tile", len(b))
+				t.Errorf("the encoding has %d bytes, too many for an entry in a tile", len(b))
 			}
 			got, err := tlog.DecodeLeaf(b)
 			if err != nil {
@@ -117,7 +117,7 @@ func TestDecodeLeafRefuses(t *testing.T) {
 	}
 	for n := range b {
 		if _, err := tlog.DecodeLeaf(b[:n]); !errors.Is(err, tlog.ErrLeaf) {
-			t.Errorf("the first %d bytes of a leaf: %v, want ErrLeaf", n, err)
+			t.Errorf("DecodeLeaf of the first %d bytes = %v, want ErrLeaf", n, err)
 		}
 	}
 	alter := func(i int, v byte) []byte { c := bytes.Clone(b); c[i] = v; return c }
@@ -133,7 +133,7 @@ func TestDecodeLeafRefuses(t *testing.T) {
 		"zero key":          alter(kid, 0),
 	} {
 		if _, err := tlog.DecodeLeaf(b); !errors.Is(err, tlog.ErrLeaf) {
-			t.Errorf("%s: %v, want ErrLeaf", name, err)
+			t.Errorf("%s: DecodeLeaf = %v, want ErrLeaf", name, err)
 		}
 	}
 }
@@ -152,7 +152,7 @@ func TestEncodeRefuses(t *testing.T) {
 		l := sealedLeaf()
 		change(&l)
 		if _, err := l.Hash(); !errors.Is(err, tlog.ErrLeaf) {
-			t.Errorf("%s: %v, want ErrLeaf", name, err)
+			t.Errorf("%s: Hash = %v, want ErrLeaf", name, err)
 		}
 	}
 }
@@ -177,7 +177,7 @@ func FuzzLeaf(f *testing.F) {
 		}
 		got, err := l.Encode()
 		if err != nil {
-			t.Fatalf("a decoded leaf does not encode: %v", err)
+			t.Fatalf("Encode of a decoded leaf = %v", err)
 		}
 		if !bytes.Equal(got, b) {
 			t.Errorf("encode(decode(x)) = %s, want %s", hex.EncodeToString(got), hex.EncodeToString(b))

@@ -8,34 +8,34 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// The shape of tiles, C2SP tlog-tiles: a full tile holds 256 hashes.
+// The size of tiles (C2SP tlog-tiles): a full tile holds 256 hashes.
 const (
 	TileHeight = 8
 	TileWidth  = 1 << TileHeight
 )
 
-// Tile is a run of up to TileWidth hashes of one level: at level 0 of leaves,
-// at level L of the complete subtrees of TileWidth^L leaves. Its first hash is
-// number N*TileWidth of its level.
+// Tile holds up to TileWidth consecutive hashes of one level: leaf hashes at
+// level 0, and at level L the hashes of complete subtrees of TileWidth^L
+// leaves. Its first hash has index N*TileWidth in its level.
 type Tile struct {
 	Level int
 	N     int64
 	Data  []byte // the hashes, 32 bytes each
 }
 
-// Tree is the right edge of a Merkle tree (RFC 6962 2.1): the hashes of its
-// incomplete tiles, which is all that is needed to extend it and to know its
-// root. It holds at most 8 KiB a level, and one level for every factor 256 in
+// Tree is the right edge of a Merkle tree (RFC 6962, section 2.1): the hashes
+// in its incomplete tiles, which suffice to extend the tree and to compute its
+// root. It uses at most 8 KiB per level, and one level per factor of 256 in
 // size. The zero Tree is empty.
 type Tree struct {
 	size int64
 	edge [][]Hash // by level; each shorter than TileWidth
 }
 
-// Size is the number of leaves.
+// Size returns the number of leaves.
 func (t *Tree) Size() int64 { return t.size }
 
-// Set makes t equal to u and shares no memory with it. It reuses t's.
+// Set makes t a copy of u that shares no memory with it. Set reuses t's memory.
 func (t *Tree) Set(u *Tree) {
 	t.size = u.size
 	for len(t.edge) < len(u.edge) {
@@ -47,17 +47,10 @@ func (t *Tree) Set(u *Tree) {
 	}
 }
 
-// Clone returns a tree equal to t that shares no memory with it.
-func (t *Tree) Clone() *Tree {
-	c := new(Tree)
-	c.Set(t)
-	return c
-}
-
-// Push adds a leaf. Where it completes a tile of level 0, which is every
-// TileWidth leaves, it returns the tiles to store: that one, never to change
-// again, and the tile of each level above that grew by it, which replaces the
-// narrower one stored before under the same level and number.
+// Push appends a leaf. If the leaf completes a level-0 tile, Push returns the
+// tiles to store: the completed tile, which never changes again, and each
+// higher tile that gained a hash, which replaces the stored, narrower tile of
+// the same level and number.
 func (t *Tree) Push(leaf Hash) []Tile {
 	t.size++
 	var changed []Tile
@@ -79,14 +72,14 @@ func (t *Tree) Push(leaf Hash) []Tile {
 	}
 }
 
-// Root returns the tree's root hash; that of the empty tree is SHA-256 of
-// nothing.
+// Root returns the root hash (RFC 6962, section 2.1). The root of the empty
+// tree is the SHA-256 hash of the empty string.
 func (t *Tree) Root() Hash {
 	if t.size == 0 {
 		return sha256.Sum256(nil)
 	}
-	// From right to left, small subtrees to large: each is the right
-	// neighbour of all that is still to come.
+	// Combine the complete subtrees from right to left, smallest first: the
+	// result so far is the right child at each step.
 	var root Hash
 	empty := true
 	for _, hashes := range t.edge {
@@ -103,7 +96,8 @@ func (t *Tree) Root() Hash {
 	return root
 }
 
-// Edge returns the tiles Restore asks for: those incomplete at t's size.
+// Edge returns the tiles that are incomplete at t's size, which are those that
+// Restore reads.
 func (t *Tree) Edge() []Tile {
 	var tiles []Tile
 	for l, hashes := range t.edge {
@@ -114,9 +108,10 @@ func (t *Tree) Edge() []Tile {
 	return tiles
 }
 
-// Restore returns the tree of the given size out of what Push gave to store.
-// For each incomplete tile it asks read for at least the width hashes it
-// needs; the tile of level 0 is not stored and must be made of leaf hashes.
+// Restore rebuilds the tree of the given size from the tiles that Push
+// returned. It calls read once for each incomplete tile; read must return at
+// least the first width hashes of that tile. Incomplete level-0 tiles are not
+// stored, so for level 0 read must return the leaf hashes.
 func Restore(size int64, read func(level int, n int64, width int) ([]byte, error)) (*Tree, error) {
 	t := &Tree{size: size}
 	for l := 0; size>>(TileHeight*l) > 0; l++ {
@@ -129,7 +124,7 @@ func Restore(size int64, read func(level int, n int64, width int) ([]byte, error
 				return nil, fmt.Errorf("tlog: read tile %d/%d: %w", l, n, err)
 			}
 			if len(data) < width*tlog.HashSize {
-				return nil, fmt.Errorf("tlog: tile %d/%d has %d bytes, fewer than %d hashes", l, n, len(data), width)
+				return nil, fmt.Errorf("tlog: tile %d/%d has %d bytes, too few for %d hashes", l, n, len(data), width)
 			}
 			for ; len(hashes) < width; data = data[tlog.HashSize:] {
 				hashes = append(hashes, Hash(data[:tlog.HashSize]))
@@ -140,11 +135,12 @@ func Restore(size int64, read func(level int, n int64, width int) ([]byte, error
 	return t, nil
 }
 
-// Subtree returns the hash of the complete subtree over the hashes in a full
-// tile's data: the hash the level above holds for it.
+// Subtree returns the root of the complete subtree over a full tile's hashes,
+// which is the hash that the level above holds for the tile. It fails if data
+// is not a full tile.
 func Subtree(data []byte) (Hash, error) {
 	if len(data) != TileWidth*tlog.HashSize {
-		return Hash{}, fmt.Errorf("tlog: a full tile has %d bytes, not %d", TileWidth*tlog.HashSize, len(data))
+		return Hash{}, fmt.Errorf("tlog: a full tile must have %d bytes, not %d", TileWidth*tlog.HashSize, len(data))
 	}
 	var hashes [TileWidth]Hash
 	for i := range hashes {
@@ -153,7 +149,7 @@ func Subtree(data []byte) (Hash, error) {
 	return subtree(hashes[:]), nil
 }
 
-// subtree is the hash over a number of hashes that is a power of two.
+// subtree returns the root over hashes, whose number must be a power of two.
 func subtree(hashes []Hash) Hash {
 	if len(hashes) == 1 {
 		return hashes[0]
@@ -162,7 +158,7 @@ func subtree(hashes []Hash) Hash {
 	return node(subtree(hashes[:half]), subtree(hashes[half:]))
 }
 
-// node is tlog.NodeHash (RFC 6962 2.1) without its allocations.
+// node computes tlog.NodeHash (RFC 6962, section 2.1) without allocating.
 func node(left, right Hash) Hash {
 	var b [1 + 2*tlog.HashSize]byte
 	b[0] = 1

@@ -18,7 +18,7 @@ func leaf(i int64) tlog.Hash {
 	return sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i)))
 }
 
-// reference is the tree as golang.org/x/mod stores it: all hashes.
+// reference holds all hashes of a tree in the layout of golang.org/x/mod.
 type reference []sumdb.Hash
 
 func (r *reference) ReadHashes(indexes []int64) ([]sumdb.Hash, error) {
@@ -42,23 +42,23 @@ type coordinates struct {
 	n     int64
 }
 
-// store keeps tiles as the log does.
+// store keeps tiles in memory.
 type store map[coordinates][]byte
 
 func (s store) put(t *testing.T, tiles []tlog.Tile) {
 	for _, tile := range tiles {
 		at := coordinates{tile.Level, tile.N}
 		if old := s[at]; tile.Level == 0 && old != nil {
-			t.Fatalf("tile 0/%d is stored twice", tile.N)
+			t.Fatalf("tile 0/%d was stored twice", tile.N)
 		} else if len(old) >= len(tile.Data) {
-			t.Fatalf("tile %d/%d shrinks from %d to %d bytes", tile.Level, tile.N, len(old), len(tile.Data))
+			t.Fatalf("tile %d/%d did not grow: it had %d bytes and now has %d", tile.Level, tile.N, len(old), len(tile.Data))
 		}
 		s[at] = tile.Data
 	}
 }
 
-// restore is a reopened log: tiles from the store, and the last few leaves
-// from the events.
+// restore restores a tree as a reopened log does: from the stored tiles and
+// the leaf hashes of the last events.
 func (s store) restore(size int64) (*tlog.Tree, error) {
 	return tlog.Restore(size, func(level int, n int64, width int) ([]byte, error) {
 		if level > 0 {
@@ -73,8 +73,8 @@ func (s store) restore(size int64) (*tlog.Tree, error) {
 	})
 }
 
-// Row 1 of the proof tests: at every size the root is x/mod's, and the tree
-// restored from what was stored is the tree.
+// TestTreeEqualsReference compares the root with that of golang.org/x/mod at
+// every size, and the tree with the one restored from its stored tiles.
 func TestTreeEqualsReference(t *testing.T) {
 	t.Parallel()
 	var tree tlog.Tree
@@ -89,22 +89,22 @@ func TestTreeEqualsReference(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := tree.Root(); got != want {
-			t.Fatalf("root at size %d = %v, want %v", n, got, want)
+			t.Fatalf("Root at size %d = %v, want %v", n, got, want)
 		}
 		restored, err := tiles.restore(n)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !reflect.DeepEqual(tree.Edge(), restored.Edge()) || restored.Root() != want {
-			t.Fatalf("restored at size %d it is another tree", n)
+			t.Fatalf("the tree restored at size %d differs from the original", n)
 		}
 		ref.push(t, n)
 		tiles.put(t, tree.Push(leaf(n)))
 	}
 }
 
-// Every tile that x/mod says belongs to the tree is stored, with its hashes,
-// across the sizes where levels two and three begin.
+// TestTreeTiles checks that Push returned every tile that golang.org/x/mod
+// lists for the tree, with the right hashes, at a size that reaches level 2.
 func TestTreeTiles(t *testing.T) {
 	t.Parallel()
 	const size = 1<<16 + 1<<9 + 3
@@ -121,7 +121,7 @@ func TestTreeTiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			if restored.Root() != tree.Root() {
-				t.Fatalf("restored at size %d has another root", n+1)
+				t.Fatalf("the tree restored at size %d has a different root", n+1)
 			}
 		}
 	}
@@ -130,12 +130,12 @@ func TestTreeTiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	if tree.Root() != want {
-		t.Fatalf("root = %v, want %v", tree.Root(), want)
+		t.Fatalf("Root = %v, want %v", tree.Root(), want)
 	}
-	// NewTiles lists each level's last tile with its final width.
+	// NewTiles lists the last tile of each level with its final width.
 	for _, tile := range sumdb.NewTiles(tlog.TileHeight, 0, size) {
 		if tile.L == 0 && tile.W < tlog.TileWidth {
-			continue // the last leaves: they are rows, not a tile
+			continue // incomplete level-0 tiles are not stored
 		}
 		want, err := sumdb.ReadTileData(tile, &ref)
 		if err != nil {
@@ -154,19 +154,20 @@ func TestTreeSet(t *testing.T) {
 		tree.Push(leaf(n))
 	}
 	root := tree.Root()
-	clone := tree.Clone()
+	clone := new(tlog.Tree)
+	clone.Set(&tree)
 	for n := range int64(600) {
 		clone.Push(leaf(n + 7))
 	}
 	if tree.Root() != root || tree.Size() != 300 {
-		t.Fatal("pushing to a clone changed the tree")
+		t.Fatal("Push to the copy changed the original tree")
 	}
-	// Back from the longer to the shorter tree, as after a failed commit.
+	// Set a longer tree back to a shorter one, as after a failed commit.
 	clone.Set(&tree)
 	clone.Push(leaf(300))
 	tree.Push(leaf(300))
 	if clone.Root() != tree.Root() {
-		t.Fatal("a tree set to another does not grow as it does")
+		t.Fatal("after Set and Push on both, the trees differ")
 	}
 }
 
@@ -174,10 +175,10 @@ func TestRestoreRefuses(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
 	if _, err := tlog.Restore(3, func(int, int64, int) ([]byte, error) { return nil, broken }); !errors.Is(err, broken) {
-		t.Errorf("Restore = %v, want the reader's error", err)
+		t.Errorf("Restore = %v, want the error of read", err)
 	}
 	if _, err := tlog.Restore(3, func(int, int64, int) ([]byte, error) { return make([]byte, 95), nil }); err == nil {
-		t.Error("Restore took a tile that is too short")
+		t.Error("Restore accepted a tile that is too short")
 	}
 }
 
@@ -195,7 +196,7 @@ func TestSubtree(t *testing.T) {
 		t.Errorf("Subtree = %v, %v, want the root %v", got, err, tree.Root())
 	}
 	if _, err := tlog.Subtree(data[1:]); err == nil {
-		t.Error("Subtree took a tile that is not full")
+		t.Error("Subtree accepted a tile that is not full")
 	}
 }
 

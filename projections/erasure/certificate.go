@@ -15,31 +15,31 @@ import (
 // Certificate states what an erasure destroyed, when and by whom. It can be
 // verified against the log, which still proves that the events existed.
 type Certificate struct {
-	Sub           string              `json:"sub"`
-	KeyID         string              `json:"keyId"` // of the destroyed key, in hexadecimal
-	ErasedTime    time.Time           `json:"erasedTime"`
-	Actor         domain.Actor        `json:"actor"`
-	Position      eventstore.Position `json:"position"`               // of the erasure event
-	CompletedTime time.Time           `json:"completedTime,omitzero"` // when the data was gone from every file; zero: not yet
-	Events        []SealedEvent       `json:"events"`
-	Checkpoint    string              `json:"checkpoint,omitzero"` // a signed checkpoint that includes the erasure event; available within a second after it
-	Subscribers   []Subscriber        `json:"subscribers"`
+	Sub           string              `json:"sub" doc:"The erased account."`
+	KeyID         string              `json:"keyId" doc:"The encryption key that was destroyed."` // of the destroyed key, in hexadecimal
+	ErasedTime    time.Time           `json:"erasedTime" doc:"When the account was erased."`
+	Actor         domain.Actor        `json:"actor" doc:"Who requested the erasure."`
+	Position      eventstore.Position `json:"position" doc:"The log position of the erasure."` // of the erasure event
+	CompletedTime time.Time           `json:"completedTime,omitzero" doc:"When the data had been removed from every file."`
+	Events        []SealedEvent       `json:"events" doc:"The events whose personal data was sealed under the key."`
+	Checkpoint    string              `json:"checkpoint,omitzero" doc:"A signed checkpoint that covers the erasure, available within a second of it."`
+	Subscribers   []Subscriber        `json:"subscribers" doc:"The webhooks subscribed to erasures, and whether each was notified of this one."`
 }
 
 // SealedEvent is an event of the account that was sealed under the key.
 type SealedEvent struct {
-	Position eventstore.Position `json:"position"`
-	Revision eventstore.Revision `json:"revision"`
-	Type     string              `json:"type"`
-	Time     time.Time           `json:"time"`
+	Position eventstore.Position `json:"position" doc:"The event's position in the log."`
+	Revision eventstore.Revision `json:"revision" doc:"The event's number within the account."`
+	Type     string              `json:"type" doc:"The event's type in the log, including its version."`
+	Time     time.Time           `json:"time" doc:"When the event was recorded."`
 }
 
 // Subscriber is a webhook that is notified of erasures. Status is Acknowledged or
 // a status of package webhooks: StatusSettled if the delivery ended so long ago
 // that its attempts have been deleted.
 type Subscriber struct {
-	WebhookID string `json:"webhookId"`
-	Status    string `json:"status"`
+	WebhookID string `json:"webhookId" doc:"The webhook's id."`
+	Status    string `json:"status" doc:"acknowledged, pending, retrying, dead, or settled: nothing is left to send, and the outcome is no longer stored."`
 }
 
 // Acknowledged is the status of a subscriber that has acknowledged the delivery.
@@ -109,7 +109,7 @@ func (e *Eraser) subscribers(ctx context.Context, c *Certificate) error {
 	}
 	erased := domain.PublicEvent{Type: publicName, Aliases: []string{"ACCOUNT_DELETED"}}
 	for _, w := range endpoints {
-		if erased.Told(w.Events) == "" || w.After >= c.Position {
+		if erased.EventName(w.Events) == "" || w.After >= c.Position {
 			continue
 		}
 		status, err := e.Webhooks.Outcome(ctx, w.WebhookID, domain.AccountStream(c.Sub), c.Position)

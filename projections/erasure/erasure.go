@@ -175,7 +175,7 @@ func (e *Eraser) complete(ctx context.Context, x projections.Erasure) error {
 			if err != nil {
 				return err
 			}
-			return e.Views.Await(ctx, projections.ErasuresView, result.Account.Position)
+			return e.Views.Await(ctx, projections.ErasuresView, result.State.Position)
 		}},
 	} {
 		if err := step.do(); err != nil {

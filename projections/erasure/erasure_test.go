@@ -115,7 +115,7 @@ func (w *world) open(t *testing.T, done func(step string) error) running {
 	return r
 }
 
-func (r running) do(t *testing.T, sub string, cmd domain.Command) domain.Result {
+func (r running) do(t *testing.T, sub string, cmd domain.Command) domain.Result[domain.Account] {
 	t.Helper()
 	result, err := r.Execute(t.Context(), domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}, sub, cmd)
 	if err != nil {
@@ -200,7 +200,7 @@ func (w *world) gone(t *testing.T, sub string, secrets map[string][]byte) {
 
 func (w *world) verify(t *testing.T, r running) {
 	t.Helper()
-	report, err := r.log.Verify(t.Context(), sqlite.Trust{Verifier: w.verifier, Erasure: domain.ErasedType, ErasedKey: domain.ErasedKey}, nil)
+	report, err := r.log.Verify(t.Context(), sqlite.Trust{Verifier: w.verifier, Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}, nil)
 	check(t, err)
 	if !report.OK() {
 		t.Errorf("verify: %v", report.Faults)

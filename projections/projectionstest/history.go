@@ -85,18 +85,18 @@ func Body(account, revision int) (eventType string, clear, personal []byte) {
 	}
 	switch {
 	case revision == 0:
-		eventType = "account.created.v1"
+		eventType = domain.TypeOf(domain.AccountCreated{})
 		clear, personal = doc(`{"origin":"imported","userStatus":"VERIFIED","identityId":"`+identity+`","provider":"self"}`,
 			fmt.Sprintf(`{"profile":{"given_name":"Given %[1]d","family_name":"Family %[1]d","email":"person%[1]d@example.org","email_verified":true,"mobile_number":"+49151%08[1]d","mobile_number_verified":false,"locale":"de-DE"},"customFields":{"employee_id":"%[1]d"}}`, account))
 	case revision%3 == 0:
-		eventType = "account.status-changed.v1"
+		eventType = domain.TypeOf(domain.StatusChanged{})
 		clear, personal = doc(`{"from":"VERIFIED","to":"VERIFIED"}`, `{"reason":"reviewed by the back office"}`)
 	case revision%3 == 1:
-		eventType = "account.profile-updated.v1"
+		eventType = domain.TypeOf(domain.ProfileUpdated{})
 		clear, personal = doc(`{"identityId":"`+identity+`","fields":["family_name","nickname"]}`,
 			fmt.Sprintf(`{"changes":{"family_name":"Family %d of %d","nickname":"Nick %d"}}`, revision, account, account))
 	default:
-		eventType = "account.custom-fields-updated.v1"
+		eventType = domain.TypeOf(domain.CustomFieldsUpdated{})
 		clear, personal = doc(`{"fields":["tier","visits"]}`, fmt.Sprintf(`{"values":{"tier":"gold","visits":%d}}`, revision))
 	}
 	return eventType, clear, personal

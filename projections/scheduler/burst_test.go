@@ -71,7 +71,7 @@ func (r running) change(t testing.TB, sub string, to domain.Status) time.Duratio
 	begun := time.Now()
 	result, err := r.Execute(t.Context(), domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "test"}}}, sub, domain.SetStatus{Status: to})
 	if err == nil {
-		err = r.views.Await(t.Context(), projections.AccountsView, result.Account.Position)
+		err = r.views.Await(t.Context(), projections.AccountsView, result.State.Position)
 	}
 	if err != nil {
 		t.Fatal(err)

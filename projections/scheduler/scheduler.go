@@ -174,7 +174,7 @@ func (s *Scheduler) execute(ctx context.Context, due []projections.Due) (int, er
 				return err
 			}
 			effects.Add(1)
-			for p := int64(result.Account.Position); ; {
+			for p := int64(result.State.Position); ; {
 				if seen := last.Load(); p <= seen || last.CompareAndSwap(seen, p) {
 					return nil
 				}
@@ -188,7 +188,7 @@ func (s *Scheduler) execute(ctx context.Context, due []projections.Due) (int, er
 }
 
 // outcome returns the outcome of the ledger's result.
-func outcome(result domain.Result, err error) string {
+func outcome(result domain.Result[domain.Account], err error) string {
 	switch {
 	case err != nil && domain.CodeOf(err) == "":
 		return OutcomeFailed

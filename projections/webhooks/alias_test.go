@@ -6,12 +6,12 @@ import (
 	"testing/synctest"
 )
 
-// Who asked by an alias is told by it, others by the event's own name; a
-// mapping and CloudEvents tell the same.
+// A webhook whose patterns name an alias receives events under the alias, other
+// webhooks under the event's own name.
 func TestAlias(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := &receiver{overlaps: true} // there are two endpoints
+		r := &receiver{overlaps: true} // there are two webhooks
 		w := newWorld(t, Config{})
 		w.transport = r
 		w.account("ada")
@@ -28,10 +28,10 @@ func TestAlias(t *testing.T) {
 		}
 		want := map[string]string{"old.example": "ACCOUNT_CREATED_WITH_CIDAAS_IDENTITY ACCOUNT_MODIFIED ", "new.example": "USER_CREATED USER_UPDATED "}
 		if fmt.Sprint(types) != fmt.Sprint(want) {
-			t.Errorf("told %v, want %v", types, want)
+			t.Errorf("received %v, want %v", types, want)
 		}
 		if d := w.deliveries("old"); len(d) != 2 || d[0].Type != "ACCOUNT_MODIFIED" {
-			t.Errorf("deliveries %+v, want two by their aliases", d)
+			t.Errorf("deliveries %+v, want two under their aliases", d)
 		}
 		w.stop()
 	})

@@ -26,6 +26,8 @@ import (
 
 	"accountledger/domain"
 	"accountledger/projections/projectionstest"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
 
 // backlog appends n events of n/10 accounts.
@@ -41,7 +43,7 @@ func (w *world) backlog(n int) {
 	}
 }
 
-// discard is a receiver that counts.
+// discard is a receiver that only counts requests.
 func discard(b *testing.B, n *atomic.Int64) *httptest.Server {
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -52,7 +54,7 @@ func discard(b *testing.B, n *atomic.Int64) *httptest.Server {
 	return server
 }
 
-// cpu is the processor time this process has used.
+// cpu returns the CPU time that this process has used.
 func cpu() time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -66,8 +68,8 @@ func report(b *testing.B, before time.Duration) {
 	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-µs/op")
 }
 
-// BenchmarkDeliver is signed deliveries a second, receiver included, and as
-// its limit the bare requests: TARGETS P9.
+// BenchmarkDeliver measures signed deliveries a second, including the receiver,
+// and the bare requests as their limit: TARGETS P9.
 func BenchmarkDeliver(b *testing.B) {
 	const inFlight = 64
 	b.Run("limit", func(b *testing.B) {
@@ -76,14 +78,21 @@ func BenchmarkDeliver(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		target := target{url: u, transport: newTransport(newGuard(loopback, true), inFlight), timeout: time.Minute, now: time.Now,
-			signers: anySigner(), private: func() bool { return true }}
-		m, body := &message{event: domain.PublicEvent{ID: domain.NewID().String()}}, make([]byte, 400)
+		client, err := transport.New(transport.Config{URL: u, Allow: loopback, InFlight: inFlight, Timeout: time.Minute, Now: time.Now})
+		if err != nil {
+			b.Fatal(err)
+		}
+		signer, err := wire.ParseSigner(v1Secret)
+		if err != nil {
+			b.Fatal(err)
+		}
+		e := wire.Envelope{URL: u, Signers: wire.Signers{signer}}
+		c := wire.Content{ID: domain.NewID().String(), Type: "application/json", Body: make([]byte, 400)}
 		b.SetParallelism(inFlight / 2)
 		before := cpu()
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				target.post(content{id: m.event.ID, kind: jsonType, body: body})
+				client.Post(func(now time.Time) *http.Request { return e.Request(c, now) })
 			}
 		})
 		report(b, before)
@@ -110,9 +119,9 @@ func BenchmarkDeliver(b *testing.B) {
 	}
 }
 
-// Row 44: BenchmarkFailing is signed deliveries a second where one account of a
-// hundred refuses them, beside the same where none does. Their lanes are all
-// there is of lanes.
+// Row 44: BenchmarkFailing measures signed deliveries a second if the receiver
+// refuses the events of one account in a hundred, and if it refuses none. Only the
+// failing accounts have lanes.
 func BenchmarkFailing(b *testing.B) {
 	for _, failing := range []int{0, 1} {
 		b.Run(fmt.Sprintf("%d of 100 accounts", failing), func(b *testing.B) {
@@ -154,9 +163,9 @@ func BenchmarkFailing(b *testing.B) {
 	}
 }
 
-// BenchmarkLatency is the time from commit to the receiver's handler, at 1,000
-// events a second (TARGETS P10), at 5,000, and at 1,000 while another endpoint
-// hangs.
+// BenchmarkLatency measures the time from commit to the receiver's handler, at
+// 1,000 events a second (TARGETS P10), at 5,000, and at 1,000 while another
+// endpoint hangs.
 func BenchmarkLatency(b *testing.B) {
 	b.Run("1000 a second", func(b *testing.B) { benchmarkLatency(b, 1, false) })
 	b.Run("5000 a second", func(b *testing.B) { benchmarkLatency(b, 5, false) })
@@ -213,11 +222,10 @@ func benchmarkLatency(b *testing.B, perTick int, hanging bool) {
 	w.stop()
 }
 
-// Row 51: BenchmarkBacklog is what a backlog costs in memory: ten endpoints that have
-// all of a log before them, which lies in files. grown-MiB is what the process
-// has at most during the first deliveries, above what it had before; the
-// receiver is another process, and the keys of accounts are in memory before, as
-// they are where views follow the log.
+// Row 51: BenchmarkBacklog measures the memory that a backlog takes: ten webhooks
+// start at the beginning of a log in files. grown-MiB is the peak during the first
+// deliveries above the memory before them. The receiver is another process. The
+// accounts' keys are in memory already, as they are when views follow the log.
 // ACCOUNTLEDGER_BENCH_EVENTS sets the size of the log.
 func BenchmarkBacklog(b *testing.B) {
 	events, err := strconv.Atoi(os.Getenv("ACCOUNTLEDGER_BENCH_EVENTS"))
@@ -259,7 +267,7 @@ func BenchmarkBacklog(b *testing.B) {
 		}
 		debug.FreeOSMemory()
 		before := resident(b, "VmRSS:")
-		_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) // from here on a new peak
+		_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) // reset the peak
 		ctx, cancel := context.WithCancel(b.Context())
 		done := make(chan error)
 		b.StartTimer()
@@ -279,7 +287,7 @@ func BenchmarkBacklog(b *testing.B) {
 	}
 }
 
-// discardElsewhere is a receiver in a process of its own, which ends with b.
+// discardElsewhere starts discard in a separate process, which ends with b.
 func discardElsewhere(b *testing.B) (url string) {
 	cmd, heal, lines := start(b, receiverFile+"="+os.DevNull, receiverAddress+"=127.0.0.1:0")
 	b.Cleanup(func() {
@@ -300,7 +308,7 @@ func check(b *testing.B, err error) {
 	}
 }
 
-// BenchmarkIdle is what a thousand endpoints cost that have nothing to do.
+// BenchmarkIdle measures the memory of a thousand webhooks without events.
 func BenchmarkIdle(b *testing.B) {
 	for range b.N {
 		w := newWorld(b, Config{})
@@ -322,7 +330,7 @@ func BenchmarkIdle(b *testing.B) {
 	}
 }
 
-// resident is a line of /proc/self/status, in MiB; 0 where there is none.
+// resident returns a line of /proc/self/status in MiB, 0 if it is missing.
 func resident(b *testing.B, line string) float64 {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {

@@ -1,48 +1,61 @@
 package webhooks
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"time"
+
+	"accountledger/domain"
+	"accountledger/projections/webhooks/transport"
 )
 
-// DefaultSchedule is how long an event, or an endpoint as a whole, waits
-// after each failure: attempts at 0, 5 s, 5 min, 35 min, 2.5 h, 7.5 h, 17.5 h,
-// 31.5 h, 51.5 h and 75.5 h, a few seconds more each.
+// DefaultSchedule lists the waits after each failure, of an event or of an
+// endpoint: attempts at 0, 5 s, 5 min, 35 min, 2.5 h, 7.5 h, 17.5 h, 31.5 h,
+// 51.5 h and 75.5 h, each with some jitter.
 var DefaultSchedule = []time.Duration{
 	5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour,
 	10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour,
 }
 
-// wait is a schedule's step with up to a fifth more, so that endpoints that
-// failed together do not come back together.
-func wait(schedule []time.Duration, step int) time.Duration {
+// backoff returns a step of the schedule plus up to a fifth of it, so that
+// endpoints that failed together are not retried together.
+func backoff(schedule []time.Duration, step int) time.Duration {
 	d := schedule[min(step, len(schedule)-1)]
 	return d + rand.N(d/5+1)
 }
 
-// Why an endpoint is given up for good: nothing it was sent arrived for so
-// long, as the first and the last failure since an arrival say. So there are
-// two at least, and silence is no failure.
+// giveUpAfter is how long all deliveries to a webhook must fail before it is
+// disabled: the time between the first and the last failure since a success. So
+// it takes at least two failures, and a time without deliveries is no failure.
 const giveUpAfter = 5 * 24 * time.Hour
 
-// breaker decides how many requests an endpoint gets at once: all it may have,
-// none for a while after it failed as a whole, then one to try, then more
-// with each success.
+// reportAfter is how many failures in a row, of an event or of the endpoint, are
+// reported as failing: a single one may be chance.
+const reportAfter = 2
+
+// codeFailing is the reason of a breaker that opened because too many accounts
+// fail, and of a webhook that was disabled after giveUpAfter.
+const codeFailing = "failing"
+
+// breaker is a webhook's circuit breaker. It decides how many concurrent requests
+// the endpoint gets: all that are configured, none for a while after the endpoint
+// failed, then one as a probe, then more with each success (slow start).
 type breaker struct {
-	limit    int // requests at once
+	limit    int // concurrent requests
 	schedule []time.Duration
 
 	step         int       // failures in a row; 0: closed
-	until        time.Time // left alone before that
+	until        time.Time // no requests before that
 	reason       string    // an error code
-	firstFailure time.Time // since something arrived, of an event or the endpoint
+	firstFailure time.Time // since the last success, of an event or the endpoint
 	escalated    bool      // opened because too many accounts failed, not the endpoint
-	width        int       // requests at once while recovering; limit or more: recovered
+	width        int       // concurrent requests while recovering; limit or more: recovered
+	failing      bool      // the ledger has recorded that deliveries fail
 }
 
 func (b *breaker) open() bool { return b.step > 0 }
 
-// allowed is how many requests may be in flight at now.
+// allowed returns how many requests may be in flight at now.
 func (b *breaker) allowed(now time.Time) int {
 	switch {
 	case !b.open():
@@ -53,14 +66,15 @@ func (b *breaker) allowed(now time.Time) int {
 	return 1
 }
 
-// succeed closes b and lets one more request go: with every answer to as many
-// requests as were let go, their number doubles.
+// succeed closes b and allows one more request. So the number of requests in
+// flight doubles with each round of successes.
 func (b *breaker) succeed() {
 	b.answered()
 	b.firstFailure = time.Time{}
 }
 
-// answered closes b likewise, for an endpoint that refuses an event but works.
+// answered closes b in the same way, for an endpoint that works and refuses an
+// event.
 func (b *breaker) answered() {
 	if b.open() {
 		b.width = 1
@@ -69,8 +83,8 @@ func (b *breaker) answered() {
 	b.width = min(b.width+1, b.limit)
 }
 
-// missed notes that something did not arrive. It reports whether nothing did
-// for so long that the endpoint should be given up.
+// missed notes a failed delivery. It reports whether all deliveries have failed
+// for giveUpAfter.
 func (b *breaker) missed(now time.Time) (hopeless bool) {
 	if b.firstFailure.IsZero() {
 		b.firstFailure = now
@@ -78,29 +92,54 @@ func (b *breaker) missed(now time.Time) (hopeless bool) {
 	return now.Sub(b.firstFailure) >= giveUpAfter
 }
 
-// fail opens b until the schedule's next step, or for longer if the endpoint
-// asked for it. It reports what missed does.
+// fail opens b until the next step of the schedule, or longer if the receiver
+// asked for it. It reports what missed reports.
 func (b *breaker) fail(now time.Time, reason string, retryAfter time.Duration) (hopeless bool) {
-	b.until = now.Add(max(wait(b.schedule, b.step), retryAfter))
+	b.until = now.Add(max(backoff(b.schedule, b.step), retryAfter))
 	b.step++
 	b.reason = reason
 	return b.missed(now)
 }
 
-// postpone keeps b open for at least as long as the endpoint asked.
+// postpone keeps b open for at least as long as the receiver asked.
 func (b *breaker) postpone(now time.Time, retryAfter time.Duration) {
 	if until := now.Add(retryAfter); until.After(b.until) {
 		b.until = until
 	}
 }
 
-// recent remembers how the last distinct accounts fared. When most of them
-// are refused, it is not the events that are bad but the endpoint.
-type recent struct {
-	seen []fared // oldest first
+// report decides, after a result, whether the ledger must record that deliveries
+// began to fail or that all of them succeed again. l is the lane of the result's
+// account, or nil; failingLanes counts the webhook's failing lanes. Failed
+// deliveries of such reports are not reported, because each report would cause
+// the next.
+func (b *breaker) report(r result, l *lane, failingLanes int) (domain.WebhookCommand, bool) {
+	switch {
+	case b.failing && r.Scope == transport.Delivered && !b.open() && failingLanes == 0:
+		b.failing = false
+		return domain.ReportRecovered{}, true
+	case !b.failing && r.Scope != transport.Delivered && r.message.ReportsOn == "":
+		since := b.firstFailure
+		if l != nil && l.attempt >= reportAfter {
+			if since = l.since; since.IsZero() {
+				since = r.time
+			}
+		} else if b.step < reportAfter {
+			return nil, false
+		}
+		b.failing = true
+		return domain.ReportFailing{Since: since.UTC(), Reason: cmp.Or(r.Code, transport.CodeStatus)}, true
+	}
+	return nil, false
 }
 
-type fared struct {
+// recent holds the latest result of each of the last distinct accounts. If most
+// of them were refused, the endpoint is at fault and not the events.
+type recent struct {
+	results []accountResult // oldest first
+}
+
+type accountResult struct {
 	key string
 	ok  bool
 }
@@ -108,25 +147,25 @@ type fared struct {
 const recentAccounts = 20
 
 func (r *recent) add(key string, ok bool) {
-	for i, f := range r.seen {
+	for i, f := range r.results {
 		if f.key == key {
-			r.seen = append(r.seen[:i], r.seen[i+1:]...)
+			r.results = append(r.results[:i], r.results[i+1:]...)
 			break
 		}
 	}
-	if len(r.seen) == recentAccounts {
-		r.seen = append(r.seen[:0], r.seen[1:]...)
+	if len(r.results) == recentAccounts {
+		r.results = append(r.results[:0], r.results[1:]...)
 	}
-	r.seen = append(r.seen, fared{key, ok})
+	r.results = append(r.results, accountResult{key, ok})
 }
 
-// bad reports whether more than half of the last accounts failed.
+// bad reports whether more than half of the last accounts were refused.
 func (r *recent) bad() bool {
 	failed := 0
-	for _, f := range r.seen {
+	for _, f := range r.results {
 		if !f.ok {
 			failed++
 		}
 	}
-	return len(r.seen) == recentAccounts && failed > recentAccounts/2
+	return len(r.results) == recentAccounts && failed > recentAccounts/2
 }

@@ -31,11 +31,11 @@ import (
 	"accountledger/eventstore/sqlite"
 )
 
-// How TestCrash tells its own binary what to be.
+// The environment variables that make the test binary a sender or a receiver.
 const (
 	senderDir       = "ACCOUNTLEDGER_TEST_SENDER" // its files
 	senderURL       = "ACCOUNTLEDGER_TEST_SENDER_URL"
-	receiverFile    = "ACCOUNTLEDGER_TEST_RECEIVER" // what it was sent, a line each
+	receiverFile    = "ACCOUNTLEDGER_TEST_RECEIVER" // where it writes each request, one a line
 	receiverAddress = "ACCOUNTLEDGER_TEST_RECEIVER_ADDRESS"
 )
 
@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 	var err error
 	switch {
 	case os.Getenv(senderDir) != "":
-		err = sender(os.Getenv(senderDir), os.Getenv(senderURL))
+		err = sendEvents(os.Getenv(senderDir), os.Getenv(senderURL))
 	case os.Getenv(receiverFile) != "":
 		err = receive(os.Getenv(receiverFile), os.Getenv(receiverAddress))
 	default:
@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// keepSecrets makes the keys that crashLog opens files with.
+// keepSecrets creates the keys that crashLog opens the files with.
 func keepSecrets(t testing.TB, dir string) {
 	t.Helper()
 	private, _, err := note.GenerateKey(nil, "test.example/log")
@@ -95,11 +95,11 @@ func crashLog(ctx context.Context, dir string) (*sqlite.Store, *seal.Keys, error
 	return log, keys, err
 }
 
-// sender is a whole ledger over the files in dir: it appends events and
-// delivers them to url, until standard input ends. Killed at any moment, the
-// next one goes on. Each line of its input is an account to create or to
-// change; it answers with a line when that is durable, in any order.
-func sender(dir, url string) error {
+// sendEvents is a whole ledger over the files in dir: it appends events and
+// delivers them to url until standard input ends. It may be killed at any moment;
+// the next one continues. Each input line names an account to create or change;
+// it writes a line when that is durable, in any order.
+func sendEvents(dir, url string) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	log, keys, err := crashLog(ctx, dir)
@@ -108,7 +108,7 @@ func sender(dir, url string) error {
 	}
 	codec := domain.Codec{Keys: keys}
 	ledger := domain.NewLedger(domain.LedgerConfig{Log: log, Codec: codec})
-	// A failing account must not be given up before it heals.
+	// No event of a failing account may become a dead letter before it heals.
 	schedule := []time.Duration{50 * time.Millisecond, 50 * time.Millisecond, 50 * time.Millisecond}
 	for range 3600 {
 		schedule = append(schedule, time.Second)
@@ -125,7 +125,7 @@ func sender(dir, url string) error {
 	if err := writeEvents(ctx, ledger, os.Stdin); err != nil {
 		return err
 	}
-	for { // told to end: not before everything is delivered
+	for { // the input has ended: deliver everything first
 		e, err := hooks.Get(ctx, "crm")
 		if err != nil {
 			return err
@@ -139,7 +139,7 @@ func sender(dir, url string) error {
 	return <-done
 }
 
-// writeEvents makes a change of each line, those of one account in order.
+// writeEvents makes one change per line, those of one account in order.
 func writeEvents(ctx context.Context, ledger *domain.Ledger, input io.Reader) error {
 	var workers errgroup.Group
 	lines := make([]chan string, 16)
@@ -176,9 +176,9 @@ func writeEvents(ctx context.Context, ledger *domain.Ledger, input io.Reader) er
 	return workers.Wait()
 }
 
-// receive is a receiver that writes down what it is sent, with its answer,
-// before it answers. Until standard input says that they are healed, it
-// answers 500 to what is of an account whose sub ends with "00".
+// receive is a receiver that writes each request and its response to a file before
+// it responds. Until standard input tells it to heal, it responds with 500 to
+// events of accounts whose sub ends with "00".
 func receive(file, address string) error {
 	f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -213,9 +213,9 @@ func receive(file, address string) error {
 	}))
 }
 
-// crashSize is how often TestCrash kills, and how many events it sends.
-// ACCOUNTLEDGER_TEST_DELIVERY_KILLS and ACCOUNTLEDGER_TEST_DELIVERIES set other
-// numbers.
+// crashSize returns how often TestCrash kills and how many events it sends.
+// ACCOUNTLEDGER_TEST_DELIVERY_KILLS and ACCOUNTLEDGER_TEST_DELIVERIES override
+// the defaults.
 func crashSize() (rounds, events int) {
 	number := func(name string, otherwise int) int {
 		if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
@@ -226,22 +226,22 @@ func crashSize() (rounds, events int) {
 	return number("ACCOUNTLEDGER_TEST_DELIVERY_KILLS", 8), number("ACCOUNTLEDGER_TEST_DELIVERIES", 2000)
 }
 
-// crash is a sender and a receiver that are killed now and then.
+// crash is a sender and a receiver that are killed repeatedly.
 type crash struct {
 	t        *testing.T
 	dir      string
 	address  string // of the receiver
 	accounts int
-	durable  int // changes the sender said were
+	durable  int // changes that the sender reported as durable
 
 	mu       sync.Mutex
 	receiver *exec.Cmd
 	heal     io.Closer // heals the receiver
 }
 
-// Row 47: sender and receiver are killed at random moments while one account
-// of a hundred fails. Nothing is lost, first deliveries are in order, and no
-// more is repeated than was under way or not yet written.
+// Row 47: sender and receiver are killed at random moments while one account in a
+// hundred fails. No event is lost, first deliveries are in order, and only
+// deliveries that were in flight or not yet stored are repeated.
 func TestCrash(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts and kills processes")
@@ -259,7 +259,7 @@ func TestCrash(t *testing.T) {
 	c.judge(rounds)
 }
 
-// start starts the test's binary as something else.
+// start starts the test binary as a sender or receiver.
 func start(t testing.TB, env ...string) (cmd *exec.Cmd, in io.WriteCloser, lines *bufio.Scanner) {
 	t.Helper()
 	cmd = exec.Command(os.Args[0], "-test.run=^$")
@@ -279,8 +279,7 @@ func start(t testing.TB, env ...string) (cmd *exec.Cmd, in io.WriteCloser, lines
 	return cmd, in, bufio.NewScanner(out)
 }
 
-// startReceiver starts a receiver, from the second on at the address that the
-// first one had.
+// startReceiver starts a receiver, always at the address of the first one.
 func (c *crash) startReceiver() {
 	c.t.Helper()
 	cmd, in, lines := start(c.t, receiverFile+"="+filepath.Join(c.dir, "received"), receiverAddress+"="+c.address)
@@ -298,10 +297,10 @@ func (c *crash) killReceiver() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.receiver.Process.Kill()
-	c.receiver.Wait() // says that it was killed
+	c.receiver.Wait() // returns an error, because it was killed
 }
 
-// send asks a sender for so many changes and reads what it says is durable.
+// send requests changes from a sender and reads which of them are durable.
 func (c *crash) send(in io.Writer, lines *bufio.Scanner, round, events int) {
 	var writing sync.WaitGroup
 	defer writing.Wait()
@@ -320,8 +319,8 @@ func (c *crash) send(in io.Writer, lines *bufio.Scanner, round, events int) {
 	}
 }
 
-// round lets a sender send and kills it at a random moment; in every other
-// round the receiver is killed, too, while the sender lives.
+// round runs a sender and kills it at a random moment. In every other round it
+// kills the receiver as well, while the sender runs.
 func (c *crash) round(round, events int) {
 	c.t.Helper()
 	cmd, in, lines := start(c.t, senderDir+"="+c.dir, senderURL+"=http://"+c.address+"/hook")
@@ -330,12 +329,12 @@ func (c *crash) round(round, events int) {
 		ending.Go(func() {
 			time.Sleep(rand.N(200 * time.Millisecond))
 			c.killReceiver()
-			time.Sleep(rand.N(50 * time.Millisecond)) // nobody is there
+			time.Sleep(rand.N(50 * time.Millisecond)) // without a receiver
 			c.startReceiver()
 		})
 	}
 	most := events
-	if round%4 != 0 { // while it writes, and otherwise while it only delivers
+	if round%4 != 0 { // kill it while it appends, and in other rounds while it only delivers
 		most = rand.IntN(events)
 	}
 	c.send(in, lines, round, most)
@@ -343,12 +342,12 @@ func (c *crash) round(round, events int) {
 	if err := cmd.Process.Kill(); err != nil {
 		c.t.Fatal(err)
 	}
-	cmd.Wait() // says that it was killed
+	cmd.Wait() // returns an error, because it was killed
 	ending.Wait()
 }
 
-// last heals the failing accounts and lets a sender end by itself, with
-// everything delivered.
+// last heals the failing accounts and lets a sender end after it has delivered
+// everything.
 func (c *crash) last(round, events int) {
 	c.t.Helper()
 	c.heal.Close()
@@ -360,7 +359,7 @@ func (c *crash) last(round, events int) {
 	}
 }
 
-// judge compares what the receiver wrote down with the log.
+// judge compares the receiver's file with the log.
 func (c *crash) judge(rounds int) {
 	c.t.Helper()
 	log, keys, err := crashLog(c.t.Context(), c.dir)
@@ -374,7 +373,7 @@ func (c *crash) judge(rounds int) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	taken := map[string]bool{}               // by id: answered with success
+	taken := map[string]bool{}               // by id: accepted by the receiver
 	last := map[string]eventstore.Revision{} // by sub, of those
 	repeated, refused, missing := 0, 0, len(written)
 	for line := range bytes.Lines(data) {
@@ -384,7 +383,7 @@ func (c *crash) judge(rounds int) {
 			c.t.Fatalf("a malformed delivery: %v", err)
 		}
 		if _, known := written[e.ID]; !known {
-			c.t.Fatalf("an event came that is not in the log: %s", e.ID)
+			c.t.Fatalf("an event arrived that is not in the log: %s", e.ID)
 		}
 		switch {
 		case taken[e.ID]:
@@ -397,14 +396,14 @@ func (c *crash) judge(rounds int) {
 			missing--
 		}
 		if e.Sequence < last[e.Sub] || e.Sequence > last[e.Sub]+1 {
-			c.t.Errorf("%s: sequence %d first came after %d", e.Sub, e.Sequence, last[e.Sub])
+			c.t.Errorf("%s: sequence %d first arrived after %d", e.Sub, e.Sequence, last[e.Sub])
 		}
 		if taken[e.ID] {
 			last[e.Sub] = e.Sequence
 		}
 	}
 	if missing > 0 || c.durable < c.accounts/2 || len(written) < c.durable {
-		c.t.Errorf("%d of %d events never came; %d changes were durable", missing, len(written), c.durable)
+		c.t.Errorf("%d of %d events never arrived; %d changes were durable", missing, len(written), c.durable)
 	}
 	if bound := rounds*(64+2*flushResults) + rounds/2*64; repeated > bound {
 		c.t.Errorf("%d repeated, want at most %d", repeated, bound)
@@ -416,7 +415,7 @@ func (c *crash) judge(rounds int) {
 		len(written), c.durable, repeated, refused, rounds, rounds/2)
 }
 
-// written are the events of the log that are to be delivered, by id.
+// written returns the ids of the log's public events.
 func (c *crash) written(log *sqlite.Store, keys *seal.Keys) map[string]bool {
 	c.t.Helper()
 	written := map[string]bool{}

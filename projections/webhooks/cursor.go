@@ -2,20 +2,20 @@ package webhooks
 
 import "accountledger/eventstore"
 
-// windowSize is how many positions may be read past the first that is not
-// settled. It bounds the bitmap to 1 KiB.
+// windowSize is how many positions may be read beyond the first that is not
+// settled. It limits the bitmap to 1 KiB.
 const windowSize = 8192
 
-// cursor knows what is settled: every position up to low, and those after it
-// whose bit is set. Settled is what was delivered, what the endpoint did not
-// ask for, what a lane has taken over, and what was given up.
+// cursor records which positions are settled: all up to low, and those after it
+// whose bit is set. A position is settled if its event was delivered, is not
+// selected, is owed by a lane, or became a dead letter.
 type cursor struct {
 	low  eventstore.Position
-	top  eventstore.Position     // the last one settled; low if there is none after it
-	bits [windowSize / 64]uint64 // of (low, low+windowSize], each at its position modulo windowSize
+	top  eventstore.Position     // the last settled position; low if there is none after it
+	bits [windowSize / 64]uint64 // of (low, low+windowSize], each at the position modulo windowSize
 
-	// partial says of an event with several public events how many of them are
-	// delivered. It outlives low, for a lane may owe the rest.
+	// partial counts the delivered public events of an event that has several. An
+	// entry may be at or below low, because a lane may owe the rest.
 	partial map[eventstore.Position]int
 }
 
@@ -24,6 +24,7 @@ func (c *cursor) bit(p eventstore.Position) (word *uint64, mask uint64) {
 	return &c.bits[i/64], 1 << (i % 64)
 }
 
+// has reports whether p is settled.
 func (c *cursor) has(p eventstore.Position) bool {
 	if p <= c.low || p > c.top {
 		return p <= c.low
@@ -45,15 +46,15 @@ func (c *cursor) set(p eventstore.Position) {
 		if *word&mask == 0 {
 			return
 		}
-		*word &^= mask // its bit is the next window's now
+		*word &^= mask // the bit now belongs to the next window
 		c.low++
 	}
 }
 
-// room is how many positions may be read beyond p.
+// room returns how many positions may be read beyond p.
 func (c *cursor) room(p eventstore.Position) int64 { return int64(c.low + windowSize - p) }
 
-// done is the bitmap as it is stored: bit i of it is position low+1+i.
+// done returns the bitmap in its stored form: bit i is position low+1+i.
 func (c *cursor) done() []byte {
 	done := make([]byte, (c.top-c.low+7)/8)
 	for i := range int64(c.top - c.low) {
@@ -64,7 +65,7 @@ func (c *cursor) done() []byte {
 	return done
 }
 
-// settled counts the positions settled beyond low.
+// settled counts the settled positions beyond low.
 func (c *cursor) settled() (n int64) {
 	for p := c.low + 1; p <= c.top; p++ {
 		if c.has(p) {
@@ -74,7 +75,7 @@ func (c *cursor) settled() (n int64) {
 	return n
 }
 
-// newCursor is the cursor that low and done were stored of.
+// newCursor restores a cursor from its stored form.
 func newCursor(low eventstore.Position, done []byte, partial map[eventstore.Position]int) cursor {
 	c := cursor{low: low, top: low, partial: partial}
 	if c.partial == nil {
@@ -86,4 +87,9 @@ func newCursor(low eventstore.Position, done []byte, partial map[eventstore.Posi
 		}
 	}
 	return c
+}
+
+// backlog counts the positions up to head that are not settled.
+func (c *cursor) backlog(head eventstore.Position) int64 {
+	return max(0, int64(head-c.low)-c.settled())
 }

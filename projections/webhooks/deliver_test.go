@@ -19,10 +19,12 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
 
-// Rows 10, 11, 12, 17: what a request is like; row 11 is that the library, which
-// is given the bytes as they came, accepts the signature.
+// Rows 10, 11, 12, 17: the form of a request; row 11 requires that the library
+// accepts the signature of the bytes as they arrived.
 func TestDeliver(t *testing.T) {
 	t.Parallel()
 	var r receiver
@@ -52,7 +54,7 @@ func TestDeliver(t *testing.T) {
 		if id := g.header.Get("webhook-id"); strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
 			t.Errorf("row 10: webhook-id %s", id)
 		}
-		positions[g.ID] = g.header.Get(HeaderPosition)
+		positions[g.ID] = g.header.Get(wire.HeaderPosition)
 		if g.header.Get("webhook-id") != g.ID {
 			t.Errorf("webhook-id %s is not the body's id %s", g.header.Get("webhook-id"), g.ID)
 		}
@@ -79,7 +81,7 @@ func TestDeliver(t *testing.T) {
 	}
 }
 
-// Row 41: many accounts, slow answers in random order.
+// Row 41: many accounts, slow responses in random order.
 func TestI1OneInFlightPerAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -106,8 +108,8 @@ func TestI1OneInFlightPerAccount(t *testing.T) {
 	})
 }
 
-// Row 58: while many append at once to the log in a file and it is followed,
-// none is passed over: it is numbered when it is written, and not before.
+// Row 58: no event is skipped while many goroutines append to a log in a file and
+// deliveries follow it: an event gets its position when it is written.
 func TestRow58NoneIsPassedOver(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -123,7 +125,7 @@ func TestRow58NoneIsPassedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &receiver{}
-	hooks.transport = func(*guard, Config) http.RoundTripper { return r }
+	hooks.senders.network = func(c *transport.Config) { c.RoundTripper = r }
 	w := &world{t: t, ledger: ledger, hooks: hooks}
 	w.hook("crm", "https://crm.example/hook")
 	w.run()
@@ -139,7 +141,7 @@ func TestRow58NoneIsPassedOver(t *testing.T) {
 	writing.Wait()
 	w.until(func() bool { return r.count() >= writers*each })
 	if ids := r.ids(); len(ids) != writers*each {
-		t.Errorf("%d events came, want %d", len(ids), writers*each)
+		t.Errorf("%d events arrived, want %d", len(ids), writers*each)
 	}
 	r.inOrder(t)
 	w.stop()
@@ -148,8 +150,8 @@ func TestRow58NoneIsPassedOver(t *testing.T) {
 	}
 }
 
-// Rows 22, 42, 43: an account whose events are refused waits alone, and gets
-// all of them in order when they are taken.
+// Rows 22, 42, 43: only the account whose events are refused waits, and all its
+// events arrive in order when the receiver accepts them.
 func TestI2NextOnlyAfterSettled(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{400, 404, 405, 409, 413, 415, 422, 500, 501} {
@@ -199,7 +201,7 @@ func TestI2NextOnlyAfterSettled(t *testing.T) {
 	}
 }
 
-// Row 27: the schedule of an event, and of an endpoint.
+// Row 27: the schedule of an event and of an endpoint.
 func TestSchedule(t *testing.T) {
 	t.Parallel()
 	want := []time.Duration{0, 5 * time.Second, 305 * time.Second, 2105 * time.Second, 9305 * time.Second, 7*time.Hour + 35*time.Minute + 5*time.Second,
@@ -227,7 +229,7 @@ func TestSchedule(t *testing.T) {
 				if string(g.body) != string(all[0].body) || g.ID != all[0].ID {
 					t.Error("the body or the id changed between attempts")
 				}
-				if i > 0 && (g.header.Get(HeaderTimestamp) == all[0].header.Get(HeaderTimestamp) || g.header.Get(HeaderSignature) == all[0].header.Get(HeaderSignature)) {
+				if i > 0 && (g.header.Get(wire.HeaderTimestamp) == all[0].header.Get(wire.HeaderTimestamp) || g.header.Get(wire.HeaderSignature) == all[0].header.Get(wire.HeaderSignature)) {
 					t.Error("timestamp or signature did not change between attempts")
 				}
 			}
@@ -236,8 +238,8 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
-// Row 38: after the schedule the event is a dead letter, and the next one of
-// the account says so.
+// Row 38: after the schedule the event is a dead letter, and the account's next
+// event shows the gap.
 func TestDeadLetter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -285,24 +287,24 @@ func TestDeadLetter(t *testing.T) {
 	})
 }
 
-// Rows 24 to 26, 31, 37, 45: what is about the endpoint makes everything wait and
-// costs one request per step, however many accounts there are.
+// Rows 24 to 26, 31, 37, 45: if the endpoint fails, all accounts wait, and each
+// step of the schedule makes one request, however many accounts there are.
 func TestEndpointDown(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		status int
 		header string
-		quiet  time.Duration // nothing may be sent for so long
+		quiet  time.Duration // no request for so long
 		reason string
 	}{
-		{"429", 429, "", 5 * time.Second, codeStatus},
-		{"429 with Retry-After", 429, "120", 120 * time.Second, codeStatus},
-		{"503 with a fraction", 503, "120.6", 121 * time.Second, codeStatus},
-		{"401", 401, "", 5 * time.Second, codeAuth},
-		{"302", 302, "", 5 * time.Second, codeRedirect},
-		{"304", 304, "", 5 * time.Second, codeRedirect},
-		{"connection", 0, "", 5 * time.Second, codeConnection},
+		{"429", 429, "", 5 * time.Second, "status"},
+		{"429 with Retry-After", 429, "120", 120 * time.Second, "status"},
+		{"503 with a fraction", 503, "120.6", 121 * time.Second, "status"},
+		{"401", 401, "", 5 * time.Second, "auth_error"},
+		{"302", 302, "", 5 * time.Second, "redirect"},
+		{"304", 304, "", 5 * time.Second, "redirect"},
+		{"connection", 0, "", 5 * time.Second, "connection"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -354,7 +356,7 @@ func TestEndpointDown(t *testing.T) {
 	}
 }
 
-// Row 23: 410 ends it at once, and the cursor stays where it is.
+// Row 23: a 410 disables the webhook immediately, and the cursor keeps its place.
 func TestGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -386,14 +388,14 @@ func TestGone(t *testing.T) {
 		}
 		w.settled("crm")
 		if n := r.count(); n != 6 {
-			t.Errorf("%d requests in all, want 6: what was refused with 410 comes again", n)
+			t.Errorf("%d requests in all, want 6: the event that got the 410 is sent again", n)
 		}
 		w.stop()
 	})
 }
 
-// An account with more events than the window holds, whose answers are slow,
-// holds up nobody.
+// An account with more events than the window holds and slow responses does not
+// hold up other accounts.
 func TestBusyAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -416,7 +418,7 @@ func TestBusyAccount(t *testing.T) {
 		if !slices.ContainsFunc(r.got(), func(g got) bool { return g.Sub == "other" }) {
 			t.Errorf("after %d requests the other account still waits", r.count())
 		}
-		w.restart() // what a lane owes is not lost
+		w.restart() // the lane keeps what it owes
 		time.Sleep(2 * time.Hour)
 		w.settled("crm")
 		if n := r.count(); n != maxWaiting+1000+2 {

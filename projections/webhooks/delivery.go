@@ -8,50 +8,38 @@ import (
 	"iter"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
-	"accountledger/domain"
 	"accountledger/eventstore"
 )
 
-// What became of a delivery.
+// The statuses of deliveries.
 const (
 	StatusDelivered = "delivered"
-	StatusRetrying  = "retrying" // the last attempt failed; there will be others
-	StatusDead      = "dead"     // given up
-	StatusPending   = "pending"  // read, and waiting for its first attempt
-	StatusSettled   = "settled"  // nothing is left to send, and what came of it is not remembered any more
+	StatusRetrying  = "retrying" // the last attempt failed, and another follows
+	StatusDead      = "dead"     // no attempt follows: a dead letter
+	StatusPending   = "pending"  // waits for its first attempt
+	StatusSettled   = "settled"  // nothing is left to send; its attempts are no longer stored
 )
 
-// Statuses lists what may have become of a delivery.
+// Statuses lists the statuses of deliveries.
 var Statuses = []string{StatusPending, StatusDelivered, StatusRetrying, StatusDead, StatusSettled}
 
-// Delivery is one public event on its way to one endpoint.
+// Delivery is one public event on its way to one webhook.
 type Delivery struct {
-	EventID  string              `json:"eventId"` // the webhook-id
-	Type     string              `json:"type"`
-	Sub      string              `json:"sub,omitzero"`
-	Sequence eventstore.Revision `json:"sequence"`
-	Position eventstore.Position `json:"position"`
-	Status   string              `json:"status"`
-	Attempts []Attempt           `json:"attempts"` // those remembered, oldest first
+	EventID  string              `json:"eventId" doc:"The public event's id; the webhook-id of every attempt."`
+	Type     string              `json:"type" doc:"The event's name in the public catalogue."`
+	Sub      string              `json:"sub,omitzero" doc:"The account the event is about."`
+	Sequence eventstore.Revision `json:"sequence" doc:"The account's revision."`
+	Position eventstore.Position `json:"position" doc:"The event's position in the log."`
+	Status   string              `json:"status" doc:"delivered, retrying, dead, pending, or settled: nothing is left to send, and the outcome is no longer stored."`
+	Attempts []Attempt           `json:"attempts" doc:"The attempts, oldest first."`
 }
 
-// Attempt is one request and what came of it.
-type Attempt struct {
-	Time       time.Time `json:"time"`
-	Trigger    string    `json:"trigger"` // schedule, manual, recover or replay
-	Status     int       `json:"status"`  // HTTP's; 0 where there was no response
-	Error      string    `json:"error,omitzero"`
-	DurationMs float64   `json:"durationMs"`
-	Response   string    `json:"response,omitzero"` // the start of a refusal's body; never of a private address
-}
-
-// placed is a delivery with its place: a position, and among its public
-// events.
+// placed is a delivery with its place in the log: its position, and its index
+// among the public events there.
 type placed struct {
 	Delivery
 	part int
@@ -64,45 +52,45 @@ func (p placed) compare(q placed) int {
 	return p.part - q.part
 }
 
-// cursor is what continues a list behind p.
+// cursor returns the cursor of the page that follows p.
 func (p placed) cursor() string { return fmt.Sprintf("%d.%d", p.Position, p.part) }
 
-// DeliveryQuery says which deliveries are listed; the zero value: all.
+// DeliveryQuery selects deliveries; the zero value selects all.
 type DeliveryQuery struct {
 	Status string // one of Statuses, or "": any
-	Sub    string // of the account they tell of, or "": any
+	Sub    string // the account that the events are about, or "": any
 }
 
-// Deliveries lists an endpoint's deliveries, the newest event first, as far as
-// they are remembered. after is what the call before returned as next, or "";
-// next is "" where there are no more. limit is 1 to 1000.
-func (w *Webhooks) Deliveries(ctx context.Context, id string, q DeliveryQuery, after string, limit int) (all []Delivery, next string, err error) {
+// deliveries lists deliveries and sends some of them again.
+type deliveries struct{ *engine }
+
+// Deliveries lists a webhook's deliveries whose attempts are stored, newest event
+// first. after is the next of the previous call, or "" for the first; next is ""
+// if there are no more. limit is 1 to 1000.
+func (s deliveries) Deliveries(ctx context.Context, id string, q DeliveryQuery, after string, limit int) (all []Delivery, next string, err error) {
 	before := placed{Delivery: Delivery{Position: math.MaxInt64}}
 	if after != "" {
 		if _, err := fmt.Sscanf(after, "%d.%d", &before.Position, &before.part); err != nil || after != before.cursor() {
-			return nil, "", &domain.Error{Code: domain.CodeInvalidCursor, Detail: "The cursor is not one of this list."}
+			return nil, "", errCursor()
 		}
 	}
-	conf, err := w.c.Ledger.Webhook(ctx, id)
-	if err != nil {
+	if _, err := s.ledger.existing(ctx, id); err != nil {
 		return nil, "", err
-	}
-	if !conf.Exists() {
-		return nil, "", errNotFound()
 	}
 	limit = min(max(limit, 1), 1000)
 	pending := map[place]placed{}
-	if live := w.running(id); live != nil {
-		for _, p := range live.settled(ctx) {
-			pending[place{p.Position, p.part}] = p
+	if w := s.worker(id); w != nil {
+		for _, m := range w.sync(ctx) {
+			pending[place{m.Position, m.Part}] = placed{part: m.Part, Delivery: Delivery{EventID: m.Event.ID, Type: m.Event.Type, Sub: m.Event.Sub,
+				Sequence: m.Event.Sequence, Position: m.Position, Status: StatusPending, Attempts: []Attempt{}}}
 		}
 	}
 	var found []placed
-	for p, err := range w.store.deliveries(ctx, id, q.Sub, before.Position, before.part) {
+	for p, err := range s.store.deliveries(ctx, id, q.Sub, before.Position, before.part) {
 		if err != nil {
 			return nil, "", fmt.Errorf("webhooks: deliveries: %w", err)
 		}
-		delete(pending, place{p.Position, p.part}) // what is stored knows the attempts
+		delete(pending, place{p.Position, p.part}) // the stored delivery has the attempts
 		if q.Status == "" || p.Status == q.Status {
 			found = append(found, p)
 		}
@@ -127,16 +115,16 @@ func (w *Webhooks) Deliveries(ctx context.Context, id string, q DeliveryQuery, a
 	return all, next, nil
 }
 
-// Outcome says what became of the event at position p of a stream, which the
-// endpoint asked for: one of the statuses.
-func (w *Webhooks) Outcome(ctx context.Context, id, stream string, p eventstore.Position) (status string, err error) {
-	// First this: what is settled in between has attempts then.
-	settled, err := w.settled(ctx, id, stream, p)
+// Outcome returns the status of the delivery of the event at position p of a
+// stream, which the webhook selects.
+func (s deliveries) Outcome(ctx context.Context, id, stream string, p eventstore.Position) (status string, err error) {
+	// Check this first: an event that is settled in between then has attempts.
+	settled, err := s.settled(ctx, id, stream, p)
 	if err != nil {
 		return "", err
 	}
-	// The page that begins with the event right after is this one's.
-	all, _, err := w.Deliveries(ctx, id, DeliveryQuery{}, fmt.Sprintf("%d.0", p+1), 1)
+	// The page before the next position begins with this event.
+	all, _, err := s.Deliveries(ctx, id, DeliveryQuery{}, fmt.Sprintf("%d.0", p+1), 1)
 	switch {
 	case err != nil:
 		return "", err
@@ -150,29 +138,29 @@ func (w *Webhooks) Outcome(ctx context.Context, id, stream string, p eventstore.
 
 // settled reports whether nothing of an event is left to send: the cursor has
 // passed it, and no lane of its stream owes it.
-func (w *Webhooks) settled(ctx context.Context, id, stream string, p eventstore.Position) (settled bool, err error) {
-	if live := w.running(id); live != nil {
-		asked := live.ask(ctx, func() {
-			l := live.lanes.byStream[stream]
-			settled = live.cursor.has(p) && (l == nil || l.position > p)
+func (e *engine) settled(ctx context.Context, id, stream string, p eventstore.Position) (settled bool, err error) {
+	if w := e.worker(id); w != nil {
+		called := w.call(ctx, func() {
+			l := w.lanes.byStream[stream]
+			settled = w.cursor.has(p) && (l == nil || l.position > p)
 		})
-		if asked {
+		if called {
 			return settled, nil
 		}
 	}
-	stored, err := w.store.load(ctx, id)
+	stored, err := e.store.load(ctx, id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil // not copied yet
 	}
 	if err != nil {
 		return false, err
 	}
-	owed, err := w.store.owes(ctx, stored.no, stream, p)
+	owed, err := e.store.owes(ctx, stored.no, stream, p)
 	return stored.cursor.has(p) && !owed, err
 }
 
-// deliveries yields the deliveries of an endpoint, or those that tell of one
-// account, newest first, from before a place in the log on.
+// deliveries yields the deliveries of a webhook before a place in the log, newest
+// first; with sub, those of that account.
 func (s *store) deliveries(ctx context.Context, id, sub string, before eventstore.Position, beforePart int) iter.Seq2[placed, error] {
 	return func(yield func(placed, error) bool) {
 		rows, err := s.read.QueryContext(ctx, `
@@ -195,7 +183,7 @@ func (s *store) deliveries(ctx context.Context, id, sub string, before eventstor
 			var seq, at, duration int64
 			var dead bool
 			err := rows.Scan(&r.position, &r.part, &event, &r.kind, &r.sub, &r.sequence, &seq, &at, &duration,
-				&r.outcome.status, &r.outcome.code, &r.outcome.response, &r.trigger, &dead)
+				&r.outcome.Status, &r.outcome.Code, &r.outcome.Response, &r.trigger, &dead)
 			if err == nil {
 				r.event, err = uuid.FromBytes(event)
 			}
@@ -227,17 +215,16 @@ func (s *store) deliveries(ctx context.Context, id, sub string, before eventstor
 	}
 }
 
-// attempted adds an attempt to those before it.
+// attempted adds an attempt to the earlier ones.
 func (p *placed) attempted(r record) {
-	p.Attempts = append(p.Attempts, Attempt{Time: r.time, Trigger: r.trigger, Status: r.outcome.status, Error: r.outcome.code,
-		DurationMs: float64(r.duration.Microseconds()) / 1000, Response: strings.ToValidUTF8(string(r.outcome.response), "\uFFFD")})
+	p.Attempts = append(p.Attempts, r.attempt())
 	switch {
 	case p.Status == StatusDead || p.Status == StatusDelivered:
-	case r.outcome.code == "":
+	case r.outcome.Code == "":
 		p.Status = StatusDelivered
 	case r.trigger == triggerSchedule:
 		p.Status = StatusRetrying
 	case p.Status == "":
-		p.Status = StatusSettled // that it was sent by hand says nothing of its turn
+		p.Status = StatusSettled // a resend alone does not show the status of the regular delivery
 	}
 }

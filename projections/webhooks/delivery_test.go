@@ -68,7 +68,7 @@ func TestDeliveries(t *testing.T) {
 		w.touch("ada", 100)
 		time.Sleep(time.Second)
 		if n := len(pages(1000)); n != 40 {
-			t.Errorf("%d deliveries remembered, want 40", n)
+			t.Errorf("%d deliveries stored, want 40", n)
 		}
 		var last eventstore.Position
 		for _, d := range slices.Backward(pages(1000)) {
@@ -81,9 +81,8 @@ func TestDeliveries(t *testing.T) {
 	})
 }
 
-// What became of an event is known as long as its attempts are remembered.
-// Longer ago, it says no more than that nothing is left to send; not while a
-// lane owes it.
+// The status of a delivery is known while its attempts are stored. Later it is
+// settled, unless a lane owes the event.
 func TestOutcome(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -113,7 +112,7 @@ func TestOutcome(t *testing.T) {
 		if e := w.get("crm"); e.Position < owed {
 			t.Fatalf("the cursor is at %d, want it to have passed %d", e.Position, owed)
 		}
-		for range 2 { // while it delivers, and from the file
+		for range 2 { // from the worker, and from delivery.db
 			want("ada", ada, StatusDelivered)
 			want("bad", refused, StatusRetrying)
 			want("bad", owed, StatusPending)

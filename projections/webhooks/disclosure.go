@@ -15,61 +15,63 @@ import (
 
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/projections/webhooks/wire"
 )
 
-// StatusUnknown is of a webhook that was deleted: what of its last events it
-// was sent is not remembered.
+// StatusUnknown is the status of disclosures to a deleted webhook, whose progress
+// is no longer stored.
 const StatusUnknown = "unknown"
 
-// Disclosure is a public event of an account and a receiver that was told of
-// it, or is to be.
+// Disclosure is a public event of an account that a webhook received or will
+// receive.
 //
-// It is worked out from the log, the endpoint's configurations and how far its
-// deliveries are: nothing is kept of accounts, so there is nothing an erasure
-// would have to hunt for, and of an erased account the names in Data are only
-// those its events still have.
+// It is computed from the log, the webhook's configurations and the progress of
+// its delivery. Nothing is stored for it, so erasures have nothing to find. For
+// an erased account, Data has only the names that its events still have.
 type Disclosure struct {
-	WebhookID     string              `json:"webhookId"`
-	URL           string              `json:"url"` // without its query, which may be secret
-	Deleted       bool                `json:"deleted,omitzero"`
-	EventID       string              `json:"eventId"`
-	Type          string              `json:"type"`
-	Sequence      eventstore.Revision `json:"sequence"`
-	Position      eventstore.Position `json:"position"`
-	Time          time.Time           `json:"time"` // of the event
-	Status        string              `json:"status"`
-	DeliveredTime time.Time           `json:"deliveredTime,omitzero"` // the first time it arrived, as far as attempts are remembered
-	Data          []string            `json:"data"`                   // JSON pointers of what was sent, into the payload's data
+	WebhookID     string              `json:"webhookId" doc:"The webhook that received the data."`
+	URL           string              `json:"url" doc:"The endpoint's current or last URL, without its query."`
+	Deleted       bool                `json:"deleted,omitzero" doc:"Whether the webhook has been deleted."`
+	EventID       string              `json:"eventId" doc:"The public event's id."`
+	Type          string              `json:"type" doc:"The name under which the event was sent."`
+	Sequence      eventstore.Revision `json:"sequence" doc:"The account's revision."`
+	Position      eventstore.Position `json:"position" doc:"The event's position in the log."`
+	Time          time.Time           `json:"time" doc:"When the event happened."`
+	Status        string              `json:"status" doc:"delivered; settled: nothing is left to send, and the outcome is no longer stored; dead: given up; retrying; pending; unknown: the webhook was deleted."`
+	DeliveredTime time.Time           `json:"deliveredTime,omitzero" doc:"When the first delivery succeeded, while its attempts are stored."`
+	Data          []string            `json:"data" doc:"The members that were sent, as JSON pointers into the event's data."`
 }
 
-// Disclosures lists which receivers were told what of an account, in the order
-// of its events from a revision on, of at most limit of these. next is the
-// revision to go on with, 0 if there is none.
-func (w *Webhooks) Disclosures(ctx context.Context, sub string, from eventstore.Revision, limit int) (all []Disclosure, next eventstore.Revision, err error) {
-	recipients, err := w.recipients(ctx, sub)
+// disclosures computes who received what about an account.
+type disclosures struct{ *engine }
+
+// Disclosures lists which webhooks received what about an account, for at most
+// limit of its events from a revision on, in their order. next is the revision
+// to continue with, 0 if there are no more events.
+func (s disclosures) Disclosures(ctx context.Context, sub string, from eventstore.Revision, limit int) (all []Disclosure, next eventstore.Revision, err error) {
+	recipients, err := s.recipients(ctx, sub)
 	if err != nil {
 		return nil, 0, err
 	}
-	o := opener{w.c.Codec, w.c.Ledger}
 	n := 0
-	for rec, err := range w.c.Log.ReadStream(ctx, domain.AccountStream(sub), from) {
+	for rec, err := range s.config.Log.ReadStream(ctx, domain.AccountStream(sub), from) {
 		if err != nil {
 			return nil, 0, fmt.Errorf("webhooks: disclosures: %w", err)
 		}
 		if n++; n > limit {
 			return all, rec.Revision, nil
 		}
-		messages, err := newSlot(rec).open(o, w.c.Now())
+		messages, err := newEvent(rec).open(s.senders.opener, s.config.Now())
 		if err != nil {
 			return nil, 0, err
 		}
 		for _, r := range recipients {
 			for _, m := range messages {
-				d, told, err := r.disclosure(m, rec)
+				d, ok, err := r.disclosure(m, rec)
 				if err != nil {
 					return nil, 0, err
 				}
-				if told {
+				if ok {
 					all = append(all, d)
 				}
 			}
@@ -78,44 +80,42 @@ func (w *Webhooks) Disclosures(ctx context.Context, sub string, from eventstore.
 	return all, 0, nil
 }
 
-// recipient is an endpoint that is or was, and what is known of its deliveries
-// of one account.
+// recipient is a present or deleted webhook, and what is known of its deliveries
+// about one account.
 type recipient struct {
 	id       string
 	gone     bool
 	configs  []configured
-	until    eventstore.Position // it was deleted here; 0: it was not
+	until    eventstore.Position // where it was deleted; 0: it was not
 	progress progress
-	owed     eventstore.Position // of the account from here on; 0: nothing
+	owed     eventstore.Position // the account's events are owed from here on; 0: none are
 	arrived  map[place]time.Time
 	tried    map[place]bool
 	dead     map[place]bool
-	form     func(domain.Webhook) form
+	form     func(domain.Webhook) wire.Form
 }
 
-// configured is how an endpoint was configured from a moment on.
+// configured is a configuration, and where and when it took effect.
 type configured struct {
 	position eventstore.Position
 	time     time.Time
 	domain.Webhook
 }
 
-// recipients are all endpoints there were, in the order of their making.
-func (w *Webhooks) recipients(ctx context.Context, sub string) ([]*recipient, error) {
-	all, err := w.store.recipients(ctx)
+// recipients returns all webhooks, also the deleted ones, oldest first.
+func (s disclosures) recipients(ctx context.Context, sub string) ([]*recipient, error) {
+	all, err := s.store.recipients(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("webhooks: recipients: %w", err)
 	}
 	for _, r := range all {
-		r.form = w.form
-		if live := w.running(r.id); live != nil {
-			live.settled(ctx)
-		}
+		r.form = s.senders.form
+		s.sync(ctx, r.id)
 		conf := domain.NewWebhook(r.id)
-		for rec, err := range w.c.Log.ReadStream(ctx, domain.WebhookStream(r.id), 0) {
+		for rec, err := range s.config.Log.ReadStream(ctx, domain.WebhookStream(r.id), 0) {
 			var x domain.Entry
 			if err == nil {
-				x, err = w.c.Codec.Decode(rec)
+				x, err = s.config.Codec.Decode(rec)
 			}
 			if err != nil {
 				return nil, fmt.Errorf("webhooks: recipients: %w", err)
@@ -126,14 +126,14 @@ func (w *Webhooks) recipients(ctx context.Context, sub string) ([]*recipient, er
 				r.until = rec.Position
 			}
 		}
-		if err := w.store.remembered(ctx, r, sub); err != nil {
+		if err := s.store.remembered(ctx, r, sub); err != nil {
 			return nil, fmt.Errorf("webhooks: recipients: %w", err)
 		}
 	}
 	return all, nil
 }
 
-// recipients reads which endpoints there are and were.
+// recipients reads the ids of all webhooks, also of the deleted ones.
 func (s *store) recipients(ctx context.Context) ([]*recipient, error) {
 	rows, err := s.read.QueryContext(ctx, `SELECT id, 0 AS gone, no FROM endpoint UNION ALL SELECT id, 1, no FROM former ORDER BY no`)
 	if err != nil {
@@ -151,7 +151,7 @@ func (s *store) recipients(ctx context.Context) ([]*recipient, error) {
 	return all, rows.Err()
 }
 
-// remembered fills in what is known of deliveries of an account's events.
+// remembered fills in what is stored about the deliveries of an account's events.
 func (s *store) remembered(ctx context.Context, r *recipient, sub string) (err error) {
 	if r.gone {
 		return nil
@@ -194,30 +194,30 @@ func (s *store) remembered(ctx context.Context, r *recipient, sub string) (err e
 	return rows.Err()
 }
 
-// disclosure is what r was told by m; told is false if it was not to be.
-func (r *recipient) disclosure(m *message, rec eventstore.Recorded) (d Disclosure, told bool, err error) {
-	at := place{m.position, m.part}
+// disclosure returns what r receives of m; ok is false if it does not receive m.
+func (r *recipient) disclosure(m *wire.Message, rec eventstore.Recorded) (d Disclosure, ok bool, err error) {
+	at := place{m.Position, m.Part}
 	arrived := r.arrived[at]
 	conf, ok := r.configuredAt(rec.Position, arrived)
 	if !ok || rec.Position <= conf.After || r.until > 0 && rec.Position > r.until {
 		return d, false, nil
 	}
-	if m = m.told(conf.Events); m == nil {
+	if m = m.Select(conf.Events); m == nil {
 		return d, false, nil
 	}
 	f := r.form(conf)
-	data, err := m.data(&f)
+	data, err := m.Data(&f)
 	if err != nil {
 		return d, false, err
 	}
-	d = Disclosure{WebhookID: r.id, URL: withoutQuery(conf.URL), Deleted: r.gone, EventID: m.event.ID, Type: m.event.Type, Sequence: rec.Revision, Position: rec.Position,
-		Time: m.event.Time, Status: r.status(at), DeliveredTime: arrived}
+	d = Disclosure{WebhookID: r.id, URL: withoutQuery(conf.URL), Deleted: r.gone, EventID: m.Event.ID, Type: m.Event.Type, Sequence: rec.Revision, Position: rec.Position,
+		Time: m.Event.Time, Status: r.status(at), DeliveredTime: arrived}
 	d.Data, err = pointers("", data)
 	return d, true, err
 }
 
-// configuredAt is how r was configured when an event was sent; where that is
-// not remembered, when it was recorded, or at first.
+// configuredAt returns the configuration when an event was sent; if that time is
+// not stored, the one when it was recorded, or else the first.
 func (r *recipient) configuredAt(p eventstore.Position, sent time.Time) (conf domain.Webhook, ok bool) {
 	for _, c := range r.configs {
 		if ok && !(c.position <= p || !sent.IsZero() && !c.time.After(sent)) {
@@ -244,6 +244,7 @@ func (r *recipient) status(at place) string {
 	return StatusPending
 }
 
+// withoutQuery returns a URL without its query and user, which may be secret.
 func withoutQuery(text string) string {
 	u, err := url.Parse(text)
 	if err != nil {
@@ -253,8 +254,8 @@ func withoutQuery(text string) string {
 	return u.String()
 }
 
-// pointers lists what is in a value below at and is no object itself, as JSON
-// pointers (RFC 6901).
+// pointers returns the JSON pointers (RFC 6901) of the values below at that are
+// not objects.
 func pointers(at jsontext.Pointer, v jsontext.Value) ([]string, error) {
 	if v.Kind() != '{' {
 		return []string{string(at)}, nil

@@ -14,8 +14,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// TestDisclosures holds that it can be said of an account who was told what of
-// it, as endpoints were configured then, whether they are still there or not.
+// Disclosures lists what each webhook received about an account, as it was
+// configured at that time, including deleted webhooks.
 func TestDisclosures(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -54,7 +54,7 @@ func TestDisclosures(t *testing.T) {
 		}
 		w.touch("ada", 1)
 		late := creation("https://late.example/hook")
-		late.After = -1 // from now on
+		late.After = -1 // from the head on
 		w.create("late", late)
 		time.Sleep(time.Second)
 
@@ -81,7 +81,7 @@ func TestDisclosures(t *testing.T) {
 		for _, d := range all {
 			got = append(got, line{d.WebhookID, int(d.Sequence), d.Status, strings.Join(d.Data, " ")})
 			if known := !d.DeliveredTime.IsZero(); known != (d.Status == StatusDelivered) || d.DeliveredTime.After(delivered.Add(time.Second)) {
-				t.Errorf("%+v: when it arrived", d)
+				t.Errorf("%+v: a wrong time of delivery", d)
 			}
 			if d.Deleted != (d.WebhookID == "gone") || strings.Contains(d.URL, "secret") || d.Position == 0 || d.EventID == "" || d.Time.IsZero() {
 				t.Errorf("%+v", d)

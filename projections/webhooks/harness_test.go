@@ -20,11 +20,32 @@ import (
 	"accountledger/domain"
 	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
+
+// Published test vectors of Standard Webhooks: a shared secret and a key pair.
+const (
+	v1Secret  = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+	v1ID      = "msg_p5jXN8AQM9LWM0D4loKWxJek"
+	v1Body    = `{"test": 2432232314}`
+	v1Want    = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+	v3Private = "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg=="
+	v3Public  = "whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4="
+)
+
+// verify checks a delivery as a receiver with this secret does.
+func verify(secret string, header http.Header, body []byte, now time.Time) error {
+	key, err := wire.ParseVerifier(secret)
+	if err != nil {
+		return err
+	}
+	return wire.Verify([]wire.Verifier{key}, header, body, now)
+}
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
-// world is a ledger with deliveries from it.
+// world is a ledger and its webhooks.
 type world struct {
 	t      testing.TB
 	log    *memoryLog
@@ -35,8 +56,8 @@ type world struct {
 	cancel context.CancelFunc // of Run
 	done   chan error
 
-	// transport, where set, takes the place of the network; under synctest
-	// time moves only while nobody waits for the outside.
+	// transport replaces the network if it is set: under synctest, time advances
+	// only while no goroutine waits for the network.
 	transport http.RoundTripper
 }
 
@@ -64,19 +85,14 @@ func newWorld(t testing.TB, config Config) *world {
 	return w
 }
 
-// open opens the delivery file, after a stop once more.
+// open opens delivery.db, again after a stop.
 func (w *world) open() {
 	w.t.Helper()
 	hooks, err := Open(w.t.Context(), w.config)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	hooks.transport = func(g *guard, c Config) http.RoundTripper {
-		if w.transport != nil {
-			return w.transport
-		}
-		return newTransport(g, c.InFlight)
-	}
+	hooks.senders.network = func(c *transport.Config) { c.RoundTripper = w.transport }
 	w.hooks = hooks
 	w.t.Cleanup(w.stop)
 }
@@ -91,7 +107,7 @@ func (w *world) run() {
 	w.cancel, w.done = cancel, done
 }
 
-// stopDelivery ends Run in good order and leaves the file open.
+// stopDelivery ends Run and leaves delivery.db open.
 func (w *world) stopDelivery() {
 	w.t.Helper()
 	if w.cancel != nil {
@@ -103,7 +119,7 @@ func (w *world) stopDelivery() {
 	}
 }
 
-// stop ends everything; under synctest it must be called inside the bubble.
+// stop ends everything. Under synctest, call it inside the bubble.
 func (w *world) stop() {
 	w.t.Helper()
 	w.stopDelivery()
@@ -115,7 +131,7 @@ func (w *world) stop() {
 	}
 }
 
-// restart stops everything in good order and starts it again.
+// restart stops everything and starts it again.
 func (w *world) restart() {
 	w.t.Helper()
 	w.stop()
@@ -125,7 +141,8 @@ func (w *world) restart() {
 
 var asAdmin = domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "api-key", ID: "test"}}}
 
-// hook creates an endpoint for the events of accounts, from the log's start.
+// hook creates a webhook that selects the events of accounts, from the start of
+// the log.
 func (w *world) hook(id, url string, events ...string) (Endpoint, string) {
 	w.t.Helper()
 	if len(events) == 0 {
@@ -136,7 +153,7 @@ func (w *world) hook(id, url string, events ...string) (Endpoint, string) {
 	return w.create(id, c)
 }
 
-// create creates an endpoint as asked for.
+// create creates a webhook.
 func (w *world) create(id string, c Creation) (Endpoint, string) {
 	w.t.Helper()
 	e, secret, _, err := w.hooks.Create(w.t.Context(), asAdmin, id, c)
@@ -174,7 +191,7 @@ func (w *world) head() eventstore.Position {
 	return head
 }
 
-// get returns an endpoint.
+// get returns a webhook.
 func (w *world) get(id string) Endpoint {
 	w.t.Helper()
 	e, err := w.hooks.Get(w.t.Context(), id)
@@ -193,18 +210,18 @@ func (w *world) deliveries(id string) []Delivery {
 	return all
 }
 
-// settled waits until an endpoint has nothing left to do.
+// settled waits until everything is delivered to a webhook.
 func (w *world) settled(id string) {
 	w.t.Helper()
 	w.until(func() bool { e := w.get(id); return e.Backlog == 0 && e.Position == w.head() && e.Lanes == 0 })
 }
 
-// until polls for a condition. Under synctest the sleep is the fake clock's.
+// until polls for a condition. Under synctest it sleeps by the fake clock.
 func (w *world) until(ok func() bool) {
 	w.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			w.t.Fatal("waited in vain")
+			w.t.Fatal("the condition did not become true within 20 s")
 		}
 	}
 }
@@ -220,7 +237,7 @@ type envelope struct {
 	Data             jsontext.Value       `json:"data"`
 }
 
-// got is a request as a receiver saw it.
+// got is a request that a receiver got.
 type got struct {
 	time   time.Time
 	header http.Header
@@ -228,21 +245,21 @@ type got struct {
 	envelope
 }
 
-// receiver records what it is sent and answers as told. It is an http.Handler
-// and, for tests without a network, an http.RoundTripper.
+// receiver records requests and responds with answer. It is an http.Handler and,
+// for tests without a network, an http.RoundTripper.
 type receiver struct {
 	mu     sync.Mutex
 	all    []got
-	flying map[string]int // by sub
+	flying map[string]int // requests in flight, by sub
 	answer func(g got, n int) (status int, header http.Header)
 	delay  func() time.Duration
 	fail   func() error // of the round trip
 	faults []string     // rules that were broken
 
-	overlaps bool // requests at once for one account are no fault
+	overlaps bool // concurrent requests for one account are no fault
 }
 
-// take records a request and returns the answer to it.
+// take records a request and returns the response to it.
 func (r *receiver) take(header http.Header, body []byte) (int, http.Header) {
 	g := got{time: time.Now(), header: header, body: body}
 	err := json.Unmarshal(body, &g.envelope, json.RejectUnknownMembers(true))
@@ -331,8 +348,8 @@ func (r *receiver) count() int {
 	return len(r.all)
 }
 
-// inOrder fails the test where a rule was broken or where the first deliveries
-// of an account are not in the order of its events.
+// inOrder fails the test if a rule was broken or if the first deliveries of an
+// account are not in the order of its events.
 func (r *receiver) inOrder(t testing.TB) {
 	t.Helper()
 	r.mu.Lock()
@@ -347,13 +364,13 @@ func (r *receiver) inOrder(t testing.TB) {
 		}
 		seen[g.ID] = true
 		if previous, ok := last[g.Sub]; ok && g.Sequence < previous {
-			t.Errorf("%s: sequence %d first came after %d", g.Sub, g.Sequence, previous)
+			t.Errorf("%s: sequence %d first arrived after %d", g.Sub, g.Sequence, previous)
 		}
 		last[g.Sub] = g.Sequence
 	}
 }
 
-// ids counts how often each event came.
+// ids counts the requests for each event.
 func (r *receiver) ids() map[string]int {
 	ids := map[string]int{}
 	for _, g := range r.got() {

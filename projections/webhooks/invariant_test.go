@@ -19,8 +19,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// I3: what is written is known: while a request is under way nothing says that
-// its event is settled, and afterwards cursor and attempt appear together.
+// I3: progress is stored after the result: while a request is in flight its event
+// is not settled, and afterwards cursor and attempt appear together.
 func TestI3WrittenAfterTheResult(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -29,7 +29,7 @@ func TestI3WrittenAfterTheResult(t *testing.T) {
 		w := newWorld(t, Config{})
 		w.transport = r
 		w.hook("crm", "https://crm.example/hook")
-		w.account("ada") // position 2, after the webhook's own
+		w.account("ada") // position 2, after the webhook's creation
 		w.run()
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
@@ -41,13 +41,13 @@ func TestI3WrittenAfterTheResult(t *testing.T) {
 			return low, attempts
 		}
 		if low, attempts := written(); low != 1 || attempts != 0 {
-			t.Errorf("under way: low %d with %d attempts, want 1 and 0", low, attempts)
+			t.Errorf("in flight: low %d with %d attempts, want 1 and 0", low, attempts)
 		}
 		close(answer)
 		for {
 			low, attempts := written()
 			if (low == 2) != (attempts == 1) {
-				t.Fatalf("low %d with %d attempts: written apart", low, attempts)
+				t.Fatalf("low %d with %d attempts: not stored together", low, attempts)
 			}
 			if low == 2 {
 				break
@@ -58,8 +58,8 @@ func TestI3WrittenAfterTheResult(t *testing.T) {
 	})
 }
 
-// I4: at any time a position of a failing account that the cursor has passed
-// is owed by its lane.
+// I4: at any time, the lane of a failing account owes every position that the
+// cursor has passed.
 func TestI4LaneWithTheCursor(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -100,19 +100,19 @@ func TestI4LaneWithTheCursor(t *testing.T) {
 				if !c.has(rec.Position) || !strings.HasPrefix(rec.Stream, "account-") {
 					continue
 				}
-				s := newSlot(rec)
-				messages, err := s.open(opener{w.config.Codec, w.config.Ledger}, time.Now())
+				s := newEvent(rec)
+				messages, err := s.open(opener{w.config.Codec, ledger{w.config.Ledger}}, time.Now())
 				if err != nil {
 					t.Fatal(err)
 				}
 				r.mu.Lock()
-				told := arrived[messages[0].event.ID]
+				delivered := arrived[messages[0].Event.ID]
 				r.mu.Unlock()
 				var owed bool
 				if err := tx.QueryRow(`SELECT count(*) FROM lane WHERE stream = ? AND next_position <= ?`, rec.Stream, rec.Position).Scan(&owed); err != nil {
 					t.Fatal(err)
 				}
-				if !told && !owed {
+				if !delivered && !owed {
 					t.Fatalf("position %d is settled, was not delivered, and no lane owes it", rec.Position)
 				}
 			}
@@ -130,7 +130,7 @@ func TestI4LaneWithTheCursor(t *testing.T) {
 	})
 }
 
-// I5: who has lost an endpoint writes nothing more.
+// I5: a worker that no longer owns a webhook writes nothing.
 func TestI5Fencing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
@@ -153,7 +153,7 @@ func TestI5Fencing(t *testing.T) {
 	}
 	s.save(t.Context(), []*checkpoint{save(mine, 7), save(theirs, 5)})
 	if first, second := <-written, <-written; !errors.Is(first, errFenced) || second != nil {
-		t.Errorf("written: %v and %v, want errFenced and nil", first, second)
+		t.Errorf("saved: %v and %v, want errFenced and nil", first, second)
 	}
 	var low, lanes, attempts int
 	if err := s.read.QueryRow(`SELECT low, (SELECT count(*) FROM lane), (SELECT count(*) FROM attempt) FROM cursor`).Scan(&low, &lanes, &attempts); err != nil {
@@ -164,7 +164,7 @@ func TestI5Fencing(t *testing.T) {
 	}
 }
 
-// I5 and row 49: two processes with one file; the first one leaves.
+// I5 and row 49: of two processes with one file, the first one stops delivering.
 func TestI5TakenOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -175,7 +175,7 @@ func TestI5TakenOver(t *testing.T) {
 		w.run()
 		w.account("ada")
 		w.settled("crm")
-		first := w.hooks.running("crm")
+		first := w.hooks.worker("crm")
 		if _, err := w.hooks.store.own(t.Context(), first.no); err != nil {
 			t.Fatal(err)
 		}
@@ -185,7 +185,7 @@ func TestI5TakenOver(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if n := r.count(); n != 2 {
-			t.Errorf("%d requests, want 2: none after the take-over was noticed", n)
+			t.Errorf("%d requests, want 2: none after it noticed the new owner", n)
 		}
 		w.restart()
 		time.Sleep(time.Second)
@@ -197,7 +197,7 @@ func TestI5TakenOver(t *testing.T) {
 	})
 }
 
-// I6: who waits for a predecessor has no attempts.
+// I6: waiting for a predecessor costs no attempts.
 func TestI6WaitingCostsNothing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -229,19 +229,19 @@ func TestI6WaitingCostsNothing(t *testing.T) {
 	})
 }
 
-// I8 and row 40: what goes wrong inside the ledger is not the endpoint's
-// fault, loses nothing, and ends when it ends.
+// I8 and row 40: a failure inside the ledger does not count against the endpoint
+// and loses no event, and deliveries continue after it.
 func TestI8OurErrorsAreOurs(t *testing.T) {
 	t.Parallel()
 	blameless := func(t *testing.T, w *world) {
 		t.Helper()
 		if e := w.get("crm"); e.Breaker.State != "closed" || e.Lanes != 0 || e.DeadLetters != 0 {
-			t.Errorf("the endpoint is blamed: %+v", e)
+			t.Errorf("the failure counts against the endpoint: %+v", e)
 		}
 		for _, d := range w.deliveries("crm") {
 			for _, a := range d.Attempts {
 				if a.Status != 200 {
-					t.Errorf("attempt %+v, want only such with 200", a)
+					t.Errorf("attempt %+v, want only attempts with 200", a)
 				}
 			}
 		}
@@ -269,7 +269,7 @@ func TestI8OurErrorsAreOurs(t *testing.T) {
 			}
 			w.until(func() bool { return r.count() >= maxUnflushed })
 			if n := r.count(); n > 1+maxUnflushed+64+1 {
-				t.Errorf("%d sent while nothing can be written: as many would be sent twice after a crash", n)
+				t.Errorf("%d sent while nothing can be stored: a crash would send as many twice", n)
 			}
 			if err := errors.Join(tx.Rollback(), db.Close()); err != nil {
 				t.Fatal(err)
@@ -344,11 +344,11 @@ func TestI8OurErrorsAreOurs(t *testing.T) {
 			w := newWorld(t, Config{})
 			w.transport = r
 			w.hook("crm", "https://crm.example/hook")
-			kept, err := w.keys.Secret(t.Context(), vaultName("crm"))
+			kept, err := w.keys.Secret(t.Context(), secretName("crm"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := w.keys.DeleteSecret(t.Context(), vaultName("crm")); err != nil {
+			if err := w.keys.DeleteSecret(t.Context(), secretName("crm")); err != nil {
 				t.Fatal(err)
 			}
 			w.account("ada")
@@ -357,7 +357,7 @@ func TestI8OurErrorsAreOurs(t *testing.T) {
 			if e := w.get("crm"); r.count() != 0 || e.SecretFingerprint != "" {
 				t.Errorf("%d requests and fingerprint %q without a secret", r.count(), e.SecretFingerprint)
 			}
-			if err := w.keys.PutSecret(t.Context(), vaultName("crm"), kept); err != nil {
+			if err := w.keys.PutSecret(t.Context(), secretName("crm"), kept); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(2 * time.Minute)
@@ -368,8 +368,8 @@ func TestI8OurErrorsAreOurs(t *testing.T) {
 	})
 }
 
-// Row 44's other half, and the escalation: when most accounts are refused, it
-// is the endpoint.
+// The second part of row 44, and the escalation: if the receiver refuses most
+// accounts, the endpoint counts as failing.
 func TestEscalation(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -398,14 +398,14 @@ func TestEscalation(t *testing.T) {
 		time.Sleep(100 * time.Hour)
 		w.settled("crm")
 		if n := len(r.ids()); n != 500 {
-			t.Errorf("%d events came, want 500", n)
+			t.Errorf("%d events arrived, want 500", n)
 		}
 		r.inOrder(t)
 		w.stop()
 	})
 }
 
-// Row 48: a stop in good order sends nothing twice.
+// Row 48: after an orderly stop nothing is sent twice.
 func TestCleanRestart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -427,7 +427,7 @@ func TestCleanRestart(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		w.settled("crm")
-		// A registration is two public events of one event of the log.
+		// A registration is one event of the log with two public events.
 		if ids := r.ids(); len(ids) != 500 || r.count() != 500 {
 			t.Errorf("%d events in %d requests, want 500 in as many", len(ids), r.count())
 		}
@@ -436,7 +436,7 @@ func TestCleanRestart(t *testing.T) {
 	})
 }
 
-// A file that is lost is made again from the log; what was sent is sent again.
+// A lost delivery.db is created again from the log; events are sent again.
 func TestLostFile(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -461,10 +461,10 @@ func TestLostFile(t *testing.T) {
 		w.settled("crm")
 		all := r.got()[before:]
 		if len(all) != 1 || all[0].header.Get("Test-Host") != "crm.example" {
-			t.Errorf("%d requests after the file was lost, want the one event again for the endpoint that is left", len(all))
+			t.Errorf("%d requests after the file was lost, want the one event again for the remaining webhook", len(all))
 		}
 		if list, err := w.hooks.List(context.Background()); err != nil || len(list) != 1 {
-			t.Errorf("%d endpoints, %v; want 1", len(list), err)
+			t.Errorf("%d webhooks, %v; want 1", len(list), err)
 		}
 		w.stop()
 	})

@@ -15,8 +15,8 @@ import (
 
 const receivers = "../../testdata/receivers"
 
-// javaScript starts the receiver in JavaScript and returns its address, and
-// what it says of what it is sent.
+// javaScript starts the receiver in JavaScript. It returns its address and a
+// function that reads the next event it received.
 func javaScript(t *testing.T, secret string) (url string, said func() javaScriptEvent) {
 	t.Helper()
 	node, err := exec.LookPath("node")
@@ -35,7 +35,7 @@ func javaScript(t *testing.T, secret string) (url string, said func() javaScript
 	}
 	t.Cleanup(func() {
 		cmd.Process.Kill()
-		cmd.Wait() // says that it was killed
+		cmd.Wait() // returns an error, because it was killed
 	})
 	lines := bufio.NewScanner(out)
 	said = func() (e javaScriptEvent) {
@@ -63,8 +63,8 @@ type javaScriptEvent struct {
 	Email     string              `json:"email"`
 }
 
-// The libraries for JavaScript take every form: signatures are verified by
-// Standard Webhooks', CloudEvents are read by the SDK.
+// The JavaScript libraries accept every format: that of Standard Webhooks verifies
+// the signatures, the CloudEvents SDK reads the events.
 func TestJavaScriptAccepts(t *testing.T) {
 	t.Parallel()
 	for format, form := range map[string]string{domain.FormatStandard: "standard", domain.FormatEvent: "structured", domain.FormatBinary: "binary", domain.FormatBatch: "batch"} {
@@ -85,12 +85,12 @@ func TestJavaScriptAccepts(t *testing.T) {
 			for range 6 {
 				e := said()
 				if e.Form != form || e.ID == "" || e.Sequence != sequence[e.Sub] || (e.Type == "USER_CREATED") != (e.Email == e.Sub+"@example.com") {
-					t.Errorf("taken as %+v, want %s, sequence %d", e, form, sequence[e.Sub])
+					t.Errorf("read as %+v, want %s, sequence %d", e, form, sequence[e.Sub])
 				}
 				sequence[e.Sub]++
 			}
 			if sequence["ada"] != 3 || sequence["bob"] != 3 {
-				t.Errorf("taken: %v, want 3 of each account", sequence)
+				t.Errorf("received: %v, want 3 of each account", sequence)
 			}
 		})
 	}

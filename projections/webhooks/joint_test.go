@@ -13,38 +13,39 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/wire"
 )
 
-// order is a receiver's view of I2 and I9: when an event is tried, whatever
-// came before it of one of its accounts has arrived.
+// order checks I2 and I9 at the receiver: when an event is tried, all earlier
+// events of its accounts have arrived.
 type order struct {
-	w       *world
-	arrived map[string]bool
-	told    []string // the patterns of the endpoint
+	w        *world
+	arrived  map[string]bool
+	patterns []string // the patterns of the webhook
 }
 
-// check returns what is wrong with trying an event now, and whether it says
-// which one came before it.
+// check returns what is wrong with trying an event now, and with its previous
+// sequence.
 func (o *order) check(g got) (wrong []string) {
-	opener := opener{o.w.config.Codec, o.w.config.Ledger}
+	opener := opener{o.w.config.Codec, ledger{o.w.config.Ledger}}
 	o.w.log.mu.Lock()
 	records := o.w.log.records
 	o.w.log.mu.Unlock()
-	var before []*slot
-	previous := none
+	var before []*event
+	previous := wire.NoSequence
 	for _, rec := range records {
-		s := newSlot(rec)
+		s := newEvent(rec)
 		messages, err := s.open(opener, time.Now())
 		if err != nil {
 			return []string{err.Error()}
 		}
-		if !slices.ContainsFunc(messages, func(m *message) bool { return m.event.ID == g.ID }) {
+		if !slices.ContainsFunc(messages, func(m *wire.Message) bool { return m.Event.ID == g.ID }) {
 			before = append(before, s)
 			continue
 		}
-		first := slices.IndexFunc(messages, func(m *message) bool { return m.told(o.told) != nil })
-		if messages[first].event.ID != g.ID {
-			previous = rec.Revision // one event of the log, told as several
+		first := slices.IndexFunc(messages, func(m *wire.Message) bool { return m.Select(o.patterns) != nil })
+		if messages[first].Event.ID != g.ID {
+			previous = rec.Revision // another public event of the same log event
 		}
 		for _, b := range before {
 			if !slices.ContainsFunc(touched(b), func(key string) bool { return slices.Contains(touched(s), key) }) {
@@ -52,8 +53,8 @@ func (o *order) check(g got) (wrong []string) {
 			}
 			for _, m := range b.messages {
 				switch {
-				case m.told(o.told) == nil:
-				case !o.arrived[m.event.ID]:
+				case m.Select(o.patterns) == nil:
+				case !o.arrived[m.Event.ID]:
 					wrong = append(wrong, fmt.Sprintf("%s of %v at %d is tried before %s of %v at %d has arrived",
 						rec.Type, s.keys, rec.Position, b.rec.Type, b.keys, b.rec.Position))
 				case b.rec.Stream == rec.Stream:
@@ -61,42 +62,41 @@ func (o *order) check(g got) (wrong []string) {
 				}
 			}
 		}
-		if said := g.PreviousSequence; said == nil && previous != none || said != nil && *said != previous {
-			wrong = append(wrong, fmt.Sprintf("%s of %v at %d does not say that %d came before it", rec.Type, s.keys, rec.Position, previous))
+		if said := g.PreviousSequence; said == nil && previous != wire.NoSequence || said != nil && *said != previous {
+			wrong = append(wrong, fmt.Sprintf("%s of %v at %d does not have the previous sequence %d", rec.Type, s.keys, rec.Position, previous))
 		}
 		return wrong
 	}
 	return []string{"an event that is not in the log: " + g.ID}
 }
 
-// touched is whose accounts' order an event belongs to for a receiver: that a
-// merged account's status is COMBINED now, is of that account alone.
-func touched(s *slot) []string {
+// touched returns the streams in whose order a receiver sees an event: the event
+// that a merged account's status is now COMBINED belongs to that account alone.
+func touched(s *event) []string {
 	if s.rec.Type == "account.merged.v1" || s.rec.Type == "account.separated.v1" {
 		return s.keys
 	}
 	return s.keys[:1]
 }
 
-// person is an account that can be merged.
+// person creates an account that can be merged.
 func (w *world) person(sub string) {
 	w.t.Helper()
 	w.execute(sub, domain.CreateAccount{Origin: domain.OriginCreated, Status: domain.StatusVerified, Identities: []domain.NewIdentity{{
 		IdentityID: domain.NewID().String(), Provider: domain.ProviderSelf, Profile: domain.Profile{Email: sub + "@example.com"}}}})
 }
 
-// Row 58a: accounts are combined while one of the two is failing. The combined
-// event and later events of both wait, for the lane as for the window;
-// unrelated accounts do not.
+// Row 58a: two accounts are merged while one of them is failing. The merge and later
+// events of both wait, in lanes or in the window; unrelated accounts do not.
 func TestRow58aCombinedInALane(t *testing.T) {
 	t.Parallel()
 	for _, failing := range []string{"survivor", "merged"} {
-		for _, told := range [][]string{{"USER_*"}, {"USER_CREATED", "USER_UPDATED", "USER_COMBINED", "USER_SEPARATED"}} {
-			t.Run(fmt.Sprintf("%s fails, told of %s", failing, told), func(t *testing.T) {
+		for _, patterns := range [][]string{{"USER_*"}, {"USER_CREATED", "USER_UPDATED", "USER_COMBINED", "USER_SEPARATED"}} {
+			t.Run(fmt.Sprintf("%s fails, selects %s", failing, patterns), func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t, Config{Schedule: []time.Duration{time.Minute, time.Minute, time.Minute}})
-					o := &order{w: w, arrived: map[string]bool{}, told: told}
+					o := &order{w: w, arrived: map[string]bool{}, patterns: patterns}
 					bad := true
 					r := &receiver{}
 					r.answer = func(g got, n int) (int, http.Header) {
@@ -110,12 +110,12 @@ func TestRow58aCombinedInALane(t *testing.T) {
 						return 200, nil
 					}
 					w.transport = r
-					w.hook("crm", "https://crm.example/hook", told...)
+					w.hook("crm", "https://crm.example/hook", patterns...)
 					w.person("survivor")
 					w.person("merged")
 					w.person("unrelated")
 					w.run()
-					time.Sleep(time.Second) // one of the two is in a lane now
+					time.Sleep(time.Second) // now one of the two has a lane
 					w.execute("survivor", domain.MergeAccount{From: "merged"})
 					w.touch("survivor", 2)
 					w.execute("survivor", domain.UnmergeAccount{Sub: "merged"})
@@ -142,7 +142,7 @@ func TestRow58aCombinedInALane(t *testing.T) {
 						}
 					}
 					if combined != 2 {
-						t.Errorf("%d joint events came, want 2", combined)
+						t.Errorf("%d joint events arrived, want 2", combined)
 					}
 					w.stop()
 				})
@@ -151,13 +151,13 @@ func TestRow58aCombinedInALane(t *testing.T) {
 	}
 }
 
-// A merge waits for what is under way of the merged account, also where it is
-// the survivor that is in a lane.
+// A merge waits for requests about the merged account that are in flight, even if
+// only the survivor has a lane.
 func TestI9WaitsForTheWindow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Config{Timeout: time.Hour})
-		o := &order{w: w, arrived: map[string]bool{}, told: []string{"USER_*"}}
+		o := &order{w: w, arrived: map[string]bool{}, patterns: []string{"USER_*"}}
 		bad := true
 		r := &receiver{}
 		r.answer = func(g got, n int) (int, http.Header) {
@@ -187,7 +187,7 @@ func TestI9WaitsForTheWindow(t *testing.T) {
 		time.Sleep(time.Second)
 		w.execute("survivor", domain.MergeAccount{From: "merged"})
 		w.touch("survivor", 1)
-		time.Sleep(50 * time.Second) // the survivor's lane goes on, up to the merge
+		time.Sleep(50 * time.Second) // the survivor's lane continues up to the merge
 		if n := r.count(); n != 4 {
 			t.Errorf("%d requests, want 4: each account's creation, the survivor's again, and one that hangs", n)
 		}
@@ -198,24 +198,24 @@ func TestI9WaitsForTheWindow(t *testing.T) {
 	})
 }
 
-// I9 with random merges, crossing ones too, random refusals, outages and
-// restarts: everything arrives, in order for all accounts of an event.
+// I9 with random merges, also overlapping ones, random refusals, outages and
+// restarts: every event arrives, in the order of all its accounts.
 func TestI9JoinedLanes(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(5) {
-		for _, told := range []string{"USER_*", "USER_UPDATED", "USER_COMBINED"} {
-			t.Run(fmt.Sprint(told, " ", seed), func(t *testing.T) {
+		for _, pattern := range []string{"USER_*", "USER_UPDATED", "USER_COMBINED"} {
+			t.Run(fmt.Sprint(pattern, " ", seed), func(t *testing.T) {
 				t.Parallel()
-				synctest.Test(t, func(t *testing.T) { joinedLanes(t, rand.New(rand.NewPCG(seed, 1)), told) })
+				synctest.Test(t, func(t *testing.T) { joinedLanes(t, rand.New(rand.NewPCG(seed, 1)), pattern) })
 			})
 		}
 	}
 }
 
-func joinedLanes(t *testing.T, random *rand.Rand, told string) {
+func joinedLanes(t *testing.T, random *rand.Rand, pattern string) {
 	schedule := slices.Repeat([]time.Duration{time.Second}, 40)
 	w := newWorld(t, Config{InFlight: 8, Schedule: schedule})
-	o := &order{w: w, arrived: map[string]bool{}, told: []string{told}}
+	o := &order{w: w, arrived: map[string]bool{}, patterns: []string{pattern}}
 	r := &receiver{delay: func() time.Duration { return rand.N(50 * time.Millisecond) }}
 	down := false
 	r.answer = func(g got, n int) (int, http.Header) {
@@ -232,7 +232,7 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 		return 200, nil
 	}
 	w.transport = r
-	w.hook("crm", "https://crm.example/hook", told)
+	w.hook("crm", "https://crm.example/hook", pattern)
 	const people = 6
 	for i := range people {
 		w.person(fmt.Sprint("p", i))
@@ -257,7 +257,7 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 		case 6:
 			r.set(func(*receiver) { down = !down && random.IntN(3) == 0 })
 		default:
-			// What was merged cannot be changed: that is refused, and changes nothing.
+			// The ledger refuses to change a merged account.
 			w.ledger.Execute(t.Context(), asAdmin, any(), domain.SetCustomFields{Values: field(random)})
 		}
 	}
@@ -271,16 +271,16 @@ func joinedLanes(t *testing.T, random *rand.Rand, told string) {
 		t.Error("nothing was merged")
 	}
 	if d := w.get("crm").DeadLetters; d != 0 {
-		t.Errorf("%d events were given up", d)
+		t.Errorf("%d events became dead letters", d)
 	}
 	want := 0
 	for _, rec := range w.log.records {
-		messages, err := newSlot(rec).open(opener{w.config.Codec, w.config.Ledger}, time.Now())
+		messages, err := newEvent(rec).open(opener{w.config.Codec, ledger{w.config.Ledger}}, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range messages {
-			if m.told(o.told) != nil {
+			if m.Select(o.patterns) != nil {
 				want++
 			}
 		}

@@ -5,15 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/wire"
 )
 
-// rotation asks for a key under an id.
+// rotation returns a rotation to a key with an id.
 func rotation(id string, kind domain.WebhookKeyType, overlap time.Duration) Rotation {
 	return Rotation{RotateWebhookKey: domain.RotateWebhookKey{KeyID: id, Type: kind, Overlap: overlap}}
 }
@@ -27,8 +29,8 @@ func (w *world) rotate(id string, c Rotation) (Endpoint, string) {
 	return e, secret
 }
 
-// Rows 6 to 8: beside the new key the old one signs until its time is over,
-// also what is sent again of before; and both kinds sign side by side.
+// Rows 6 to 8: an old key signs next to the new one until it expires, retries of
+// older events included; keys of both types sign together.
 func TestRotate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -46,16 +48,10 @@ func TestRotate(t *testing.T) {
 		w.account("bob")
 		time.Sleep(3 * time.Hour)
 		w.settled("crm")
-		verified := func(g got, secret string) bool {
-			s, err := parseSigner(secret)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return strings.Contains(" "+g.header.Get(HeaderSignature)+" ", " "+s.sign(g.header.Get(HeaderID), g.header.Get(HeaderTimestamp), g.body)+" ")
-		}
+		verified := func(g got, secret string) bool { return verify(secret, g.header, g.body, g.time) == nil }
 		all := r.got()
 		if len(all) != 3 || all[0].ID != all[2].ID {
-			t.Fatalf("%d requests, want three, the last the first again", len(all))
+			t.Fatalf("%d requests, want three, the last a retry of the first", len(all))
 		}
 		for i, g := range all {
 			if !verified(g, second) || !verified(g, pair) {
@@ -65,18 +61,18 @@ func TestRotate(t *testing.T) {
 				t.Errorf("row 8: request %d is signed with the old key: %t, want %t", i, !old, old)
 			}
 		}
-		if entries := strings.Fields(all[0].header.Get(HeaderSignature)); len(entries) != 3 || !strings.HasPrefix(entries[0], "v1a,") || !strings.HasPrefix(entries[1], "v1,") {
+		if entries := strings.Fields(all[0].header.Get(wire.HeaderSignature)); len(entries) != 3 || !strings.HasPrefix(entries[0], "v1a,") || !strings.HasPrefix(entries[1], "v1,") {
 			t.Errorf("row 6: %v, want the newest first", entries)
 		}
 		e, _ := w.rotate("crm", rotation("k4", domain.KeyHMAC, 0))
-		if kept, err := w.hooks.vault(t.Context(), "crm"); err != nil || len(kept) != 2 || len(e.Keys) != 2 || e.Keys[0].Fingerprint == "" {
-			t.Errorf("keys %+v, %d secrets, %v; want two of each: what ended is forgotten", e.Keys, len(kept), err)
+		if kept, err := w.hooks.secrets.load(t.Context(), "crm"); err != nil || len(kept) != 2 || len(e.Keys) != 2 || e.Keys[0].Fingerprint == "" {
+			t.Errorf("keys %+v, %d secrets, %v; want two of each: expired keys are deleted", e.Keys, len(kept), err)
 		}
 		w.stop()
 	})
 }
 
-// Rows 13 to 15, of a rotation.
+// Rows 13 to 15, for rotations.
 func TestRotateRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
@@ -94,12 +90,17 @@ func TestRotateRefused(t *testing.T) {
 			t.Errorf("%s: %v, want a fault at /secret", name, err)
 		}
 	}
-	if kept, err := w.hooks.vault(t.Context(), "crm"); err != nil || len(kept) != 1 || w.head() != 1 {
-		t.Errorf("%d secrets, %v, at %d; want what there was", len(kept), err, w.head())
+	if kept, err := w.hooks.secrets.load(t.Context(), "crm"); err != nil || len(kept) != 1 || w.head() != 1 {
+		t.Errorf("%d secrets, %v, at %d; want no change", len(kept), err, w.head())
 	}
-	e, second := w.rotate("crm", rotation("k1", "", time.Hour))
-	if again, same := w.rotate("crm", rotation("k1", "", time.Hour)); same != second || second == first || len(again.Keys) != len(e.Keys) || w.head() != 2 {
-		t.Errorf("row 14: asked for again it is another secret, or another key: %+v", again.Keys)
+	by := domain.Request{Meta: asAdmin.Meta.WithRequest("c1", "h")}
+	e, second, _, err := w.hooks.Rotate(t.Context(), by, "crm", rotation("k1", "", time.Hour))
+	if err != nil || second == "" || second == first {
+		t.Fatalf("row 14: a rotation returns no new secret: %v", err)
+	}
+	again, shown, _, err := w.hooks.Rotate(t.Context(), by, "crm", rotation("k1", "", time.Hour))
+	if err != nil || shown != "" || len(again.Keys) != len(e.Keys) || w.head() != 2 {
+		t.Errorf("row 14: a repeated rotation shows the secret again, or changes the keys: %+v, %v", again.Keys, err)
 	}
 	if _, _, _, err := w.hooks.Rotate(t.Context(), asAdmin, "crm", Rotation{RotateWebhookKey: domain.RotateWebhookKey{KeyID: "k1"}, Secret: first}); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused {
 		t.Errorf("another secret under the same id: %v, want %s", err, domain.CodeIdempotencyKeyReused)
@@ -110,45 +111,26 @@ func TestRotateRefused(t *testing.T) {
 	if _, _, _, err := w.hooks.Rotate(t.Context(), asAdmin, "crm", rotation("eleventh", "", time.Hour)); domain.CodeOf(err) != domain.CodeTooManyKeys {
 		t.Errorf("row 15: %v, want %s", err, domain.CodeTooManyKeys)
 	}
-	if _, _, err := w.hooks.TryRotate(t.Context(), asAdmin, "nobody", rotation("k", "", 0)); domain.CodeOf(err) != domain.CodeWebhookNotFound {
-		t.Errorf("of nobody: %v, want %s", err, domain.CodeWebhookNotFound)
+	if _, err := w.hooks.TryRotate(t.Context(), asAdmin, "nobody", rotation("k", "", 0)); domain.CodeOf(err) != domain.CodeWebhookNotFound {
+		t.Errorf("an unknown webhook: %v, want %s", err, domain.CodeWebhookNotFound)
 	}
 }
 
-// Row 16: GitHub's header, by GitHub's own example.
-func TestHubSignature(t *testing.T) {
-	t.Parallel()
-	keys := signersOf(t, v3Private+" whsec_"+base64.StdEncoding.EncodeToString([]byte("It's a Secret to Everybody")))
-	if got, want := keys.hub([]byte("Hello, World!")), "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"; got != want {
-		t.Errorf("row 16: %s, want %s", got, want)
-	}
-	if got := signersOf(t, v3Private).hub(nil); got != "" {
-		t.Errorf("without a shared secret: %s, want none", got)
-	}
-	target := target{signers: keys, now: time.Now}
-	for _, asked := range []bool{false, true} {
-		target.hub = asked
-		target.url = mustURL(t, "https://crm.example")
-		if got := target.request(t.Context(), content{id: "id", body: []byte("Hello, World!")}).Header.Get(HeaderHub); (got != "") != asked {
-			t.Errorf("row 16: asked %t, the header is %q", asked, got)
-		}
-	}
-}
-
-// An endpoint of before there were key ids signs with the secret it has.
+// A webhook from before there were key ids signs with its one secret.
 func TestOlderSecret(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
 	w.hook("crm", "https://crm.example")
-	if err := w.keys.PutSecret(t.Context(), vaultName("crm"), []byte(v1Secret)); err != nil {
+	if err := w.keys.PutSecret(t.Context(), secretName("crm"), []byte(v1Secret)); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := w.hooks.vault(t.Context(), "crm")
+	kept, err := w.hooks.secrets.load(t.Context(), "crm")
 	if err != nil || kept[domain.FirstKey] != v1Secret {
-		t.Errorf("vault %d, %v; want the secret under %s", len(kept), err, domain.FirstKey)
+		t.Errorf("%d secrets, %v; want the secret under %s", len(kept), err, domain.FirstKey)
 	}
-	keys, err := kept.signers([]domain.WebhookKey{{KeyID: domain.FirstKey}})
-	if err != nil || keys.header(v1ID, time.Now(), "1614265330", []byte(v1Body)) != v1Want {
+	signers, err := kept.signers([]domain.WebhookKey{{KeyID: domain.FirstKey}})
+	e := wire.Envelope{URL: &url.URL{}, Signers: signers}
+	if err != nil || e.Request(wire.Content{ID: v1ID, Body: []byte(v1Body)}, time.Unix(1614265330, 0)).Header.Get(wire.HeaderSignature) != v1Want {
 		t.Errorf("it does not sign: %v", err)
 	}
 }

@@ -4,87 +4,123 @@ import (
 	"container/heap"
 	"context"
 	"fmt"
-	"slices"
 	"time"
+
+	"github.com/google/uuid"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
 
-// lane is an account with a failing delivery: from a revision of its stream
-// on, everything is still owed and is read from there when its time comes.
-// The cursor may pass what a lane owes.
+// delivery is one event of the log on its way to one webhook. It waits in the
+// window, in the queues of its keys; or in a lane.
+type delivery struct {
+	*event
+	part int // the next of the public events that the webhook selects
+
+	follows eventstore.Revision // one more than that of the delivery before it, where that is known; or 0
+
+	ordering   []string // the keys of its queues, if they differ from the event's
+	lane       *lane    // nil in the window
+	generation int      // of the worker's memory, see worker.forget
+	inFlight   bool     // a request is in flight
+	alone      bool     // sent in no batch, because a batch with it was refused
+	requested  bool     // sent because a client asked for it, outside the order
+}
+
+// logOrder is the key of all deliveries of a webhook with strict order.
+var logOrder = []string{""}
+
+// keysOf returns the keys of the queues that d enters.
+func (d *delivery) keysOf() []string {
+	if d.ordering != nil {
+		return d.ordering
+	}
+	return d.keys
+}
+
+// result is a delivery whose request is over, or was not made.
+type result struct {
+	*delivery
+	message  *wire.Message
+	parts    int       // public events that the webhook selects of the event
+	batch    int       // events in the request
+	time     time.Time // when it began
+	duration time.Duration
+	traced   func(Attempted) // ends its trace; nil: it has none
+	transport.Outcome
+	err error // of internal
+}
+
+// record returns the row of r, which has a message.
+func (r result) record(trigger string) record {
+	m := r.message
+	id, err := uuid.Parse(m.Event.ID)
+	if err != nil {
+		panic("webhooks: the id of a public event is not a UUID: " + err.Error())
+	}
+	return record{position: r.rec.Position, part: m.Part, event: id, kind: m.Event.Type, sub: m.Event.Sub, sequence: m.Event.Sequence,
+		time: r.time, duration: r.duration, outcome: r.Outcome, trigger: trigger}
+}
+
+// lane is an account with a failing delivery: its events from a revision on are
+// still owed, and are read from the log when they are due. The cursor may pass
+// the events that a lane owes.
 //
-// A lane is one stream's. What joins two accounts is sent from a lane when the
-// lane of the other account, if it has one, is past it: both are past what was
-// before, and neither goes on without it. The other account has an event of the
-// same commit, and is held at that likewise. Whoever waits does so for an event
-// with a lower position, so nobody waits for whom waits for him.
+// A lane has one stream. An event that joins two accounts waits in its lane
+// until the lane of the other account, if there is one, is past it: then all
+// events before it are settled in both accounts. The other account has an event
+// of the same commit, which waits in the same way. A lane only waits for an
+// event with a lower position, so lanes never wait for each other in a circle.
 type lane struct {
 	stream   string
-	revision eventstore.Revision // the next event's, or before it
+	revision eventstore.Revision // of the next event, or before it
 	position eventstore.Position // likewise
-	attempt  int                 // failed ones of the next event
+	attempt  int                 // failed attempts of the next event
 	due      time.Time
 	code     string // of the last error
 
-	owed    eventstore.Position // up to here events of the stream are this lane's
-	next    []*delivery         // read and not sent yet
-	trouble int                 // failures of our own in a row
-	since   time.Time           // the next event's first failure, as far as it is known
-	index   int                 // in the heap of lanes that wait; in hand, held or blocked: -1
+	owed    eventstore.Position // the lane owes the events of the stream up to here
+	next    []*delivery         // read from the log and not sent yet
+	trouble int                 // failures of the ledger in a row
+	since   time.Time           // the first failure of the next event, if it is known
+	index   int                 // in the heap of waiting lanes; -1: in flight, held or blocked
 }
 
-// What one reading of a lane takes: enough to catch up fast, little enough
-// for a thousand lanes.
+// advance moves l behind d, to its next event if that is known.
+func (l *lane) advance(d *delivery) {
+	l.revision, l.position = d.rec.Revision+1, d.rec.Position+1
+	l.attempt, l.trouble, l.code, l.since = 0, 0, "", time.Time{}
+	if len(l.next) > 0 {
+		l.next = l.next[1:]
+	}
+	if len(l.next) > 0 {
+		l.revision, l.position = l.next[0].rec.Revision, l.next[0].rec.Position
+	}
+}
+
+// Bounds of one read of a lane: enough to catch up quickly, little enough for a
+// thousand lanes.
 const (
 	laneEvents = 32
 	laneBytes  = 256 << 10
 )
 
-// laneRead is what was found of a lane.
+// laneRead is the result of reading a lane's next events from the log.
 type laneRead struct {
 	lane  *lane
-	owed  eventstore.Position // up to here was looked
-	found []*delivery         // none: caught up
-	err   error               // ours
+	owed  eventstore.Position // how far the log was read
+	found []*delivery         // none: the lane has caught up
+	err   error               // the ledger's fault
 }
 
-// readLane reads the next events a lane owes up to a position.
-func (e *endpoint) readLane(ctx context.Context, l *lane, from eventstore.Revision, owed eventstore.Position) laneRead {
-	r := laneRead{lane: l, owed: owed}
-	size := 0
-	for rec, err := range e.log.ReadStream(ctx, l.stream, from) {
-		if err != nil {
-			r.err = fmt.Errorf("webhooks: read %s: %w", l.stream, err)
-			break
-		}
-		if rec.Position > owed || len(r.found) == laneEvents || size > laneBytes {
-			break
-		}
-		d := &delivery{slot: newSlot(rec), lane: l}
-		messages, err := d.open(e.opener, e.now())
-		if err != nil {
-			r.err = err
-			break
-		}
-		if len(e.selected(messages)) > 0 || d.joint() {
-			r.found = append(r.found, d)
-			size += len(rec.Clear) + len(rec.Sealed)
-		}
-	}
-	if len(r.found) > 0 {
-		r.err = nil // what is there comes first; the error will come again
-	}
-	return r
-}
-
-// lanes is the lanes of an endpoint, those that wait ordered by when they are
-// due.
+// lanes are the lanes of a webhook.
 type lanes struct {
 	byStream map[string]*lane
-	waiting  laneHeap
-	held     []*lane // until another one moves
+	waiting  laneHeap // by due time
+	held     []*lane  // until another lane advances
 }
 
 // holds reports whether d must wait for the lane of another account.
@@ -97,26 +133,16 @@ func (s *lanes) holds(d *delivery) bool {
 	return false
 }
 
-// release lets those that are held look again, for a lane has moved.
+// release makes the held lanes due, after a lane has advanced.
 func (s *lanes) release(now time.Time) {
 	for _, l := range s.held {
-		s.wait(l, now)
+		s.schedule(l, now)
 	}
 	s.held = nil
 }
 
-// blockedLanes counts them.
-func (e *endpoint) blockedLanes() (n int) {
-	for _, l := range e.lanes.byStream {
-		if e.blocked(l) {
-			n++
-		}
-	}
-	return n
-}
-
-// wait puts l in line.
-func (s *lanes) wait(l *lane, due time.Time) {
+// schedule makes l wait until it is due.
+func (s *lanes) schedule(l *lane, due time.Time) {
 	l.due = due
 	if l.index >= 0 {
 		heap.Fix(&s.waiting, l.index)
@@ -125,7 +151,7 @@ func (s *lanes) wait(l *lane, due time.Time) {
 	heap.Push(&s.waiting, l)
 }
 
-// due is the lane that has waited longest past its time, or nil.
+// due returns the lane that has been due longest, or nil.
 func (s *lanes) due(now time.Time) *lane {
 	if len(s.waiting) == 0 || s.waiting[0].due.After(now) {
 		return nil
@@ -133,8 +159,8 @@ func (s *lanes) due(now time.Time) *lane {
 	return s.waiting[0]
 }
 
-// take takes a waiting lane out of line, to work on it.
-func (s *lanes) take(l *lane) { heap.Remove(&s.waiting, l.index) }
+// unschedule removes a waiting lane from the heap.
+func (s *lanes) unschedule(l *lane) { heap.Remove(&s.waiting, l.index) }
 
 // failing counts the lanes whose next event was refused.
 func (s *lanes) failing() (n int) {
@@ -169,196 +195,88 @@ func (h *laneHeap) Pop() any {
 	return l
 }
 
-// adopt takes over the lanes an owner before has written. What was settled may
-// be owed by them.
-func (e *endpoint) adopt(all []*lane) {
-	e.lanes.byStream = map[string]*lane{}
-	for _, l := range all {
-		l.owed = e.cursor.top
-		e.lanes.byStream[l.stream] = l
-		if !e.blocked(l) {
-			e.lanes.wait(l, l.due)
+// lanes reads a webhook's lanes.
+func (s *store) lanes(ctx context.Context, no int64) ([]*lane, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT stream, next_revision, next_position, attempt, not_before, error FROM lane WHERE endpoint = ?`, no)
+	if err != nil {
+		return nil, fmt.Errorf("webhooks: load lanes: %w", err)
+	}
+	defer rows.Close()
+	var all []*lane
+	for rows.Next() {
+		l := &lane{index: -1}
+		var due int64
+		if err := rows.Scan(&l.stream, &l.revision, &l.position, &l.attempt, &due, &l.code); err != nil {
+			return nil, fmt.Errorf("webhooks: load lanes: %w", err)
 		}
+		l.due = fromMicro(due)
+		all = append(all, l)
 	}
+	return all, rows.Err()
 }
 
-// blocked reports whether a lane waits for somebody to send its next event
-// again: it was given up and must not be skipped. Where it may be skipped, by
-// now, it is tried once more.
-func (e *endpoint) blocked(l *lane) bool {
-	return l.attempt > len(e.breaker.schedule) && e.conf.DeadLetter == domain.DeadLetterBlock
+// owes reports whether a stream has a lane that is not past position p.
+func (s *store) owes(ctx context.Context, no int64, stream string, p eventstore.Position) (owes bool, err error) {
+	err = s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM lane WHERE endpoint = ? AND stream = ? AND next_position <= ?)`, no, stream, p).Scan(&owes)
+	if err != nil {
+		return false, fmt.Errorf("webhooks: read lane: %w", err)
+	}
+	return owes, nil
 }
 
-// launchLane works on the lane that waits longest. Lanes get a quarter of the
-// requests. A failing endpoint is tried with a lane only if it is the accounts
-// that failed, or if there is nothing else.
-func (e *endpoint) launchLane(now time.Time, allowed int) bool {
-	l := e.lanes.due(now)
-	if l == nil || e.laneFlight >= max(1, allowed/4) || e.breaker.open() && !e.breaker.escalated && len(e.ready) > 0 {
-		return false
-	}
-	e.lanes.take(l)
-	if len(l.next) > 0 && e.lanes.holds(l.next[0]) {
-		e.lanes.held = append(e.lanes.held, l)
-		return true
-	}
-	e.laneFlight++
-	if len(l.next) > 0 {
-		e.send(l.next[0])
-		return true
-	}
-	e.flight++
-	e.readings++
-	from, owed := l.revision, l.owed
-	go func() { e.reads <- e.readLane(context.Background(), l, from, owed) }()
-	return true
+// The statuses of lanes.
+const (
+	LaneRetrying = "retrying" // the next event was refused and is retried
+	LaneBlocked  = "blocked"  // the next event is a dead letter and must not be skipped
+	LaneWaiting  = "waiting"  // the events are sent one after another
+)
+
+// Lane is an account whose events wait, as delivery.db stores it.
+type Lane struct {
+	Sub             string              `json:"sub,omitzero" doc:"The account. Absent: changes of the configuration."`
+	Status          string              `json:"status" doc:"retrying: the next event failed and will be retried; blocked: its delivery was given up and must not be skipped; waiting: earlier events are still being sent."`
+	Sequence        eventstore.Revision `json:"sequence" doc:"Sequence of the next event, or a lower bound."`
+	Position        eventstore.Position `json:"position" doc:"Log position of the next event, or a lower bound."`
+	EventID         string              `json:"eventId,omitzero" doc:"Id of the next event, if its delivery was given up: the event to resend."`
+	Attempts        int                 `json:"attempts" doc:"Number of failed attempts for the next event."`
+	Error           string              `json:"error,omitzero" doc:"Why the last attempt failed, as a code."`
+	NextAttemptTime time.Time           `json:"nextAttemptTime,omitzero" doc:"When the next attempt is due."`
 }
 
-// owe makes an event a lane's, and so settles it.
-func (e *endpoint) owe(l *lane, p eventstore.Position) {
-	l.owed = max(l.owed, p)
-	e.cursor.set(p)
-}
-
-// laneOf is d's lane. For one in the window a lane is opened; nil if d belongs
-// to memory that was forgotten and will be read again.
-func (e *endpoint) laneOf(d *delivery) *lane {
-	if d.lane == nil && d.era == e.era {
-		e.open(d.rec.Stream, d)
+// listLanes lists the lanes of a webhook whose streams are after a stream, at most
+// limit. next is the last stream, or "" if there are no more.
+func (s *store) listLanes(ctx context.Context, conf domain.Webhook, schedule []time.Duration, after string, limit int) (all []Lane, next string, err error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT stream, next_revision, next_position, attempt, not_before, error,
+			(SELECT event FROM dead_letter d WHERE d.endpoint = l.endpoint AND d.position = next_position ORDER BY part DESC LIMIT 1)
+		FROM lane l WHERE endpoint = (SELECT no FROM endpoint WHERE id = ?) AND stream > ? ORDER BY stream LIMIT ?`, conf.WebhookID, after, limit+1)
+	if err != nil {
+		return nil, "", err
 	}
-	return d.lane
-}
-
-// laneFor is the lane that an event not in line yet belongs into, or nil. It is
-// opened where the event would have to wait for the lane of another account,
-// and for an account of which so much waits that it would fill the window alone
-// and hold up the others.
-func (e *endpoint) laneFor(s *slot) *lane {
-	if e.strict() {
-		return nil
-	}
-	lanes := e.lanes.byStream
-	needed := lanes[s.rec.Stream] == nil && len(e.turns[s.rec.Stream]) >= maxTurn
-	for _, key := range s.keys[1:] {
-		needed = needed || lanes[key] != nil || lanes[s.rec.Stream] != nil
-	}
-	if needed {
-		for _, key := range s.keys {
-			e.open(key, nil)
+	defer rows.Close()
+	all = []Lane{}
+	for rows.Next() {
+		if len(all) == limit {
+			return all, next, nil
 		}
-		if lanes[s.rec.Stream] == nil {
-			e.lanes.wait(e.addLane(s), e.now())
+		var l Lane
+		var due int64
+		var event []byte
+		if err := rows.Scan(&next, &l.Sequence, &l.Position, &l.Attempts, &due, &l.Error, &event); err != nil {
+			return nil, "", err
 		}
-	}
-	return lanes[s.rec.Stream]
-}
-
-func (e *endpoint) addLane(first *slot) *lane {
-	l := &lane{stream: first.rec.Stream, revision: first.rec.Revision, position: first.rec.Position, owed: first.rec.Position, index: -1}
-	e.lanes.byStream[l.stream] = l
-	e.dirty[l.stream] = true
-	return l
-}
-
-// open makes a lane of what is in line of a stream, and of the streams that are
-// joined with it there. back is one that has just come back, which its caller
-// puts where it belongs.
-func (e *endpoint) open(stream string, back *delivery) {
-	streams := []string{stream}
-	for i := 0; i < len(streams); i++ {
-		for _, d := range e.turns[streams[i]] {
-			for _, key := range d.keys {
-				if !slices.Contains(streams, key) {
-					streams = append(streams, key)
-				}
+		l.Sub = domain.Entry{Stream: next}.Sub()
+		switch {
+		case l.Attempts == 0:
+			l.Status = LaneWaiting
+		case l.Attempts > len(schedule) && conf.DeadLetter == domain.DeadLetterBlock:
+			l.Status = LaneBlocked
+			if id, err := uuid.FromBytes(event); err == nil {
+				l.EventID = id.String()
 			}
-		}
-	}
-	for _, stream := range streams {
-		var l *lane
-		for _, d := range e.turns[stream] {
-			if d.rec.Stream != stream {
-				continue
-			}
-			if l == nil {
-				l = e.addLane(d.slot)
-				l.next = []*delivery{d}
-			}
-			e.leave(d)
-			d.lane = l
-			e.owe(l, d.rec.Position)
-		}
-		if l == nil {
-			continue
-		}
-		switch first := l.next[0]; {
-		case first == back:
-		case first.flying:
-			e.laneFlight++ // as what its result will end
 		default:
-			e.ready = slices.DeleteFunc(e.ready, func(d *delivery) bool { return d == first })
-			e.lanes.wait(l, e.now())
+			l.Status, l.NextAttemptTime = LaneRetrying, fromMicro(due)
 		}
+		all = append(all, l)
 	}
-	for _, stream := range streams {
-		delete(e.turns, stream)
-	}
-}
-
-// passed moves l behind d: to its next event, where that is known. Others may
-// wait for l to be there.
-func (l *lane) passed(d *delivery) {
-	l.revision, l.position = d.rec.Revision+1, d.rec.Position+1
-	l.attempt, l.trouble, l.code, l.since = 0, 0, "", time.Time{}
-	if len(l.next) > 0 {
-		l.next = l.next[1:]
-	}
-	if len(l.next) > 0 {
-		l.revision, l.position = l.next[0].rec.Revision, l.next[0].rec.Position
-	}
-}
-
-// continueLane goes on with a lane's next event, or finds out that there is
-// none.
-func (e *endpoint) continueLane(l *lane) {
-	e.dirty[l.stream] = true
-	e.changed()
-	e.lanes.wait(l, e.now())
-	e.lanes.release(e.now())
-}
-
-// handleRead takes what was read of a lane. Where nothing was found, and
-// nothing has come meanwhile, the lane is closed.
-func (e *endpoint) handleRead(r laneRead) {
-	e.flight--
-	e.readings--
-	e.laneFlight--
-	l := r.lane
-	switch {
-	case r.err != nil:
-		e.logger.Error("webhook cannot read an account", "webhook", e.conf.WebhookID, "position", l.position, "err", r.err)
-		e.troubled(l)
-	case len(r.found) > 0:
-		l.next, l.trouble = r.found, 0
-		l.next[0].part = e.cursor.partial[l.next[0].rec.Position]
-		l.revision, l.position = l.next[0].rec.Revision, l.next[0].rec.Position
-		e.lanes.wait(l, e.now())
-		e.lanes.release(e.now())
-	case l.owed > r.owed:
-		e.lanes.wait(l, e.now())
-	default:
-		delete(e.lanes.byStream, l.stream)
-		e.dirty[l.stream] = true
-		e.changed()
-		e.lanes.release(e.now())
-	}
-}
-
-// troubled makes a lane wait because of something of ours: a second, two,
-// four, at most about a minute, and no attempt is counted.
-func (e *endpoint) troubled(l *lane) {
-	l.next = nil
-	l.trouble = min(l.trouble+1, 7)
-	e.lanes.wait(l, e.now().Add(time.Second<<(l.trouble-1)))
-	e.changed()
+	return all, "", rows.Err()
 }

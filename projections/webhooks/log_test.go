@@ -10,8 +10,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// memoryLog is a log in memory: nothing in it waits on the outside, so it
-// works inside a synctest bubble.
+// memoryLog is a log in memory. It does no I/O, so it works inside a synctest
+// bubble.
 type memoryLog struct {
 	mu      sync.Mutex
 	records []eventstore.Recorded
@@ -83,7 +83,7 @@ func (l *memoryLog) Subscribe(ctx context.Context, after eventstore.Position) it
 				if !yield(page, nil) {
 					return
 				}
-				clear(page) // it was the caller's until now only
+				clear(page) // the caller may use it only during the iteration
 				continue
 			}
 			select {

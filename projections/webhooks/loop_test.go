@@ -14,7 +14,7 @@ import (
 	"accountledger/eventstore"
 )
 
-// The cursor against a plain set, through its stored form.
+// The cursor behaves like a plain set, also after it was stored and restored.
 func TestCursor(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -48,23 +48,23 @@ func TestCursor(t *testing.T) {
 }
 
 func at(p eventstore.Position, keys ...string) *delivery {
-	return &delivery{slot: &slot{rec: eventstore.Recorded{Position: p}, keys: keys}}
+	return &delivery{event: &event{rec: eventstore.Recorded{Position: p}, keys: keys}}
 }
 
-// I9: an event of several accounts waits for the earlier ones of all of them,
-// and holds them all.
+// I9: an event of several accounts waits for the earlier events of all of them, and
+// later events of all of them wait for it.
 func TestI9SeveralAccounts(t *testing.T) {
 	t.Parallel()
-	turns := turns{}
+	q := queues{}
 	a1, b1, ab, ba, a2, b2, c1 := at(1, "a"), at(2, "b"), at(3, "a", "b"), at(4, "b", "a"), at(5, "a"), at(6, "b"), at(7, "c")
 	var ready []eventstore.Position
 	for _, d := range []*delivery{a1, b1, ab, ba, a2, b2, c1} {
-		if turns.add(d) {
+		if q.add(d) {
 			ready = append(ready, d.rec.Position)
 		}
 	}
 	done := func(d *delivery) (next []eventstore.Position) {
-		for _, d := range turns.done(d) {
+		for _, d := range q.done(d) {
 			next = append(next, d.rec.Position)
 		}
 		return next
@@ -86,12 +86,12 @@ func TestI9SeveralAccounts(t *testing.T) {
 	}
 }
 
-// Whatever the keys: never two at once at a key, always in order, and nothing
-// is left over.
-func TestTurns(t *testing.T) {
+// With random keys, there are never two deliveries of a key at a time, they are in
+// order, and all are made.
+func TestQueues(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		turns, last, held := turns{}, map[string]eventstore.Position{}, map[string]bool{}
+		q, last, held := queues{}, map[string]eventstore.Position{}, map[string]bool{}
 		var ready []*delivery
 		n := rapid.IntRange(1, 60).Draw(t, "events")
 		finished := 0
@@ -101,15 +101,15 @@ func TestTurns(t *testing.T) {
 			ready = slices.Delete(ready, i, i+1)
 			for _, key := range d.keys {
 				if last[key] > d.rec.Position {
-					t.Fatalf("%d went after %d at %s", d.rec.Position, last[key], key)
+					t.Fatalf("%d is made after %d of %s", d.rec.Position, last[key], key)
 				}
 				last[key], held[key] = d.rec.Position, false
 			}
-			next := turns.done(d)
+			next := q.done(d)
 			for _, d := range next {
 				for _, key := range d.keys {
 					if held[key] {
-						t.Fatalf("%d goes while another holds %s", d.rec.Position, key)
+						t.Fatalf("%d is ready while another delivery of %s is made", d.rec.Position, key)
 					}
 					held[key] = true
 				}
@@ -120,7 +120,7 @@ func TestTurns(t *testing.T) {
 		for i := range n {
 			keys := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c", "d"}), 1, 3, rapid.ID[string]).Draw(t, "keys")
 			d := at(eventstore.Position(i+1), keys...)
-			if turns.add(d) {
+			if q.add(d) {
 				for _, key := range keys {
 					held[key] = true
 				}
@@ -133,19 +133,19 @@ func TestTurns(t *testing.T) {
 		for len(ready) > 0 {
 			finish()
 		}
-		if finished != n || len(turns) != 0 {
-			t.Fatalf("%d of %d went, %d keys are still held", finished, n, len(turns))
+		if finished != n || len(q) != 0 {
+			t.Fatalf("%d of %d made, %d keys are left", finished, n, len(q))
 		}
 	})
 }
 
-// Row 28: between the step and a fifth more, and no two the same way.
+// Row 28: a wait is the step plus up to a fifth, evenly distributed.
 func TestJitter(t *testing.T) {
 	t.Parallel()
 	seen := map[time.Duration]int{}
 	var low, high int
 	for range 10_000 {
-		d := wait(DefaultSchedule, 1)
+		d := backoff(DefaultSchedule, 1)
 		if d < 5*time.Minute || d > 6*time.Minute {
 			t.Fatalf("%s, want 5 to 6 minutes", d)
 		}
@@ -160,8 +160,8 @@ func TestJitter(t *testing.T) {
 	if len(seen) < 9_990 || low < 1_700 || low > 2_300 || high < 1_700 || high > 2_300 {
 		t.Errorf("%d different waits of 10,000, %d in the first fifth, %d in the last; want an even spread", len(seen), low, high)
 	}
-	if d := wait(DefaultSchedule, 50); d < 24*time.Hour {
-		t.Errorf("%s after the last step, want its length", d)
+	if d := backoff(DefaultSchedule, 50); d < 24*time.Hour {
+		t.Errorf("%s after the last step, want at least that step", d)
 	}
 }
 
@@ -171,11 +171,11 @@ func TestBreaker(t *testing.T) {
 	now := time.Now()
 	b := breaker{limit: 16, width: 16, schedule: DefaultSchedule}
 	if b.allowed(now) != 16 {
-		t.Error("closed, and not everything is allowed")
+		t.Error("closed, but not all requests are allowed")
 	}
-	b.fail(now, codeTimeout, 0)
+	b.fail(now, "timeout", 0)
 	if b.allowed(now.Add(4*time.Second)) != 0 || b.allowed(now.Add(6*time.Second)) != 1 {
-		t.Error("open: want none for 5 s and then one")
+		t.Error("open: want no request for 5 s and then one")
 	}
 	var widths []int
 	for width := 1; len(widths) < 6; {
@@ -188,17 +188,17 @@ func TestBreaker(t *testing.T) {
 	if diff := cmp.Diff([]int{2, 4, 8, 16, 16, 16}, widths); diff != "" {
 		t.Error(diff)
 	}
-	b.fail(now, codeTimeout, time.Hour)
+	b.fail(now, "timeout", time.Hour)
 	if b.allowed(now.Add(59*time.Minute)) != 0 {
-		t.Error("tried before the hour it asked for")
+		t.Error("a request before Retry-After")
 	}
-	// Row 34: given up after five days of nothing but failures, not before.
-	if b.fail(now.Add(4*24*time.Hour), codeTimeout, 0) {
-		t.Error("given up after four days")
+	// Row 34: disabled after five days of failures alone, not before.
+	if b.fail(now.Add(4*24*time.Hour), "timeout", 0) {
+		t.Error("disabled after four days")
 	}
 	b.succeed()
-	if b.fail(now.Add(6*24*time.Hour), codeTimeout, 0) || !b.fail(now.Add(11*24*time.Hour), codeTimeout, 0) {
-		t.Error("want to be given up five days after the first failure in a row")
+	if b.fail(now.Add(6*24*time.Hour), "timeout", 0) || !b.fail(now.Add(11*24*time.Hour), "timeout", 0) {
+		t.Error("not disabled five days after the first failure in a row")
 	}
 }
 
@@ -210,7 +210,7 @@ func TestRecent(t *testing.T) {
 		r.add(fmt.Sprint("other", i%5), false)
 	}
 	if r.bad() {
-		t.Error("six accounts are taken for most of the endpoint's")
+		t.Error("bad with only six accounts")
 	}
 	for i := range 40 {
 		r.add(fmt.Sprint("a", i), i%2 == 0 || i%3 == 0)
@@ -222,35 +222,35 @@ func TestRecent(t *testing.T) {
 		r.add(fmt.Sprint("b", i), false)
 	}
 	if !r.bad() {
-		t.Error("not bad with eleven and more of twenty failing")
+		t.Error("not bad with more than half of twenty failing")
 	}
 }
 
-// Readers at the end share what was opened, those behind get the same from
-// the file, and what is held does not grow.
-func TestFeed(t *testing.T) {
+// Readers at the end of the log share opened events, readers behind it get the same
+// events from the log, and the cache has a bound.
+func TestCache(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Config{})
 		w.account("ada")
 		w.touch("ada", 20)
-		f := newFeed(w.log, 10)
+		c := newCache(w.log, 10)
 		for page, err := range w.log.Subscribe(t.Context(), 10) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f.push(page)
+			c.push(page)
 			break
 		}
-		positions := func(after eventstore.Position) (all []eventstore.Position, slots []*slot) {
-			slots, err := f.next(t.Context(), after)
+		positions := func(after eventstore.Position) (all []eventstore.Position, events []*event) {
+			events, err := c.next(t.Context(), after)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, s := range slots {
+			for _, s := range events {
 				all = append(all, s.rec.Position)
 			}
-			return all, slots
+			return all, events
 		}
 		for _, after := range []eventstore.Position{0, 5, 10, 15, 20} {
 			all, _ := positions(after)
@@ -263,7 +263,7 @@ func TestFeed(t *testing.T) {
 		_, one := positions(15)
 		_, two := positions(15)
 		if one[0] != two[0] {
-			t.Error("readers at the end do not share")
+			t.Error("readers at the end do not share events")
 		}
 		var wait sync.WaitGroup
 		wait.Go(func() {
@@ -273,16 +273,16 @@ func TestFeed(t *testing.T) {
 		})
 		synctest.Wait()
 		w.touch("ada", 1)
-		f.push([]eventstore.Recorded{{Position: 22}})
+		c.push([]eventstore.Recorded{{Position: 22}})
 		wait.Wait()
 		page := make([]eventstore.Recorded, 100)
 		for p := eventstore.Position(23); p < 20_000; p += 100 {
 			for i := range page {
 				page[i] = eventstore.Recorded{Position: p + eventstore.Position(i), Event: eventstore.Event{Clear: make([]byte, 1<<10)}}
 			}
-			f.push(page)
-			if len(f.recent) > recentSize || f.bytes > recentBytes || f.first+eventstore.Position(len(f.recent)) != f.last {
-				t.Fatalf("%d events with %d bytes in (%d, %d] held", len(f.recent), f.bytes, f.first, f.last)
+			c.push(page)
+			if len(c.recent) > recentSize || c.bytes > recentBytes || c.first+eventstore.Position(len(c.recent)) != c.last {
+				t.Fatalf("%d events with %d bytes in (%d, %d] held", len(c.recent), c.bytes, c.first, c.last)
 			}
 		}
 		w.stop()

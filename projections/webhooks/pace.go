@@ -6,14 +6,14 @@ import (
 	"accountledger/domain"
 )
 
-// pace bounds how often an endpoint is asked, as a bucket of tokens that fills
-// with time. The zero pace bounds nothing.
+// pace limits the rate of requests to an endpoint with a token bucket. The zero
+// pace does not limit it.
 type pace struct {
 	perSecond float64
 	burst     float64
-	tokens    float64 // at a time; may be a debt
+	tokens    float64 // at the time at; may be negative
 	at        time.Time
-	hold      time.Time // nothing before that, because of trouble of our own
+	hold      time.Time // no request before that, after a failure of the ledger
 }
 
 func newPace(perSecond float64, burst int) pace {
@@ -21,8 +21,8 @@ func newPace(perSecond float64, burst int) pace {
 	return pace{perSecond: perSecond, burst: full, tokens: full}
 }
 
-// paceOf is the pace of an endpoint: as fast as its settings say, and as it
-// said itself.
+// paceOf returns the pace of a webhook: the lower of the rate in its settings and
+// the rate that its endpoint allowed when it was verified.
 func paceOf(conf domain.Webhook) pace {
 	if v := conf.Verified; v != nil && v.AllowedRate > 0 {
 		perSecond := float64(v.AllowedRate) / 60
@@ -34,7 +34,7 @@ func paceOf(conf domain.Webhook) pace {
 	return newPace(conf.RateLimit, conf.Burst)
 }
 
-// next is when the next request may go: now, or later.
+// next returns when the next request may be sent: now or later.
 func (p *pace) next(now time.Time) time.Time {
 	next := now
 	if p.hold.After(now) {
@@ -45,7 +45,7 @@ func (p *pace) next(now time.Time) time.Time {
 	}
 	p.fill(now)
 	if missing := 1 - p.tokens; missing > 0 {
-		// Rounded up, or it would be asked again just before its time.
+		// Round up, or the caller would ask again just before it is due.
 		if due := now.Add(time.Duration(missing/p.perSecond*float64(time.Second)) + time.Microsecond); due.After(next) {
 			return due
 		}
@@ -53,7 +53,7 @@ func (p *pace) next(now time.Time) time.Time {
 	return next
 }
 
-// take counts a request.
+// take takes the token of a request.
 func (p *pace) take(now time.Time) {
 	if p.perSecond > 0 {
 		p.fill(now)

@@ -10,7 +10,7 @@ import (
 	"accountledger/domain"
 )
 
-// Row 57: so many requests a second, and so many at once after a pause.
+// Row 57: the rate limit, and the burst after a pause.
 func TestRateLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -26,14 +26,14 @@ func TestRateLimit(t *testing.T) {
 		w.run()
 		synctest.Wait()
 		if n := r.count(); n != 5 {
-			t.Errorf("row 57: %d requests at once, want the burst of 5", n)
+			t.Errorf("row 57: %d concurrent requests, want the burst of 5", n)
 		}
 		for second := range 10 {
 			before := r.count()
 			time.Sleep(time.Second)
 			synctest.Wait()
 			if n := r.count() - before; n < 9 || n > 11 {
-				t.Errorf("row 57: %d requests in second %d, want 10 and at most one more or less", n, second)
+				t.Errorf("row 57: %d requests in second %d, want 9 to 11", n, second)
 			}
 		}
 		w.settled("crm")
@@ -41,8 +41,8 @@ func TestRateLimit(t *testing.T) {
 	})
 }
 
-// Row 56: one request at a time, in the log's order over all accounts, and
-// none after a failure until it is mended.
+// Row 56: with strict order there is one request at a time, in the order of the log
+// over all accounts, and none after a failure until that event succeeds.
 func TestStrict(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -74,7 +74,7 @@ func TestStrict(t *testing.T) {
 			t.Errorf("row 56: %d requests, want none after the fifth, which fails", n)
 		}
 		if e := w.get("crm"); e.Lanes != 0 || e.Breaker.State != "open" {
-			t.Errorf("row 56: %+v, want the endpoint to wait", e)
+			t.Errorf("row 56: %+v, want the webhook to wait", e)
 		}
 		r.set(func(*receiver) { failing = false })
 		time.Sleep(10 * time.Second)
@@ -97,7 +97,7 @@ func TestStrict(t *testing.T) {
 	})
 }
 
-// A new endpoint starts at the first event recorded at a time or after it.
+// A webhook can start at the first event that was recorded at a time or later.
 func TestStartingAt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -118,13 +118,4 @@ func TestStartingAt(t *testing.T) {
 		}
 		w.stop()
 	})
-}
-
-// Headers of its own go with each delivery.
-func TestHeaders(t *testing.T) {
-	t.Parallel()
-	target := target{url: mustURL(t, "https://crm.example"), signers: anySigner(), now: time.Now, headers: map[string]string{"x-tenant": "7"}}
-	if got := target.request(t.Context(), content{id: "id", kind: jsonType}).Header.Get("X-Tenant"); got != "7" {
-		t.Errorf("X-Tenant: %q, want 7", got)
-	}
 }

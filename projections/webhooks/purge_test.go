@@ -12,8 +12,8 @@ import (
 	"accountledger/eventstore"
 )
 
-// What an erased account's receivers answered goes with it, and its events go
-// out with what is left.
+// The erasure of an account deletes the stored responses about it, and its events
+// are sent without the erased data.
 func TestErased(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -33,7 +33,7 @@ func TestErased(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := w.log.Append(t.Context(), eventstore.Commit{Writes: []eventstore.Write{{Stream: domain.AccountStream("ada"), Expected: eventstore.Any,
-			Events: []eventstore.Event{{ID: [16]byte(domain.NewID()), Type: erasedType, Clear: []byte(`{"meta":{"actor":{"kind":"system","id":"x"}},"data":{}}`)}}}}}); err != nil {
+			Events: []eventstore.Event{{ID: [16]byte(domain.NewID()), Type: domain.TypeOf(domain.AccountErased{}), Clear: []byte(`{"meta":{"actor":{"kind":"system","id":"x"}},"data":{}}`)}}}}}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
@@ -49,7 +49,7 @@ func TestErased(t *testing.T) {
 	})
 }
 
-// answers is a receiver that answers as told, with a body.
+// answers is a receiver that responds with a status and a body.
 type answers func(*http.Request) (status int, body string)
 
 func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -57,8 +57,8 @@ func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
 }
 
-// The answer to a request that was under way when an account was purged is
-// written without what the receiver said; what it says later is kept again.
+// The response to a request that was in flight when an account was purged is not
+// stored; later responses are.
 func TestErasedInFlight(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -91,11 +91,11 @@ func TestErasedInFlight(t *testing.T) {
 			return all
 		}
 		if ada, bob := said("ada"), said("bob"); len(ada) != 1 || ada[0] != "" || len(bob) != 1 || bob[0] == "" {
-			t.Errorf("of ada %q is written and of bob %q, want of bob alone what was answered", ada, bob)
+			t.Errorf("of ada %q is stored and of bob %q, want only the response about bob", ada, bob)
 		}
-		time.Sleep(time.Hour) // what is sent now was opened after the purge
+		time.Sleep(time.Hour) // events that are sent now were opened after the purge
 		if ada := said("ada"); len(ada) < 2 || ada[0] != "" || ada[len(ada)-1] == "" {
-			t.Errorf("of ada %q is written later, want what was answered to the last request", ada)
+			t.Errorf("of ada %q is stored later, want the last response", ada)
 		}
 		w.stop()
 	})

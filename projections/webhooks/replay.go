@@ -2,27 +2,33 @@ package webhooks
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/go-json-experiment/json"
+
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/projections/webhooks/transport"
+	"accountledger/projections/webhooks/wire"
 )
 
-// ReplayFilter says which events are sent once more: those after a position up
-// to another that fit all that is given.
+// ReplayFilter selects the events of a replay: those in (After, UpTo] that match
+// all other fields.
 type ReplayFilter struct {
-	After   eventstore.Position `json:"after"`
-	UpTo    eventstore.Position `json:"upTo"`
-	Since   time.Time           `json:"since,omitzero"`   // recorded then or later; with Recover: failed then or later
-	Until   time.Time           `json:"until,omitzero"`   // recorded before
-	Events  []string            `json:"events,omitzero"`  // like the endpoint's, of which only those it is told of count
-	Sub     string              `json:"sub,omitzero"`     // of one account
-	Missing bool                `json:"missing,omitzero"` // without a successful attempt, as far as attempts are remembered
-	Recover bool                `json:"recover,omitzero"` // whose attempts all failed, as far as they are remembered, or that were given up
+	After   eventstore.Position `json:"after" doc:"Only events after this log position."`
+	UpTo    eventstore.Position `json:"upTo" doc:"Only events up to and including this log position."`
+	Since   time.Time           `json:"since,omitzero" doc:"Only events recorded at or after this time; in a recovery, deliveries that failed or were given up at or after it."`
+	Until   time.Time           `json:"until,omitzero" doc:"Only events recorded before this time."`
+	Events  []string            `json:"events,omitzero" doc:"Only these public event names or prefixes."`
+	Sub     string              `json:"sub,omitzero" doc:"Only events of this account."`
+	Missing bool                `json:"missing,omitzero" doc:"Only events without a successful attempt."`
+	Recover bool                `json:"recover,omitzero" doc:"Only events whose attempts all failed, and dead letters."`
 }
 
 // The states of a replay.
@@ -32,47 +38,55 @@ const (
 	ReplayCancelled = "cancelled"
 )
 
-// Replay is events that are sent once more, one attempt each, whatever comes
-// of it. It yields to what the log brings, outlives a restart, and counts for
-// nothing in the endpoint's health.
+// Replay is a job that sends events once more, with one attempt each. It yields to
+// regular deliveries, continues after a restart, and does not count for the
+// webhook's health.
 type Replay struct {
-	ReplayID    string              `json:"replayId"`
-	WebhookID   string              `json:"webhookId"`
-	Filter      ReplayFilter        `json:"filter"`
-	State       string              `json:"state"`
-	Position    eventstore.Position `json:"position"` // up to here it is done
-	Delivered   int64               `json:"delivered"`
-	Failed      int64               `json:"failed"`
-	CreatedTime time.Time           `json:"createdTime"`
-	EndedTime   time.Time           `json:"endedTime,omitzero"`
+	ReplayID    string              `json:"replayId" doc:"The replay's id; also the header webhook-replay of its deliveries."`
+	WebhookID   string              `json:"webhookId" doc:"The webhook's id."`
+	Filter      ReplayFilter        `json:"filter" doc:"Which events the replay sends."`
+	State       string              `json:"state" doc:"running, done or cancelled."`
+	Position    eventstore.Position `json:"position" doc:"The log position the replay has reached."`
+	Delivered   int64               `json:"delivered" doc:"Number of deliveries that succeeded."`
+	Failed      int64               `json:"failed" doc:"Number of deliveries that failed. A replay sends each event once."`
+	CreatedTime time.Time           `json:"createdTime" doc:"When the replay was requested."`
+	EndedTime   time.Time           `json:"endedTime,omitzero" doc:"When the replay ended."`
 }
 
-// StartReplay begins a replay under an id; the same one asked for again is
-// answered as it is. UpTo 0 is the log's head. An endpoint has one at a time,
-// else the error has CodeReplayRunning. It goes on while Run runs.
-func (w *Webhooks) StartReplay(ctx context.Context, id, replayID string, f ReplayFilter) (Replay, error) {
-	if _, err := w.existing(ctx, id); err != nil {
+// replays runs replays. It continues those that had not ended when a run starts.
+type replays struct {
+	*engine
+
+	mu   sync.Mutex
+	jobs map[string]context.CancelFunc // by replay: cancels it
+}
+
+// StartReplay starts a replay under an id. If the same replay is started again,
+// it is returned as it is now. UpTo 0 stands for the log's head. A webhook has one
+// running replay, else the error has CodeReplayRunning. A replay makes progress
+// while Run runs.
+func (p *replays) StartReplay(ctx context.Context, id, replayID string, f ReplayFilter) (Replay, error) {
+	if _, err := p.ledger.existing(ctx, id); err != nil {
 		return Replay{}, err
 	}
-	asked := Replay{ReplayID: replayID, WebhookID: id, State: ReplayRunning, CreatedTime: w.c.Now().UTC().Truncate(time.Microsecond)}
+	job := Replay{ReplayID: replayID, WebhookID: id, State: ReplayRunning, CreatedTime: p.config.Now().UTC().Truncate(time.Microsecond)}
 	var err error
-	if asked.Filter, err = w.bounded(ctx, f); err != nil {
+	if job.Filter, err = p.bounded(ctx, f); err != nil {
 		return Replay{}, err
 	}
-	asked.Position = asked.Filter.After
-	job, err := w.store.putReplay(ctx, asked)
-	if err != nil {
+	job.Position = job.Filter.After
+	if job, err = p.store.putReplay(ctx, job); err != nil {
 		return Replay{}, err
 	}
-	if r := w.runner.Load(); r != nil && job.State == ReplayRunning {
-		r.startReplay(job)
+	if r := p.current.Load(); r != nil && job.State == ReplayRunning {
+		p.start(r, job)
 	}
 	return job, nil
 }
 
-// bounded is f with its times as positions, as far as they are of the log.
-func (w *Webhooks) bounded(ctx context.Context, f ReplayFilter) (ReplayFilter, error) {
-	head, err := w.c.Log.Head(ctx)
+// bounded validates f and turns the times of recording into positions.
+func (p *replays) bounded(ctx context.Context, f ReplayFilter) (ReplayFilter, error) {
+	head, err := p.config.Log.Head(ctx)
 	if err != nil {
 		return f, fmt.Errorf("webhooks: replay: %w", err)
 	}
@@ -95,14 +109,14 @@ func (w *Webhooks) bounded(ctx context.Context, f ReplayFilter) (ReplayFilter, e
 		return f, faulty(faults...)
 	}
 	if !f.Since.IsZero() && !f.Recover {
-		from, err := w.StartingAt(ctx, f.Since)
+		from, err := p.StartingAt(ctx, f.Since)
 		if err != nil {
 			return f, err
 		}
 		f.After = max(f.After, from)
 	}
 	if !f.Until.IsZero() {
-		to, err := w.StartingAt(ctx, f.Until)
+		to, err := p.StartingAt(ctx, f.Until)
 		if err != nil {
 			return f, err
 		}
@@ -111,20 +125,20 @@ func (w *Webhooks) bounded(ctx context.Context, f ReplayFilter) (ReplayFilter, e
 	return f, nil
 }
 
-// Replays lists an endpoint's replays, the newest first, at most 1000.
-func (w *Webhooks) Replays(ctx context.Context, id string) ([]Replay, error) {
-	if _, err := w.existing(ctx, id); err != nil {
+// Replays lists a webhook's replays, newest first, at most 1000.
+func (p *replays) Replays(ctx context.Context, id string) ([]Replay, error) {
+	if _, err := p.ledger.existing(ctx, id); err != nil {
 		return nil, err
 	}
-	return w.store.replays(ctx, `e.id = ? ORDER BY created DESC, r.id LIMIT 1000`, id)
+	return p.store.replays(ctx, `e.id = ? ORDER BY created DESC, r.id LIMIT 1000`, id)
 }
 
-// Replay returns one, or an error with CodeReplayNotFound.
-func (w *Webhooks) Replay(ctx context.Context, id, replayID string) (Replay, error) {
-	if _, err := w.existing(ctx, id); err != nil {
+// Replay returns one replay, or an error with CodeReplayNotFound.
+func (p *replays) Replay(ctx context.Context, id, replayID string) (Replay, error) {
+	if _, err := p.ledger.existing(ctx, id); err != nil {
 		return Replay{}, err
 	}
-	all, err := w.store.replays(ctx, `e.id = ? AND r.id = ?`, id, replayID)
+	all, err := p.store.replays(ctx, `e.id = ? AND r.id = ?`, id, replayID)
 	if err != nil {
 		return Replay{}, err
 	}
@@ -134,59 +148,61 @@ func (w *Webhooks) Replay(ctx context.Context, id, replayID string) (Replay, err
 	return all[0], nil
 }
 
-// CancelReplay ends a replay. What is under way arrives. One that has ended
-// stays as it is.
-func (w *Webhooks) CancelReplay(ctx context.Context, id, replayID string) (Replay, error) {
-	if _, err := w.Replay(ctx, id, replayID); err != nil {
+// CancelReplay ends a replay. It does not abort the requests in flight. A replay
+// that has ended stays as it is.
+func (p *replays) CancelReplay(ctx context.Context, id, replayID string) (Replay, error) {
+	if _, err := p.Replay(ctx, id, replayID); err != nil {
 		return Replay{}, err
 	}
-	if err := w.store.endReplay(ctx, replayID, ReplayCancelled, w.c.Now()); err != nil {
+	if err := p.store.endReplay(ctx, replayID, ReplayCancelled, p.config.Now()); err != nil {
 		return Replay{}, err
 	}
-	if r := w.runner.Load(); r != nil {
-		r.mu.Lock()
-		if cancel := r.jobs[replayID]; cancel != nil {
-			cancel()
-		}
-		r.mu.Unlock()
+	p.mu.Lock()
+	if cancel := p.jobs[replayID]; cancel != nil {
+		cancel()
 	}
-	return w.Replay(ctx, id, replayID)
+	p.mu.Unlock()
+	return p.Replay(ctx, id, replayID)
 }
 
-// resumeReplays goes on with those that had not ended.
-func (r *runner) resumeReplays() error {
-	all, err := r.store.replays(r.ctx, `r.state = ?`, ReplayRunning)
+// resume continues the replays that have not ended.
+func (p *replays) resume(r *run) error {
+	all, err := p.store.replays(r.ctx, `r.state = ?`, ReplayRunning)
 	for _, job := range all {
-		r.startReplay(job)
+		p.start(r, job)
 	}
 	return err
 }
 
-func (r *runner) startReplay(job Replay) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.started || r.ctx.Err() != nil || r.jobs[job.ReplayID] != nil {
+func (p *replays) start(r *run, job Replay) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.jobs[job.ReplayID] != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(r.ctx)
-	r.jobs[job.ReplayID] = cancel
-	r.all.Go(func() {
+	spawned := r.spawn(func() {
 		defer cancel()
-		r.replay(ctx, job)
-		r.mu.Lock()
-		delete(r.jobs, job.ReplayID)
-		r.mu.Unlock()
+		p.replay(ctx, job)
+		p.mu.Lock()
+		delete(p.jobs, job.ReplayID)
+		p.mu.Unlock()
 	})
+	if !spawned {
+		cancel()
+		return
+	}
+	p.jobs[job.ReplayID] = cancel
 }
 
-// replayStep is how many events are sent before it is written down how far a
-// replay is: as many are sent twice after a crash.
+// replayStep is after how many events the progress of a replay is stored. A crash
+// makes it send as many events twice.
 const replayStep = 64
 
-// replay works on one until it is done or ctx is. What goes wrong inside the
-// ledger is tried again.
-func (r *runner) replay(ctx context.Context, job Replay) {
-	var s *courier
+// replay works on a replay until it or ctx is done. It retries after failures of
+// the ledger.
+func (p *replays) replay(ctx context.Context, job Replay) {
+	var s *sender
 	defer func() {
 		if s != nil {
 			s.close()
@@ -195,7 +211,7 @@ func (r *runner) replay(ctx context.Context, job Replay) {
 	pace := pace{}
 	for pause := time.Second; ctx.Err() == nil && job.Position < job.Filter.UpTo; {
 		err := func() error {
-			conf, err := r.existing(ctx, job.WebhookID)
+			conf, err := p.ledger.existing(ctx, job.WebhookID)
 			if err != nil {
 				return err
 			}
@@ -203,21 +219,21 @@ func (r *runner) replay(ctx context.Context, job Replay) {
 				if s != nil {
 					s.close()
 				}
-				if s, err = r.courier(ctx, conf); err != nil {
+				if s, err = p.senders.open(ctx, conf); err != nil {
 					return err
 				}
 				pace = paceOf(conf)
 			}
-			items, upTo, err := r.replayed(ctx, s, job)
+			items, upTo, err := p.find(ctx, s, job)
 			if err != nil {
 				return err
 			}
-			delivered, failed := r.sendReplayed(ctx, s, job, items, &pace)
+			delivered, failed := p.send(ctx, s, job, items, &pace)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			job.Position, job.Delivered, job.Failed = upTo, job.Delivered+delivered, job.Failed+failed
-			return r.store.saveReplay(ctx, job)
+			return p.store.saveReplay(ctx, job)
 		}()
 		switch {
 		case err == nil:
@@ -225,38 +241,36 @@ func (r *runner) replay(ctx context.Context, job Replay) {
 		case domain.CodeOf(err) == domain.CodeWebhookNotFound:
 			return
 		case ctx.Err() == nil:
-			r.c.Logger.ErrorContext(ctx, "webhook replay cannot go on, trying again", "webhook", job.WebhookID, "replay", job.ReplayID, "err", err)
+			p.config.Logger.ErrorContext(ctx, "webhook replay failed inside the ledger, retrying", "webhook", job.WebhookID, "replay", job.ReplayID, "err", err)
 			sleep(ctx, pause)
 			pause = min(2*pause, time.Minute)
 		}
 	}
 	if ctx.Err() == nil {
-		if live := r.running(job.WebhookID); live != nil {
-			live.settled(ctx) // who sees that it is done sees what came of it
-		}
-		r.again("replay", func() error { return r.store.endReplay(ctx, job.ReplayID, ReplayDone, r.c.Now()) })
+		p.sync(ctx, job.WebhookID) // a client that sees the end must see the results
+		retry(ctx, p.config.Logger, "replay", func() error { return p.store.endReplay(ctx, job.ReplayID, ReplayDone, p.config.Now()) })
 	}
 }
 
-// item is a public event to be sent once more.
+// item is a public event to resend.
 type item struct {
 	rec  eventstore.Recorded
 	part int
 }
 
-// replayed finds what a replay sends next, and up to where it looked.
-func (r *runner) replayed(ctx context.Context, s *courier, job Replay) (items []item, upTo eventstore.Position, err error) {
+// find returns what a replay sends next, and the position up to which it looked.
+func (p *replays) find(ctx context.Context, s *sender, job Replay) (items []item, upTo eventstore.Position, err error) {
 	f := job.Filter
 	if f.Recover {
-		return r.recovered(ctx, job)
+		return p.findFailed(ctx, job)
 	}
-	for page, err := range r.c.Log.Subscribe(ctx, job.Position) {
+	for page, err := range p.config.Log.Subscribe(ctx, job.Position) {
 		if err != nil {
 			return nil, 0, fmt.Errorf("webhooks: replay: %w", err)
 		}
 		arrived, oldest := map[place]bool{}, eventstore.Position(0)
 		if f.Missing {
-			if arrived, oldest, err = r.store.arrived(ctx, job.WebhookID, job.Position, page[len(page)-1].Position); err != nil {
+			if arrived, oldest, err = p.store.arrived(ctx, job.WebhookID, job.Position, page[len(page)-1].Position); err != nil {
 				return nil, 0, fmt.Errorf("webhooks: replay: %w", err)
 			}
 		}
@@ -268,22 +282,22 @@ func (r *runner) replayed(ctx context.Context, s *courier, job Replay) (items []
 			if f.Sub != "" && rec.Stream != domain.AccountStream(f.Sub) || rec.Position < oldest {
 				continue
 			}
-			messages, err := newSlot(rec).open(s.opener, s.now())
+			messages, err := newEvent(rec).open(s.opener, s.now())
 			if err != nil {
 				return nil, 0, err
 			}
 			for _, m := range messages {
-				if s.told(m) == nil || len(f.Events) > 0 && m.told(f.Events) == nil || arrived[place{rec.Position, m.part}] {
+				if s.selects(m) == nil || len(f.Events) > 0 && m.Select(f.Events) == nil || arrived[place{rec.Position, m.Part}] {
 					continue
 				}
 				if f.Missing {
-					if settled, err := r.settled(ctx, job.WebhookID, rec.Stream, rec.Position); err != nil {
+					if settled, err := p.settled(ctx, job.WebhookID, rec.Stream, rec.Position); err != nil {
 						return nil, 0, err
 					} else if !settled {
-						continue // it will come in its turn
+						continue // its regular delivery follows
 					}
 				}
-				items = append(items, item{rec, m.part})
+				items = append(items, item{rec, m.Part})
 			}
 		}
 		return items, max(upTo, job.Position+1), nil
@@ -291,12 +305,10 @@ func (r *runner) replayed(ctx context.Context, s *courier, job Replay) (items []
 	return nil, 0, ctx.Err()
 }
 
-// recovered is the same of what had failed.
-func (r *runner) recovered(ctx context.Context, job Replay) (items []item, upTo eventstore.Position, err error) {
-	if live := r.running(job.WebhookID); live != nil {
-		live.settled(ctx)
-	}
-	places, err := r.store.unarrived(ctx, job.WebhookID, job.Filter, job.Position)
+// findFailed is find for a replay of failed events.
+func (p *replays) findFailed(ctx context.Context, job Replay) (items []item, upTo eventstore.Position, err error) {
+	p.sync(ctx, job.WebhookID)
+	places, err := p.store.unarrived(ctx, job.WebhookID, job.Filter, job.Position)
 	if err != nil {
 		return nil, 0, fmt.Errorf("webhooks: recover: %w", err)
 	}
@@ -307,7 +319,7 @@ func (r *runner) recovered(ctx context.Context, job Replay) (items []item, upTo 
 			if len(items) >= replayStep {
 				return items, rec.Position, nil
 			}
-			if rec, err = r.recordAt(ctx, at.position); err != nil {
+			if rec, err = p.recordAt(ctx, at.position); err != nil {
 				return nil, 0, err
 			}
 		}
@@ -316,22 +328,16 @@ func (r *runner) recovered(ctx context.Context, job Replay) (items []item, upTo 
 	return items, upTo, nil
 }
 
-// sendReplayed sends items, one at a time per account, in the order of the log.
-func (r *runner) sendReplayed(ctx context.Context, s *courier, job Replay, items []item, own *pace) (arrived, failed int64) {
-	limit := s.conf.MaxInFlight
-	if limit == 0 {
-		limit = r.c.InFlight
-	}
-	if s.conf.Order == domain.OrderStrict {
-		limit = 1
-	}
-	header, trigger := http.Header{HeaderReplay: {job.ReplayID}}, triggerReplay
+// send sends items, one at a time per account, in the order of the log.
+func (p *replays) send(ctx context.Context, s *sender, job Replay, items []item, own *pace) (arrived, failed int64) {
+	limit := requestLimit(s.conf, p.config.InFlight)
+	header, trigger := http.Header{wire.HeaderReplay: {job.ReplayID}}, triggerReplay
 	if job.Filter.Recover {
 		trigger = triggerRecover
 	}
 	free := make(chan struct{}, max(1, limit/4)) // the same share as lanes have
 	var all sync.WaitGroup
-	var mu sync.Mutex // held for the counts and own
+	var mu sync.Mutex // guards the counts and own
 	for len(items) > 0 && ctx.Err() == nil {
 		stream := items[0].rec.Stream
 		mine := slices.DeleteFunc(slices.Clone(items), func(i item) bool { return i.rec.Stream != stream })
@@ -340,20 +346,20 @@ func (r *runner) sendReplayed(ctx context.Context, s *courier, job Replay, items
 		all.Go(func() {
 			defer func() { <-free }()
 			for _, i := range mine {
-				if !r.turn(ctx, job.WebhookID, &mu, own) {
+				if !p.acquire(ctx, job.WebhookID, &mu, own) {
 					return
 				}
-				result := s.again(i.rec, i.part, header)
-				if result.scope == unwanted {
+				result := s.resend(i.rec, i.part, header)
+				if result.Scope == unwanted {
 					continue
 				}
-				if result.scope == internal {
-					r.c.Logger.ErrorContext(ctx, "webhook delivery failed inside the ledger", "webhook", job.WebhookID, "position", i.rec.Position, "err", result.err)
-				} else if err := r.keep(context.WithoutCancel(ctx), job.WebhookID, result, trigger); err != nil {
-					r.c.Logger.ErrorContext(ctx, "webhook delivery not written down", "webhook", job.WebhookID, "err", err)
+				if result.Scope == internal {
+					p.config.Logger.ErrorContext(ctx, "webhook delivery failed inside the ledger", "webhook", job.WebhookID, "position", i.rec.Position, "err", result.err)
+				} else if err := p.resent(context.WithoutCancel(ctx), job.WebhookID, result, trigger); err != nil {
+					p.config.Logger.ErrorContext(ctx, "webhook delivery could not be stored", "webhook", job.WebhookID, "err", err)
 				}
 				mu.Lock()
-				if result.scope == delivered {
+				if result.Scope == transport.Delivered {
 					arrived++
 				} else {
 					failed++
@@ -366,19 +372,15 @@ func (r *runner) sendReplayed(ctx context.Context, s *courier, job Replay, items
 	return arrived, failed
 }
 
-// spareWait is after how long an endpoint with something else to do is looked
-// at again.
-const spareWait = 5 * time.Millisecond
-
-// turn waits until a replay may send one request: not while there is something
-// to send in its turn, and not faster than the endpoint wants. It reports
-// false if ctx is done.
-func (r *runner) turn(ctx context.Context, id string, mu *sync.Mutex, own *pace) bool {
+// acquire waits until a replay may send one request: no regular delivery is
+// ready, and the webhook's rate limit allows it. It reports false if ctx is done.
+// own is the replay's pace for a webhook without a worker; mu guards it.
+func (p *replays) acquire(ctx context.Context, id string, mu *sync.Mutex, own *pace) bool {
 	for ctx.Err() == nil {
 		var pause time.Duration
-		if live := r.running(id); live == nil || !live.ask(ctx, func() { pause = live.spare() }) {
+		if w := p.worker(id); w == nil || !w.call(ctx, func() { pause = w.spare() }) {
 			mu.Lock()
-			now := r.c.Now()
+			now := p.config.Now()
 			if pause = own.next(now).Sub(now); pause == 0 {
 				own.take(now)
 			}
@@ -392,18 +394,135 @@ func (r *runner) turn(ctx context.Context, id string, mu *sync.Mutex, own *pace)
 	return false
 }
 
-// spare takes a request of e's for something out of turn; where there is none
-// to spare, it returns after how long to ask again.
-func (e *endpoint) spare() time.Duration {
-	now := e.now()
-	switch next := e.pace.next(now); {
-	case e.draining || e.frozen || len(e.ready) > 0 || e.flight > 0 && e.flight >= e.breaker.allowed(now):
-		return spareWait
-	case e.breaker.open():
-		return min(max(e.breaker.until.Sub(now), spareWait), time.Second)
-	case next.After(now):
-		return next.Sub(now)
+// putReplay stores a new replay and returns it, or the present one with its id.
+func (s *store) putReplay(ctx context.Context, job Replay) (Replay, error) {
+	filter, err := json.Marshal(job.Filter)
+	if err != nil {
+		return job, err
 	}
-	e.pace.take(now)
-	return 0
+	err = s.update(ctx, func(tx *sql.Tx) error {
+		var no int64
+		var running bool
+		var known []byte
+		err := tx.QueryRowContext(ctx, `SELECT no, EXISTS (SELECT 1 FROM replay WHERE endpoint = no AND state = ?2), (SELECT filter FROM replay WHERE id = ?3)
+			FROM endpoint WHERE id = ?1`, job.WebhookID, ReplayRunning, job.ReplayID).Scan(&no, &running, &known)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			return errNotFound()
+		case err != nil:
+			return err
+		case known != nil:
+			return nil
+		case running:
+			return &domain.Error{Code: domain.CodeReplayRunning, Detail: "The webhook has a replay that has not ended."}
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO replay (id, endpoint, filter, position, last, state, created) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			job.ReplayID, no, string(filter), job.Position, job.Filter.UpTo, job.State, micro(job.CreatedTime))
+		return err
+	})
+	if err != nil {
+		if domain.CodeOf(err) == "" {
+			err = fmt.Errorf("webhooks: replay: %w", err)
+		}
+		return job, err
+	}
+	all, err := s.replays(ctx, `e.id = ? AND r.id = ?`, job.WebhookID, job.ReplayID)
+	if err != nil {
+		return job, err
+	}
+	if len(all) == 0 || !all[0].Filter.same(job.Filter) {
+		return job, &domain.Error{Code: domain.CodeIdempotencyKeyReused, Detail: "There is another replay with this id."}
+	}
+	return all[0], nil
+}
+
+// same reports whether f and g select the same, apart from the end of the log.
+func (f ReplayFilter) same(g ReplayFilter) bool {
+	return f.After == g.After && f.Since.Equal(g.Since) && f.Until.Equal(g.Until) && slices.Equal(f.Events, g.Events) && f.Sub == g.Sub &&
+		f.Missing == g.Missing && f.Recover == g.Recover
+}
+
+// replays reads the replays that match a condition on the tables replay r and
+// endpoint e.
+func (s *store) replays(ctx context.Context, condition string, args ...any) ([]Replay, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT r.id, e.id, filter, position, sent, failed, state, created, ended
+		FROM replay r JOIN endpoint e ON e.no = r.endpoint WHERE `+condition, args...)
+	if err != nil {
+		return nil, fmt.Errorf("webhooks: replays: %w", err)
+	}
+	defer rows.Close()
+	all := []Replay{}
+	for rows.Next() {
+		var r Replay
+		var filter []byte
+		var created, ended int64
+		if err := rows.Scan(&r.ReplayID, &r.WebhookID, &filter, &r.Position, &r.Delivered, &r.Failed, &r.State, &created, &ended); err != nil {
+			return nil, fmt.Errorf("webhooks: replays: %w", err)
+		}
+		if err := json.Unmarshal(filter, &r.Filter); err != nil {
+			return nil, fmt.Errorf("webhooks: replays: %w", err)
+		}
+		r.CreatedTime, r.EndedTime = fromMicro(created), fromMicro(ended)
+		all = append(all, r)
+	}
+	return all, rows.Err()
+}
+
+// saveReplay stores the progress of a replay.
+func (s *store) saveReplay(ctx context.Context, job Replay) error {
+	_, err := s.write.ExecContext(ctx, `UPDATE replay SET position = ?, sent = ?, failed = ? WHERE id = ?`, job.Position, job.Delivered, job.Failed, job.ReplayID)
+	return err
+}
+
+// endReplay ends a replay unless it has ended.
+func (s *store) endReplay(ctx context.Context, id, state string, now time.Time) error {
+	_, err := s.write.ExecContext(ctx, `UPDATE replay SET state = ?, ended = ? WHERE id = ? AND state = ?`, state, micro(now), id, ReplayRunning)
+	return err
+}
+
+// arrived returns which public events in (after, upTo] have a successful attempt,
+// and the oldest position with a stored attempt.
+func (s *store) arrived(ctx context.Context, id string, after, upTo eventstore.Position) (map[place]bool, eventstore.Position, error) {
+	rows, err := s.read.QueryContext(ctx, `WITH a AS (SELECT position, part, error FROM attempt WHERE endpoint = (SELECT no FROM endpoint WHERE id = ?))
+		SELECT 0, 0, (SELECT coalesce(min(position), 0) FROM a) UNION ALL
+		SELECT DISTINCT position, part, 0 FROM a WHERE error = '' AND position > ? AND position <= ?`, id, after, upTo)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer rows.Close()
+	all := map[place]bool{}
+	var oldest eventstore.Position
+	for rows.Next() {
+		var at place
+		var first eventstore.Position
+		if err := rows.Scan(&at.position, &at.part, &first); err != nil {
+			return nil, 0, err
+		}
+		all[at] = true
+		oldest = max(oldest, first)
+	}
+	return all, oldest, rows.Err()
+}
+
+// unarrived returns the dead letters after a position, and the events there whose
+// attempts all failed, the last one at f.Since or later.
+func (s *store) unarrived(ctx context.Context, id string, f ReplayFilter, after eventstore.Position) ([]place, error) {
+	rows, err := s.read.QueryContext(ctx, `WITH e AS (SELECT no FROM endpoint WHERE id = ?1), found AS (
+			SELECT position, part FROM attempt WHERE endpoint = (SELECT no FROM e) AND position > ?2 AND position <= ?3
+				GROUP BY position, part HAVING sum(error = '') = 0 AND max(time) >= ?4
+			UNION SELECT position, part FROM dead_letter WHERE endpoint = (SELECT no FROM e) AND position > ?2 AND position <= ?3 AND time >= ?4)
+		SELECT position, part FROM found ORDER BY position, part LIMIT 1000`, id, after, f.UpTo, micro(f.Since))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []place
+	for rows.Next() {
+		var at place
+		if err := rows.Scan(&at.position, &at.part); err != nil {
+			return nil, err
+		}
+		all = append(all, at)
+	}
+	return all, rows.Err()
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"accountledger/domain"
+	"accountledger/projections/webhooks/wire"
 )
 
 // ended waits until a replay has ended.
@@ -32,8 +33,8 @@ func (w *world) replay(id, replayID string, f ReplayFilter) {
 	}
 }
 
-// Row 116: what failed since a time is sent once more, in the order of each
-// account, and what arrives is no dead letter any more.
+// Row 116: events that failed since a time are sent once more, in the order of each
+// account, and dead letters that arrive are removed.
 func TestRecover(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -73,19 +74,19 @@ func TestRecover(t *testing.T) {
 		var ada, bob []int64
 		for _, g := range r.got()[before:] {
 			switch {
-			case g.header.Get(HeaderReplay) != "r":
-				t.Errorf("row 116: sent without its header: %v", g.header)
+			case g.header.Get(wire.HeaderReplay) != "r":
+				t.Errorf("row 116: the replay header is missing: %v", g.header)
 			case g.Sub == "ada":
 				ada = append(ada, int64(g.Sequence))
 			case g.Sub == "bob":
 				bob = append(bob, int64(g.Sequence))
 			default:
-				t.Errorf("row 116: sent once more: %s %d", g.Sub, g.Sequence)
+				t.Errorf("row 116: sent again: %s %d", g.Sub, g.Sequence)
 			}
 		}
 		for _, got := range [][]int64{ada, bob} {
 			if diff := cmp.Diff([]int64{0, 1, 2}, got); diff != "" {
-				t.Errorf("row 116: once each and in order: %s", diff)
+				t.Errorf("row 116: want each once and in order: %s", diff)
 			}
 		}
 		if e := w.get("crm"); e.DeadLetters != 4 || e.Breaker.State != "closed" {
@@ -95,8 +96,8 @@ func TestRecover(t *testing.T) {
 	})
 }
 
-// An account that waits for the next attempt goes on as soon as it has
-// recovered.
+// An account that waits for its next attempt continues as soon as a replay has
+// delivered the event.
 func TestRecoverLane(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -121,15 +122,15 @@ func TestRecoverLane(t *testing.T) {
 		w.ended("crm", "r")
 		w.settled("crm")
 		if n := r.count() - before; n != 4 {
-			t.Errorf("row 116: %d requests, want 4: the one that failed and those behind it", n)
+			t.Errorf("row 116: %d requests, want 4: the failed event and those behind it", n)
 		}
 		r.inOrder(t)
 		w.stop()
 	})
 }
 
-// A replay sends what fits, one attempt each, to a disabled endpoint, too, and
-// what arrived is not missing.
+// A replay sends the selected events with one attempt each, to disabled webhooks as
+// well. Events that arrived are not missing.
 func TestReplay(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -206,7 +207,7 @@ func TestReplay(t *testing.T) {
 	})
 }
 
-// What never arrived, and nobody tries any more, is missing.
+// Events that never arrived and are not retried are missing.
 func TestReplayMissing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -225,12 +226,12 @@ func TestReplayMissing(t *testing.T) {
 		w.account("ada")
 		w.account("bob")
 		time.Sleep(time.Hour)
-		w.touch("ada", 1) // in its lane when the replay begins
+		w.touch("ada", 1) // in its lane when the replay starts
 		time.Sleep(2 * time.Second)
 		r.set(func(*receiver) { refuse = false })
 		w.replay("crm", "r", ReplayFilter{Missing: true})
 		if job := w.ended("crm", "r"); job.Delivered != 1 || w.get("crm").DeadLetters != 0 {
-			t.Errorf("%+v, %d dead letters; want the one that was given up to arrive", job, w.get("crm").DeadLetters)
+			t.Errorf("%+v, %d dead letters; want the dead letter to arrive", job, w.get("crm").DeadLetters)
 		}
 		time.Sleep(2 * time.Minute)
 		w.settled("crm")
@@ -238,8 +239,8 @@ func TestReplayMissing(t *testing.T) {
 	})
 }
 
-// Row 117: a replay of very many yields to what happens meanwhile, can be
-// cancelled, and goes on after a restart where it was.
+// Row 117: a large replay yields to regular deliveries, can be cancelled, and
+// continues after a restart.
 func TestReplayYields(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -267,22 +268,22 @@ func TestReplayYields(t *testing.T) {
 		alone := latency(20)
 		w.replay("crm", "r", ReplayFilter{})
 		if _, err := w.hooks.StartReplay(t.Context(), "crm", "other", ReplayFilter{}); domain.CodeOf(err) != domain.CodeReplayRunning {
-			t.Errorf("a second one: %v, want %s", err, domain.CodeReplayRunning)
+			t.Errorf("a second replay: %v, want %s", err, domain.CodeReplayRunning)
 		}
 		if again, err := w.hooks.StartReplay(t.Context(), "crm", "r", ReplayFilter{}); err != nil || again.State != ReplayRunning {
-			t.Errorf("the same one again: %+v, %v", again, err)
+			t.Errorf("the same replay repeated: %+v, %v", again, err)
 		}
 		if _, err := w.hooks.StartReplay(t.Context(), "crm", "r", ReplayFilter{Missing: true}); domain.CodeOf(err) != domain.CodeIdempotencyKeyReused {
-			t.Errorf("another one under its id: %v, want %s", err, domain.CodeIdempotencyKeyReused)
+			t.Errorf("another replay under its id: %v, want %s", err, domain.CodeIdempotencyKeyReused)
 		}
 		if beside := latency(20); beside > alone+50*time.Millisecond {
-			t.Errorf("row 117: live deliveries take %s beside a replay, %s alone", beside, alone)
+			t.Errorf("row 117: regular deliveries take %s during a replay, %s without one", beside, alone)
 		}
 		w.restart()
 		time.Sleep(time.Second)
 		job, err := w.hooks.Replay(t.Context(), "crm", "r")
 		if err != nil || job.State != ReplayRunning || job.Position == 0 {
-			t.Fatalf("row 117: after a restart: %+v, %v; want it to go on", job, err)
+			t.Fatalf("row 117: after a restart: %+v, %v; want it to continue", job, err)
 		}
 		if job, err = w.hooks.CancelReplay(t.Context(), "crm", "r"); err != nil || job.State != ReplayCancelled {
 			t.Errorf("row 117: cancelled: %+v, %v", job, err)
@@ -302,7 +303,7 @@ func TestReplayYields(t *testing.T) {
 		job = w.ended("crm", "s")
 		ids := map[string]int{}
 		for _, g := range r.got()[before:] {
-			if g.header.Get(HeaderReplay) == "s" {
+			if g.header.Get(wire.HeaderReplay) == "s" {
 				ids[g.ID]++
 			}
 		}
@@ -313,7 +314,7 @@ func TestReplayYields(t *testing.T) {
 			t.Errorf("replays %+v, %v; want two, the newest first", all, err)
 		}
 		if _, err := w.hooks.Replay(t.Context(), "crm", "none"); domain.CodeOf(err) != domain.CodeReplayNotFound {
-			t.Errorf("none: %v", err)
+			t.Errorf("an unknown replay: %v", err)
 		}
 		w.stop()
 	})

@@ -2,56 +2,78 @@ package webhooks
 
 import (
 	"context"
-	"strings"
+	"log/slog"
+	"sync"
 
 	"github.com/google/uuid"
 
 	"accountledger/domain"
 )
 
-// report has the ledger record how deliveries to an endpoint go.
-func (r *runner) report(id string, cmd domain.WebhookCommand) {
-	_, failing := cmd.(domain.ReportFailing)
-	r.mu.Lock()
-	r.failing[id] = failing
-	r.mu.Unlock()
-	r.reports <- func() {
-		r.again("report", func() error { return r.record(id, cmd) })
+// reporter has the ledger record how deliveries go, one report after another, in
+// a goroutine of its own: workers do not wait for it. It retries until the run
+// ends.
+type reporter struct {
+	ctx     context.Context // of the run
+	ledger  ledger
+	store   *store
+	logger  *slog.Logger
+	reports chan func()
+
+	mu   sync.Mutex
+	last map[string]bool // by webhook: whether the last report of this run says that deliveries fail
+}
+
+func newReporter(ctx context.Context, l ledger, s *store, logger *slog.Logger) *reporter {
+	return &reporter{ctx: ctx, ledger: l, store: s, logger: logger, reports: make(chan func(), 1024), last: map[string]bool{}}
+}
+
+// run makes the reports until close.
+func (r *reporter) run() {
+	for report := range r.reports {
+		report()
 	}
 }
 
-// record is done also while Run ends: what it says would not be found out again.
-func (r *runner) record(id string, cmd domain.WebhookCommand) error {
-	_, _, err := r.c.Ledger.ExecuteWebhook(context.WithoutCancel(r.ctx), bySystem, id, cmd)
-	return err
+func (r *reporter) close() { close(r.reports) }
+
+// report has the ledger record that deliveries to a webhook began to fail, or
+// that they succeed again.
+func (r *reporter) report(id string, cmd domain.WebhookCommand) {
+	_, failing := cmd.(domain.ReportFailing)
+	r.mu.Lock()
+	r.last[id] = failing
+	r.mu.Unlock()
+	r.reports <- func() {
+		retry(r.ctx, r.logger, "report", func() error { return r.ledger.report(r.ctx, id, cmd) })
+	}
 }
 
-// isFailing is whether the last report of an endpoint says that it fails.
-func (r *runner) isFailing(conf domain.Webhook) bool {
+// failing reports whether the last report on a webhook says that deliveries
+// fail.
+func (r *reporter) failing(conf domain.Webhook) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if failing, ok := r.failing[conf.WebhookID]; ok {
+	if failing, ok := r.last[conf.WebhookID]; ok {
 		return failing
 	}
 	return !conf.FailingSince.IsZero()
 }
 
-// reportGivenUp has the ledger record the dead letters of an endpoint that it
-// has not recorded yet. A crash between that and the note that it was done has
-// one recorded twice.
-func (r *runner) reportGivenUp(id string) {
+// reportDead has the ledger record the dead letters of a webhook that it has not
+// recorded yet. A crash between the record and the note of it makes it record one
+// twice.
+func (r *reporter) reportDead(id string) {
 	r.reports <- func() {
-		r.again("report", func() error {
+		retry(r.ctx, r.logger, "report", func() error {
 			ctx := context.WithoutCancel(r.ctx)
 			all, err := r.store.unreported(ctx, id)
 			if err != nil {
 				return err
 			}
 			for _, d := range all {
-				// Of a report that was given up there is none.
-				if !strings.HasPrefix(d.kind, "WEBHOOK_DELIVERY_") {
-					cmd := domain.ReportExhausted{EventID: d.event.String(), EventType: d.kind, Sub: d.sub, Sequence: d.sequence, Position: d.position, Reason: d.outcome.code}
-					if err := r.record(id, cmd); err != nil {
+				if !isReport(d.kind) { // a report of a failed report would cause the next
+					if err := r.ledger.report(ctx, id, exhausted(d)); err != nil {
 						return err
 					}
 				}
@@ -64,8 +86,8 @@ func (r *runner) reportGivenUp(id string) {
 	}
 }
 
-// unreported returns the dead letters of an endpoint that the log does not
-// tell of yet, oldest first.
+// unreported returns the dead letters of a webhook that the ledger has not
+// recorded yet, oldest first.
 func (s *store) unreported(ctx context.Context, id string) ([]record, error) {
 	rows, err := s.read.QueryContext(ctx, `SELECT position, part, event, type, sub, sequence, reason FROM dead_letter
 		WHERE endpoint = (SELECT no FROM endpoint WHERE id = ?) AND reported = 0 ORDER BY position, part`, id)
@@ -77,7 +99,7 @@ func (s *store) unreported(ctx context.Context, id string) ([]record, error) {
 	for rows.Next() {
 		var r record
 		var event []byte
-		if err := rows.Scan(&r.position, &r.part, &event, &r.kind, &r.sub, &r.sequence, &r.outcome.code); err != nil {
+		if err := rows.Scan(&r.position, &r.part, &event, &r.kind, &r.sub, &r.sequence, &r.outcome.Code); err != nil {
 			return nil, err
 		}
 		if r.event, err = uuid.FromBytes(event); err != nil {
@@ -88,7 +110,7 @@ func (s *store) unreported(ctx context.Context, id string) ([]record, error) {
 	return all, rows.Err()
 }
 
-// reported notes that the log tells of a dead letter.
+// reported notes that the ledger has recorded a dead letter.
 func (s *store) reported(ctx context.Context, id string, r record) error {
 	_, err := s.write.ExecContext(ctx, `UPDATE dead_letter SET reported = 1
 		WHERE endpoint = (SELECT no FROM endpoint WHERE id = ?) AND position = ? AND part = ?`, id, r.position, r.part)

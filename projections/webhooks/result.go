@@ -3,218 +3,236 @@ package webhooks
 import (
 	"slices"
 	"time"
+
+	"accountledger/projections/webhooks/transport"
 )
 
-// handleAll draws the consequences of a request, event by event.
-func (e *endpoint) handleAll(all []result) {
-	e.flight--
-	if slices.ContainsFunc(all, func(r result) bool { return r.scope == delivered && r.era == e.era }) {
-		e.breaker.succeed()
+// handleAll handles the results of one request.
+func (w *worker) handleAll(all []result) {
+	w.busy--
+	if slices.ContainsFunc(all, func(r result) bool { return r.Scope == transport.Delivered && r.generation == w.generation }) {
+		w.breaker.succeed()
 	}
 	for _, r := range all {
-		r.flying = false
+		r.inFlight = false
 		if r.lane != nil {
-			e.laneFlight--
+			w.laneBusy--
 		}
-		e.handle(r)
+		w.handle(r)
 	}
 }
 
-// handle draws the consequences of a request for one of its events.
-func (e *endpoint) handle(r result) {
-	if r.scope < internal {
-		e.attempts = append(e.attempts, r.record(triggerSchedule))
-		e.changed()
+// handle handles the result of a request for one of its events.
+func (w *worker) handle(r result) {
+	if r.Scope < internal {
+		w.attempts = append(w.attempts, r.record(triggerSchedule))
+		w.changed()
 	}
-	switch r.scope {
-	case delivered:
-		e.lastSuccess = r.time.Add(r.duration)
-		if r.era == e.era {
-			e.recent.add(r.rec.Stream, true)
+	switch r.Scope {
+	case transport.Delivered:
+		w.lastSuccess = r.time.Add(r.duration)
+		if r.generation == w.generation {
+			w.recent.add(r.rec.Stream, true)
 		}
-		e.advance(r.delivery, r.parts)
-	case refused, aborted:
+		w.advance(r.delivery, r.parts)
+	case transport.Refused, transport.Aborted:
 		switch {
 		case r.batch > 1:
-			// Which of them is meant is found out one by one, so that one bad
-			// event holds up nobody but its account.
+			// The receiver refused the whole batch. Sending the events one by one
+			// shows which of them it refuses, so that only its account waits.
 			r.alone = true
-			e.again(r.delivery)
-		case r.scope == aborted:
-			e.abandon(r)
+			w.requeue(r.delivery)
+		case r.Scope == transport.Aborted:
+			w.abandon(r)
 		default:
-			e.refuse(r)
+			w.refuse(r)
 		}
-	case unavailable:
-		e.unavailable(r, r.code, false)
-	case disabled:
-		e.again(r.delivery)
-		e.freeze(r.code)
+	case transport.Unavailable:
+		w.unavailable(r, r.Code, false)
+	case transport.Disabled:
+		w.requeue(r.delivery)
+		w.freeze(r.Code)
 	case unwanted:
-		e.advance(r.delivery, r.parts)
+		w.advance(r.delivery, r.parts)
 	case unsent:
-		e.again(r.delivery)
+		w.requeue(r.delivery)
 	case internal:
-		e.logger.Error("webhook delivery failed inside the ledger", "webhook", e.conf.WebhookID, "position", r.rec.Position, "err", r.err)
-		if e.strict() && r.lane == nil {
-			e.again(r.delivery)
-			e.pace.hold = e.now().Add(time.Second)
-		} else if l := e.laneOf(r.delivery); l != nil {
-			e.troubled(l)
+		w.logger.Error("webhook delivery failed inside the ledger", "webhook", w.conf.WebhookID, "position", r.rec.Position, "err", r.err)
+		if w.strict() && r.lane == nil {
+			w.requeue(r.delivery)
+			w.pace.hold = w.now().Add(time.Second)
+		} else if l := w.laneOf(r.delivery); l != nil {
+			w.delayLane(l)
 		}
 	}
-	if r.scope < internal {
-		e.assess(r)
+	if r.Scope < internal {
+		if cmd, ok := w.breaker.report(r, w.lanes.byStream[r.rec.Stream], w.lanes.failing()); ok {
+			w.report(cmd)
+		}
 	}
 }
 
-// advance moves on after a message was delivered.
-func (e *endpoint) advance(d *delivery, parts int) {
+// advance continues after a message was delivered.
+func (w *worker) advance(d *delivery, parts int) {
 	p := d.rec.Position
 	if d.part++; d.part < parts {
-		e.cursor.partial[p] = d.part
-		e.again(d)
+		w.cursor.partial[p] = d.part
+		w.requeue(d)
 		return
 	}
-	delete(e.cursor.partial, p)
+	delete(w.cursor.partial, p)
 	if l := d.lane; l != nil {
-		l.passed(d)
-		e.continueLane(l)
+		l.advance(d)
+		w.continueLane(l)
 		return
 	}
-	e.cursor.set(p)
-	if d.era != e.era {
-		return // turns has forgotten it
+	w.cursor.set(p)
+	if d.generation != w.generation {
+		return // the queues have forgotten it
 	}
-	e.leave(d)
-	e.ready = append(e.ready, e.turns.done(d)...)
+	w.leave(d)
+	w.ready = append(w.ready, w.queues.done(d)...)
 }
 
-func (e *endpoint) leave(d *delivery) {
-	e.waiting--
-	e.bytes -= d.size()
-}
-
-// again puts d back where it came from, first in line.
-func (e *endpoint) again(d *delivery) {
-	switch {
-	case d.lane != nil:
-		e.lanes.wait(d.lane, e.now())
-	case d.era == e.era:
-		e.ready = append([]*delivery{d}, e.ready...)
-	}
-}
-
-// refuse makes the event's account wait; or, when most accounts are refused,
-// the endpoint.
-func (e *endpoint) refuse(r result) {
-	if e.strict() {
-		e.unavailable(r, r.code, false)
+// refuse makes the event's account wait, or the whole endpoint if it refuses most
+// accounts.
+func (w *worker) refuse(r result) {
+	if w.strict() {
+		w.unavailable(r, r.Code, false)
 		return
 	}
-	if r.era == e.era {
-		e.recent.add(r.rec.Stream, false)
+	if r.generation == w.generation {
+		w.recent.add(r.rec.Stream, false)
 	}
-	crowded := r.lane == nil && len(e.lanes.byStream) >= maxLanes && e.lanes.failing() >= maxLanes
-	escalate := crowded || e.recent.bad() || e.breaker.open() && e.breaker.escalated
-	if r.era == e.era && !escalate {
-		e.breaker.answered()
+	crowded := r.lane == nil && len(w.lanes.byStream) >= maxLanes && w.lanes.failing() >= maxLanes
+	escalate := crowded || w.recent.bad() || w.breaker.open() && w.breaker.escalated
+	if r.generation == w.generation && !escalate {
+		w.breaker.answered()
 	}
 	if r.lane == nil && escalate {
-		e.unavailable(r, codeFailing, true)
+		w.unavailable(r, codeFailing, true)
 		return
 	}
-	if l := e.laneOf(r.delivery); l != nil {
+	if l := w.laneOf(r.delivery); l != nil {
 		if l.attempt++; l.attempt == 1 {
 			l.since = r.time
 		}
-		l.revision, l.position, l.code = r.rec.Revision, r.rec.Position, r.code
-		if l.attempt > len(e.breaker.schedule) {
-			e.abandon(r)
+		l.revision, l.position, l.code = r.rec.Revision, r.rec.Position, r.Code
+		if l.attempt > len(w.breaker.schedule) {
+			w.abandon(r)
 		} else {
-			e.lanes.wait(l, e.now().Add(max(wait(e.breaker.schedule, l.attempt-1), r.retryAfter)))
-			e.dirty[l.stream] = true
+			w.lanes.schedule(l, w.now().Add(max(backoff(w.breaker.schedule, l.attempt-1), r.RetryAfter)))
+			w.dirty[l.stream] = true
 		}
 	}
 	switch {
 	case escalate:
-		e.unavailable(r, codeFailing, true)
-	case e.breaker.missed(e.now()):
-		e.freeze(codeFailing)
+		w.unavailable(r, codeFailing, true)
+	case w.breaker.missed(w.now()):
+		w.freeze(codeFailing)
 	}
 }
 
-// abandon gives an event up: it becomes a dead letter. The account goes on with
-// the next one, or waits for somebody to send this one again. Where the
-// receiver itself does not want it again, that would be in vain.
-func (e *endpoint) abandon(r result) {
-	if e.strict() && r.lane == nil {
-		e.dead = append(e.dead, r.record(triggerSchedule))
-		e.advance(r.delivery, r.parts)
+// abandon makes an event a dead letter. The account continues with its next
+// event, or waits for a client to resend this one; it does not wait if the
+// receiver asked for no retry.
+func (w *worker) abandon(r result) {
+	if w.strict() && r.lane == nil {
+		w.dead = append(w.dead, r.record(triggerSchedule))
+		w.advance(r.delivery, r.parts)
 		return
 	}
-	l := e.laneOf(r.delivery)
+	l := w.laneOf(r.delivery)
 	if l == nil {
 		return
 	}
-	e.dead = append(e.dead, r.record(triggerSchedule))
-	e.dirty[l.stream] = true
-	e.logger.Warn("webhook delivery given up", "webhook", e.conf.WebhookID, "event", r.message.event.ID, "reason", r.code)
-	if r.scope == refused && e.blocked(l) {
+	w.dead = append(w.dead, r.record(triggerSchedule))
+	w.dirty[l.stream] = true
+	w.logger.Warn("webhook delivery is exhausted", "webhook", w.conf.WebhookID, "event", r.message.Event.ID, "reason", r.Code)
+	if r.Scope == transport.Refused && w.blocked(l) {
 		l.next = nil
 		return
 	}
 	if r.part++; r.part < r.parts {
-		e.cursor.partial[r.rec.Position] = r.part
+		w.cursor.partial[r.rec.Position] = r.part
 		l.attempt = 0
-		e.lanes.wait(l, e.now())
+		w.lanes.schedule(l, w.now())
 		return
 	}
-	delete(e.cursor.partial, r.rec.Position)
-	l.passed(r.delivery)
-	e.continueLane(l)
+	delete(w.cursor.partial, r.rec.Position)
+	l.advance(r.delivery)
+	w.continueLane(l)
 }
 
-// unavailable leaves the whole endpoint alone for a while. Of many requests
-// that were under way together, the first to fail counts.
-func (e *endpoint) unavailable(r result, code string, escalated bool) {
+// unavailable opens the breaker. Of concurrent requests only the first failure
+// counts.
+func (w *worker) unavailable(r result, code string, escalated bool) {
 	if r.lane != nil && !escalated {
-		e.lanes.wait(r.lane, r.lane.due)
+		w.lanes.schedule(r.lane, r.lane.due)
 	}
-	now := e.now()
-	if r.era != e.era {
-		e.breaker.postpone(now, r.retryAfter)
+	now := w.now()
+	if r.generation != w.generation {
+		w.breaker.postpone(now, r.RetryAfter)
 		return
 	}
-	hopeless := e.breaker.fail(now, code, r.retryAfter)
-	e.breaker.escalated = escalated
-	e.forget()
+	hopeless := w.breaker.fail(now, code, r.RetryAfter)
+	w.breaker.escalated = escalated
+	w.forget()
 	if hopeless {
-		e.freeze(codeFailing)
+		w.freeze(codeFailing)
 	}
 }
 
-// forget drops what is in memory and not settled; it is read again. So an
-// endpoint that is down costs no memory, and nothing is sent to it later that
-// was erased meanwhile.
-func (e *endpoint) forget() {
-	e.stopReading()
-	e.reread = true
-	e.era++
-	e.turns, e.ready = turns{}, nil
-	e.waiting, e.bytes = 0, 0
-	e.recent = recent{}
-	for _, l := range e.lanes.byStream {
-		l.next = nil
+// freeze stops sending for good and has the webhook disabled.
+func (w *worker) freeze(code string) {
+	if !w.frozen {
+		w.frozen = true
+		w.forget()
+		w.disable(code)
 	}
-	e.lanes.release(e.now())
-	e.changed()
 }
 
-func (e *endpoint) freeze(code string) {
-	if !e.frozen {
-		e.frozen = true
-		e.forget()
-		e.giveUp(code)
+// continueLane makes a lane due, which then sends its next event or finds that it
+// has none.
+func (w *worker) continueLane(l *lane) {
+	w.dirty[l.stream] = true
+	w.changed()
+	w.lanes.schedule(l, w.now())
+	w.lanes.release(w.now())
+}
+
+// handleRead handles the result of reading a lane. It closes a lane that owes no
+// more events.
+func (w *worker) handleRead(r laneRead) {
+	w.busy--
+	w.laneReads--
+	w.laneBusy--
+	l := r.lane
+	switch {
+	case r.err != nil:
+		w.logger.Error("webhook cannot read an account", "webhook", w.conf.WebhookID, "position", l.position, "err", r.err)
+		w.delayLane(l)
+	case len(r.found) > 0:
+		l.next, l.trouble = r.found, 0
+		l.next[0].part = w.cursor.partial[l.next[0].rec.Position]
+		l.revision, l.position = l.next[0].rec.Revision, l.next[0].rec.Position
+		w.lanes.schedule(l, w.now())
+		w.lanes.release(w.now())
+	case l.owed > r.owed:
+		w.lanes.schedule(l, w.now())
+	default:
+		delete(w.lanes.byStream, l.stream)
+		w.dirty[l.stream] = true
+		w.changed()
+		w.lanes.release(w.now())
 	}
+}
+
+// delayLane makes a lane wait after a failure of the ledger: one second, two,
+// four, and so on up to 64. It counts no attempt.
+func (w *worker) delayLane(l *lane) {
+	l.next = nil
+	l.trouble = min(l.trouble+1, 7)
+	w.lanes.schedule(l, w.now().Add(time.Second<<(l.trouble-1)))
+	w.changed()
 }

@@ -1,30 +1,30 @@
--- delivery.db, version 4: how far each endpoint has been told. All of it is
--- derived; losing the file loses no event, it sends some of them again.
+-- delivery.db, version 4: the progress of deliveries. It is derived from the log:
+-- without the file no event is lost, but some are sent again. The table endpoint
+-- and the columns of that name are about webhooks.
 
--- How far the log has been followed for changes of endpoints.
+-- The position up to which the log was followed for changes of webhooks.
 CREATE TABLE follow (
 	id       INTEGER PRIMARY KEY CHECK (id = 1),
 	position INTEGER NOT NULL
 ) STRICT;
 
--- A copy of what the log says about each endpoint. Numbers are not used again,
--- so that a late write for a deleted endpoint cannot meet a new one.
+-- A copy of each webhook's configuration. Numbers are not reused, so a late write
+-- for a deleted webhook cannot affect a new one.
 CREATE TABLE endpoint (
 	no     INTEGER PRIMARY KEY AUTOINCREMENT,
 	id     TEXT    NOT NULL UNIQUE,
 	config TEXT    NOT NULL -- JSON
 ) STRICT;
 
--- Endpoints that were deleted: an account may have to be told that they knew
--- of it.
+-- Deleted webhooks, which disclosures list as well.
 CREATE TABLE former (
 	no INTEGER PRIMARY KEY,
 	id TEXT    NOT NULL
 ) STRICT;
 
--- Where the endpoint stands. Everything up to low is settled; bit i of done
--- says that position low+1+i is, too. Whoever delivers raises epoch first, and
--- writes only while it is still his.
+-- The cursor of each webhook. Every position up to low is settled; bit i of done
+-- says whether position low+1+i is. A worker increments epoch when it starts, and
+-- writes only while epoch has its value.
 CREATE TABLE cursor (
 	endpoint       INTEGER PRIMARY KEY,
 	epoch          INTEGER NOT NULL DEFAULT 0,
@@ -39,8 +39,8 @@ CREATE TABLE cursor (
 	attempts       INTEGER NOT NULL DEFAULT 0     -- made in all, remembered or not
 ) STRICT;
 
--- Accounts with a failing delivery: everything of the stream from a revision
--- on is still owed, although low may have passed it.
+-- Accounts with a failing delivery: all events of the stream from a revision on
+-- are still owed, although low may have passed them.
 CREATE TABLE lane (
 	endpoint      INTEGER NOT NULL,
 	stream        TEXT    NOT NULL,
@@ -52,7 +52,7 @@ CREATE TABLE lane (
 	PRIMARY KEY (endpoint, stream)
 ) STRICT, WITHOUT ROWID;
 
--- Events given up.
+-- Events that are no longer retried.
 CREATE TABLE dead_letter (
 	endpoint INTEGER NOT NULL,
 	position INTEGER NOT NULL,
@@ -67,8 +67,8 @@ CREATE TABLE dead_letter (
 	PRIMARY KEY (endpoint, position, part)
 ) STRICT, WITHOUT ROWID;
 
--- The last requests, in a ring: row number seq lies in slot seq modulo its
--- size. What was sent is not here, it is in the log.
+-- The last requests, in a ring buffer: row seq is in slot seq modulo its size. The
+-- body of a request is not stored; its events are in the log.
 CREATE TABLE attempt (
 	endpoint INTEGER NOT NULL,
 	slot     INTEGER NOT NULL,
@@ -88,7 +88,7 @@ CREATE TABLE attempt (
 	PRIMARY KEY (endpoint, slot)
 ) STRICT, WITHOUT ROWID;
 
--- Requests to send events once more, each from after a position up to one.
+-- Jobs that send events once more, from a position on up to another.
 CREATE TABLE replay (
 	id       TEXT    PRIMARY KEY,
 	endpoint INTEGER NOT NULL,
@@ -104,8 +104,8 @@ CREATE TABLE replay (
 
 CREATE INDEX replays ON replay (endpoint, created);
 
--- Accounts of which something was erased. What receivers answer to requests
--- begun before a time may quote it, and is not kept.
+-- Accounts of which data was erased. Responses to requests that began before until
+-- may quote it and are not stored.
 CREATE TABLE erased (
 	sub   TEXT    PRIMARY KEY,
 	until INTEGER NOT NULL

@@ -12,14 +12,13 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"github.com/google/uuid"
 	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
 )
 
-// What makes a file ours, see PRAGMA application_id and user_version.
+// What identifies our file: PRAGMA application_id and user_version.
 const (
 	applicationID = 0x414c6477 // "ALdw"
 	schemaVersion = 4
@@ -28,21 +27,17 @@ const (
 //go:embed schema.sql
 var schema string
 
-// errFenced says that another owner has taken over the endpoint, or that it
-// was deleted: nothing was written.
-var errFenced = errors.New("webhooks: the endpoint has another owner now")
-
-// store is delivery.db. Nothing in it is precious, so it is not synced at
-// every commit: power loss moves cursors back, and events are sent again.
+// store is delivery.db. It is not synced at every commit: after a power loss the
+// cursors are a little behind, and some events are sent again.
 type store struct {
 	path  string
-	write *sql.DB // one connection: SQLite has one writer, so queue here
+	write *sql.DB // one connection: SQLite has one writer, so queue here, not in busy_timeout
 	read  *sql.DB
-	ring  int64 // attempts kept per endpoint
+	ring  int64 // attempts stored per webhook
 }
 
 func openStore(ctx context.Context, path string, ring int64) (*store, error) {
-	// SQLite would make the file, its -wal and its -shm readable for all.
+	// SQLite would create the file, its -wal and its -shm readable by everyone.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("webhooks: %w", err)
@@ -67,11 +62,12 @@ func connect(path, params string) (*sql.DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("webhooks: %w", err)
 	}
-	// The driver takes a path for a URI, in which ? and % have a meaning.
+	// The driver reads the path as a URI, in which ? and % are special.
 	return sql.Open("sqlite3", "file:"+(&url.URL{Path: abs}).EscapedPath()+"?_busy_timeout=1000&"+params)
 }
 
-// prepare makes the tables in a new file and refuses one that is not ours.
+// prepare creates the tables in a new file, upgrades an older one, and refuses
+// any other.
 func (s *store) prepare(ctx context.Context) error {
 	return s.update(ctx, func(tx *sql.Tx) error {
 		var app, version, tables int
@@ -135,7 +131,8 @@ func (s *store) close() error {
 	return errors.Join(s.read.Close(), s.write.Close())
 }
 
-// followed is how far the log was followed for changes of endpoints.
+// followed returns the position up to which the log was followed for changes of
+// webhooks.
 func (s *store) followed(ctx context.Context) (p eventstore.Position, err error) {
 	err = s.read.QueryRowContext(ctx, `SELECT position FROM follow`).Scan(&p)
 	return p, err
@@ -146,9 +143,10 @@ func (s *store) follow(ctx context.Context, p eventstore.Position) error {
 	return err
 }
 
-// put copies what the log says about an endpoint. A new one gets a cursor
-// where it wants to start. One that is started again, by hand, is tried at
-// once. One that is deleted leaves nothing behind.
+// put stores a copy of a webhook's configuration. A new webhook gets a cursor
+// where its configuration says. A webhook that is enabled again gets a closed
+// breaker, so that its next attempt is immediate. Of a deleted webhook only its
+// id remains.
 func (s *store) put(ctx context.Context, w domain.Webhook) error {
 	config, err := json.Marshal(w)
 	if err != nil {
@@ -200,8 +198,8 @@ func drop(ctx context.Context, tx *sql.Tx, no int64) error {
 	return nil
 }
 
-// endpoints returns the copies of all endpoints in the order of their making.
-func (s *store) endpoints(ctx context.Context) ([]domain.Webhook, error) {
+// webhooks returns the copies of all configurations, oldest webhook first.
+func (s *store) webhooks(ctx context.Context) ([]domain.Webhook, error) {
 	rows, err := s.read.QueryContext(ctx, `SELECT config FROM endpoint ORDER BY no`)
 	if err != nil {
 		return nil, err
@@ -222,229 +220,8 @@ func (s *store) endpoints(ctx context.Context) ([]domain.Webhook, error) {
 	return all, rows.Err()
 }
 
-// progress is what is stored of an endpoint's delivery besides its lanes.
-type progress struct {
-	no, epoch   int64
-	cursor      cursor
-	breaker     breaker
-	lastSuccess time.Time
-}
-
-// load reads an endpoint's progress.
-func (s *store) load(ctx context.Context, id string) (progress, error) {
-	var p progress
-	var low eventstore.Position
-	var done, partial []byte
-	var until, first, success int64
-	err := s.read.QueryRowContext(ctx, `SELECT c.endpoint, epoch, low, done, partial, breaker_step, breaker_until, breaker_reason, first_failure, last_success
-		FROM cursor c JOIN endpoint e ON e.no = c.endpoint WHERE e.id = ?`, id).
-		Scan(&p.no, &p.epoch, &low, &done, &partial, &p.breaker.step, &until, &p.breaker.reason, &first, &success)
-	if err != nil {
-		return p, fmt.Errorf("webhooks: load endpoint: %w", err)
-	}
-	var parts map[eventstore.Position]int
-	if err := json.Unmarshal(partial, &parts); err != nil {
-		return p, fmt.Errorf("webhooks: load endpoint: %w", err)
-	}
-	p.cursor = newCursor(low, done, parts)
-	p.breaker.until, p.breaker.firstFailure, p.lastSuccess = fromMicro(until), fromMicro(first), fromMicro(success)
-	return p, nil
-}
-
-// state is what is written of an endpoint's delivery: its progress, how many
-// lanes are failing, how many of them had more attempts than tries, how many
-// events were given up. An endpoint not copied yet
-// has none.
-func (s *store) state(ctx context.Context, id string, tries int) (p progress, lanes, exhausted int, dead int64, err error) {
-	p, err = s.load(ctx, id)
-	if errors.Is(err, sql.ErrNoRows) {
-		return p, 0, 0, 0, nil
-	}
-	if err != nil {
-		return p, 0, 0, 0, err
-	}
-	err = s.read.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM lane WHERE endpoint = ?1 AND attempt > 0), (SELECT count(*) FROM lane WHERE endpoint = ?1 AND attempt > ?2),
-		(SELECT count(*) FROM dead_letter WHERE endpoint = ?1)`, p.no, tries).Scan(&lanes, &exhausted, &dead)
-	return p, lanes, exhausted, dead, err
-}
-
-// own makes the caller the endpoint's owner: the next epoch is his.
-func (s *store) own(ctx context.Context, no int64) (epoch int64, err error) {
-	err = s.write.QueryRowContext(ctx, `UPDATE cursor SET epoch = epoch + 1 WHERE endpoint = ? RETURNING epoch`, no).Scan(&epoch)
-	return epoch, err
-}
-
-// lanes reads an endpoint's lanes.
-func (s *store) lanes(ctx context.Context, no int64) ([]*lane, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT stream, next_revision, next_position, attempt, not_before, error FROM lane WHERE endpoint = ?`, no)
-	if err != nil {
-		return nil, fmt.Errorf("webhooks: load lanes: %w", err)
-	}
-	defer rows.Close()
-	var all []*lane
-	for rows.Next() {
-		l := &lane{index: -1}
-		var due int64
-		if err := rows.Scan(&l.stream, &l.revision, &l.position, &l.attempt, &due, &l.code); err != nil {
-			return nil, fmt.Errorf("webhooks: load lanes: %w", err)
-		}
-		l.due = fromMicro(due)
-		all = append(all, l)
-	}
-	return all, rows.Err()
-}
-
-// owes reports whether a lane has not come past position p of its stream.
-func (s *store) owes(ctx context.Context, no int64, stream string, p eventstore.Position) (owes bool, err error) {
-	err = s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM lane WHERE endpoint = ? AND stream = ? AND next_position <= ?)`, no, stream, p).Scan(&owes)
-	if err != nil {
-		return false, fmt.Errorf("webhooks: look at lane: %w", err)
-	}
-	return owes, nil
-}
-
-// checkpoint is what an endpoint has to write down after some results: all of
-// it in one transaction, after the results are known, never before sending.
-type checkpoint struct {
-	progress progress
-	done     []byte // of the cursor at its low
-	low      eventstore.Position
-	partial  []byte
-	lanes    []lane
-	gone     []string // streams whose lanes are closed
-	dead     []record // events given up
-	attempts []record
-	written  chan<- error
-	waiters  []chan struct{} // the endpoint's, see endpoint.settled
-}
-
-// record is what became of one message at one time.
-type record struct {
-	position eventstore.Position
-	part     int
-	event    uuid.UUID
-	kind     string // the public name
-	sub      string
-	sequence eventstore.Revision
-	time     time.Time
-	duration time.Duration
-	outcome  outcome
-	trigger  string // of an attempt
-}
-
-// Why an attempt was made.
-const (
-	triggerSchedule = "schedule" // in its turn, the first time or again
-	triggerManual   = "manual"   // somebody asked for this one
-	triggerRecover  = "recover"  // somebody asked for all that had failed
-	triggerReplay   = "replay"   // somebody asked for a part of the log
-)
-
-// save writes checkpoints, all in one transaction, and tells each sender how
-// it went. One that is fenced does not keep the others from being written.
-func (s *store) save(ctx context.Context, all []*checkpoint) {
-	fenced := make([]bool, len(all))
-	err := s.update(ctx, func(tx *sql.Tx) error {
-		for i, c := range all {
-			seq, err := s.saveCursor(ctx, tx, c)
-			if fenced[i] = errors.Is(err, sql.ErrNoRows); fenced[i] {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if err := s.saveResults(ctx, tx, c, seq); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		err = fmt.Errorf("webhooks: write progress: %w", err)
-	}
-	for i, c := range all {
-		if err == nil && fenced[i] {
-			c.written <- errFenced
-			continue
-		}
-		c.written <- err
-	}
-}
-
-// saveCursor writes the cursor and returns how many attempts were made before.
-// If the endpoint is not the writer's any more, the error is sql.ErrNoRows.
-func (s *store) saveCursor(ctx context.Context, tx *sql.Tx, c *checkpoint) (before int64, err error) {
-	b := c.progress.breaker
-	err = tx.QueryRowContext(ctx, `UPDATE cursor SET low = ?, done = ?, partial = ?, breaker_step = ?, breaker_until = ?, breaker_reason = ?,
-			first_failure = ?, last_success = ?, attempts = attempts + ? WHERE endpoint = ? AND epoch = ? RETURNING attempts`,
-		c.low, c.done, string(c.partial), b.step, micro(b.until), b.reason, micro(b.firstFailure), micro(c.progress.lastSuccess), len(c.attempts), c.progress.no, c.progress.epoch).Scan(&before)
-	return before - int64(len(c.attempts)), err
-}
-
-func (s *store) saveResults(ctx context.Context, tx *sql.Tx, c *checkpoint, seq int64) error {
-	no := c.progress.no
-	for _, l := range c.lanes {
-		if _, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO lane VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			no, l.stream, l.revision, l.position, l.attempt, micro(l.due), l.code); err != nil {
-			return err
-		}
-	}
-	for _, stream := range c.gone {
-		if _, err := tx.ExecContext(ctx, `DELETE FROM lane WHERE endpoint = ? AND stream = ?`, no, stream); err != nil {
-			return err
-		}
-	}
-	for _, r := range c.dead {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO dead_letter VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)
-				ON CONFLICT DO UPDATE SET time = excluded.time, reason = excluded.reason`,
-			no, r.position, r.part, r.event[:], r.kind, r.sub, r.sequence, micro(r.time), r.outcome.code); err != nil {
-			return err
-		}
-	}
-	return s.saveAttempts(ctx, tx, no, seq, c.attempts)
-}
-
-// saveAttempts writes attempts down, of which there were seq before. One that
-// was not the schedule's and arrived settles a dead letter.
-func (s *store) saveAttempts(ctx context.Context, tx *sql.Tx, no, seq int64, all []record) error {
-	if len(all) == 0 {
-		return nil
-	}
-	insert, err := tx.PrepareContext(ctx, `INSERT OR REPLACE INTO attempt VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
-		CASE WHEN EXISTS (SELECT 1 FROM erased WHERE sub = ?8 AND until > ?10) THEN NULL ELSE ?14 END, ?15)`)
-	if err != nil {
-		return err
-	}
-	defer insert.Close()
-	for _, r := range all {
-		seq++
-		if _, err := insert.ExecContext(ctx, no, seq%s.ring, seq, r.position, r.part, r.event[:], r.kind, r.sub, r.sequence,
-			micro(r.time), r.duration.Microseconds(), r.outcome.status, r.outcome.code, r.outcome.response, r.trigger); err != nil {
-			return err
-		}
-		if r.trigger != triggerSchedule && r.outcome.scope == delivered {
-			if _, err := tx.ExecContext(ctx, `DELETE FROM dead_letter WHERE endpoint = ? AND position = ? AND part = ?`, no, r.position, r.part); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// writer saves what comes until the channel is closed: all that is at hand in
-// one transaction.
-func (s *store) writer(saves <-chan *checkpoint) {
-	for c := range saves {
-		batch := []*checkpoint{c}
-		for len(saves) > 0 {
-			batch = append(batch, <-saves)
-		}
-		s.save(context.Background(), batch)
-	}
-}
-
-// clamp takes back cursors that are ahead of the log, which then is not the
-// one they were written for but an older copy. It returns how many there were.
+// clamp moves cursors that are ahead of the log back to its head. The log then is
+// an older copy, restored from a backup. clamp returns how many there were.
 func (s *store) clamp(ctx context.Context, head eventstore.Position) (n int64, err error) {
 	err = s.update(ctx, func(tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, `UPDATE cursor SET low = min(low, ?1), done = x'' WHERE endpoint IN (
@@ -461,8 +238,8 @@ func (s *store) clamp(ctx context.Context, head eventstore.Position) (n int64, e
 	return n, err
 }
 
-// expire forgets attempts from before a time, and erasures that no request
-// begun after it could quote.
+// expire deletes attempts from before a time, and the notes of erasures that only
+// concern requests from before it.
 func (s *store) expire(ctx context.Context, before time.Time) error {
 	return s.update(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM attempt WHERE time < ?`, micro(before)); err != nil {
@@ -473,9 +250,9 @@ func (s *store) expire(ctx context.Context, before time.Time) error {
 	})
 }
 
-// forget removes what receivers answered about an account, for they may have
-// quoted what they were sent, and has save leave out what they are still to
-// answer to requests begun before until.
+// forget deletes the stored responses to requests about an account, which may
+// quote the erased data, and notes the erasure: save does not store responses to
+// requests that began before until.
 func (s *store) forget(ctx context.Context, sub string, until time.Time) error {
 	return s.update(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO erased VALUES (?, ?) ON CONFLICT DO UPDATE SET until = max(until, excluded.until)`, sub, micro(until)); err != nil {
@@ -486,7 +263,7 @@ func (s *store) forget(ctx context.Context, sub string, until time.Time) error {
 	})
 }
 
-// scrub empties the write-ahead log, which still has what was overwritten.
+// scrub empties the write-ahead log, which still holds overwritten pages.
 func (s *store) scrub(ctx context.Context) error {
 	var busy, pages, moved int
 	if err := s.write.QueryRowContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &pages, &moved); err != nil {
@@ -497,6 +274,10 @@ func (s *store) scrub(ctx context.Context) error {
 	}
 	return nil
 }
+
+// ErrBusy is returned by Purge if old pages cannot be removed because another
+// reader holds them for too long. Call Purge again.
+var ErrBusy = errors.New("webhooks: old pages are still on disk, another reader holds them")
 
 func micro(t time.Time) int64 {
 	if t.IsZero() {

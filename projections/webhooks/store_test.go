@@ -73,11 +73,11 @@ func TestFile(t *testing.T) {
 	}
 	c.Path = w.config.Path + "/nowhere"
 	if _, err := Open(t.Context(), c); err == nil {
-		t.Error("opened in a directory that is none")
+		t.Error("opened in a directory that does not exist")
 	}
 }
 
-// A log that was restored from an older copy does not make events be skipped.
+// No event is skipped if the log was restored from an older copy.
 func TestLogRestored(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -16,7 +16,7 @@ import (
 	"accountledger/eventstore/seal"
 )
 
-// Row 55: what happens while an endpoint is paused comes when it is resumed.
+// Row 55: the events during a pause are sent when the webhook is resumed.
 func TestPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -40,7 +40,7 @@ func TestPause(t *testing.T) {
 		if n := r.count(); n != 1 {
 			t.Errorf("%d requests while paused, want 1 from before", n)
 		}
-		// The pause's own event may have been passed before it took hold.
+		// The cursor may have passed the pause's own event before the pause took effect.
 		if e := w.get("crm"); e.Backlog != 50 && e.Backlog != 51 {
 			t.Errorf("backlog %d, want 50 events and perhaps the pause itself", e.Backlog)
 		}
@@ -54,7 +54,7 @@ func TestPause(t *testing.T) {
 	})
 }
 
-// A state set by hand makes an open breaker be tried at once.
+// Resuming a webhook makes an attempt immediately, although its breaker was open.
 func TestResumeTriesAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -72,7 +72,7 @@ func TestResumeTriesAtOnce(t *testing.T) {
 		w.hook("crm", "https://crm.example/hook")
 		w.account("ada")
 		time.Sleep(24 * time.Hour)
-		w.restart() // an open breaker outlives it
+		w.restart() // an open breaker survives it
 		time.Sleep(time.Minute)
 		before := r.count()
 		if e := w.get("crm"); e.Breaker.State != "open" || time.Until(e.Breaker.Until) < time.Hour {
@@ -93,7 +93,7 @@ func TestResumeTriesAtOnce(t *testing.T) {
 	})
 }
 
-// Row 54: an endpoint that is deleted while a request is under way.
+// Row 54: a webhook is deleted while a request is in flight.
 func TestDeleteInFlight(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestDeleteInFlight(t *testing.T) {
 		time.Sleep(100 * time.Hour)
 		synctest.Wait()
 		if n := r.count(); n != 2 {
-			t.Errorf("%d requests, want the two that were under way", n)
+			t.Errorf("%d requests, want the two that were in flight", n)
 		}
 		for _, table := range []string{"endpoint", "cursor", "lane", "attempt", "dead_letter"} {
 			var n int
@@ -123,7 +123,7 @@ func TestDeleteInFlight(t *testing.T) {
 				t.Errorf("%d rows in %s, %v; want none", n, table, err)
 			}
 		}
-		if _, err := w.keys.Secret(t.Context(), vaultName("crm")); !errors.Is(err, seal.ErrNoSecret) {
+		if _, err := w.keys.Secret(t.Context(), secretName("crm")); !errors.Is(err, seal.ErrNoSecret) {
 			t.Errorf("the secret: %v, want ErrNoSecret", err)
 		}
 		if _, err := w.hooks.Get(t.Context(), "crm"); domain.CodeOf(err) != domain.CodeWebhookNotFound {
@@ -136,7 +136,7 @@ func TestDeleteInFlight(t *testing.T) {
 	})
 }
 
-// Row 53: another URL counts from the next attempt on.
+// Row 53: a changed URL applies from the next attempt on.
 func TestURLChangesInFlight(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -158,7 +158,7 @@ func TestURLChangesInFlight(t *testing.T) {
 		time.Sleep(time.Second)
 		changed := e.Webhook
 		changed.URL, changed.Revision = "https://new.example/hook", changed.Revision+1
-		w.hooks.runner.Load().apply(changed)
+		w.hooks.current.Load().apply(changed)
 		close(answer)
 		time.Sleep(10 * time.Second)
 		var hosts []string
@@ -175,7 +175,7 @@ func TestURLChangesInFlight(t *testing.T) {
 	})
 }
 
-// Row 52: the cursor goes on, and is written, although nothing is sent.
+// Row 52: the cursor advances and is stored although nothing is sent.
 func TestNothingSelected(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -190,13 +190,13 @@ func TestNothingSelected(t *testing.T) {
 		synctest.Wait()
 		var low eventstore.Position
 		if err := w.hooks.store.read.QueryRow(`SELECT low FROM cursor`).Scan(&low); err != nil || low != w.head() || r.count() != 0 {
-			t.Errorf("written up to %d of %d, %v, with %d requests", low, w.head(), err, r.count())
+			t.Errorf("stored up to %d of %d, %v, with %d requests", low, w.head(), err, r.count())
 		}
 		w.stop()
 	})
 }
 
-// Row 36: the receiver's own word on an event and on itself.
+// Row 36: the receiver decides about an event and about the webhook by a header.
 func TestReceiverDecides(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -232,7 +232,7 @@ func TestReceiverDecides(t *testing.T) {
 	})
 }
 
-// Row 34: days of nothing but failures.
+// Row 34: a webhook is disabled after days of failures alone.
 func TestHopeless(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -254,12 +254,12 @@ func TestHopeless(t *testing.T) {
 	})
 }
 
-// Row 35: one failure and then nothing to send is no reason to give up.
+// Row 35: one failure followed by days without events does not disable a webhook.
 func TestOneFailure(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := &receiver{answer: func(got, int) (int, http.Header) {
-			return 503, http.Header{"Webhook-Delivery": {"abort-message"}} // so it is not tried again
+			return 503, http.Header{"Webhook-Delivery": {"abort-message"}} // so it is not retried
 		}}
 		w := newWorld(t, Config{})
 		w.transport = r
@@ -274,12 +274,12 @@ func TestOneFailure(t *testing.T) {
 	})
 }
 
-// Row 50: while an endpoint takes ten seconds for each request, another one is
-// told of everything at once.
+// Row 50: while one endpoint takes ten seconds for each request, another webhook
+// gets every event immediately.
 func TestSlowNeighbour(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := &receiver{overlaps: true} // each endpoint has a request for an account
+		r := &receiver{overlaps: true} // each webhook has a request for an account
 		r.answer = func(g got, _ int) (int, http.Header) {
 			if g.header.Get("Test-Host") == "slow.example" {
 				time.Sleep(10 * time.Second)
@@ -296,17 +296,17 @@ func TestSlowNeighbour(t *testing.T) {
 			begun := time.Now()
 			w.settled("fast")
 			if took := time.Since(begun); took > 100*time.Millisecond {
-				t.Errorf("event %d was told after %s", i, took)
+				t.Errorf("event %d arrived after %s", i, took)
 			}
 		}
 		if e := w.get("slow"); e.Backlog < 40 {
-			t.Errorf("the slow endpoint has a backlog of %d only", e.Backlog)
+			t.Errorf("the slow webhook has a backlog of only %d", e.Backlog)
 		}
 		w.stop()
 	})
 }
 
-// TestRunEndsBeforeItBegan: to be told to end at once is no failure.
+// Run with a context that is already done returns nil.
 func TestRunEndsBeforeItBegan(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, Config{})
