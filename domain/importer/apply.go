@@ -11,36 +11,36 @@ import (
 	"accountledger/eventstore"
 )
 
-// Outcome is what became of a row.
+// Outcome is the result of importing a row.
 type Outcome string
 
 // The outcomes.
 const (
 	Created   Outcome = "CREATED"
 	Updated   Outcome = "UPDATED"
-	Unchanged Outcome = "UNCHANGED" // the account says already what the record says
+	Unchanged Outcome = "UNCHANGED" // the account already has the record's values
 	Failed    Outcome = "FAILED"
 )
 
-// Result is what is told about a row. It holds no personal data, given a key
-// that is none.
+// Result describes what the import did with a row. It contains no personal data,
+// unless the key is personal.
 type Result struct {
 	Row      int64       `json:"row"` // of the input, counted from 1
 	Key      string      `json:"key,omitzero"`
 	Sub      string      `json:"sub,omitzero"`
 	Outcome  Outcome     `json:"outcome"`
-	Code     domain.Code `json:"code,omitzero"`   // why the ledger refused
-	Events   int         `json:"events"`          // appended; of a failed row too, see Job.Run
-	Joined   []string    `json:"joined,omitzero"` // ids of groups
-	Left     []string    `json:"left,omitzero"`
+	Code     domain.Code `json:"code,omitzero"`   // of the ledger's error
+	Events   int         `json:"events"`          // the number of events appended; a failed row can have some, see Job.Run
+	Joined   []string    `json:"joined,omitzero"` // ids of groups that the account joined
+	Left     []string    `json:"left,omitzero"`   // ids of groups that the account left
 	Warnings []Finding   `json:"warnings"`
 	Faults   []Finding   `json:"faults"`
 
-	missed   []string            // pointers to members that the mapping does not deal with
+	unmapped []string            // pointers to members of the source that the mapping neither uses nor ignores
 	position eventstore.Position // of the account's last event
 }
 
-// change brings one account to what a draft says.
+// change changes one account to match a draft.
 type change struct {
 	*Job
 	draft  *draft
@@ -48,15 +48,15 @@ type change struct {
 	result Result
 }
 
-// apply brings the account to what d says. An error is ours and ends the
-// import; what the rules refuse is in the result.
+// apply changes the account to match d. A refusal by the domain's rules is in the
+// result; an error is one of the ledger itself and ends the import.
 func (j *Job) apply(ctx context.Context, d *draft) (Result, error) {
 	c := change{Job: j, draft: d, result: Result{Key: d.key, Sub: d.sub, Outcome: Failed}}
 	if len(d.faults) > 0 {
 		c.result.Warnings, c.result.Faults = d.warnings, d.faults
 		return c.result, nil
 	}
-	outcome, err := c.bring(ctx)
+	outcome, err := c.createOrUpdate(ctx)
 	c.result.Warnings = d.warnings
 	refused, ok := errors.AsType[*domain.Error](err)
 	switch {
@@ -75,11 +75,12 @@ func (j *Job) apply(ctx context.Context, d *draft) (Result, error) {
 	return c.result, nil
 }
 
-// bring creates the account or updates it. New rows come among new ones, and
-// known rows among known ones: after a new one it asks for a creation without
-// looking first, which saves a read; after a known one it looks first, because
-// asking in vain costs the store a commit and the account a key.
-func (c *change) bring(ctx context.Context) (Outcome, error) {
+// createOrUpdate creates or updates the account. It expects a new account after a
+// new one, and an existing one after an existing one. For an expected new account
+// it tries the creation without reading the account, which saves a read. For an
+// expected existing one it reads first, because a refused creation costs a commit
+// and a key.
+func (c *change) createOrUpdate(ctx context.Context) (Outcome, error) {
 	d := c.draft
 	var refused error
 	if c.lastWasNew.Load() {
@@ -103,34 +104,36 @@ func (c *change) bring(ctx context.Context) (Outcome, error) {
 
 func (c *change) create(ctx context.Context) error {
 	same := func(pointer string) string { return pointer }
-	return c.ask(ctx, c.draft.createdTime, same, func() domain.Command { return c.draft.command() })
+	return c.execute(ctx, c.draft.createdTime, same, func() domain.Command { return c.draft.command() })
 }
 
-// update asks for every difference between the account and the draft; which
-// there are, the ledger's rules say. What they would refuse is found before
-// anything is appended, all but identifiers that another account has.
+// update changes the account with one command per part. A dry run first finds
+// whether anything differs, and every refusal except identifiers that another
+// account has, before any event is appended.
 func (c *change) update(ctx context.Context) (Outcome, error) {
 	c.dryRun = true
 	err := c.differences(ctx)
 	if err != nil || c.result.Events == 0 {
-		c.forget()
+		c.resetResult()
 		return Unchanged, err
 	}
 	c.dryRun = false
-	c.forget()
+	c.resetResult()
 	return Updated, c.differences(ctx)
 }
 
-// forget forgets what a dry run would have done.
-func (c *change) forget() { c.result.Events, c.result.Joined, c.result.Left = 0, nil, nil }
+// resetResult removes the results of a dry run.
+func (c *change) resetResult() { c.result.Events, c.result.Joined, c.result.Left = 0, nil, nil }
 
+// differences executes the commands that make the account match the draft.
 func (c *change) differences(ctx context.Context) error {
 	d := c.draft
 	account, err := c.Ledger.Account(ctx, d.sub)
 	if err != nil {
 		return err
 	}
-	// An account that has ended refuses this, and would not refuse a status.
+	// Refuse an erased, deleted or combined account here, because it would not
+	// refuse a change of status.
 	if _, err := domain.Decide(domain.Setting{Config: domain.NewConfig()}, account, domain.SetCustomFields{}); err != nil {
 		return err
 	}
@@ -151,18 +154,18 @@ func (c *change) differences(ctx context.Context) error {
 			}
 			command = func() domain.Command { return domain.UpdateProfile{IdentityID: x.IdentityID, Patch: n.patch()} }
 		}
-		if err := c.ask(ctx, never, place, command); err != nil {
+		if err := c.execute(ctx, never, place, command); err != nil {
 			return err
 		}
 	}
-	// After the profiles, whose refused values may be kept here.
+	// After the profiles, because their invalid values may be kept here.
 	place := func(pointer string) string { return "/customFields" + pointer }
-	if err := c.ask(ctx, never, place, func() domain.Command { return domain.SetCustomFields{Values: d.customValues()} }); err != nil {
+	if err := c.execute(ctx, never, place, func() domain.Command { return domain.SetCustomFields{Values: d.customValues()} }); err != nil {
 		return err
 	}
-	for _, command := range c.belong(account) {
+	for _, command := range c.membershipCommands(account) {
 		place := func(pointer string) string { return "/groups" + pointer }
-		if err := c.ask(ctx, never, place, func() domain.Command { return command }); err != nil {
+		if err := c.execute(ctx, never, place, func() domain.Command { return command }); err != nil {
 			return err
 		}
 	}
@@ -170,25 +173,25 @@ func (c *change) differences(ctx context.Context) error {
 		return nil
 	}
 	same := func(pointer string) string { return pointer }
-	return c.ask(ctx, never, same, func() domain.Command { return domain.SetStatus{Status: d.status} })
+	return c.execute(ctx, never, same, func() domain.Command { return domain.SetStatus{Status: d.status} })
 }
 
-// is reports whether x is the identity that n speaks of.
+// is reports whether n describes the identity x.
 func (n *identityDraft) is(x domain.Identity) bool {
 	return x.Provider == n.provider && (n.provider == domain.ProviderSelf || x.ProviderUserID == n.providerUserID)
 }
 
-// request is how every command of the import is to be carried out.
+// request returns the request for the import's commands.
 func (j *Job) request() domain.Request {
 	return domain.Request{Admin: !j.Limited, Meta: domain.Metadata{
 		Actor: j.Actor, CorrelationID: j.run, ReasonCode: "import",
 	}}
 }
 
-// ask asks a command of the account. Where the rules refuse values that the
-// mapping has a policy for, it asks what is left. place brings the pointer of a
-// fault into the form it has in an account.
-func (c *change) ask(ctx context.Context, effective time.Time, place func(string) string, command func() domain.Command) error {
+// execute executes a command on the account. If the ledger refuses values for
+// which the mapping has a policy, it applies the policy and retries the command.
+// place converts a fault's pointer into the command to one into the account.
+func (c *change) execute(ctx context.Context, effective time.Time, place func(string) string, command func() domain.Command) error {
 	request := c.request()
 	request.DryRun, request.Meta.EffectiveTime = c.dryRun, effective
 	for {
@@ -199,7 +202,7 @@ func (c *change) ask(ctx context.Context, effective time.Time, place func(string
 			for i := range placed.Faults {
 				placed.Faults[i].Pointer = place(placed.Faults[i].Pointer)
 			}
-			if c.draft.mend(&placed) {
+			if c.draft.handleRefusal(&placed) {
 				continue
 			}
 			return &placed

@@ -14,46 +14,45 @@ import (
 	"accountledger/domain"
 )
 
-// Finding is something about a record that a person should know. It never
-// holds a value of the source.
+// Finding is a problem of a record. It contains no value of the source.
 type Finding struct {
 	Field  string `json:"field,omitzero"`  // pointer into the account; empty: the row as a whole
-	Rule   string `json:"rule"`            // what the value breaks
-	Action string `json:"action,omitzero"` // what became of the value; empty: the row failed
+	Rule   string `json:"rule"`            // the rule that the value breaks
+	Action string `json:"action,omitzero"` // what the import did with the value; empty: the row failed
 }
 
-// draft is what a record asks for, before the ledger has seen it.
+// draft is an account as a record describes it, before the ledger checks it.
 type draft struct {
 	key, sub     string
 	origin       domain.Origin
-	status       domain.Status // empty: not said
-	statusStated bool          // by the record, and not by the mapping for new accounts
-	createdTime  time.Time     // zero: not said
+	status       domain.Status // empty: none
+	statusStated bool          // status is from the record; otherwise the mapping's constant, for new accounts
+	createdTime  time.Time     // zero: none
 	identities   []identityDraft
-	unset        []identityDraft // of which the record says only what they do not have
+	unset        []identityDraft // identities for which the record has only null values
 	custom       []statement
-	kept         map[string]any // custom fields that take raw values, null to unset what an earlier run kept
+	kept         map[string]any // custom fields for raw values; null removes a value that an earlier run kept
 	memberships
 	warnings []Finding
-	faults   []Finding // a row with faults of its own is not tried
+	faults   []Finding // if any, the row fails without a command to the ledger
 }
 
 type identityDraft struct {
-	id                       string // of the identity, if it is new
+	id                       string // of a new identity
 	provider, providerUserID string
 	profile                  []statement
 }
 
-// statement is one value as a record states it.
+// statement is one value of a record for a place in the account.
 type statement struct {
-	field  *field
-	at     string // pointer into the account
-	value  any    // fit for its place; nil unsets
-	raw    any    // as the source has it
-	unsaid bool   // it was dropped: as if the record had not stated it
+	field   *field
+	at      string // pointer into the account
+	value   any    // converted to the type of its place; nil removes the value
+	raw     any    // as in the source
+	dropped bool   // the value was invalid and is treated as absent
 }
 
-// read takes f's value from r. found says whether the record says anything.
+// read reads f's value from r. found is false if r has none, or an empty one.
 func (f *field) read(r record) (value, raw any, found bool, err error) {
 	switch {
 	case len(f.from) == 0:
@@ -62,7 +61,7 @@ func (f *field) read(r record) (value, raw any, found bool, err error) {
 		var parts []string
 		var raws []any
 		for _, from := range f.from {
-			part, ok := from.of(r)
+			part, ok := from.lookup(r)
 			if !ok || empty(part) {
 				continue
 			}
@@ -74,7 +73,7 @@ func (f *field) read(r record) (value, raw any, found bool, err error) {
 		}
 		value, raw = strings.Join(parts, *f.join), raws
 	default:
-		if raw, found = f.from[0].of(r); !found || raw == nil {
+		if raw, found = f.from[0].lookup(r); !found || raw == nil {
 			return nil, nil, found, nil
 		}
 		value = raw
@@ -85,14 +84,14 @@ func (f *field) read(r record) (value, raw any, found bool, err error) {
 			text, err = textOf(value)
 		}
 		if text == "" {
-			break // nothing is said, or it is no text
+			break // the value is empty or not text
 		}
 		value, err = transform(text)
 	}
 	return value, raw, err != nil || value != "", err
 }
 
-// draft maps r. Times after now are refused.
+// draft maps r to an account. Times after now are invalid.
 func (m *Mapping) draft(r record, now time.Time) draft {
 	d := draft{origin: m.origin, kept: map[string]any{}}
 	if _, object := r.(map[string]any); !object {
@@ -102,12 +101,12 @@ func (m *Mapping) draft(r record, now time.Time) draft {
 	d.identify(m, r)
 	for i := range m.customFields {
 		f := &m.customFields[i]
-		if s, ok := d.state(f, "/customFields/"+f.name, r, nil); ok {
+		if s, ok := d.evaluate(f, "/customFields/"+f.name, r, nil); ok {
 			d.custom = append(d.custom, s)
 		}
 	}
 	if f := m.createdTime; f != nil {
-		s, ok := d.state(f, "/createdTime", r, func(v any) (any, error) {
+		s, ok := d.evaluate(f, "/createdTime", r, func(v any) (any, error) {
 			text, err := textOf(v)
 			if err != nil {
 				return nil, err
@@ -119,7 +118,7 @@ func (m *Mapping) draft(r record, now time.Time) draft {
 		}
 	}
 	if f := m.status; f != nil {
-		s, ok := d.state(f, "/userStatus", r, func(v any) (any, error) { return textOf(v) })
+		s, ok := d.evaluate(f, "/userStatus", r, func(v any) (any, error) { return textOf(v) })
 		if ok && s.value != nil {
 			d.status, d.statusStated = domain.Status(s.value.(string)), len(f.from) > 0
 		}
@@ -127,81 +126,82 @@ func (m *Mapping) draft(r record, now time.Time) draft {
 	for i := range m.identities {
 		d.addIdentities(&m.identities[i], r)
 	}
-	d.belong(m, r)
+	d.readMemberships(m, r)
 	return d
 }
 
-// state is what r states for f; ok is false where it states nothing. fit makes
-// a value that is not null fit for its place.
-func (d *draft) state(f *field, at string, r record, fit func(any) (any, error)) (s statement, ok bool) {
+// evaluate returns r's value for f; ok is false if it has none. convert, which may
+// be nil, converts a value that is not null to the type of its place.
+func (d *draft) evaluate(f *field, at string, r record, convert func(any) (any, error)) (s statement, ok bool) {
 	value, raw, found, err := f.read(r)
 	if !found {
 		return s, false
 	}
-	if err == nil && value != nil && fit != nil {
-		value, err = fit(value)
+	if err == nil && value != nil && convert != nil {
+		value, err = convert(value)
 	}
 	s = statement{field: f, at: at, value: value, raw: raw}
 	if err != nil {
-		d.settle(&s, err.Error())
+		d.handleInvalid(&s, err.Error())
 	} else if f.invalid == invalidKeep {
 		d.kept[f.keep] = nil
 	}
-	return s, !s.unsaid
+	return s, !s.dropped
 }
 
-// settle deals with a value that a rule refuses as the mapping says.
-func (d *draft) settle(s *statement, rule string) {
+// handleInvalid applies the mapping's policy to a value that breaks a rule.
+func (d *draft) handleInvalid(s *statement, rule string) {
 	switch s.field.invalid {
 	case invalidDrop:
-		s.unsaid = true
+		s.dropped = true
 		d.warnings = append(d.warnings, Finding{s.at, rule, "dropped"})
 	case invalidKeep:
 		s.value = nil
 		d.kept[s.field.keep] = s.raw
 		d.warnings = append(d.warnings, Finding{s.at, rule, "kept as customFields." + s.field.keep})
 	default:
-		s.unsaid = true
+		s.dropped = true
 		d.faults = append(d.faults, Finding{Field: s.at, Rule: rule})
 	}
 }
 
-// mend deals with the values that the ledger refused. It reports whether every
-// fault was settled, so that there is reason to try again.
-func (d *draft) mend(refused *domain.Error) bool {
-	settled := make([]*statement, len(refused.Faults))
+// handleRefusal applies the mapping's policies to the values that the ledger
+// refused. It reports whether that resolved every fault, so that the caller can
+// retry the command.
+func (d *draft) handleRefusal(refused *domain.Error) bool {
+	invalid := make([]*statement, len(refused.Faults))
 	for i, fault := range refused.Faults {
-		if settled[i] = d.find(fault.Pointer); settled[i] == nil || settled[i].field.invalid == invalidFail {
+		if invalid[i] = d.find(fault.Pointer); invalid[i] == nil || invalid[i].field.invalid == invalidFail {
 			return false
 		}
 	}
-	for i, s := range settled {
-		if !s.unsaid && s.value != nil { // one value may break two rules
-			d.settle(s, refused.Faults[i].Detail)
+	for i, s := range invalid {
+		if !s.dropped && s.value != nil { // one value may break two rules
+			d.handleInvalid(s, refused.Faults[i].Detail)
 		}
 	}
-	return len(settled) > 0
+	return len(invalid) > 0
 }
 
-// find returns the value stated for a place.
+// find returns the statement for a place, nil if there is none with a value.
 func (d *draft) find(at string) *statement {
-	among := func(statements []statement) *statement {
+	in := func(statements []statement) *statement {
 		for i := range statements {
-			if s := &statements[i]; s.at == at && s.value != nil && !s.unsaid {
+			if s := &statements[i]; s.at == at && s.value != nil && !s.dropped {
 				return s
 			}
 		}
 		return nil
 	}
 	for i := range d.identities {
-		if s := among(d.identities[i].profile); s != nil {
+		if s := in(d.identities[i].profile); s != nil {
 			return s
 		}
 	}
-	return among(d.custom)
+	return in(d.custom)
 }
 
-// identify finds the record's key and sub.
+// identify sets the record's key and sub.
 func (d *draft) identify(m *Mapping, r record) {
 	if m.sub != nil {
 		text := d.text(m.sub, "/sub", r)
@@ -216,11 +216,11 @@ func (d *draft) identify(m *Mapping, r record) {
 	key := d.text(m.key, "/key", r)
 	switch {
 	case key == "":
-		d.faults = append(d.faults, Finding{Field: "/key", Rule: "must be there to identify the record"})
+		d.faults = append(d.faults, Finding{Field: "/key", Rule: "is required to identify the record"})
 		return
 	case !m.personalKey && strings.Contains(key, "@"):
 		d.faults = append(d.faults, Finding{Field: "/key",
-			Rule: "looks like an e-mail address; say personal: true beside it, and it is left out of the results"})
+			Rule: "looks like an e-mail address; set personal to true in the mapping's key, to omit it from the results"})
 		return
 	case !m.personalKey:
 		d.key = key
@@ -228,8 +228,8 @@ func (d *draft) identify(m *Mapping, r record) {
 	d.sub = uuid.NewSHA1(m.namespace, []byte(key)).String()
 }
 
-// identifier is the key or sub of r, to tell apart the records of different
-// accounts before they are looked at.
+// identifier returns r's key or sub in lower case. Records of one account have
+// the same identifier.
 func (m *Mapping) identifier(r record) string {
 	f := m.key
 	if f == nil {
@@ -240,34 +240,35 @@ func (m *Mapping) identifier(r record) string {
 	return strings.ToLower(text)
 }
 
-// text is what r states for a place that takes text, and no null.
+// text returns r's value for a text place, "" if it has none or null.
 func (d *draft) text(f *field, at string, r record) string {
 	if f == nil {
 		return ""
 	}
-	s, ok := d.state(f, at, r, func(v any) (any, error) { return textOf(v) })
+	s, ok := d.evaluate(f, at, r, func(v any) (any, error) { return textOf(v) })
 	if !ok || s.value == nil {
 		return ""
 	}
 	return s.value.(string)
 }
 
+// addIdentities adds the identities that m defines.
 func (d *draft) addIdentities(m *identityMapping, r record) {
 	if m.each == nil {
 		d.addIdentity(m, r)
 		return
 	}
-	list, _ := m.each.of(r)
+	list, _ := m.each.lookup(r)
 	elements, isList := list.([]any)
 	if !isList && !empty(list) {
-		d.faults = append(d.faults, Finding{Field: "/identities", Rule: "must come from a list"})
+		d.faults = append(d.faults, Finding{Field: "/identities", Rule: "the mapping's each must lead to a list"})
 	}
 	for _, element := range elements {
 		d.addIdentity(m, element)
 	}
 }
 
-// addIdentity adds what m makes of r; nothing, where r itself says nothing.
+// addIdentity adds the identity that m defines, unless r has no values for it.
 func (d *draft) addIdentity(m *identityMapping, r record) {
 	at := "/identities/" + strconv.Itoa(len(d.identities))
 	n := identityDraft{
@@ -275,24 +276,24 @@ func (d *draft) addIdentity(m *identityMapping, r record) {
 		provider:       d.text(m.provider, at+"/provider", r),
 		providerUserID: d.text(m.providerUserID, at+"/providerUserId", r),
 	}
-	said, unset := n.providerUserID != "", false
+	hasValues, unset := n.providerUserID != "", false
 	for i := range m.profile {
 		f := &m.profile[i]
-		if s, ok := d.state(f, at+"/"+f.name, r, fits[kindOf(f.name)]); ok {
+		if s, ok := d.evaluate(f, at+"/"+f.name, r, converters[kindOf(f.name)]); ok {
 			n.profile = append(n.profile, s)
-			said = said || len(f.from) > 0 && s.raw != nil
+			hasValues = hasValues || len(f.from) > 0 && s.raw != nil
 			unset = unset || s.raw == nil
 		}
 	}
-	if said {
+	if hasValues {
 		d.identities = append(d.identities, n)
 	} else if unset {
 		d.unset = append(d.unset, n)
 	}
 }
 
-// fits says how a value comes to have the type of a profile's member.
-var fits = map[reflect.Kind]func(any) (any, error){
+// converters convert values to the kinds of a profile's members.
+var converters = map[reflect.Kind]func(any) (any, error){
 	reflect.String: func(v any) (any, error) { return textOf(v) },
 	reflect.Bool: func(v any) (any, error) {
 		switch text, _ := textOf(v); text {
@@ -305,19 +306,20 @@ var fits = map[reflect.Kind]func(any) (any, error){
 	},
 }
 
-// command is d as the creation of an account.
+// command returns the command that creates the account.
 func (d *draft) command() domain.CreateAccount {
-	c := domain.CreateAccount{Origin: d.origin, Status: d.status, CustomFields: d.customValues(), Groups: d.first()}
+	c := domain.CreateAccount{Origin: d.origin, Status: d.status, CustomFields: d.customValues(), Groups: d.initialMemberships()}
 	for _, n := range d.identities {
 		c.Identities = append(c.Identities, n.identity())
 	}
 	return c
 }
 
+// identity returns n as a new identity.
 func (n identityDraft) identity() domain.NewIdentity {
 	identity := domain.NewIdentity{IdentityID: n.id, Provider: n.provider, ProviderUserID: n.providerUserID}
 	for _, s := range n.profile {
-		if s.unsaid || s.value == nil {
+		if s.dropped || s.value == nil {
 			continue
 		}
 		index := profileFields[s.field.name]
@@ -329,13 +331,13 @@ func (n identityDraft) identity() domain.NewIdentity {
 	return identity
 }
 
-// patch is what n states as a merge patch (RFC 7396) of a profile.
+// patch returns n's values as a merge patch (RFC 7396) of a profile.
 func (n identityDraft) patch() jsontext.Value {
 	profile, address := map[string]any{}, map[string]any{}
 	for _, s := range n.profile {
 		part, inAddress := strings.CutPrefix(s.field.name, "address/")
 		switch {
-		case s.unsaid:
+		case s.dropped:
 		case inAddress:
 			address[part] = s.value
 			profile["address"] = address
@@ -346,18 +348,18 @@ func (n identityDraft) patch() jsontext.Value {
 	return marshal(profile)
 }
 
-// customValues is what d states about custom fields; null unsets.
+// customValues returns d's values for custom fields; null removes a value.
 func (d *draft) customValues() map[string]jsontext.Value {
 	values := make(map[string]jsontext.Value, len(d.custom)+len(d.kept))
 	set := func(key string, value any) {
 		value, replaced := exact(value)
 		if replaced {
-			d.warn(Finding{"/customFields/" + key, "a number has more digits than readers of JSON keep", "kept as text"})
+			d.warn(Finding{"/customFields/" + key, "a number has more digits than a JSON number preserves", "kept as text"})
 		}
 		values[key] = marshal(value)
 	}
 	for _, s := range d.custom {
-		if !s.unsaid {
+		if !s.dropped {
 			set(s.field.name, s.value)
 		}
 	}
@@ -367,7 +369,7 @@ func (d *draft) customValues() map[string]jsontext.Value {
 	return values
 }
 
-// warn adds a warning that may come up at every try.
+// warn adds a warning unless an earlier attempt has added it.
 func (d *draft) warn(f Finding) {
 	for _, w := range d.warnings {
 		if w == f {
@@ -377,7 +379,7 @@ func (d *draft) warn(f Finding) {
 	d.warnings = append(d.warnings, f)
 }
 
-// marshal encodes what was decoded from JSON or is text: it cannot fail.
+// marshal encodes a value of a record, which cannot fail.
 func marshal(v any) jsontext.Value {
 	encoded, err := json.Marshal(v)
 	if err != nil {

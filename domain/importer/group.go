@@ -18,24 +18,24 @@ import (
 	"accountledger/domain"
 )
 
-// groupMapping says which groups a record is in, and what is known of them.
+// groupMapping defines the groups of a record and the properties of groups.
 type groupMapping struct {
-	members     path   // of a record: a list of paths like /staff/admins
-	groupType   string // of the groups that are made
-	definitions path   // of the document: a list of groups; none: the paths say all
-	below       path   // of a group: the list of those below it
+	members     path   // in a record: the list of its groups' paths, like /staff/admins
+	groupType   string // of the groups that the import creates
+	definitions path   // in the document: the list of groups; empty: none, and only the paths are known
+	below       path   // in a group: the list of its subgroups
 	definition
 }
 
-// roleMapping says which roles a record has in the group of all users, and
-// what is known of them.
+// roleMapping defines the roles of a record in the group of all users and the
+// properties of roles.
 type roleMapping struct {
-	members     path // of a record: a list of names
-	definitions path // of the document: a list of roles; none: the names say all
+	members     path // in a record: the list of its roles' names
+	definitions path // in the document: the list of roles; empty: none, and only the names are known
 	definition
 }
 
-// definition is where a group or role of the source says what it is.
+// definition has the paths of a group's or role's properties.
 type definition struct {
 	name, description path
 	customFields      []customFieldAt // by key
@@ -46,21 +46,21 @@ type customFieldAt struct {
 	at  path
 }
 
-// definitions are the groups and roles to be, by their id.
+// definitions are the groups and roles in the input, by id.
 type definitions struct {
 	groups map[string]domain.PutGroup
 	roles  map[string]domain.PutRole
-	used   map[string]bool // roles that rows have; the others are not made
+	used   map[string]bool // the roles that rows have; the others are not created
 }
 
-// memberships is what a record says about them, as ids.
+// memberships are a record's groups and roles, as ids.
 type memberships struct {
 	groups, roles             []string
-	groupsStated, rolesStated bool
+	groupsStated, rolesStated bool // the record has a list, which may be empty
 }
 
-// define makes the groups and roles that the input speaks of and that are not
-// there. What is there is left as it is: the operators may have changed it.
+// define creates the groups and roles in the input that the ledger does not have.
+// It does not change existing ones, because an operator may have edited them.
 func (j *Job) define(ctx context.Context, s *Summary) error {
 	if j.Mapping.groups == nil && j.Mapping.roles == nil {
 		return nil
@@ -73,7 +73,7 @@ func (j *Job) define(ctx context.Context, s *Summary) error {
 	if err != nil {
 		return err
 	}
-	ask := func(what string, cmd domain.ConfigCommand) error {
+	configure := func(what string, cmd domain.ConfigCommand) error {
 		result, err := j.Ledger.Configure(ctx, j.request(), cmd)
 		if refused, ok := errors.AsType[*domain.Error](err); ok && len(refused.Faults) > 0 {
 			return fmt.Errorf("%s: %s: %s", what, refused.Faults[0].Pointer, refused.Faults[0].Detail)
@@ -88,12 +88,12 @@ func (j *Job) define(ctx context.Context, s *Summary) error {
 		if _, exists := config.Roles[id]; exists || !d.used[id] {
 			continue
 		}
-		if err := ask("role "+id, d.roles[id]); err != nil {
+		if err := configure("role "+id, d.roles[id]); err != nil {
 			return err
 		}
 		s.Roles = append(s.Roles, id)
 	}
-	// Those above come first.
+	// Create parents before their children.
 	for _, id := range slices.SortedFunc(maps.Keys(d.groups), func(a, b string) int {
 		return cmp.Or(d.depth(a)-d.depth(b), strings.Compare(a, b))
 	}) {
@@ -102,11 +102,11 @@ func (j *Job) define(ctx context.Context, s *Summary) error {
 		}
 		groupType := d.groups[id].GroupType
 		if _, exists := config.GroupTypes[groupType]; !exists && len(s.Groups) == 0 {
-			if err := ask("group type "+groupType, domain.PutGroupType{GroupType: groupType, RoleMode: domain.ModeAnyRoles}); err != nil {
+			if err := configure("group type "+groupType, domain.PutGroupType{GroupType: groupType, RoleMode: domain.ModeAnyRoles}); err != nil {
 				return err
 			}
 		}
-		if err := ask("group "+id, d.groups[id]); err != nil {
+		if err := configure("group "+id, d.groups[id]); err != nil {
 			return err
 		}
 		s.Groups = append(s.Groups, id)
@@ -114,7 +114,7 @@ func (j *Job) define(ctx context.Context, s *Summary) error {
 	return nil
 }
 
-// depth is how many groups there are from the root down to id.
+// depth returns the number of groups from the root down to id.
 func (d *definitions) depth(id string) int {
 	n := 0
 	for ; id != ""; id = d.groups[id].ParentID {
@@ -123,19 +123,18 @@ func (d *definitions) depth(id string) int {
 	return n
 }
 
-// definitions reads the input for the groups and roles in it. It looks at the
-// rows, too: a path or a name that a row has and no definition is a group or a
-// role all the same.
+// definitions reads the groups and roles in the input. It also reads the rows,
+// because a row can have a group or role without a definition.
 func (j *Job) definitions(ctx context.Context) (*definitions, error) {
 	d := &definitions{groups: map[string]domain.PutGroup{}, roles: map[string]domain.PutRole{}, used: map[string]bool{}}
 	m := j.Mapping
 	input, ok := j.Input.Reader.(io.ReadSeeker)
 	rewind := func() error {
 		if !ok {
-			return errors.New("input: the mapping has groups or roles, for which it is read more than once; import a file")
+			return errors.New("input: must be a file, because a mapping with groups or roles reads it more than once")
 		}
 		if _, err := input.Seek(0, io.SeekStart); err != nil {
-			return errors.New("input: the mapping has groups or roles, for which it is read more than once; this one cannot be: import a file")
+			return errors.New("input: must be a regular file, because a mapping with groups or roles reads it more than once")
 		}
 		return ctx.Err()
 	}
@@ -144,12 +143,12 @@ func (j *Job) definitions(ctx context.Context) (*definitions, error) {
 			return nil
 		}
 		if format, err := m.Format(j.Input.Name); err != nil || format != formatJSON {
-			return errors.New("definitions are read from a JSON document, and the input is none")
+			return errors.New("definitions in the mapping require an input in the format json")
 		}
 		if err := rewind(); err != nil {
 			return err
 		}
-		err := readJSON(withoutMark(input), at, func(r record, _ string) bool { each(r); return true })
+		err := readJSON(skipBOM(input), at, func(r record, _ string) bool { each(r); return true })
 		if _, missing := errors.AsType[missingMember](err); missing {
 			return nil
 		}
@@ -178,8 +177,8 @@ func (j *Job) definitions(ctx context.Context) (*definitions, error) {
 	return d, rewind()
 }
 
-// row adds what a record has and no definition. What is no list of names is a
-// fault of the row when that is imported.
+// row adds the record's groups and roles that have no definition. It ignores
+// invalid lists; they are faults when the row is imported.
 func (d *definitions) row(m *Mapping, r record) {
 	if m.groups != nil {
 		names, _, _ := namesAt(m.groups.members, r)
@@ -204,7 +203,7 @@ func (d *definitions) row(m *Mapping, r record) {
 	}
 }
 
-// tree adds the group r and all below it.
+// tree adds the group r and all its subgroups.
 func (d *definitions) tree(m *groupMapping, above []string, r record) {
 	name := m.text(m.name, r)
 	if name == "" {
@@ -215,20 +214,21 @@ func (d *definitions) tree(m *groupMapping, above []string, r record) {
 	if m.below == nil {
 		return
 	}
-	list, _ := m.below.of(r)
+	list, _ := m.below.lookup(r)
 	below, _ := list.([]any)
 	for _, child := range below {
 		d.tree(m, segments, child)
 	}
 }
 
+// add adds the group r, which is nil without a definition.
 func (d *definitions) add(m *groupMapping, segments []string, r record) {
 	put := domain.PutGroup{GroupID: groupID(segments), GroupName: segments[len(segments)-1], GroupType: m.groupType, Description: m.text(m.description, r)}
 	if above := segments[:len(segments)-1]; len(above) > 0 {
 		put.ParentID = groupID(above)
 	}
 	for _, f := range m.customFields {
-		if v, _ := f.at.of(r); !empty(v) {
+		if v, _ := f.at.lookup(r); !empty(v) {
 			if put.CustomFields == nil {
 				put.CustomFields = map[string]jsontext.Value{}
 			}
@@ -239,36 +239,36 @@ func (d *definitions) add(m *groupMapping, segments []string, r record) {
 	d.groups[put.GroupID] = put
 }
 
-// text is what r says at a place, "" if it says no text there.
+// text returns the text at a path of r, "" if there is none.
 func (definition) text(at path, r record) string {
 	if at == nil {
 		return ""
 	}
-	v, _ := at.of(r)
+	v, _ := at.lookup(r)
 	text, _ := v.(string)
 	return text
 }
 
-// namesAt are the texts in the list at a place of r. stated says whether there
-// is a list.
+// namesAt returns the texts in the list at a path of r. stated reports whether
+// there is a list.
 func namesAt(at path, r record) (names []string, stated bool, err error) {
-	v, _ := at.of(r)
+	v, _ := at.lookup(r)
 	list, stated := v.([]any)
 	for _, element := range list {
 		name, ok := element.(string)
 		if !ok || name == "" {
-			return nil, stated, errors.New("must be a list of texts")
+			return nil, stated, errors.New("must be a list of text values")
 		}
 		names = append(names, name)
 	}
 	if !stated && !empty(v) {
-		err = errors.New("must be a list of texts")
+		err = errors.New("must be a list of text values")
 	}
 	return names, stated, err
 }
 
-// splitPath cuts a path like /staff/admins into names. A slash in a name is
-// written ~/, as Keycloak does.
+// splitPath splits a path like /staff/admins into names. A slash within a name is
+// escaped as ~/, as in Keycloak.
 func splitPath(p string) ([]string, error) {
 	rest, ok := strings.CutPrefix(p, "/")
 	segments := strings.Split(strings.ReplaceAll(rest, "~/", "\x00"), "/")
@@ -287,24 +287,25 @@ var (
 	digested   = regexp.MustCompile(`-[0-9a-f]{12}$`)
 )
 
-// groupID is the id of a group of the source: staff.admins of /staff/admins.
-// One of the ledger's own is never meant, whatever a group is called: a source
-// does not say who its administrators are.
+// groupID returns the id of a group of the source: staff.admins for
+// /staff/admins. It is never the id of a system group, because a source must not
+// appoint the ledger's administrators.
 func groupID(segments []string) string {
 	plain := !slices.ContainsFunc(segments, func(s string) bool { return !plainGroup.MatchString(s) })
 	id := strings.Join(segments, ".")
 	return idOf(id, plain && id != domain.GroupUsers && id != domain.GroupAdmins, segments)
 }
 
-// roleID is the id of a role of the source, its name.
+// roleID returns the id of a role of the source.
 func roleID(name string) string { return idOf(name, plainRole.MatchString(name), []string{name}) }
 
-// idOf is an id in the form that ids have. Where names have other characters,
-// or are too long, a digest of them goes behind what can be kept; and where
-// they end like one, so that no name is taken for another.
+// idOf returns a valid id: id itself if it is plain and short enough. Otherwise it
+// replaces the invalid characters, truncates the id and appends a digest of names.
+// It also appends one to an id that already ends like a digest, so that different
+// names have different ids.
 func idOf(id string, plain bool, names []string) string {
-	const most, kept = 64, 51
-	if plain && len(id) <= most && !digested.MatchString(id) {
+	const maxLength, keptLength = 64, 51
+	if plain && len(id) <= maxLength && !digested.MatchString(id) {
 		return id
 	}
 	digest := sha256.Sum256([]byte(strings.Join(names, "\x00")))
@@ -314,11 +315,11 @@ func idOf(id string, plain bool, names []string) string {
 		}
 		return '_'
 	}, id), "_.-")
-	return cmp.Or(id[:min(kept, len(id))], "x") + "-" + hex.EncodeToString(digest[:6])
+	return cmp.Or(id[:min(keptLength, len(id))], "x") + "-" + hex.EncodeToString(digest[:6])
 }
 
-// belong reads the record's memberships.
-func (d *draft) belong(m *Mapping, r record) {
+// readMemberships reads the record's memberships.
+func (d *draft) readMemberships(m *Mapping, r record) {
 	if m.groups != nil {
 		names, stated, err := namesAt(m.groups.members, r)
 		for _, name := range names {
@@ -344,8 +345,8 @@ func (d *draft) belong(m *Mapping, r record) {
 	d.groups = slices.Compact(d.groups)
 }
 
-// first are the memberships of a new account.
-func (d *draft) first() []domain.SetMembership {
+// initialMemberships returns the memberships of a new account.
+func (d *draft) initialMemberships() []domain.SetMembership {
 	var all []domain.SetMembership
 	if len(d.roles) > 0 {
 		all = append(all, domain.SetMembership{GroupID: domain.GroupUsers, Roles: append([]string{domain.RoleUser}, d.roles...)})
@@ -356,11 +357,11 @@ func (d *draft) first() []domain.SetMembership {
 	return all
 }
 
-// belong brings the account's memberships to what the draft says. Those in
-// groups of the mapping's type, and the roles that the source has, are the
-// source's to give and to take; the others stay, and so do the roles a member
-// has in a group.
-func (c *change) belong(account domain.Account) []domain.Command {
+// membershipCommands returns the commands that make the account's memberships
+// match the draft. It adds and removes only groups of the mapping's type and roles
+// of the source. Other memberships, and the roles within the source's groups, do
+// not change.
+func (c *change) membershipCommands(account domain.Account) []domain.Command {
 	d := c.draft
 	var commands []domain.Command
 	in := func(id string) func(domain.Membership) bool {
@@ -380,7 +381,7 @@ func (c *change) belong(account domain.Account) []domain.Command {
 	switch {
 	case !d.rolesStated:
 	case i < 0 && len(d.roles) > 0:
-		d.warn(Finding{"/groups/" + domain.GroupUsers, "the account was taken out of the group of all users", "dropped"})
+		d.warn(Finding{"/groups/" + domain.GroupUsers, "the account is not a member of the group of all users", "dropped"})
 	case i >= 0:
 		roles := slices.DeleteFunc(slices.Clone(account.Groups[i].Roles), func(role string) bool {
 			return role != domain.RoleUser && slices.Contains(c.sourceRoles, role)

@@ -13,8 +13,8 @@ import (
 	"accountledger/domain"
 )
 
-// realm is one as Keycloak's documentation describes them: users come before
-// the groups that they are in, and one group is in no definition.
+// realm is an export of a realm as Keycloak's documentation describes it: the users
+// precede their groups, and one group has no definition.
 const realm = `{"users":[
 	{"id":"5f0d0a3e-6a43-4d0c-8d6b-2f6f6c1f1a01","username":"ada","enabled":true,"groups":["/staff/admins","/Büro~/Süd","/CIDAAS_ADMINS"],"realmRoles":["auditor","user"]},
 	{"id":"5f0d0a3e-6a43-4d0c-8d6b-2f6f6c1f1a02","username":"bob","enabled":true,"groups":["/staff","/ghosts/old"],"realmRoles":[]},
@@ -43,7 +43,7 @@ func TestGroups(t *testing.T) {
 	hashed := func(prefix string) string {
 		i := slices.IndexFunc(ids, func(id string) bool { return strings.HasPrefix(id, prefix) && len(id) == len(prefix)+12 })
 		if i < 0 {
-			t.Fatalf("there is no group %s... among %v", prefix, ids)
+			t.Fatalf("no group %s... in %v", prefix, ids)
 		}
 		return ids[i]
 	}
@@ -75,7 +75,7 @@ func TestGroups(t *testing.T) {
 			t.Errorf("memberships (-want +got):\n%s", diff)
 		}
 	}
-	// Nobody is an administrator of the ledger, whatever a group is called.
+	// No account becomes an administrator of the ledger through the name of a group.
 	memberships(ada, map[string][]string{"CIDAAS_USERS": {"USER", "auditor", "user"}, "staff.admins": nil, south: nil, admins: nil})
 	memberships(bob, map[string][]string{"CIDAAS_USERS": {"USER"}, "staff": nil, "ghosts.old": nil})
 	memberships(eve, map[string][]string{"CIDAAS_USERS": {"USER"}})
@@ -88,7 +88,8 @@ func TestGroups(t *testing.T) {
 		t.Errorf("the same input again: %+v, want 3 unchanged", again)
 	}
 
-	// What the operators did stays, and what the source says no longer goes.
+	// A later run keeps the operators' changes and removes memberships that the
+	// source no longer has.
 	admin := domain.Request{Admin: true}
 	_, err = ledger.Configure(t.Context(), admin, domain.PutGroup{GroupID: "staff", GroupName: "Staff", GroupType: "KEYCLOAK"})
 	check(t, err)
@@ -113,7 +114,8 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// What is no list of paths is a fault of its row; the other rows are imported.
+// TestGroupFaults checks that an invalid list of groups is a fault of its row, and
+// that the other rows are imported.
 func TestGroupFaults(t *testing.T) {
 	t.Parallel()
 	_, mapping := sample(t, "keycloak-quarkus-realm.json", "keycloak-realm.yaml")
@@ -130,13 +132,14 @@ func TestGroupFaults(t *testing.T) {
 	}
 }
 
-// A stream cannot be read again.
+// TestGroupsOfStream checks that a mapping with groups refuses an input that cannot
+// be read twice.
 func TestGroupsOfStream(t *testing.T) {
 	t.Parallel()
 	_, mapping := sample(t, "keycloak-quarkus-realm.json", "keycloak-realm.yaml")
 	job := Job{Ledger: openLedger(t).Ledger, Mapping: mapping, Input: Input{Name: "-", Reader: io.MultiReader(strings.NewReader(realm))}, Results: io.Discard}
-	if _, err := job.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "import a file") {
-		t.Errorf("error = %v, want one that asks for a file", err)
+	if _, err := job.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "must be a file") {
+		t.Errorf("error = %v, want one that requires a file", err)
 	}
 }
 
@@ -148,13 +151,13 @@ func TestIDs(t *testing.T) {
 	for path, want := range map[string]string{
 		"/staff":            "staff",
 		"/staff/admins":     "staff[.]admins",
-		"/staff.admins":     "staff[.]admins" + digest, // or it would be the one above
+		"/staff.admins":     "staff[.]admins" + digest, // must differ from the id above
 		"/Büro":             "B_ro" + digest,
 		"/日本":               "x" + digest,
 		"/-a":               "a" + digest,
 		"/CIDAAS_USERS":     "CIDAAS_USERS" + digest,
 		"/CIDAAS_ADMINS":    "CIDAAS_ADMINS" + digest,
-		"/a-0123456789ab":   "a-0123456789ab" + digest, // or it could be called like another one
+		"/a-0123456789ab":   "a-0123456789ab" + digest, // must differ from an id with a digest
 		"/" + long:          "x{51}" + digest,
 		"/" + long + "/b":   "x{51}" + digest,
 		"/" + long[:64]:     "x{64}",
@@ -166,7 +169,7 @@ func TestIDs(t *testing.T) {
 		if !regexp.MustCompile("^" + want + "$").MatchString(id) {
 			t.Errorf("the id of %s is %s, want %s", path, id, want)
 		}
-		if other, taken := seen[id]; taken {
+		if other, duplicate := seen[id]; duplicate {
 			t.Errorf("%s and %s have the same id %s", path, other, id)
 		}
 		seen[id] = path
@@ -176,7 +179,7 @@ func TestIDs(t *testing.T) {
 			t.Errorf("the id of the role %s is %s, want %s", name, id, want)
 		}
 	}
-	// An id must be the same for good: this one is written down.
+	// Ids must never change; this is a fixed example.
 	if id := groupID([]string{"Büro"}); id != "B_ro-96eecebccfb4" {
 		t.Errorf("the id of /Büro is %s", id)
 	}

@@ -16,66 +16,66 @@ import (
 	"accountledger/eventstore"
 )
 
-// Job is one import: one input, brought into one ledger by one mapping.
+// Job is one import of an input into a ledger with a mapping.
 type Job struct {
 	Ledger   *domain.Ledger
-	LedgerID string              // of which ledger: another one does not resume this one's journal
-	Head     eventstore.Position // of its log at the start: a restored, older one does not either
+	LedgerID string              // identifies the ledger; a journal of another ledger is not resumed
+	Head     eventstore.Position // of the log at the start; a journal of a newer log is not resumed, as after a restore
 	Mapping  *Mapping
 	Input    Input
 
-	// ResultsFile takes a line of JSON for every row, in the rows' order; if it
-	// is empty, Results takes them.
+	// The results, one line of JSON per row in the rows' order, are written to
+	// ResultsFile or, if that is empty, to Results.
 	ResultsFile string
 	Results     io.Writer
 
-	// Journal is the file that remembers how far the import has come, until it
-	// is complete. Empty: it starts at the first row and cannot be resumed.
+	// Journal is the file that stores the import's progress until it is complete.
+	// Empty: the import starts at the first row and cannot be resumed.
 	Journal string
-	Resume  bool // go on where the journal says, if it is one of this import
+	Resume  bool // continue from the journal if it belongs to this import
 
-	Actor    domain.Actor // who imports; default the mapping's source, as an actor of kind import
-	Limited  bool         // may not write read-only and internal fields
-	Nameless bool         // results leave the rows' keys out, which may be personal
+	Actor    domain.Actor // of the events; default: kind import, with the mapping's source as id
+	Limited  bool         // the import must not write read-only and internal fields
+	Nameless bool         // the results omit the rows' keys, which may be personal
 
-	Workers  int                              // rows at a time; default 64: commits are shared by those who come together
-	Resumed  func(s Summary)                  // called before the first row with what earlier runs have done; may be nil
+	Workers  int                              // rows imported concurrently, which share commits; default 64
+	Resumed  func(s Summary)                  // called before the first row, with the summary of earlier runs; may be nil
 	Progress func(s Summary, bytesRead int64) // called after every row; may be nil
 	Now      func() time.Time                 // default time.Now
 
-	run         string      // correlates the events of one run
-	lastWasNew  atomic.Bool // the last row that was looked at, see change.bring
-	sourceRoles []string    // ids of the roles that the source has, see change.belong
+	run         string      // the correlation id of the run's events
+	lastWasNew  atomic.Bool // whether the account last looked at was new, see change.createOrUpdate
+	sourceRoles []string    // ids of the source's roles, see change.membershipCommands
 }
 
-// Input is what is imported. Name, Size and Modified tell it from others. For a
-// mapping with groups or roles Reader is an io.Seeker, too.
+// Input is the data to import. Name, Size and Modified identify it in a journal.
+// If Mapping.Defines is true, Reader must be an io.ReadSeeker.
 type Input struct {
 	Name     string
 	Reader   io.Reader
-	Size     int64 // 0: not known
+	Size     int64 // in bytes; 0: unknown
 	Modified time.Time
 }
 
-// task is a row on its way to its result.
+// task is a row and its result.
 type task struct {
 	row    row
 	number int64
 	result Result
 	err    error
-	done   chan struct{} // closed when result or err is there
+	done   chan struct{} // closed when result or err is set
 }
 
-// Run makes the groups and roles that the mapping asks for, before any row, and
-// imports the rows that the journal does not know as done. Rows run side by
-// side, those of one account in their order. A row that the rules refuse is
-// FAILED and does not stop the others; it has changed nothing, unless one of
-// several changes met an identifier of another account, and then Result.Events
-// says how many were made before.
+// Run creates the groups and roles that the mapping defines, then imports all
+// rows that the journal does not record as done. It imports rows concurrently,
+// but those of one account in order. A row that the domain's rules refuse is
+// FAILED and does not stop the others. A failed row has changed nothing, unless
+// one of its changes conflicts with an identifier of another account;
+// Result.Events then counts the events appended before.
 //
-// When ctx is done, Run finishes and records the rows that have begun, and
-// returns ctx's error. After any end, kill -9 among them, it may be run again:
-// the few rows that were done and not yet in the journal are UNCHANGED then.
+// When ctx is done, Run finishes and records the rows that have begun, then
+// returns ctx's error. After any end, even kill -9, Run can be called again: rows
+// that were done but not yet in the journal are UNCHANGED then.
 func (j *Job) Run(ctx context.Context) (Summary, error) {
 	if j.Workers <= 0 {
 		j.Workers = 64
@@ -95,7 +95,7 @@ func (j *Job) Run(ctx context.Context) (Summary, error) {
 	if err := j.define(ctx, &rec.state.Summary); err != nil {
 		return rec.state.Summary, errors.Join(fmt.Errorf("groups and roles: %w", err), rec.close(false))
 	}
-	// The work has a context of its own, so that rows that have begun can end.
+	// The workers ignore ctx's cancellation, so that they can finish their rows.
 	work, workCtx := errgroup.WithContext(context.WithoutCancel(ctx))
 	pending := make(chan *task, 16*j.Workers)
 	done := rec.state.Summary.Rows
@@ -103,7 +103,7 @@ func (j *Job) Run(ctx context.Context) (Summary, error) {
 		j.Resumed(rec.state.Summary)
 	}
 	var read counter
-	var unread error // why the input was not read to its end; the rows before that are in
+	var unread error // why the input was not read to its end; the rows before it are imported
 	work.Go(func() error {
 		defer close(pending)
 		queues := make([]chan *task, j.Workers)
@@ -142,8 +142,8 @@ func (j *Job) Run(ctx context.Context) (Summary, error) {
 	return rec.state.Summary, errors.Join(err, rec.close(err == nil))
 }
 
-// dispatch hands out the rows: to pending in their order, so that results are
-// told in it, and to the one worker that has all rows of their account.
+// dispatch reads the rows and sends each to pending, in order, so that the
+// results are in order, and to the worker that has all rows of its account.
 func (j *Job) dispatch(ctx, workCtx context.Context, input io.Reader, done int64, pending chan<- *task, queues []chan *task) error {
 	seed := maphash.MakeSeed()
 	number := int64(0)
@@ -169,11 +169,12 @@ func (j *Job) dispatch(ctx, workCtx context.Context, input io.Reader, done int64
 		}
 	}
 	if number < done {
-		return &InputError{int(number), fmt.Errorf("there are no more rows, and the journal calls %d done; import it without resuming", done)}
+		return &InputError{int(number), fmt.Errorf("the input ends, but the journal records %d rows as done; import without resuming", done)}
 	}
 	return nil
 }
 
+// work imports the rows of a queue.
 func (j *Job) work(ctx context.Context, queue <-chan *task) {
 	for t := range queue {
 		if t.row.fault != "" {
@@ -181,15 +182,15 @@ func (j *Job) work(ctx context.Context, queue <-chan *task) {
 		} else {
 			d := j.Mapping.draft(t.row.record, j.Now())
 			t.result, t.err = j.apply(ctx, &d)
-			j.Mapping.taken.missed(t.row.record, nil, func(at path) { t.result.missed = append(t.result.missed, at.String()) })
+			j.Mapping.mapped.unmapped(t.row.record, nil, func(at path) { t.result.unmapped = append(t.result.unmapped, at.String()) })
 		}
 		t.result.Row = t.number
-		t.row.record = nil // the task waits for those before it; the record need not
+		t.row.record = nil // free it while the task waits for earlier rows
 		close(t.done)
 	}
 }
 
-// counter counts the bytes that are written to it.
+// counter counts the bytes written to it.
 type counter struct{ atomic.Int64 }
 
 func (c *counter) Write(p []byte) (int, error) {

@@ -20,8 +20,8 @@ import (
 	"accountledger/domain"
 )
 
-// A row is what a record makes of an account: each step imports one record and
-// says what is to be told and what the account is then.
+// TestApply imports records one by one and checks the result and the account after
+// each.
 func TestApply(t *testing.T) {
 	t.Parallel()
 	const mapping = `
@@ -56,7 +56,7 @@ ignore: [/password]
 		name  string
 		steps []step
 	}{
-		{"absent and empty leave alone, null unsets", []step{
+		{"absent and empty change nothing, null removes", []step{
 			{`{"id":1,"login":"ada","city":"Berlin","tier":"1"}`, Result{Outcome: Created, Events: 1}, `ada - Berlin {"tier":1}`},
 			{`{"id":1,"login":"","tier":" "}`, Result{Outcome: Unchanged}, `ada - Berlin {"tier":1}`},
 			{`{"id":1,"city":null,"tier":null}`, Result{Outcome: Updated, Events: 2}, `ada -  {}`},
@@ -74,7 +74,7 @@ ignore: [/password]
 		{"drop", []step{
 			{`{"id":1,"login":"ada","mail":"ada@","since":"soon","tier":"gold"}`, Result{Outcome: Created, Events: 1, Warnings: []Finding{
 				{"/customFields/tier", "must be a JSON value", "dropped"},
-				{"/createdTime", "must be a time that has passed: RFC 3339, or seconds or milliseconds since 1970", "dropped"},
+				{"/createdTime", "must be a time in the past: RFC 3339, or seconds or milliseconds since 1970", "dropped"},
 				{"/identities/0/email", "must be an e-mail address", "dropped"},
 			}}, `ada -  {}`},
 			{`{"id":1,"mail":"ada@example.com"}`, Result{Outcome: Updated, Events: 1}, `ada ada@example.com  {}`},
@@ -96,7 +96,7 @@ ignore: [/password]
 		}},
 		{"numbers keep their digits", []step{
 			{`{"id":1,"login":"ada","any":{"n":9007199254740993,"m":[1.50]}}`, Result{Outcome: Created, Events: 1, Warnings: []Finding{
-				{"/customFields/any", "a number has more digits than readers of JSON keep", "kept as text"}}}, `ada -  {"any":{"m":[1.5],"n":"9007199254740993"}}`},
+				{"/customFields/any", "a number has more digits than a JSON number preserves", "kept as text"}}}, `ada -  {"any":{"m":[1.5],"n":"9007199254740993"}}`},
 		}},
 		{"status", []step{
 			{`{"id":1,"login":"ada","state":"off"}`, Result{Outcome: Created, Events: 1}, `ada -  {} DECLINED`},
@@ -140,7 +140,7 @@ ignore: [/password]
 
 func sameFindings(a, b []Finding) bool { return slices.Equal(a, b) }
 
-// state is what TestApply looks at of an account.
+// state returns the parts of an account that TestApply checks.
 func state(a domain.Account) string {
 	if !a.Exists() {
 		return ""
@@ -169,7 +169,7 @@ func state(a domain.Account) string {
 	return text
 }
 
-// What a row did not say of its own must not be told with its values.
+// TestResultsHoldNoValues checks that results contain no values of the input.
 func TestResultsHoldNoValues(t *testing.T) {
 	t.Parallel()
 	m, err := ParseMapping([]byte("source: s\nkey: {from: /mail, personal: true}\nidentities: [{provider: self, email: /mail, birthdate: /born, website: {from: /site, onInvalid: drop}}]\n"))
@@ -179,7 +179,7 @@ func TestResultsHoldNoValues(t *testing.T) {
 	job := Job{Ledger: openLedger(t).Ledger, Mapping: m, Input: Input{Name: "x.json", Reader: strings.NewReader(input)}, Results: &out}
 	summary, err := job.Run(t.Context())
 	check(t, err)
-	// The third is another record by its key, with the second one's address.
+	// The third record has another key than the second, but the same address.
 	if summary.Created != 1 || summary.Failed != 3 {
 		t.Errorf("summary = %+v, want 1 created and 3 failed", summary)
 	}
@@ -202,7 +202,8 @@ func TestKeyThatLooksPersonal(t *testing.T) {
 	}
 }
 
-// The sub of a record is the same everywhere and for good.
+// TestSub checks that a record has the same sub on every machine and in every
+// version.
 func TestSub(t *testing.T) {
 	t.Parallel()
 	m, err := ParseMapping([]byte("source: crm\nkey: /id\nidentities: [{provider: self, username: /id}]\n"))
@@ -232,11 +233,12 @@ ignore: [/password, /secret/pin]
 		{"id":2,"login":"b","home":"B","extra":{"deep":{"er":1}},"nothing":null,"empty":"","none":[],"void":{}}]`))
 	want := map[string]int64{"/home/zip": 1, "/secret/hint": 1, "/tag~0~1": 1, "/logins/*/token": 1, "/list/*": 1, "/home": 1, "/extra": 1}
 	if diff := cmp.Diff(want, got.Missed); diff != "" {
-		t.Errorf("members that the mapping does not deal with (-want +got):\n%s", diff)
+		t.Errorf("members that the mapping neither uses nor ignores (-want +got):\n%s", diff)
 	}
 }
 
-// Rows of one account are applied in their order, whatever runs beside them.
+// TestOrder checks that rows of one account are applied in order, whatever runs
+// concurrently.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	m, err := ParseMapping([]byte("source: s\nkey: /id\nidentities: [{provider: self, username: /login}]\ncustomFields: {n: /n}\n"))
@@ -280,12 +282,12 @@ func TestProvenance(t *testing.T) {
 	for x, err := range ledger.History(t.Context(), results[0].Sub, 0) {
 		check(t, err)
 		if x.Meta.Actor.String() != "import:crm" || x.Meta.CorrelationID == "" || x.Event.(domain.AccountCreated).Origin != domain.OriginImported {
-			t.Errorf("the event says %+v, want it imported from crm", x.Meta)
+			t.Errorf("the event says %+v, want the import actor crm", x.Meta)
 		}
 	}
 }
 
-// Failures of the ledger itself end the import, and the rows before them count.
+// TestLedgerFails checks that a failure of the ledger itself ends the import.
 func TestLedgerFails(t *testing.T) {
 	t.Parallel()
 	m, err := ParseMapping([]byte("source: s\nkey: /id\nidentities: [{provider: self, username: /id}]\n"))
@@ -298,7 +300,7 @@ func TestLedgerFails(t *testing.T) {
 	}
 }
 
-// canceling ends a context when that much of it was read.
+// canceling cancels a context after a number of bytes has been read.
 type canceling struct {
 	io.Reader
 	after  int
@@ -324,11 +326,11 @@ func TestResume(t *testing.T) {
 
 	for _, tt := range []struct {
 		name    string
-		change  func(t *testing.T, j *Job) // before the second run
+		change  func(t *testing.T, j *Job) // changes the job of the second run
 		resumes bool
 	}{
-		{"goes on", func(*testing.T, *Job) {}, true},
-		{"not wanted", func(_ *testing.T, j *Job) { j.Resume = false }, false},
+		{"resumes", func(*testing.T, *Job) {}, true},
+		{"resume not set", func(_ *testing.T, j *Job) { j.Resume = false }, false},
 		{"another input", func(_ *testing.T, j *Job) { j.Input.Name = "y.ndjson" }, false},
 		{"another size", func(_ *testing.T, j *Job) { j.Input.Size++ }, false},
 		{"a changed input", func(_ *testing.T, j *Job) { j.Input.Modified = j.Input.Modified.Add(time.Second) }, false},
@@ -336,7 +338,7 @@ func TestResume(t *testing.T) {
 		{"another ledger", func(_ *testing.T, j *Job) { j.LedgerID = "other" }, false},
 		{"an older log", func(_ *testing.T, j *Job) { j.Head = 1 }, false},
 		{"results lost", func(t *testing.T, j *Job) { check(t, os.Truncate(j.ResultsFile, 10)) }, false},
-		{"journal torn", func(t *testing.T, j *Job) { check(t, os.Truncate(j.Journal, 40)) }, false},
+		{"journal truncated", func(t *testing.T, j *Job) { check(t, os.Truncate(j.Journal, 40)) }, false},
 		{"results longer", func(t *testing.T, j *Job) {
 			f, err := os.OpenFile(j.ResultsFile, os.O_APPEND|os.O_WRONLY, 0)
 			check(t, err)
@@ -365,8 +367,8 @@ func TestResume(t *testing.T) {
 			if !errors.Is(err, context.Canceled) || first.Rows == 0 || first.Rows >= rows || first.Created != first.Rows {
 				t.Fatalf("the canceled run: %+v, %v", first, err)
 			}
-			if told := resultsIn(t, j.ResultsFile); int64(len(told)) != first.Rows {
-				t.Fatalf("the canceled run told %d results of %d rows", len(told), first.Rows)
+			if lines := resultsIn(t, j.ResultsFile); int64(len(lines)) != first.Rows {
+				t.Fatalf("the canceled run wrote %d results of %d rows", len(lines), first.Rows)
 			}
 
 			j = job()
@@ -384,16 +386,16 @@ func TestResume(t *testing.T) {
 				t.Errorf("the second run (-want +got):\n%s", diff)
 			}
 			if tt.resumes && resumed != first.Rows || !tt.resumes && resumed != 0 {
-				t.Errorf("it went on behind row %d; the first run had done %d", resumed, first.Rows)
+				t.Errorf("the second run resumed after row %d; the first had done %d", resumed, first.Rows)
 			}
-			if told := resultsIn(t, j.ResultsFile); len(told) != rows {
-				t.Errorf("the results have %d rows, want %d", len(told), rows)
+			if lines := resultsIn(t, j.ResultsFile); len(lines) != rows {
+				t.Errorf("the results have %d rows, want %d", len(lines), rows)
 			}
 			if head, err := ledger.log.Head(t.Context()); err != nil || head != rows {
 				t.Errorf("the log has %d events, %v, want %d", head, err, rows)
 			}
 			if _, err := os.Stat(j.Journal); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("the journal of a complete import: %v, want it gone", err)
+				t.Errorf("Stat of the journal after a complete import = %v, want %v", err, os.ErrNotExist)
 			}
 		})
 	}
@@ -406,7 +408,8 @@ func resultsIn(t *testing.T, path string) []Result {
 	return results(t, text)
 }
 
-// A journal that knows more rows than the input has is of another input.
+// TestResumeBehindTheEnd checks that a journal with more rows than the input is
+// refused.
 func TestResumeBehindTheEnd(t *testing.T) {
 	t.Parallel()
 	m, err := ParseMapping([]byte(generatedMapping))
@@ -420,7 +423,7 @@ func TestResumeBehindTheEnd(t *testing.T) {
 	check(t, rec.add(Result{Row: 2}))
 	check(t, rec.close(false))
 	job.Input.Reader = bytes.NewReader(generated(1))
-	if _, err := job.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "the journal calls 2 done") {
+	if _, err := job.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "the journal records 2 rows as done") {
 		t.Errorf("Run = %v, want an error about the journal", err)
 	}
 }
@@ -433,7 +436,7 @@ func TestUnwritable(t *testing.T) {
 	for _, job := range []*Job{{ResultsFile: none}, {Results: io.Discard, Journal: none}} {
 		job.Ledger, job.Mapping, job.Input = openLedger(t).Ledger, m, Input{Name: "x.ndjson", Reader: bytes.NewReader(generated(3))}
 		if s, err := job.Run(t.Context()); err == nil || s.Events != 0 {
-			t.Errorf("Run with a file that cannot be written = %+v, %v, want an error and nothing done", s, err)
+			t.Errorf("Run with a file that cannot be written = %+v, %v, want an error and no event", s, err)
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"accountledger/eventstore/tlog"
 )
 
-// testLedger is a real one on a real disk.
+// testLedger is a ledger with real files.
 type testLedger struct {
 	*domain.Ledger
 	dir string
@@ -34,7 +34,7 @@ func openLedgerIn(t testing.TB, dir, skey string, master seal.Master) *testLedge
 	t.Helper()
 	pool := 0
 	if _, test := t.(*testing.T); test {
-		pool = 64 // a ledger of a few accounts opens sooner with fewer keys ahead
+		pool = 64 // a small ledger opens faster with fewer keys generated in advance
 	}
 	keys, err := seal.Open(t.Context(), seal.Config{Path: filepath.Join(dir, "keys.db"), Master: master, PoolSize: pool})
 	check(t, err)
@@ -49,7 +49,7 @@ func openLedgerIn(t testing.TB, dir, skey string, master seal.Master) *testLedge
 	return &testLedger{domain.NewLedger(domain.LedgerConfig{Log: log, Codec: domain.Codec{Keys: keys}}), dir, log}
 }
 
-// imports runs a whole import and returns what it told.
+// imports runs a whole import and returns its summary and results.
 func (l *testLedger) imports(t testing.TB, m *Mapping, name string, input []byte) (Summary, []Result) {
 	t.Helper()
 	var out bytes.Buffer
@@ -59,10 +59,10 @@ func (l *testLedger) imports(t testing.TB, m *Mapping, name string, input []byte
 	return summary, results(t, out.Bytes())
 }
 
-// now is a moment at which the tests' times have passed.
+// now is a time after those in the tests' inputs.
 func now() time.Time { return time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC) }
 
-// results reads what an import told, and checks that it told it in order.
+// results decodes the results of an import and checks that they are in order.
 func results(t testing.TB, lines []byte) []Result {
 	t.Helper()
 	var all []Result

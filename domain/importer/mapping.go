@@ -17,16 +17,16 @@ import (
 	"accountledger/domain"
 )
 
-// Mapping says what becomes of the members of a source's records. It is read
-// from a YAML file; a field of it is a pointer (RFC 6901) into the record, a
+// Mapping defines how the members of a source's records become accounts. It is
+// read from a YAML file. A field in it is a pointer (RFC 6901) into the record, a
 // constant, or an object:
 //
-//	source: crm                   # names the source: with the key it makes the sub
-//	format: json                  # json, ndjson or csv; else by the input's name
-//	records: /users               # of json: where the list is, if it is not the document
-//	delimiter: ";"                # of csv; else a comma
-//	key: /id                      # identifies the record for good, or:
-//	sub: /uuid                    # the record brings the account's sub
+//	source: crm                   # the source's name; the sub is derived from it and the key
+//	format: json                  # json, ndjson or csv; default: by the input's name
+//	records: /users               # json only: where the list is; default: the document is the list
+//	delimiter: ";"                # csv only; default: a comma
+//	key: /id                      # the record's permanent key, or:
+//	sub: /uuid                    # the account's sub
 //	origin: imported              # or created, registered
 //	createdTime: /created
 //	status: {from: /enabled, transform: [{lookup: {true: VERIFIED, false: DECLINED}}]}
@@ -40,28 +40,28 @@ import (
 //	    providerUserId: /userId
 //	customFields: {tier: /tier}
 //	groups:                       # groups of the source become groups of the ledger
-//	  members: /groups            # the record's, as paths like /staff/admins: it is a member of staff.admins
-//	  groupType: KEYCLOAK         # of groups that are made; itself made, with any roles
-//	  definitions: /groups        # of json: where the document lists the groups, as pointers into each say
+//	  members: /groups            # the record's groups, as paths: /staff/admins is the group staff.admins
+//	  groupType: KEYCLOAK         # the type of created groups; created if missing, with any roles
+//	  definitions: /groups        # json only: the document's list of groups; the pointers below are into its elements
 //	  name: /name
 //	  description: /description
-//	  below: /subGroups           # the groups below it
+//	  below: /subGroups           # the list of subgroups
 //	  customFields: {keycloak_attributes: /attributes}
-//	roles:                        # roles that records have become roles in the group of all users
-//	  members: /realmRoles        # the record's, by name
+//	roles:                        # roles of the records become roles in the group of all users
+//	  members: /realmRoles        # the record's roles, by name
 //	  definitions: /roles/realm
 //	  name: /name
 //	  description: /description
-//	ignore: [/password]           # not taken, on purpose
+//	ignore: [/password]           # intentionally not imported
 //
-// A member that is absent or empty in a record says nothing and leaves the
-// account as it is; null unsets. A constant status is for new accounts only,
-// so that a later run does not lift a suspension.
+// A member that is absent or empty in a record leaves the account unchanged; null
+// removes the value. A constant status applies to new accounts only, so that a
+// later run does not lift a suspension.
 //
-// A group or a role that the ledger has is left as it is. A record's list of
-// groups, also an empty one, is all there is of groups of that type: it takes
-// the account out of the others. So is its list of roles, of the roles that the
-// source has.
+// The import does not change groups and roles that the ledger already has. A
+// record's list of groups, even an empty one, is complete for the group type: the
+// account leaves all other groups of that type. Likewise, its list of roles is
+// complete for the roles that the source has.
 type Mapping struct {
 	Source string // name of the source
 	Digest string // SHA-256 of the file, in hexadecimal
@@ -69,9 +69,9 @@ type Mapping struct {
 	format       string // json, ndjson, csv, or empty
 	records      path
 	delimiter    rune
-	key, sub     *field // exactly one of them
+	key, sub     *field // exactly one is set
 	personalKey  bool
-	namespace    uuid.UUID // of the subs made from keys
+	namespace    uuid.UUID // of the subs derived from keys
 	origin       domain.Origin
 	createdTime  *field
 	status       *field
@@ -79,10 +79,10 @@ type Mapping struct {
 	customFields []field // by key
 	groups       *groupMapping
 	roles        *roleMapping
-	taken        members
+	mapped       members // the source's members that the mapping uses or ignores
 }
 
-// identityMapping makes one identity of a record or, with each, one of every
+// identityMapping defines one identity of a record or, with each, one for every
 // element of a list.
 type identityMapping struct {
 	each                     path
@@ -90,35 +90,34 @@ type identityMapping struct {
 	profile                  []field // by name; those of an address as address/locality
 }
 
-// field is one value of an account to be.
+// field defines one value of an account.
 type field struct {
-	name       string // where it goes, relative to its parent: "email", "address/region"
-	from       []path // none: constant
+	name       string // its place relative to its parent, like "email" or "address/region"
+	from       []path // empty: the value is constant
 	constant   string
-	join       *string // of several from
+	join       *string // the separator between the values of several from
 	transforms []transform
 	invalid    policy
-	keep       string // custom field that takes the raw value, of invalidKeep
+	keep       string // with invalidKeep: the custom field for the raw value
 }
 
-// policy is what becomes of a value that the rules refuse.
+// policy defines what happens to an invalid value.
 type policy int
 
 const (
 	invalidFail policy = iota // the row fails
-	invalidDrop               // as if the source had not said it, with a warning
-	invalidKeep               // the raw value goes to a custom field, with a warning
+	invalidDrop               // the value is treated as absent, with a warning
+	invalidKeep               // the raw value is stored in a custom field, with a warning
 )
 
-// Formats of inputs.
+// The formats of inputs.
 const (
 	formatJSON   = "json"
 	formatNDJSON = "ndjson"
 	formatCSV    = "csv"
 )
 
-// ParseMapping reads a mapping file. The error names every fault with its
-// line.
+// ParseMapping parses a mapping file. The error lists every fault with its line.
 func ParseMapping(file []byte) (*Mapping, error) {
 	var document yaml.Node
 	if err := yaml.Unmarshal(file, &document); err != nil {
@@ -126,7 +125,7 @@ func ParseMapping(file []byte) (*Mapping, error) {
 	}
 	digest := sha256.Sum256(file)
 	m := &Mapping{Digest: hex.EncodeToString(digest[:]), origin: domain.OriginImported, delimiter: ','}
-	p := mappingParser{kept: map[string]bool{}}
+	p := mappingParser{written: map[string]bool{}}
 	if len(document.Content) != 1 {
 		return nil, errors.New("mapping: the file is empty")
 	}
@@ -139,21 +138,21 @@ func ParseMapping(file []byte) (*Mapping, error) {
 		}
 		return nil, errors.New("mapping: " + strings.Join(lines, "; "))
 	}
-	// Version 5 UUIDs (RFC 9562): whoever knows source and key knows the sub,
-	// on every machine and in every run.
+	// Subs are version 5 UUIDs (RFC 9562), so that source and key result in the
+	// same sub on every machine and in every run.
 	m.namespace = uuid.NewSHA1(uuid.NameSpaceURL, []byte("accountledger/import/"+m.Source))
 	return m, nil
 }
 
-// Defines reports whether the mapping makes groups or roles, for which the input
-// is read more than once.
+// Defines reports whether the mapping creates groups or roles. Job.Run then reads
+// the input more than once.
 func (m *Mapping) Defines() bool { return m.groups != nil || m.roles != nil }
 
-// mappingParser walks the YAML by hand rather than by struct tags: nearly
-// every place takes a scalar or an object, and every fault is to have a line.
+// mappingParser walks the YAML nodes instead of using struct tags, because most
+// members are either a scalar or an object, and every fault needs a line.
 type mappingParser struct {
-	faults []mappingFault
-	kept   map[string]bool // custom fields that are written, to find two writers of one
+	faults  []mappingFault
+	written map[string]bool // the custom fields that the mapping writes, to find duplicates
 }
 
 type mappingFault struct {
@@ -161,12 +160,13 @@ type mappingFault struct {
 	text string
 }
 
+// fault records a fault at a node.
 func (p *mappingParser) fault(n *yaml.Node, format string, args ...any) {
 	p.faults = append(p.faults, mappingFault{n.Line, fmt.Sprintf(format, args...)})
 }
 
-// object calls member for every member of n, and faults what is no object and
-// names that come twice.
+// object calls member for every member of n. It is a fault if n is not an object
+// or has two members with the same name.
 func (p *mappingParser) object(n *yaml.Node, what string, member func(name string, key, value *yaml.Node)) {
 	if n.Kind != yaml.MappingNode {
 		p.fault(n, "%s: must be an object", what)
@@ -179,7 +179,7 @@ func (p *mappingParser) object(n *yaml.Node, what string, member func(name strin
 			value = value.Alias
 		}
 		if seen[key.Value] {
-			p.fault(key, "%s: %q is there twice", what, key.Value)
+			p.fault(key, "%s: duplicate member %q", what, key.Value)
 			continue
 		}
 		seen[key.Value] = true
@@ -187,11 +187,13 @@ func (p *mappingParser) object(n *yaml.Node, what string, member func(name strin
 	}
 }
 
+// unknown records an unknown member.
 func (p *mappingParser) unknown(key *yaml.Node, what string, known ...string) {
 	slices.Sort(known)
-	p.fault(key, "%s: unknown member %q; there are %s", what, key.Value, strings.Join(known, ", "))
+	p.fault(key, "%s: unknown member %q; use one of %s", what, key.Value, strings.Join(known, ", "))
 }
 
+// text returns the text of a scalar; if allowed is not empty, one of its values.
 func (p *mappingParser) text(n *yaml.Node, what string, allowed ...string) string {
 	if n.Kind != yaml.ScalarNode || n.Value == "" || n.Tag == "!!null" {
 		p.fault(n, "%s: must be text", what)
@@ -203,6 +205,7 @@ func (p *mappingParser) text(n *yaml.Node, what string, allowed ...string) strin
 	return n.Value
 }
 
+// pointer parses a JSON pointer.
 func (p *mappingParser) pointer(n *yaml.Node, what string) path {
 	at, err := parsePath(p.text(n, what))
 	if err != nil && n.Value != "" {
@@ -211,6 +214,7 @@ func (p *mappingParser) pointer(n *yaml.Node, what string) path {
 	return at
 }
 
+// mapping parses the whole file.
 func (p *mappingParser) mapping(n *yaml.Node, m *Mapping) {
 	p.object(n, "mapping", func(name string, key, value *yaml.Node) {
 		switch name {
@@ -223,45 +227,45 @@ func (p *mappingParser) mapping(n *yaml.Node, m *Mapping) {
 		case "delimiter":
 			r, size := utf8.DecodeRuneInString(p.text(value, name))
 			if size != len(value.Value) || strings.ContainsRune("\"\r\n", r) {
-				p.fault(value, "delimiter: must be one character, not a quote or the end of a line")
+				p.fault(value, "delimiter: must be one character, not a quote or a line break")
 			}
 			m.delimiter = r
 		case "key":
 			m.key = p.keyField(value, m)
 		case "sub":
-			m.sub = p.field(value, name, m.taken.add, nil)
+			m.sub = p.field(value, name, m.mapped.add, nil)
 		case "origin":
 			m.origin = domain.Origin(p.text(value, name, string(domain.OriginImported), string(domain.OriginCreated), string(domain.OriginRegistered)))
 		case "createdTime":
-			m.createdTime = p.field(value, name, m.taken.add, nil)
+			m.createdTime = p.field(value, name, m.mapped.add, nil)
 		case "status":
-			m.status = p.field(value, name, m.taken.add, nil)
+			m.status = p.field(value, name, m.mapped.add, nil)
 		case "identities":
 			if value.Kind != yaml.SequenceNode || len(value.Content) == 0 {
-				p.fault(value, "identities: must be a list of at least one")
+				p.fault(value, "identities: must be a list with at least one element")
 				return
 			}
 			for i, identity := range value.Content {
-				m.identities = append(m.identities, p.identity(identity, fmt.Sprintf("identities[%d]", i), &m.taken))
+				m.identities = append(m.identities, p.identity(identity, fmt.Sprintf("identities[%d]", i), &m.mapped))
 			}
 		case "customFields":
 			p.object(value, name, func(fieldKey string, key, value *yaml.Node) {
 				p.writes(key, fieldKey)
-				f := p.field(value, "customFields."+fieldKey, m.taken.add, nil)
+				f := p.field(value, "customFields."+fieldKey, m.mapped.add, nil)
 				f.name = fieldKey
 				m.customFields = append(m.customFields, *f)
 			})
 		case "groups":
-			m.groups = p.groups(value, &m.taken)
+			m.groups = p.groups(value, &m.mapped)
 		case "roles":
-			m.roles = p.roles(value, &m.taken)
+			m.roles = p.roles(value, &m.mapped)
 		case "ignore":
 			if value.Kind != yaml.SequenceNode {
 				p.fault(value, "ignore: must be a list of pointers")
 				return
 			}
 			for _, ignored := range value.Content {
-				m.taken.add(p.pointer(ignored, name))
+				m.mapped.add(p.pointer(ignored, name))
 			}
 		default:
 			p.unknown(key, "mapping", "source", "format", "records", "delimiter", "key", "sub", "origin",
@@ -279,9 +283,9 @@ func (p *mappingParser) mapping(n *yaml.Node, m *Mapping) {
 	}
 }
 
-// keyField is a field that may also say personal: true.
+// keyField parses the key: a field that may also have the member personal.
 func (p *mappingParser) keyField(n *yaml.Node, m *Mapping) *field {
-	return p.field(n, "key", m.taken.add, func(name string, value *yaml.Node) bool {
+	return p.field(n, "key", m.mapped.add, func(name string, value *yaml.Node) bool {
 		if name == "personal" {
 			m.personalKey = p.text(value, "key.personal", "true", "false") == "true"
 		}
@@ -289,15 +293,16 @@ func (p *mappingParser) keyField(n *yaml.Node, m *Mapping) *field {
 	})
 }
 
-func (p *mappingParser) identity(n *yaml.Node, what string, taken *members) identityMapping {
+// identity parses an element of identities.
+func (p *mappingParser) identity(n *yaml.Node, what string, mapped *members) identityMapping {
 	var m identityMapping
-	take := taken.add
-	// The pointers of a list's elements are relative to the element, so the
-	// list has to be known first.
+	mark := mapped.add
+	// With each, the other pointers are relative to the list's elements, so
+	// each must be parsed first.
 	for i := 0; n.Kind == yaml.MappingNode && i < len(n.Content); i += 2 {
 		if n.Content[i].Value == "each" {
 			m.each = p.pointer(n.Content[i+1], what+".each")
-			take = func(at path) { taken.add(slices.Concat(m.each, path{each}, at)) }
+			mark = func(at path) { mapped.add(slices.Concat(m.each, path{each}, at)) }
 		}
 	}
 	p.object(n, what, func(name string, key, value *yaml.Node) {
@@ -305,15 +310,15 @@ func (p *mappingParser) identity(n *yaml.Node, what string, taken *members) iden
 		switch {
 		case name == "each":
 		case name == "provider":
-			m.provider = p.field(value, what, take, nil)
+			m.provider = p.field(value, what, mark, nil)
 		case name == "providerUserId":
-			m.providerUserID = p.field(value, what, take, nil)
+			m.providerUserID = p.field(value, what, mark, nil)
 		case name == "address":
 			p.object(value, what, func(part string, key, value *yaml.Node) {
-				m.profile = append(m.profile, p.profileField(key, value, "address/"+part, what+"."+part, take, m.each != nil))
+				m.profile = append(m.profile, p.profileField(key, value, "address/"+part, what+"."+part, mark, m.each != nil))
 			})
 		default:
-			m.profile = append(m.profile, p.profileField(key, value, name, what, take, m.each != nil))
+			m.profile = append(m.profile, p.profileField(key, value, name, what, mark, m.each != nil))
 		}
 	})
 	if m.provider == nil {
@@ -322,14 +327,15 @@ func (p *mappingParser) identity(n *yaml.Node, what string, taken *members) iden
 	return m
 }
 
-func (p *mappingParser) groups(n *yaml.Node, taken *members) *groupMapping {
+// groups parses the member groups.
+func (p *mappingParser) groups(n *yaml.Node, mapped *members) *groupMapping {
 	var m groupMapping
 	p.object(n, "groups", func(name string, key, value *yaml.Node) {
 		what := "groups." + name
 		switch name {
 		case "groupType":
 			if m.groupType = p.text(value, what); domain.NewConfig().GroupTypes[m.groupType].System {
-				p.fault(value, "%s: must not be one of the ledger's own", what)
+				p.fault(value, "%s: must not be a system group type", what)
 			}
 		case "below":
 			m.below = p.pointer(value, what)
@@ -338,37 +344,38 @@ func (p *mappingParser) groups(n *yaml.Node, taken *members) *groupMapping {
 				m.customFields = append(m.customFields, customFieldAt{fieldKey, p.pointer(value, what+"."+fieldKey)})
 			})
 		default:
-			if !p.defined(name, value, what, taken, &m.members, &m.definitions, &m.definition) {
+			if !p.defined(name, value, what, mapped, &m.members, &m.definitions, &m.definition) {
 				p.unknown(key, "groups", "members", "groupType", "definitions", "name", "description", "below", "customFields")
 			}
 		}
 	})
 	if m.members == nil || m.groupType == "" || (m.definitions == nil) != (m.name == nil) {
-		p.fault(n, "groups: members and groupType are required, and name with definitions")
+		p.fault(n, "groups: members and groupType are required; definitions requires name, and name definitions")
 	}
 	return &m
 }
 
-func (p *mappingParser) roles(n *yaml.Node, taken *members) *roleMapping {
+// roles parses the member roles.
+func (p *mappingParser) roles(n *yaml.Node, mapped *members) *roleMapping {
 	var m roleMapping
 	p.object(n, "roles", func(name string, key, value *yaml.Node) {
-		if !p.defined(name, value, "roles."+name, taken, &m.members, &m.definitions, &m.definition) {
+		if !p.defined(name, value, "roles."+name, mapped, &m.members, &m.definitions, &m.definition) {
 			p.unknown(key, "roles", "members", "definitions", "name", "description")
 		}
 	})
 	if m.members == nil || (m.definitions == nil) != (m.name == nil) {
-		p.fault(n, "roles: members is required, and name with definitions")
+		p.fault(n, "roles: members is required; definitions requires name, and name definitions")
 	}
 	return &m
 }
 
-// defined reads a member that groups and roles both have. It reports whether
-// it was one.
-func (p *mappingParser) defined(name string, value *yaml.Node, what string, taken *members, of, definitions *path, d *definition) bool {
+// defined parses a member that both groups and roles have. It returns false for
+// any other member.
+func (p *mappingParser) defined(name string, value *yaml.Node, what string, mapped *members, of, definitions *path, d *definition) bool {
 	switch name {
 	case "members":
 		*of = p.pointer(value, what)
-		taken.add(*of)
+		mapped.add(*of)
 	case "definitions":
 		*definitions = p.pointer(value, what)
 	case "name":
@@ -381,26 +388,28 @@ func (p *mappingParser) defined(name string, value *yaml.Node, what string, take
 	return true
 }
 
-func (p *mappingParser) profileField(key, value *yaml.Node, name, what string, take func(path), inList bool) field {
+// profileField parses a field of an identity's profile.
+func (p *mappingParser) profileField(key, value *yaml.Node, name, what string, mark func(path), inList bool) field {
 	if _, ok := profileFields[name]; !ok {
-		p.fault(key, "%s: an identity has no such member", what)
+		p.fault(key, "%s: unknown member of an identity", what)
 	}
-	f := p.field(value, what, take, nil)
+	f := p.field(value, what, mark, nil)
 	f.name = name
 	if f.invalid == invalidKeep && inList {
-		p.fault(key, "%s: keep is not for elements of a list: there is one field and there may be many values", what)
+		p.fault(key, "%s: keep cannot be used with each, because one custom field cannot hold the values of many elements", what)
 	}
 	return *f
 }
 
-// field reads a pointer, a constant, or an object with from or value. What
-// else the object may have, extra takes.
-func (p *mappingParser) field(n *yaml.Node, what string, take func(path), extra func(name string, value *yaml.Node) bool) *field {
+// field parses a field: a pointer, a constant, or an object with from or value.
+// It passes unknown members of the object to extra, which may be nil and returns
+// whether it accepts the member.
+func (p *mappingParser) field(n *yaml.Node, what string, mark func(path), extra func(name string, value *yaml.Node) bool) *field {
 	f := &field{name: what}
 	if n.Kind == yaml.ScalarNode {
 		if strings.HasPrefix(n.Value, "/") {
 			f.from = []path{p.pointer(n, what)}
-			take(f.from[0])
+			mark(f.from[0])
 		} else {
 			f.constant = p.text(n, what)
 		}
@@ -434,18 +443,19 @@ func (p *mappingParser) field(n *yaml.Node, what string, take func(path), extra 
 		}
 	})
 	for _, from := range f.from {
-		take(from)
+		mark(from)
 	}
 	switch {
 	case n.Kind != yaml.MappingNode:
 	case (len(f.from) == 0) == (f.constant == ""):
 		p.fault(n, "%s: either from or value is required", what)
 	case (len(f.from) > 1) != (f.join != nil):
-		p.fault(n, "%s: join goes with a list of pointers in from", what)
+		p.fault(n, "%s: join is required with several pointers in from, and only allowed then", what)
 	}
 	return f
 }
 
+// onInvalid parses the policy of a field.
 func (p *mappingParser) onInvalid(n *yaml.Node, what string, f *field) {
 	switch {
 	case n.Kind == yaml.ScalarNode && n.Value == "fail":
@@ -467,16 +477,17 @@ func (p *mappingParser) onInvalid(n *yaml.Node, what string, f *field) {
 	}
 }
 
-// writes notes that a custom field is written, which may be done once.
+// writes records that the mapping writes a custom field. Writing one twice is a
+// fault.
 func (p *mappingParser) writes(n *yaml.Node, key string) {
-	if p.kept[key] {
-		p.fault(n, "customFields.%s: is written twice", key)
+	if p.written[key] {
+		p.fault(n, "customFields.%s: the mapping must write a field only once", key)
 	}
-	p.kept[key] = true
+	p.written[key] = true
 }
 
-// profileFields is where each member of a profile is in a domain.Profile: by
-// the name it has on the wire, those of the address behind "address/".
+// profileFields maps the JSON name of each member of a profile to its index in
+// domain.Profile. The names of an address's members have the prefix "address/".
 var profileFields = func() map[string][]int {
 	fields := map[string][]int{}
 	index := func(prefix string, of reflect.Type, at ...int) {
@@ -494,7 +505,7 @@ var profileFields = func() map[string][]int {
 	return fields
 }()
 
-// kindOf is the kind of a profile's member: reflect.String or reflect.Bool.
+// kindOf returns the kind of a profile's member: reflect.String or reflect.Bool.
 func kindOf(name string) reflect.Kind {
 	return reflect.TypeFor[domain.Profile]().FieldByIndex(profileFields[name]).Type.Kind()
 }

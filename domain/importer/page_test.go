@@ -15,7 +15,7 @@ import (
 var (
 	pageBlock = regexp.MustCompile("(?ms)^```(yaml|ndjson|json)\n(.*?)^```$")
 	tableName = regexp.MustCompile("`([A-Za-z_]+)`")
-	mentioned = regexp.MustCompile(`there are ([A-Za-z, ]+)$`)
+	mentioned = regexp.MustCompile(`use one of ([A-Za-z, ]+)$`)
 )
 
 // importPage is the page for users that describes the mapping language.

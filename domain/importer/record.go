@@ -10,9 +10,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// A record is one row of the source as a tree: map[string]any, []any, string,
-// bool, nil, and for a number its text as it stands there (jsontext.Value), so
-// that no digit is lost on the way.
+// A record is one row of the source as a tree of map[string]any, []any, string,
+// bool, nil, and jsontext.Value for a number, which keeps all its digits.
 type record = any
 
 // decodeRecord reads the next JSON value.
@@ -28,7 +27,7 @@ func decodeRecord(d *jsontext.Decoder) (record, error) {
 			if err != nil {
 				return nil, err
 			}
-			key := name.String() // the token is gone after the next read
+			key := name.String() // the next read invalidates the token
 			if object[key], err = decodeRecord(d); err != nil {
 				return nil, err
 			}
@@ -66,10 +65,10 @@ func decodeRecord(d *jsontext.Decoder) (record, error) {
 	return v.Clone(), nil
 }
 
-// path is an RFC 6901 pointer, cut into its tokens.
+// path is the tokens of an RFC 6901 pointer.
 type path []string
 
-// parsePath takes a pointer of at least one token.
+// parsePath parses a pointer with at least one token.
 func parsePath(text string) (path, error) {
 	p := jsontext.Pointer(text)
 	if text == "" || !p.IsValid() {
@@ -86,8 +85,8 @@ func (p path) String() string {
 	return string(pointer)
 }
 
-// of returns the value p leads to in r.
-func (p path) of(r record) (v any, found bool) {
+// lookup returns the value at p in r.
+func (p path) lookup(r record) (v any, found bool) {
 	for _, token := range p {
 		switch container := r.(type) {
 		case map[string]any:
@@ -107,7 +106,7 @@ func (p path) of(r record) (v any, found bool) {
 	return r, true
 }
 
-// textOf is a scalar as text.
+// textOf returns a scalar as text.
 func textOf(v any) (string, error) {
 	switch v := v.(type) {
 	case string:
@@ -120,9 +119,8 @@ func textOf(v any) (string, error) {
 	return "", errors.New("must be text, a number, true or false, not a list or an object")
 }
 
-// exact returns v with every number that JSON in its canonical form (RFC 8785:
-// IEEE 754 doubles) would round replaced by its text, and says whether there
-// was one.
+// exact replaces every number in v that canonical JSON (RFC 8785: IEEE 754
+// doubles) would round with its text. It reports whether it replaced any.
 func exact(v any) (_ any, replaced bool) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -146,16 +144,16 @@ func exact(v any) (_ any, replaced bool) {
 	return v, replaced
 }
 
-// decimal brings the text of a JSON number into a form that is equal for
-// equal numbers. It does no arithmetic on the number itself, so 1e999999999
-// costs no more than 1.
+// decimal converts the text of a JSON number to a form that is the same for equal
+// numbers. It does no arithmetic on the number, so 1e999999999 costs no more
+// than 1.
 func decimal(number string) string {
 	number = strings.ToLower(number)
 	mantissa, exponent, _ := strings.Cut(number, "e")
 	mantissa, negative := strings.CutPrefix(mantissa, "-")
 	whole, fraction, _ := strings.Cut(mantissa, ".")
 	digits := strings.TrimLeft(whole+fraction, "0")
-	scale, _ := strconv.Atoi(exponent) // absent is 0; out of range stays at the end of the range
+	scale, _ := strconv.Atoi(exponent) // 0 if absent; the closest int if out of range
 	scale -= len(fraction)
 	trimmed := strings.TrimRight(digits, "0")
 	scale += len(digits) - len(trimmed)
@@ -165,16 +163,17 @@ func decimal(number string) string {
 	return fmt.Sprintf("%t %s %d", negative, trimmed, scale)
 }
 
-// members is the set of a source's members that a mapping deals with: a tree
-// whose leaves stand for everything below them.
+// members is a set of a source's members: a tree in which a whole member includes
+// everything below it.
 type members struct {
-	whole bool // this member is dealt with, whatever it holds
+	whole bool // the set has this member with everything below it
 	below map[string]*members
 }
 
-// each stands in a path for every element of a list.
+// each, as a token of a path, matches every element of a list.
 const each = "*"
 
+// add adds the member at p.
 func (m *members) add(p path) {
 	for _, token := range p {
 		if m.below == nil {
@@ -188,13 +187,13 @@ func (m *members) add(p path) {
 	m.whole = true
 }
 
-// missed calls miss with the path of every member of v, at the highest level
-// possible, that m does not deal with and that holds something. Elements of
-// lists are not told apart. The path is miss's only during the call.
-func (m *members) missed(v any, at path, miss func(path)) {
+// unmapped calls report for every member of v that is not empty and not in m, at
+// the highest level possible. All elements of a list have the same path. report
+// must not retain the path.
+func (m *members) unmapped(v any, at path, report func(path)) {
 	if m == nil || !m.whole && m.below == nil {
 		if !empty(v) {
-			miss(at)
+			report(at)
 		}
 		return
 	}
@@ -204,7 +203,7 @@ func (m *members) missed(v any, at path, miss func(path)) {
 	switch v := v.(type) {
 	case map[string]any:
 		for name, member := range v {
-			m.below[name].missed(member, append(at, name), miss)
+			m.below[name].unmapped(member, append(at, name), report)
 		}
 	case []any:
 		for i, element := range v {
@@ -212,18 +211,18 @@ func (m *members) missed(v any, at path, miss func(path)) {
 			if below == nil {
 				below = m.below[each]
 			}
-			below.missed(element, append(at, each), miss)
+			below.unmapped(element, append(at, each), report)
 		}
 	default:
-		// The mapping reaches below a member that is no container here, so
-		// nothing takes its value.
+		// The mapping expects an object or a list here, so it does not use
+		// the value.
 		if !empty(v) {
-			miss(at)
+			report(at)
 		}
 	}
 }
 
-// empty reports whether v says nothing: null, "", [] and {}.
+// empty reports whether v is null, "", [] or {}.
 func empty(v any) bool {
 	switch v := v.(type) {
 	case nil:

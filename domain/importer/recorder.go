@@ -11,7 +11,7 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// Summary adds up the results of a job, over all its runs.
+// Summary is the totals of a job over all its runs.
 type Summary struct {
 	Rows      int64            `json:"rows"`
 	Created   int64            `json:"created"`
@@ -20,24 +20,25 @@ type Summary struct {
 	Failed    int64            `json:"failed"`
 	Events    int64            `json:"events"`
 	Findings  []Count          `json:"findings"`        // warnings and faults, most frequent first once the job has ended
-	Groups    []string         `json:"groups,omitzero"` // ids of those that were made
-	Roles     []string         `json:"roles,omitzero"`  // likewise
-	Missed    map[string]int64 `json:"missed"`          // members of the source that the mapping does not deal with, and in how many rows
+	Groups    []string         `json:"groups,omitzero"` // ids of the groups created
+	Roles     []string         `json:"roles,omitzero"`  // ids of the roles created
+	Missed    map[string]int64 `json:"missed"`          // numbers of rows, by member of the source that the mapping neither uses nor ignores
 }
 
-// Count says in how many rows something was found.
+// Count is the number of rows with a finding.
 type Count struct {
 	Finding
 	Rows int64 `json:"rows"`
 }
 
-// maxDistinct bounds what a summary tells apart: an input whose members have
-// random names must not fill the memory.
+// maxDistinct is the maximum number of distinct findings and members in a summary,
+// so that an input with random names does not exhaust the memory.
 const maxDistinct = 500
 
-// others stands for what is beyond maxDistinct.
+// others replaces all findings and members beyond maxDistinct.
 const others = "(others)"
 
+// add adds the result of a row.
 func (s *Summary) add(r Result) {
 	s.Rows++
 	s.Events += int64(r.Events)
@@ -64,8 +65,8 @@ func (s *Summary) add(r Result) {
 			s.Findings[i].Rows++
 		}
 	}
-	seen := map[string]bool{} // elements of one list share a name
-	for _, name := range r.missed {
+	seen := map[string]bool{} // count a member once per row, even if several list elements have it
+	for _, name := range r.unmapped {
 		if _, known := s.Missed[name]; !known && len(s.Missed) >= maxDistinct {
 			name = others
 		}
@@ -76,31 +77,31 @@ func (s *Summary) add(r Result) {
 	}
 }
 
-// recorder writes results and the journal. What the journal says is done is
-// durable in the ledger; whether the files themselves survive a power failure
-// does not matter: without them the rows are compared again, not repeated.
+// recorder writes the results and the journal. Rows that the journal records as
+// done are durable in the ledger. The files need not survive a power failure:
+// without them, the next run compares the rows again and changes nothing.
 type recorder struct {
 	results io.Writer
-	file    *os.File // results, if it is ours to close
+	file    *os.File // of results if the recorder opened it
 	buffer  *bufio.Writer
 	journal string
 	state   journal
 	saved   time.Time
 }
 
-// journal is the file that an interrupted import goes on from.
+// journal is the contents of the file from which an import resumes.
 type journal struct {
 	Input    string    `json:"input"`
 	Size     int64     `json:"size"`
 	Modified time.Time `json:"modified"`
 	Mapping  string    `json:"mapping"` // digest
 	Ledger   string    `json:"ledger"`
-	Position int64     `json:"position"` // the log had come so far
-	Bytes    int64     `json:"bytes"`    // of the results
+	Position int64     `json:"position"` // the highest position of the imported events
+	Bytes    int64     `json:"bytes"`    // the length of the results
 	Summary  Summary   `json:"summary"`
 }
 
-// Progress is how far the import is that a journal is of; false without one.
+// Progress returns the summary in a journal file, and false if there is none.
 func Progress(path string) (Summary, bool) {
 	var state journal
 	data, err := os.ReadFile(path)
@@ -110,10 +111,12 @@ func Progress(path string) (Summary, bool) {
 	return state.Summary, true
 }
 
-// saveEvery bounds how many rows are compared again after a kill.
+// saveEvery is the interval between saves of the journal. After a kill, the rows
+// since the last save are compared again.
 const saveEvery = 200 * time.Millisecond
 
-// openRecorder starts at the journal's end, or at the first row.
+// openRecorder opens the results and the journal. It resumes from the journal if
+// it belongs to this import, and otherwise starts at the first row.
 func (j *Job) openRecorder() (*recorder, error) {
 	w := &recorder{results: j.Results, journal: j.Journal, saved: time.Now()}
 	fresh := journal{Input: j.Input.Name, Size: j.Input.Size, Modified: j.Input.Modified.UTC(), Mapping: j.Mapping.Digest,
@@ -135,7 +138,7 @@ func (j *Job) openRecorder() (*recorder, error) {
 		}
 		info, err := f.Stat()
 		if err == nil && info.Size() < w.state.Bytes {
-			w.state = fresh // some results are lost; all rows will be told again
+			w.state = fresh // some results are lost: start again to write all of them
 		}
 		if err == nil {
 			err = f.Truncate(w.state.Bytes)
@@ -150,9 +153,10 @@ func (j *Job) openRecorder() (*recorder, error) {
 		w.file, w.results = f, f
 	}
 	w.buffer = bufio.NewWriterSize(w.results, 1<<16)
-	return w, w.save() // a journal that cannot be written is better found now
+	return w, w.save() // fail now if the journal cannot be written
 }
 
+// add writes the result of a row and saves the journal if it is due.
 func (w *recorder) add(r Result) error {
 	line, err := json.Marshal(r)
 	if err != nil {
@@ -170,7 +174,7 @@ func (w *recorder) add(r Result) error {
 	return w.save()
 }
 
-// save writes the results first: a journal must not know more than they.
+// save writes the results, then the journal, which must never be ahead of them.
 func (w *recorder) save() error {
 	w.saved = time.Now()
 	if err := w.buffer.Flush(); err != nil {
@@ -192,14 +196,14 @@ func (w *recorder) save() error {
 	return nil
 }
 
-// close ends the recording. The journal of a complete import is removed, so
-// that the next one looks at every row again.
+// close writes everything and closes the results. It removes the journal of a
+// complete import, so that the next import reads every row.
 func (w *recorder) close(complete bool) error {
 	slices.SortStableFunc(w.state.Summary.Findings, func(a, b Count) int { return int(b.Rows - a.Rows) })
 	err := w.save()
 	if w.file != nil {
-		if closing := w.file.Close(); err == nil {
-			err = closing
+		if closeErr := w.file.Close(); err == nil {
+			err = closeErr
 		}
 	}
 	if complete && err == nil && w.journal != "" {

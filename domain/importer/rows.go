@@ -19,14 +19,15 @@ import (
 // row is one record of the input.
 type row struct {
 	record record
-	fault  string // why there is no record; the rows after it can be read
+	fault  string // why the row has no record; later rows are not affected
 }
 
-// maxLine bounds what one line of NDJSON may take of memory.
+// maxLine is the maximum length of a line of NDJSON in bytes, to bound the
+// memory.
 const maxLine = 4 << 20
 
-// Format is the format that m states, or else the one of an input's name: json,
-// ndjson or csv.
+// Format returns the format of an input: the one in the mapping or, without it,
+// the one of the input's name. It is json, ndjson or csv.
 func (m *Mapping) Format(name string) (string, error) {
 	if m.format != "" {
 		return m.format, nil
@@ -42,12 +43,12 @@ func (m *Mapping) Format(name string) (string, error) {
 	return "", errors.New("mapping: format is required, because the input's name does not end in .json, .ndjson, .jsonl or .csv")
 }
 
-// rows yields the input's records as they are read: memory holds one. An
-// error ends the input; it says where, and never what stands there.
+// rows yields the input's records as it reads them and keeps one in memory. Its
+// error, an *InputError, ends the input.
 func (m *Mapping) rows(name string, input io.Reader) iter.Seq2[row, error] {
 	return func(yield func(row, error) bool) {
 		format, err := m.Format(name)
-		r := withoutMark(input)
+		r := skipBOM(input)
 		n := 0
 		each := func(record record, fault string) bool {
 			n++
@@ -67,19 +68,19 @@ func (m *Mapping) rows(name string, input io.Reader) iter.Seq2[row, error] {
 	}
 }
 
-// InputError says why an input could not be read to its end: where, and never
-// what stands there.
+// InputError is an error that ends an input early. It contains the place of the
+// error but no data of the input.
 type InputError struct {
-	Row int // the last one that was read
+	Row int // the last row read
 	Err error
 }
 
 func (e *InputError) Error() string { return fmt.Sprintf("input, after row %d: %v", e.Row, e.Err) }
 func (e *InputError) Unwrap() error { return e.Err }
 
-// withoutMark is input without the byte order mark that some spreadsheets begin
-// a file with.
-func withoutMark(input io.Reader) *bufio.Reader {
+// skipBOM skips the byte order mark that some spreadsheets write at the beginning
+// of a file.
+func skipBOM(input io.Reader) *bufio.Reader {
 	r := bufio.NewReaderSize(input, 1<<16)
 	if mark, _ := r.Peek(3); string(mark) == "\ufeff" {
 		r.Discard(3)
@@ -87,10 +88,10 @@ func withoutMark(input io.Reader) *bufio.Reader {
 	return r
 }
 
-// errStopped ends reading because no more rows are wanted.
+// errStopped ends reading because the consumer wants no more rows.
 var errStopped = errors.New("importer: stopped")
 
-// readJSON reads the list at a place of one JSON document.
+// readJSON reads the list at a path of one JSON document.
 func readJSON(r io.Reader, at path, each func(record, string) bool) error {
 	d := jsontext.NewDecoder(r)
 	for _, token := range at {
@@ -102,7 +103,7 @@ func readJSON(r io.Reader, at path, each func(record, string) bool) error {
 		if _, err := d.ReadToken(); err != nil {
 			return invalidJSON(d, err)
 		}
-		return errors.New("there is no list of records; say where it is with records: in the mapping, or format: ndjson")
+		return errors.New("the JSON is not a list of records; set records in the mapping to the list's pointer, or format to ndjson")
 	}
 	if _, err := d.ReadToken(); err != nil {
 		return invalidJSON(d, err)
@@ -116,12 +117,12 @@ func readJSON(r io.Reader, at path, each func(record, string) bool) error {
 			return errStopped
 		}
 	}
-	// Read to the end: a document that goes wrong later, or a second one
-	// behind it, may hold records that would be missed in silence.
+	// Read to the end: an error later in the document, or a second document,
+	// could otherwise hide records.
 	for {
 		_, err := d.ReadToken()
 		if err == nil && d.StackDepth() == 0 && d.PeekKind() != 0 {
-			return errors.New("there is something behind the JSON document; is it NDJSON?")
+			return errors.New("the input continues after the JSON document; for NDJSON, set format in the mapping to ndjson")
 		}
 		if err == io.EOF {
 			return nil
@@ -132,7 +133,7 @@ func readJSON(r io.Reader, at path, each func(record, string) bool) error {
 	}
 }
 
-// enter moves d to the member's value in the object that comes next.
+// enter moves d to the value of a member of the next object.
 func enter(d *jsontext.Decoder, member string) error {
 	if d.PeekKind() == '{' {
 		if _, err := d.ReadToken(); err != nil {
@@ -154,30 +155,31 @@ func enter(d *jsontext.Decoder, member string) error {
 	return missingMember(member)
 }
 
-// missingMember is the error of a document that has no such member.
+// missingMember is the error of a document without a member that the path of the
+// list names.
 type missingMember string
 
 func (m missingMember) Error() string {
-	return fmt.Sprintf("there is no member %q where the mapping's records: leads", string(m))
+	return fmt.Sprintf("the JSON has no member %q; set records in the mapping to the pointer of the list", string(m))
 }
 
-// invalidJSON says where the JSON is wrong. What the decoder says of it may
-// quote the input.
+// invalidJSON returns an error with the place of err, a decoder's error, whose
+// own text may quote the input.
 func invalidJSON(d *jsontext.Decoder, err error) error {
 	switch {
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		return fmt.Errorf("an object has two members of one name before byte %d", d.InputOffset())
+		return fmt.Errorf("an object has two members with the same name before byte %d", d.InputOffset())
 	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF):
-		return fmt.Errorf("the JSON ends unfinished at byte %d", d.InputOffset())
+		return fmt.Errorf("the JSON is truncated at byte %d", d.InputOffset())
 	}
 	if _, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		return fmt.Errorf("not valid JSON behind byte %d", d.InputOffset())
+		return fmt.Errorf("invalid JSON after byte %d", d.InputOffset())
 	}
 	return err
 }
 
-// readNDJSON reads one JSON value a line. A line that is none does not stop
-// the lines after it.
+// readNDJSON reads one JSON value per line. An invalid line is a fault of its row
+// and does not end the input.
 func readNDJSON(r *bufio.Reader, each func(record, string) bool) error {
 	var line bytes.Buffer
 	d := jsontext.NewDecoder(&line)
@@ -207,7 +209,7 @@ func readNDJSON(r *bufio.Reader, each func(record, string) bool) error {
 			}
 			fault := ""
 			if invalid != nil {
-				record, fault = nil, "the line is not one JSON value with members of different names"
+				record, fault = nil, "the line must be one JSON value without duplicate member names"
 			}
 			if !each(record, fault) {
 				return errStopped
@@ -219,7 +221,7 @@ func readNDJSON(r *bufio.Reader, each func(record, string) bool) error {
 	}
 }
 
-// readCSV reads RFC 4180 with a header row; every value is text.
+// readCSV reads RFC 4180 with a header row. Every value is text.
 func readCSV(r io.Reader, delimiter rune, each func(record, string) bool) error {
 	c := csv.NewReader(r)
 	c.Comma, c.ReuseRecord = delimiter, true
@@ -230,7 +232,7 @@ func readCSV(r io.Reader, delimiter rune, each func(record, string) bool) error 
 	header := slices.Clone(first)
 	for i, name := range header {
 		if name == "" || slices.Contains(header[:i], name) {
-			return fmt.Errorf("column %d of the header is empty or there twice", i+1)
+			return fmt.Errorf("column %d of the header is empty or a duplicate", i+1)
 		}
 	}
 	for {
@@ -241,11 +243,11 @@ func readCSV(r io.Reader, delimiter rune, each func(record, string) bool) error 
 		fault := ""
 		switch {
 		case errors.Is(err, csv.ErrFieldCount):
-			fault = "the row has not as many columns as the header"
+			fault = "the row must have as many columns as the header"
 		case err != nil:
 			return invalidCSV(err)
 		case slices.ContainsFunc(values, func(v string) bool { return !utf8.ValidString(v) }):
-			fault = "must be text in UTF-8"
+			fault = "the row must be valid UTF-8"
 		}
 		var record record
 		if fault == "" {
@@ -261,12 +263,13 @@ func readCSV(r io.Reader, delimiter rune, each func(record, string) bool) error 
 	}
 }
 
+// invalidCSV returns err with the line of a CSV error.
 func invalidCSV(err error) error {
 	if e, ok := errors.AsType[*csv.ParseError](err); ok {
-		return fmt.Errorf("not valid CSV in line %d: %w", e.Line, e.Err)
+		return fmt.Errorf("invalid CSV in line %d: %w", e.Line, e.Err)
 	}
 	if err == io.EOF {
-		return errors.New("there is no header")
+		return errors.New("the CSV has no header")
 	}
 	return err
 }

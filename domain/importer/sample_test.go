@@ -29,18 +29,18 @@ func sample(t testing.TB, data, mapping string) ([]byte, *Mapping) {
 	return input, m
 }
 
-// person is what these tests expect of a record in particular.
+// person has the members of a record that these tests check in detail.
 type person struct{ Email, Phone, BirthDate, FirstName string }
 
-// birthdate is the date of a person, rearranged without the importer's help.
+// birthdate returns the person's date of birth, converted without the importer.
 func (p person) birthdate() string {
 	var year, month, day int
 	fmt.Sscanf(p.BirthDate, "%d-%d-%d", &year, &month, &day)
 	return fmt.Sprintf("%04d-%02d-%02d", year, month, day)
 }
 
-// e164 is the number of a person, or "" if there can be no such number:
-// what the library says of the file, not the importer of itself.
+// e164 returns the person's telephone number, or "" if it is invalid. It uses the
+// library directly, not the importer.
 func (p person) e164() string {
 	n, err := phonenumbers.Parse(p.Phone, "ZZ")
 	if err != nil || !phonenumbers.IsValidNumber(n) {
@@ -61,7 +61,7 @@ func TestPeople(t *testing.T) {
 		}
 	}
 	if len(people) != 208 || invalid == 0 || invalid == 208 {
-		t.Fatalf("%d of %d numbers are not valid: the sample tests nothing", invalid, len(people))
+		t.Fatalf("%d of %d numbers are invalid, so the sample does not test both cases", invalid, len(people))
 	}
 
 	ledger := openLedger(t)
@@ -106,7 +106,7 @@ func TestRunAgain(t *testing.T) {
 		t.Errorf("the same input again: %+v, want 208 unchanged", again)
 	}
 
-	// A changed name, and a valid number that becomes one that is not.
+	// Change a name, and a valid number to an invalid one.
 	input2 := bytes.Replace(input, []byte(`"lastName": "Johnson"`), []byte(`"lastName": "King"`), 1)
 	input2 = bytes.Replace(input2, []byte(people[changed].Phone), []byte("+4930"), 1)
 	got, results := ledger.imports(t, mapping, "people.json", input2)
@@ -118,16 +118,16 @@ func TestRunAgain(t *testing.T) {
 	}
 	a := ledger.account(t, sub)
 	if kept := string(a.CustomFields["phone_as_exported"]); kept != `"+4930"` || a.Identities[0].MobileNumber != "" {
-		t.Errorf("a number that is not valid any more: mobile_number = %q, phone_as_exported = %s", a.Identities[0].MobileNumber, kept)
+		t.Errorf("after a change to an invalid number: mobile_number = %q, phone_as_exported = %s", a.Identities[0].MobileNumber, kept)
 	}
 
-	// And back: what was kept of the value that was not valid goes.
+	// Change them back: the kept invalid value is removed.
 	if back, _ := ledger.imports(t, mapping, "people.json", input); back.Updated != 2 {
 		t.Errorf("two rows changed back: %+v", back)
 	}
 	a = ledger.account(t, sub)
 	if kept := string(a.CustomFields["phone_as_exported"]); kept != "" || a.Identities[0].MobileNumber != people[changed].e164() {
-		t.Errorf("a number that is valid again: mobile_number = %q, phone_as_exported = %s", a.Identities[0].MobileNumber, kept)
+		t.Errorf("after a change to a valid number: mobile_number = %q, phone_as_exported = %s", a.Identities[0].MobileNumber, kept)
 	}
 }
 
@@ -140,7 +140,7 @@ func TestKeycloak(t *testing.T) {
 	check(t, json.Unmarshal(realm.Users, &users))
 	ledger := openLedger(t)
 	got, results := ledger.imports(t, mapping, "realm.json", input)
-	// Of the realm's six roles those that somebody has; it has no groups.
+	// Of the realm's six roles, those that a user has; the realm has no groups.
 	want := Summary{Rows: 3, Created: 3, Events: 6, Findings: []Count{}, Missed: map[string]int64{}, Roles: []string{"admin", "confidential", "user"}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("summary (-want +got):\n%s", diff)
@@ -162,8 +162,8 @@ func TestKeycloak(t *testing.T) {
 	}
 }
 
-// The sample realm has no user with federated identities, attributes, groups
-// or a time of creation; this one has what Keycloak's documentation says.
+// TestKeycloakUser imports a user with federated identities, attributes, groups and
+// a time of creation as in Keycloak's documentation. The sample realm has none.
 func TestKeycloakUser(t *testing.T) {
 	t.Parallel()
 	_, mapping := sample(t, "keycloak-quarkus-realm.json", "keycloak-realm.yaml")
@@ -193,8 +193,8 @@ func TestKeycloakUser(t *testing.T) {
 		t.Errorf("identities (-want +got):\n%s", diff)
 	}
 
-	// Later another way to sign in comes, the person is enabled, and one
-	// identity is not said any more: it stays.
+	// A later export has another identity, the user is enabled, and one identity
+	// is missing: the account keeps it.
 	later := strings.Replace(user, `"enabled":false`, `"enabled":true`, 1)
 	later = strings.Replace(later, `{"identityProvider":"github","userId":"77","userName":"ada"}`, `{"identityProvider":"saml","userId":"x-1","userName":"al"}`, 1)
 	got, _ = ledger.imports(t, mapping, "realm.json", []byte(`{"users":[`+later+`]}`))
@@ -204,7 +204,7 @@ func TestKeycloakUser(t *testing.T) {
 	}
 }
 
-// rolesByGroup are the account's memberships.
+// rolesByGroup returns the account's memberships.
 func rolesByGroup(a domain.Account) map[string][]string {
 	groups := map[string][]string{}
 	for _, m := range a.Groups {
@@ -213,9 +213,9 @@ func rolesByGroup(a domain.Account) map[string][]string {
 	return groups
 }
 
-// nothingIsLost walks a record of the source: every value in it that is not
-// below one of the members left out on purpose must be in the account, as it is
-// or as normalised says for its place.
+// nothingIsLost checks that the account has every value of a record of the source,
+// unchanged or as in normalised for its place, except those below the members in
+// leftOut.
 func nothingIsLost(t *testing.T, record any, account domain.Account, leftOut []string, normalised map[string]string) {
 	t.Helper()
 	wire, err := account.JSON()
@@ -234,15 +234,15 @@ func nothingIsLost(t *testing.T, record any, account domain.Account, leftOut []s
 			text = want
 		}
 		if !there[text] {
-			t.Errorf("the value at %s of the source is not in the account", at)
+			t.Errorf("the account does not have the value at %s of the source", at)
 		}
 	})
 	if n < 4 {
-		t.Errorf("only %d values were looked for", n)
+		t.Errorf("the check found only %d values", n)
 	}
 }
 
-// leaves calls leaf for every scalar in v with its place and text.
+// leaves calls leaf with the place and text of every scalar in v.
 func leaves(v any, at string, leaf func(at, text string)) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -258,7 +258,7 @@ func leaves(v any, at string, leaf func(at, text string)) {
 	}
 }
 
-// unmarshal keeps numbers as they are written.
+// unmarshal decodes JSON and keeps the text of numbers.
 func unmarshal(data []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()

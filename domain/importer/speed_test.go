@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// generated is an input of n people that do not exist.
+// generated returns an input with n generated people.
 func generated(n int) []byte {
 	var b bytes.Buffer
 	for i := range n {
@@ -35,11 +35,12 @@ customFields: {tier: /tier}
 ignore: [/password]
 `
 
-// One operation is one row: go test -run '^$' -bench Run -benchtime 100000x
+// BenchmarkRun measures rows per second; one operation is one row. Run it with
+// go test -run '^$' -bench Run -benchtime 100000x
 func BenchmarkRun(b *testing.B) {
 	for _, bb := range []struct {
 		name string
-		runs int // before the one that is measured
+		runs int // before the measured one
 		want func(Summary) int64
 	}{
 		{"Created", 0, func(s Summary) int64 { return s.Created }},
@@ -66,9 +67,9 @@ func BenchmarkRun(b *testing.B) {
 	}
 }
 
-// BenchmarkLimit is what an import is held against: rows of the bytes of an
-// imported account, in the order of their keys, a thousand in a transaction.
-// Nothing is parsed, checked, sealed or claimed.
+// BenchmarkLimit measures an upper bound for comparison with an import: inserting
+// rows of the size of an imported account in key order, a thousand per
+// transaction, without parsing, checking, sealing or claiming anything.
 func BenchmarkLimit(b *testing.B) {
 	db, err := sql.Open("sqlite3", "file:"+filepath.Join(b.TempDir(), "limit.db")+"?_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_cache_size=-16384")
 	check(b, err)

@@ -13,11 +13,11 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// transform makes another value of a scalar's text. An error is the rule the
-// text breaks, and never the text.
+// transform converts the text of a scalar to another value. Its error states the
+// rule that the text breaks and never contains the text.
 type transform func(text string) (any, error)
 
-// transforms reads a list of names, or of {name: argument}.
+// transforms parses one transform or a list of them: a name or {name: argument}.
 func (p *mappingParser) transforms(n *yaml.Node, what string, f *field) {
 	list := []*yaml.Node{n}
 	if n.Kind == yaml.SequenceNode {
@@ -32,6 +32,7 @@ func (p *mappingParser) transforms(n *yaml.Node, what string, f *field) {
 	}
 }
 
+// transform parses one transform and adds it to f.
 func (p *mappingParser) transform(at *yaml.Node, name string, argument *yaml.Node, what string, f *field) {
 	what += "." + name
 	if argument != nil && (name == "trim" || name == "lower" || name == "json") {
@@ -63,7 +64,7 @@ func (p *mappingParser) transform(at *yaml.Node, name string, argument *yaml.Nod
 	case "lookup":
 		table := map[string]string{}
 		if argument == nil {
-			p.fault(at, "%s: takes a table, {lookup: {from: to}}", what)
+			p.fault(at, "%s: requires a table, {lookup: {from: to}}", what)
 			return
 		}
 		p.object(argument, what, func(from string, _, to *yaml.Node) { table[from] = p.text(to, what) })
@@ -74,7 +75,7 @@ func (p *mappingParser) transform(at *yaml.Node, name string, argument *yaml.Nod
 			return nil, errors.New("must be a value of the lookup table")
 		}
 	default:
-		p.fault(at, "%s: unknown transform; there are date, json, lookup, lower, phone, trim", what)
+		p.fault(at, "%s: unknown transform; use one of date, json, lookup, lower, phone, trim", what)
 		return
 	}
 	f.transforms = append(f.transforms, t)
@@ -86,9 +87,9 @@ var (
 	midnight    = regexp.MustCompile(`[T ]00:00(:00(\.0+)?)?(Z|[+-]00:?00)?$`)
 )
 
-// parseDate brings a date whose parts have the given order into the form
-// YYYY-MM-DD. A four-digit part in front is always the year. A time of day is
-// taken only if it is midnight: anything else would be lost.
+// parseDate converts a date whose parts have the given order to YYYY-MM-DD. A
+// first part with four digits is always the year. A time of day is accepted only
+// if it is midnight, because any other would be lost.
 func parseDate(text, order string) (string, error) {
 	bad := fmt.Errorf("must be a date whose parts are in the order %s, with a year of four digits", order)
 	text = midnight.ReplaceAllString(strings.TrimSpace(text), "")
@@ -117,9 +118,9 @@ func parseDate(text, order string) (string, error) {
 	return date.Format(time.DateOnly), nil
 }
 
-// parsePhone writes a number in E.164. Without a region it needs its country
-// code, behind + or 00. Whether there can be such a number is the ledger's to
-// say, see domain.Normalize.
+// parsePhone converts a telephone number to E.164. Without a region, the number
+// needs a country code after + or 00. domain.Normalize checks later whether the
+// number is valid.
 func parsePhone(text, region string) (string, error) {
 	text = strings.TrimSpace(text)
 	if region == "" {
@@ -135,7 +136,7 @@ func parsePhone(text, region string) (string, error) {
 	return phonenumbers.Format(n, phonenumbers.E164), nil
 }
 
-// parseJSON reads text that is a JSON value: how CSV writes numbers, booleans
+// parseJSON parses text as a JSON value. CSV inputs need it for numbers, booleans
 // and lists.
 func parseJSON(text string) (any, error) {
 	d := jsontext.NewDecoder(strings.NewReader(text))
@@ -146,9 +147,9 @@ func parseJSON(text string) (any, error) {
 	return v, nil
 }
 
-// parseTime takes RFC 3339, or seconds or milliseconds since 1970. Numbers
-// from 10^11 on are milliseconds: as seconds they would be after the year 5000,
-// and as milliseconds smaller ones before 1973.
+// parseTime parses RFC 3339, or seconds or milliseconds since 1970. Numbers from
+// 10^11 on are milliseconds: as seconds they would be after the year 5000, and
+// smaller numbers would be before 1973 as milliseconds.
 func parseTime(text string, now time.Time) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339, text)
 	if n, notANumber := strconv.ParseInt(text, 10, 64); notANumber == nil {
@@ -159,7 +160,7 @@ func parseTime(text string, now time.Time) (time.Time, error) {
 	}
 	t = t.UTC().Truncate(time.Microsecond)
 	if err != nil || t.After(now) || t.Year() < 1 {
-		return t, errors.New("must be a time that has passed: RFC 3339, or seconds or milliseconds since 1970")
+		return t, errors.New("must be a time in the past: RFC 3339, or seconds or milliseconds since 1970")
 	}
 	return t, nil
 }
