@@ -132,7 +132,13 @@ func sendEvents(dir, url string) error {
 		if err != nil {
 			return err
 		}
-		if e.Backlog == 0 && e.Lanes == 0 {
+		// e.Lanes counts failing lanes only; a lane whose head arrived still
+		// owes the account's later events.
+		lanes, _, err := hooks.Lanes(ctx, "crm", "", 1)
+		if err != nil {
+			return err
+		}
+		if e.Backlog == 0 && len(lanes) == 0 {
 			break
 		}
 		time.Sleep(5 * time.Millisecond)
