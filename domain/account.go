@@ -26,7 +26,7 @@ type Account struct {
 	CombinedInto     string                    `json:"combinedInto,omitzero" doc:"The account this one was merged into; that account now has its identities."`
 	CombinedFrom     []Combined                `json:"combinedFrom,omitzero" doc:"The accounts that were merged into this one."`
 	Groups           []Membership              `json:"groups" doc:"The account's group memberships, in the order of joining."`
-	Schedules        []Schedule                `json:"schedules" doc:"The last hundred schedules that ended, then the planned ones."`
+	Schedules        []Schedule                `json:"schedules" doc:"The last hundred schedules that headed, then the planned ones."`
 	Deletion         Deletion                  `json:"deletion,omitzero" doc:"The scheduled deletion, while the account is DELETED and not yet erased."`
 	FieldClaims      map[string]Kind           `json:"fieldClaims,omitzero" doc:"Custom fields whose values are unique across accounts: the kind of identifier by field key."`
 	Consents         []ConsentDecision         `json:"consents" doc:"The latest decision on each consent."` // sorted by consentId
@@ -58,13 +58,13 @@ func (a Account) Erased() bool { return !a.ErasedTime.IsZero() }
 // JSON returns the account as the API shows it. Equal accounts give equal bytes.
 func (a Account) JSON() ([]byte, error) { return json.Marshal(a, json.Deterministic(true)) }
 
-func (a Account) end() end {
-	e := end{stream: AccountStream(a.Sub), revision: a.Revision, position: a.Position, key: a.key, commands: a.commands,
+func (a Account) head() head {
+	h := head{stream: AccountStream(a.Sub), revision: a.Revision, position: a.Position, key: a.key, commands: a.commands,
 		repeatable: a.Exists() && !a.Erased()}
 	if len(a.CombinedFrom) > 0 {
-		e.combinedSubs = strings.Join(a.subs()[1:], " ")
+		h.combinedSubs = strings.Join(a.subs()[1:], " ")
 	}
-	return e
+	return h
 }
 
 func (a Account) with(entries ...Entry) Account {
@@ -74,7 +74,7 @@ func (a Account) with(entries ...Entry) Account {
 	return a
 }
 
-func (a Account) unborn() Account { return NewAccount(a.Sub) }
+func (a Account) initial() Account { return NewAccount(a.Sub) }
 
 // ParseAccount is the inverse of Account.JSON, for views that store it.
 func ParseAccount(data []byte) (Account, error) {

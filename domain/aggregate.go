@@ -13,15 +13,15 @@ import (
 // Config, the APIKeys or a Webhook. Values are shared, so no method changes its
 // receiver.
 type aggregate[S any] interface {
-	end() end
+	head() head
 	// with returns the state after entries, which follow its last event.
 	with(entries ...Entry) S
-	// unborn returns the state before the stream's first event.
-	unborn() S
+	// initial returns the state before the stream's first event.
+	initial() S
 }
 
-// end is where a stream ends, and what the pipeline must know about it.
-type end struct {
+// head is the end of a stream, and what the pipeline must know about it.
+type head struct {
 	stream   string
 	revision eventstore.Revision // of the last event; NoStream before the first
 	position eventstore.Position // of the last event
@@ -30,9 +30,9 @@ type end struct {
 
 	combinedSubs string // see Metadata
 
-	// repeatable reports whether a command can be recognised as a repetition.
-	// An account cannot do so before it exists, and no more once it is erased:
-	// what its commands asked for went with its key.
+	// repeatable reports whether the stream recognises repeated commands. An
+	// account does so while it exists: erasing it destroys the digests of its
+	// commands with its key.
 	repeatable bool
 }
 
@@ -66,7 +66,7 @@ type Result[S aggregate[S]] struct {
 }
 
 // Position returns the position of the last event of the state's stream.
-func (r Result[S]) Position() eventstore.Position { return r.State.end().position }
+func (r Result[S]) Position() eventstore.Position { return r.State.head().position }
 
 // order is a command as the pipeline carries it out: over one state or several,
 // of which the first is the one that the caller addressed.
@@ -87,9 +87,8 @@ type order[S aggregate[S]] struct {
 	keep func(S)
 }
 
-// tries is how often a command is decided anew because another writer was
-// faster. Within one process that does not happen: writers of one stream wait
-// for one another.
+// tries is how often a command is decided again after a conflict with another
+// writer. Only other processes conflict: this one locks the stream.
 const tries = 5
 
 // retry calls try until it does not conflict with another writer, a few times.
@@ -106,7 +105,7 @@ func retry[S aggregate[S]](try func() (Result[S], error)) (Result[S], error) {
 // carryOut decides o over states and appends what was decided. A
 // *eventstore.ConflictError means that a state is not the latest one.
 func carryOut[S aggregate[S]](ctx context.Context, l *Ledger, o order[S], states []S) (Result[S], error) {
-	if addressed := states[0].end(); addressed.repeatable {
+	if addressed := states[0].head(); addressed.repeatable {
 		seen, repeated, err := l.recall(ctx, addressed.commands, o.Meta)
 		if err != nil {
 			return Result[S]{}, err
@@ -140,8 +139,8 @@ func carryOut[S aggregate[S]](ctx context.Context, l *Ledger, o order[S], states
 	case o.DryRun:
 	case caused > 0:
 		err = o.append(ctx, l, states, after, entries)
-	case states[0].end().repeatable:
-		err = l.rememberUnchanged(ctx, o.Meta, states[0].end())
+	case states[0].head().repeatable:
+		err = l.rememberUnchanged(ctx, o.Meta, states[0].head())
 	}
 	if err != nil {
 		return Result[S]{}, err
@@ -154,7 +153,7 @@ func carryOut[S aggregate[S]](ctx context.Context, l *Ledger, o order[S], states
 func record[S aggregate[S]](s S, m Metadata, events []Event, now time.Time) (S, []Entry) {
 	entries := make([]Entry, len(events))
 	for i, e := range events {
-		at := s.end()
+		at := s.head()
 		m.CombinedSubs = at.combinedSubs
 		entries[i] = Entry{ID: NewID(), Type: e.eventType(), Stream: at.stream, Revision: at.revision + 1, Position: at.position,
 			Time: now, Meta: m, Event: e}
@@ -177,14 +176,15 @@ func (o order[S]) append(ctx context.Context, l *Ledger, before, after []S, entr
 		}
 		commit.Writes = append(commit.Writes, write)
 	}
-	// After all events of the states, whose places are counted on below.
+	// These writes come last, because the positions of the states' events are
+	// counted from the receipt's first.
 	for i, s := range before {
-		if len(entries[i]) == 0 || !s.end().repeatable {
+		if len(entries[i]) == 0 || !s.head().repeatable {
 			continue
 		}
-		remembered, err := l.rememberForgotten(s.end(), o.Meta)
-		if err == nil && i == 0 && after[0].end().repeatable {
-			remembered, err = l.rememberForeign(remembered, s.end(), o.Meta, commit.Writes[0])
+		remembered, err := l.rememberForgotten(s.head(), o.Meta)
+		if err == nil && i == 0 && after[0].head().repeatable {
+			remembered, err = l.rememberForeign(remembered, s.head(), o.Meta, commit.Writes[0])
 		}
 		if err != nil {
 			return err
@@ -227,7 +227,7 @@ func repetition[S aggregate[S]](ctx context.Context, l *Ledger, states []S, seen
 		}
 		var history []Entry
 		caused := 0
-		for x, err := range l.entries(ctx, s.end().stream, 0) {
+		for x, err := range l.entries(ctx, s.head().stream, 0) {
 			if err != nil {
 				return Result[S]{}, err
 			}
@@ -241,7 +241,7 @@ func repetition[S aggregate[S]](ctx context.Context, l *Ledger, states []S, seen
 			history = append(history, x)
 		}
 		r.Events = append(r.Events, history[len(history)-caused:]...)
-		then := s.unborn().with(history...)
+		then := s.initial().with(history...)
 		if i == 0 {
 			r.State = then
 		} else {
@@ -256,7 +256,7 @@ func (o order[S]) write(ctx context.Context, l *Ledger, state S, entries []Entry
 	if o.encode != nil {
 		return o.encode(ctx, state, entries)
 	}
-	at := state.end()
+	at := state.head()
 	w := eventstore.Write{Stream: at.stream, Expected: at.revision}
 	for _, x := range entries {
 		encoded, err := l.codec.encode(x, eventstore.KeyID{})

@@ -121,11 +121,11 @@ func (k *APIKeys) List() []APIKey {
 	return list
 }
 
-func (k *APIKeys) end() end {
-	return end{stream: APIKeyStream, revision: k.Revision, position: k.Position, commands: k.commands, repeatable: true}
+func (k *APIKeys) head() head {
+	return head{stream: APIKeyStream, revision: k.Revision, position: k.Position, commands: k.commands, repeatable: true}
 }
 
-func (*APIKeys) unborn() *APIKeys { return newAPIKeys() }
+func (*APIKeys) initial() *APIKeys { return newAPIKeys() }
 
 func (k *APIKeys) with(entries ...Entry) *APIKeys {
 	after := *k

@@ -58,8 +58,8 @@ func (c *Config) clone() *Config {
 	return &d
 }
 
-func (c *Config) end() end {
-	return end{stream: ConfigStream, revision: c.Revision, position: c.Position, commands: c.commands, repeatable: true}
+func (c *Config) head() head {
+	return head{stream: ConfigStream, revision: c.Revision, position: c.Position, commands: c.commands, repeatable: true}
 }
 
 func (c *Config) with(entries ...Entry) *Config {
@@ -70,7 +70,7 @@ func (c *Config) with(entries ...Entry) *Config {
 	return after
 }
 
-func (*Config) unborn() *Config { return NewConfig() }
+func (*Config) initial() *Config { return NewConfig() }
 
 // configEvent is an event of the configuration's stream.
 type configEvent interface {

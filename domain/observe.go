@@ -23,7 +23,8 @@ const (
 	OutcomeFailed    = "failed"    // an internal error
 )
 
-// observed carries out cmd by calling f, and tells the observer what came of it.
+// observed calls f, which carries out cmd, and reports the outcome to the
+// observer.
 func observed[S aggregate[S]](ctx context.Context, l *Ledger, cmd any, r Request, f func() (Result[S], error)) (Result[S], error) {
 	start := time.Now()
 	result, err := f()

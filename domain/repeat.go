@@ -91,7 +91,7 @@ func commandStream(id string) string { return "command-" + id }
 
 // remember returns the write that remembers what c led to in a stream. Its
 // digest is sealed under the stream's key, where it has one.
-func (l *Ledger) remember(m Metadata, at end, c command, expected eventstore.Revision) (eventstore.Write, error) {
+func (l *Ledger) remember(m Metadata, at head, c command, expected eventstore.Revision) (eventstore.Write, error) {
 	e := CommandRemembered{Stream: at.stream, Revision: c.revision, Unchanged: c.unchanged, Request: []byte(c.requestHash)}
 	x := Entry{ID: NewID(), Type: e.eventType(), Stream: commandStream(c.id), Time: l.now().UTC().Truncate(time.Microsecond), Meta: m}
 	x.Meta.CommandID, x.Meta.requestHash = c.id, ""
@@ -110,7 +110,7 @@ func (l *Ledger) remember(m Metadata, at end, c command, expected eventstore.Rev
 // rememberUnchanged remembers that the command of m, if it may be repeated,
 // changed nothing in a stream. If another writer was faster the error is a
 // *eventstore.ConflictError.
-func (l *Ledger) rememberUnchanged(ctx context.Context, m Metadata, at end) error {
+func (l *Ledger) rememberUnchanged(ctx context.Context, m Metadata, at head) error {
 	if m.CommandID == "" {
 		return nil
 	}
@@ -124,7 +124,7 @@ func (l *Ledger) rememberUnchanged(ctx context.Context, m Metadata, at end) erro
 
 // rememberForgotten returns the writes that go with the next command of a
 // stream, for the command that its fold forgets with it.
-func (l *Ledger) rememberForgotten(at end, m Metadata) ([]eventstore.Write, error) {
+func (l *Ledger) rememberForgotten(at head, m Metadata) ([]eventstore.Write, error) {
 	old, ok := at.commands.forgets(m.CommandID)
 	if !ok {
 		return nil, nil
@@ -137,7 +137,7 @@ func (l *Ledger) rememberForgotten(at end, m Metadata) ([]eventstore.Write, erro
 // rememberForeign adds a write for a command whose digest is sealed in events
 // that hold other accounts' data: it would go when those are erased, and the
 // command could no longer be told from another one under its id.
-func (l *Ledger) rememberForeign(remembered []eventstore.Write, at end, m Metadata, events eventstore.Write) ([]eventstore.Write, error) {
+func (l *Ledger) rememberForeign(remembered []eventstore.Write, at head, m Metadata, events eventstore.Write) ([]eventstore.Write, error) {
 	own := func(e eventstore.Event) bool { return e.KeyID == at.key }
 	if m.requestHash == "" || at.key == (eventstore.KeyID{}) || slices.ContainsFunc(events.Events, own) {
 		return remembered, nil

@@ -249,8 +249,8 @@ func NewWebhook(id string) Webhook {
 	return Webhook{WebhookID: id, Revision: eventstore.NoStream, last: eventstore.NoStream}
 }
 
-func (w Webhook) end() end {
-	return end{stream: WebhookStream(w.WebhookID), revision: w.last, position: w.position, commands: w.commands, repeatable: true}
+func (w Webhook) head() head {
+	return head{stream: WebhookStream(w.WebhookID), revision: w.last, position: w.position, commands: w.commands, repeatable: true}
 }
 
 func (w Webhook) with(entries ...Entry) Webhook {
@@ -260,7 +260,7 @@ func (w Webhook) with(entries ...Entry) Webhook {
 	return w
 }
 
-func (w Webhook) unborn() Webhook { return NewWebhook(w.WebhookID) }
+func (w Webhook) initial() Webhook { return NewWebhook(w.WebhookID) }
 
 // Exists reports whether the webhook was created and not deleted.
 func (w Webhook) Exists() bool { return w.URL != "" }

@@ -344,7 +344,7 @@ func (s *server) problem(ctx context.Context, c *call, err error) *problem {
 		return p
 	}
 	if errors.Is(err, eventstore.ErrClosed) || ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
-		// The client may also have disconnected; then nobody reads this.
+		// If the client has disconnected, the response is discarded.
 		return newProblem(codeUnavailable, "The server is shutting down, or the request was cancelled.").with("Retry-After", "5").of(c)
 	}
 	s.Logger.ErrorContext(ctx, "request failed", "request", c.id, "route", c.route, "actor", c.actor.ID, "err", err)

@@ -25,9 +25,9 @@ run meanwhile. The copy is a complete data directory: to restore it, put it in
 the place of the lost one, put the master key back, and start the server. Events
 after the backup are lost, and webhooks deliver again what they delivered since.
 
-The command does not copy the master key, so nobody can decrypt personal data
-with the copy alone; keep the key elsewhere. It copies the key that signs the
-log (log.key), which the restored ledger needs. It does not copy the admin key:
+The command does not copy the master key, so the copy alone reveals no
+personal data; keep the key elsewhere. It copies the key that signs the log
+(log.key), which the restored ledger needs. It does not copy the admin key:
 'admin-key' creates a new one. The backup still contains the keys of accounts
 that are erased later, so do not keep it longer than you may.`,
 		Args: cobra.NoArgs,
@@ -80,7 +80,7 @@ func backup(ctx context.Context, c cli.Config, out cli.Console, to string, withM
 	}
 	out.Printf("backed up %d events to %s and verified them\n", v.Events, to)
 	if !withMaster {
-		out.Printf("the backup does not contain the master key: without it, nobody can use the copy\n")
+		out.Printf("the backup does not contain the master key, and cannot be opened without it\n")
 	}
 	return nil
 }
