@@ -26,7 +26,7 @@ type Account struct {
 	CombinedInto     string                    `json:"combinedInto,omitzero" doc:"The account this one was merged into; that account now has its identities."`
 	CombinedFrom     []Combined                `json:"combinedFrom,omitzero" doc:"The accounts that were merged into this one."`
 	Groups           []Membership              `json:"groups" doc:"The account's group memberships, in the order of joining."`
-	Schedules        []Schedule                `json:"schedules" doc:"The last hundred schedules that headed, then the planned ones."`
+	Schedules        []Schedule                `json:"schedules" doc:"The last hundred schedules that ended, then the planned ones."`
 	Deletion         Deletion                  `json:"deletion,omitzero" doc:"The scheduled deletion, while the account is DELETED and not yet erased."`
 	FieldClaims      map[string]Kind           `json:"fieldClaims,omitzero" doc:"Custom fields whose values are unique across accounts: the kind of identifier by field key."`
 	Consents         []ConsentDecision         `json:"consents" doc:"The latest decision on each consent."` // sorted by consentId

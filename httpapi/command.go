@@ -81,27 +81,37 @@ func (s *server) execute(ctx context.Context, c *call, in Command, sub string, c
 // executeAnd executes cmd on the account; show sets the body of the answer.
 func (s *server) executeAnd(ctx context.Context, c *call, in Command, sub string, cmd domain.Command,
 	show func(*answer, domain.Result[domain.Account]) (*answer, error)) (*answer, error) {
-	sub, err := canonical(sub)
-	if err != nil {
-		return nil, err
-	}
-	r, err := in.request(c)
-	if err != nil {
-		return nil, err
-	}
-	result, err := s.Ledger.Execute(ctx, r, sub, cmd)
-	if domain.CodeOf(err) == domain.CodeAccountErased {
-		return nil, s.accountErased(ctx, sub)
-	}
+	result, err := s.ask(ctx, c, in, sub, cmd)
 	if err != nil {
 		return nil, err
 	}
 	if in.DryRun {
 		return answerDryRun(result)
 	}
-	a := s.settled(ctx, result.State.Position)
+	p := result.State.Position
+	for _, other := range result.Others {
+		p = max(p, other.Position)
+	}
+	a := s.settled(ctx, p)
 	a.ETag = etag(result.State.Revision)
 	return show(a, result)
+}
+
+// ask has the ledger carry out cmd on the account.
+func (s *server) ask(ctx context.Context, c *call, in Command, sub string, cmd domain.Command) (domain.Result[domain.Account], error) {
+	sub, err := canonical(sub)
+	if err != nil {
+		return domain.Result[domain.Account]{}, err
+	}
+	r, err := in.request(c)
+	if err != nil {
+		return domain.Result[domain.Account]{}, err
+	}
+	result, err := s.Ledger.Execute(ctx, r, sub, cmd)
+	if domain.CodeOf(err) == domain.CodeAccountErased {
+		err = s.accountErased(ctx, sub)
+	}
+	return result, err
 }
 
 // settled waits until the account view has applied p, so that reads after this

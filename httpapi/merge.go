@@ -97,49 +97,31 @@ func conflicts(r domain.Result[domain.Account]) ([]conflict, error) {
 	return list, nil
 }
 
-// joint executes a command on two accounts and starts the answer.
-func (s *server) joint(ctx context.Context, c *call, in Command, sub string, other *string, pointer string, command func(other string) domain.Command) (*answer, domain.Result[domain.Account], error) {
-	sub, err := canonical(sub)
+// otherSub returns the canonical form of the sub that a command on the account sub
+// names in its body, at pointer.
+func otherSub(sub, other, pointer string) (string, error) {
+	if _, err := canonical(sub); err != nil {
+		return "", err
+	}
+	other, err := canonical(other)
 	if err != nil {
-		return nil, domain.Result[domain.Account]{}, err
+		return "", invalid([]domain.Fault{{Pointer: pointer, Detail: "must be the sub of an account, a UUID"}})
 	}
-	if *other, err = canonical(*other); err != nil {
-		return nil, domain.Result[domain.Account]{}, invalid([]domain.Fault{{Pointer: pointer, Detail: "must be the sub of an account, a UUID"}})
-	}
-	r, err := in.request(c)
-	if err != nil {
-		return nil, domain.Result[domain.Account]{}, err
-	}
-	result, err := s.Ledger.Execute(ctx, r, sub, command(*other))
-	if domain.CodeOf(err) == domain.CodeAccountErased {
-		err = s.accountErased(ctx, sub)
-	}
-	if err != nil {
-		return nil, result, err
-	}
-	if in.DryRun {
-		a, err := answerDryRun(result)
-		return a, result, err
-	}
-	p := result.State.Position
-	for _, o := range result.Others {
-		p = max(p, o.Position)
-	}
-	a := s.settled(ctx, p)
-	a.ETag = etag(result.State.Revision)
-	return a, result, nil
+	return other, nil
 }
 
 func (s *server) mergeAccount(ctx context.Context, c *call, in *mergeAccountInput) (*answer, error) {
-	a, result, err := s.joint(ctx, c, in.Command, in.Sub.Sub, &in.value.From, "/from", func(from string) domain.Command { return domain.MergeAccount{From: from} })
-	if err != nil || in.DryRun {
-		return a, err
-	}
-	found, err := conflicts(result)
+	from, err := otherSub(in.Sub.Sub, in.value.From, "/from")
 	if err != nil {
 		return nil, err
 	}
-	return a.rendered(merged{result.State, found})
+	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, domain.MergeAccount{From: from}, func(a *answer, result domain.Result[domain.Account]) (*answer, error) {
+		found, err := conflicts(result)
+		if err != nil {
+			return nil, err
+		}
+		return a.rendered(merged{result.State, found})
+	})
 }
 
 type previewMergeInput struct {
@@ -162,7 +144,11 @@ type plannedWebhook struct {
 }
 
 func (s *server) previewMerge(ctx context.Context, c *call, in *previewMergeInput) (*answer, error) {
-	_, result, err := s.joint(ctx, c, Command{DryRun: true}, in.Sub.Sub, &in.value.From, "/from", func(from string) domain.Command { return domain.MergeAccount{From: from} })
+	from, err := otherSub(in.Sub.Sub, in.value.From, "/from")
+	if err != nil {
+		return nil, err
+	}
+	result, err := s.ask(ctx, c, Command{DryRun: true}, in.Sub.Sub, domain.MergeAccount{From: from})
 	if err != nil {
 		return nil, err
 	}
@@ -227,11 +213,13 @@ type unmerged struct {
 }
 
 func (s *server) unmergeAccount(ctx context.Context, c *call, in *unmergeAccountInput) (*answer, error) {
-	a, result, err := s.joint(ctx, c, in.Command, in.Sub.Sub, &in.value.Sub, "/sub", func(sub string) domain.Command { return domain.UnmergeAccount{Sub: sub} })
-	if err != nil || in.DryRun {
-		return a, err
+	sub, err := otherSub(in.Sub.Sub, in.value.Sub, "/sub")
+	if err != nil {
+		return nil, err
 	}
-	return a.rendered(unmerged{result.State, result.Others[0]})
+	return s.executeAnd(ctx, c, in.Command, in.Sub.Sub, domain.UnmergeAccount{Sub: sub}, func(a *answer, result domain.Result[domain.Account]) (*answer, error) {
+		return a.rendered(unmerged{result.State, result.Others[0]})
+	})
 }
 
 // survivor returns the account with this sub, or the one it was merged into.
