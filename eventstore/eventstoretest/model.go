@@ -140,7 +140,7 @@ func (m *model) step(e *env, s eventstore.Store, st step) error {
 		return oneOf(err, refusals)
 	}
 	if err != nil {
-		return fmt.Errorf("Append = %w, want success", err)
+		return fmt.Errorf("the append failed, but must succeed: %w", err)
 	}
 	if want := m.base + eventstore.Position(len(m.log)) + 1; r.First != want {
 		return fmt.Errorf("the commit starts at position %d, want %d", r.First, want)
@@ -196,7 +196,7 @@ func oneOf(got error, refusals []error) error {
 			}
 		}
 	}
-	return fmt.Errorf("Append = %v, want one of: %v", got, errors.Join(refusals...))
+	return fmt.Errorf("the append returned %v, want one of: %v", got, errors.Join(refusals...))
 }
 
 // compare returns an error if the log, a stream or the owner of a claim differs

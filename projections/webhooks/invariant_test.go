@@ -318,15 +318,14 @@ func TestI8OurErrorsAreOurs(t *testing.T) {
 			w.hook("crm", "https://crm.example/hook")
 			w.account("ada")
 			w.account("bob")
-			sealed := w.log.records[1].Sealed
-			w.log.records[1].Sealed = []byte("damaged, but not erased")
+			sealed := w.log.reseal(2, []byte("damaged, but not erased"))
 			w.touch("ada", 2)
 			w.run()
 			time.Sleep(2 * time.Hour)
 			if n := r.count(); n != 1 {
 				t.Errorf("%d requests, want bob's one", n)
 			}
-			w.log.records[1].Sealed = sealed
+			w.log.reseal(2, sealed)
 			time.Sleep(5 * time.Minute)
 			w.settled("crm")
 			if r.count() != 4 {

@@ -49,6 +49,16 @@ func (l *memoryLog) Append(ctx context.Context, c eventstore.Commit) (eventstore
 	return r, nil
 }
 
+// reseal replaces the sealed part of the event at a position and returns the
+// previous one. Readers keep the records that they have.
+func (l *memoryLog) reseal(p eventstore.Position, sealed []byte) (before []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.records = slices.Clone(l.records)
+	before, l.records[p-1].Sealed = l.records[p-1].Sealed, sealed
+	return before
+}
+
 func (l *memoryLog) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
 	l.mu.Lock()
 	defer l.mu.Unlock()
