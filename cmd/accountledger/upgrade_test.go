@@ -324,9 +324,10 @@ func firstIdentity(t *testing.T, p *process, path string) string {
 }
 
 // accountsOf returns all accounts of a server as the API shows them. It finds them
-// in the feed.
+// in the feed, once the views have every event: until then a GET answers 404.
 func accountsOf(t *testing.T, p *process) kept {
 	t.Helper()
+	waitUntilReady(t, p)
 	is := kept{Accounts: map[string]jsontext.Value{}}
 	var page struct {
 		Events []struct {
@@ -370,6 +371,21 @@ func accountsOf(t *testing.T, p *process) kept {
 		is.Accounts[sub] = bytes.TrimSpace(text)
 	}
 	return is
+}
+
+// waitUntilReady waits until the views have the events that the log had at the
+// start.
+func waitUntilReady(t *testing.T, p *process) {
+	t.Helper()
+	for deadline := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
+		response, text, err := p.do(t.Context(), "GET", "/readyz", "")
+		if err == nil && response.StatusCode == http.StatusOK {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the server does not become ready: %v, %v: %s\n%s", response, err, text, p.log)
+		}
+	}
 }
 
 // pack returns the archive of a data directory.
