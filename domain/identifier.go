@@ -111,6 +111,9 @@ func fieldIDs(fields map[string]jsontext.Value, claims map[string]Kind, leading 
 	return ids
 }
 
+// ClaimsVersion is the version of the rules by which claims returns them.
+const ClaimsVersion = 1
+
 // claims compares the identifiers of accounts before and after a commit, and
 // returns the claims that the commit takes and those that it releases. So no
 // command has to name its claims.

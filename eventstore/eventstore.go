@@ -7,6 +7,7 @@ package eventstore
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -40,6 +41,10 @@ const (
 // commits to that key; see package seal. The zero KeyID means that the event
 // has no personal part.
 type KeyID [32]byte
+
+// Slot returns the slot of the key, the first part of its ID. Package seal
+// numbers keys in the order of their creation, from 1.
+func (k KeyID) Slot() uint64 { return binary.BigEndian.Uint64(k[:8]) }
 
 // Event is an event to append. The caller seals the personal part first: a
 // store sees clear bytes, sealed bytes and a key ID, never a key.
@@ -108,6 +113,20 @@ type Store interface {
 	// events yields nothing.
 	ReadStream(ctx context.Context, stream string, from Revision) iter.Seq2[Recorded, error]
 
+	// ReadProven is ReadStream for events that the caller acts on: it fails with
+	// ErrTampered unless every event is in the tree whose root the store has
+	// sealed. It costs a few hashes for each event.
+	ReadProven(ctx context.Context, stream string, from Revision) iter.Seq2[Recorded, error]
+
+	// Streams yields the names of the streams that begin with prefix, in the
+	// order of their bytes. Streams that only hold claims may be among them.
+	Streams(ctx context.Context, prefix string) iter.Seq2[string, error]
+
+	// Prove reads the events up to a position, which Head has returned, and fails
+	// with ErrTampered unless they have the root that the store has sealed. It
+	// calls progress, if not nil, with numbers of events.
+	Prove(ctx context.Context, to Position, progress func(done, total int64)) error
+
 	// Subscribe yields all events after a position, first the existing ones,
 	// then new ones as they are appended. A page holds the events available
 	// at that moment, at least one, so that a follower can commit once per
@@ -124,6 +143,17 @@ type Store interface {
 	// and is idempotent.
 	Erase(ctx context.Context, key KeyID, streams ...string) error
 
+	// Reclaim replaces all claims by those of a version of the rules that make
+	// claims, in one transaction. The first of several owners of a key holds it;
+	// the others wait, and get it in their order when it is released. Claims and
+	// Release treat a waiting claim like one that its owner does not hold, except
+	// that a release ends the wait.
+	Reclaim(ctx context.Context, version int, claims iter.Seq2[Claim, error]) error
+
+	// ClaimsVersion returns the version of the last Reclaim. A new store has the
+	// version that it was created with.
+	ClaimsVersion(ctx context.Context) (int, error)
+
 	// Close ends running subscriptions with ErrClosed. It is idempotent.
 	Close() error
 }
@@ -139,6 +169,10 @@ type StreamReader interface {
 	// event or with an error. A position after Head means Head.
 	ByStream(ctx context.Context, to Position) iter.Seq2[[]Recorded, error]
 }
+
+// ErrTampered reports that an event is not what the store appended: somebody
+// changed the log's files. The store accepts no more appends.
+var ErrTampered = errors.New("eventstore: the log is not what this ledger wrote")
 
 // ErrClosed is returned by all methods of a closed store except Close.
 var ErrClosed = errors.New("eventstore: closed")

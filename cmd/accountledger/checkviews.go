@@ -139,6 +139,25 @@ func (p prefix) ReadStream(ctx context.Context, stream string, from eventstore.R
 	}
 }
 
+func (p prefix) ReadProven(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return p.ReadStream(ctx, stream, from)
+}
+
+func (p prefix) Streams(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return p.log.Streams(ctx, prefix)
+}
+
+// Prove does nothing: 'verify' does.
+func (p prefix) Prove(context.Context, eventstore.Position, func(done, total int64)) error {
+	return nil
+}
+
+func (p prefix) Reclaim(context.Context, int, iter.Seq2[eventstore.Claim, error]) error {
+	return fmt.Errorf("reclaim in a read-only log: %w", errors.ErrUnsupported)
+}
+
+func (p prefix) ClaimsVersion(context.Context) (int, error) { return domain.ClaimsVersion, nil }
+
 func (p prefix) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return p.log.ByStream(ctx, min(to, p.end))
 }

@@ -53,6 +53,7 @@ func openStore(ctx context.Context, c cli.Config, signer note.Signer, hooks stor
 type storeReader interface {
 	eventstore.StreamReader
 	ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error]
+	Streams(ctx context.Context, prefix string) iter.Seq2[string, error]
 	Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error]
 	Head(ctx context.Context) (eventstore.Position, error)
 	// Check returns what is wrong with the structure of the store's file.

@@ -426,6 +426,24 @@ func (m *memory) ReadStream(ctx context.Context, stream string, from eventstore.
 	}
 }
 
+func (m *memory) ReadProven(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return m.ReadStream(ctx, stream, from)
+}
+
+func (m *memory) Streams(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {}
+}
+
+func (m *memory) Prove(context.Context, eventstore.Position, func(done, total int64)) error {
+	return nil
+}
+
+func (m *memory) Reclaim(context.Context, int, iter.Seq2[eventstore.Claim, error]) error {
+	return errors.ErrUnsupported
+}
+
+func (m *memory) ClaimsVersion(context.Context) (int, error) { return 1, nil }
+
 func (m *memory) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {
 		var page []eventstore.Recorded

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,7 +44,7 @@ type Reader struct {
 type readConn struct {
 	*conn
 	head, page, stream *stmt
-	streams            *stmt
+	streams, names     *stmt
 	row                [recordedColumns]driver.Value
 }
 
@@ -135,6 +136,7 @@ func (r *Reader) dial() (*readConn, error) {
 		&c.head:    `SELECT position FROM events ORDER BY position DESC LIMIT 1`,
 		&c.page:    selectRecorded + ` WHERE e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ` + fmt.Sprint(pageEvents),
 		&c.stream:  selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
+		&c.names:   `SELECT name FROM streams WHERE name > ? ORDER BY name LIMIT ` + fmt.Sprint(pageEvents),
 		&c.streams: selectRecorded + ` WHERE (e.stream, e.revision) > (ifnull((SELECT num FROM streams WHERE name = ?), 0), ?) AND e.position <= ? ORDER BY e.stream, e.revision LIMIT ` + fmt.Sprint(pageEvents),
 	})
 	if err != nil {
@@ -298,6 +300,60 @@ func (r *Reader) readStream(ctx context.Context, stream string, from eventstore.
 				return
 			}
 		}
+	}
+}
+
+// Streams yields the names of the streams that begin with prefix, in the order
+// of their bytes, and in pages like ReadStream.
+func (r *Reader) Streams(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for last, more := prefix, true; more; {
+			var page []string
+			err := ctx.Err()
+			if err == nil {
+				err = r.use(ctx, func(c *readConn) (err error) {
+					page, err = c.streamNames(last, prefix)
+					return err
+				})
+			}
+			if err != nil {
+				yield("", fmt.Errorf("sqlite: streams: %w", err))
+				return
+			}
+			for _, name := range page {
+				if !yield(name, nil) {
+					return
+				}
+				last = name
+			}
+			more = len(page) == pageEvents
+		}
+	}
+}
+
+// streamNames returns a page of the names that begin with prefix, after last.
+func (c *readConn) streamNames(last, prefix string) ([]string, error) {
+	rows, err := c.names.query(last)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var page []string
+	for {
+		if err := rows.Next(c.row[:1]); err == io.EOF {
+			return page, nil
+		} else if err != nil {
+			return nil, classify(err)
+		}
+		f := fields{row: c.row[:1]}
+		name := f.text()
+		if f.bad {
+			return nil, corrupt("the name of a stream cannot be read")
+		}
+		if !strings.HasPrefix(name, prefix) {
+			return page, nil
+		}
+		page = append(page, name)
 	}
 }
 

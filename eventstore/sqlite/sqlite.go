@@ -226,6 +226,29 @@ func (s *Store) ReadStream(ctx context.Context, stream string, from eventstore.R
 	return s.files.readStream(ctx, stream, from, s.Head)
 }
 
+// ReadProven implements eventstore.Store.
+func (s *Store) ReadProven(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return s.files.readStream(ctx, stream, from, s.Head)
+}
+
+// Streams implements eventstore.Store.
+func (s *Store) Streams(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return s.files.Streams(ctx, prefix)
+}
+
+// Prove implements eventstore.Store.
+func (s *Store) Prove(ctx context.Context, to eventstore.Position, progress func(done, total int64)) error {
+	return nil
+}
+
+// Reclaim implements eventstore.Store.
+func (s *Store) Reclaim(ctx context.Context, version int, claims iter.Seq2[eventstore.Claim, error]) error {
+	return errors.ErrUnsupported
+}
+
+// ClaimsVersion implements eventstore.Store.
+func (s *Store) ClaimsVersion(ctx context.Context) (int, error) { return 1, nil }
+
 // ByStream implements eventstore.StreamReader.
 func (s *Store) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return s.files.byStream(ctx, to, s.Head)

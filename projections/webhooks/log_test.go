@@ -2,11 +2,15 @@ package webhooks
 
 import (
 	"context"
+	"errors"
 	"iter"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"accountledger/domain"
 	"accountledger/eventstore"
 )
 
@@ -76,6 +80,33 @@ func (l *memoryLog) ReadStream(ctx context.Context, stream string, from eventsto
 		}
 	}
 }
+
+func (l *memoryLog) ReadProven(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return l.ReadStream(ctx, stream, from)
+}
+
+func (l *memoryLog) Streams(_ context.Context, prefix string) iter.Seq2[string, error] {
+	l.mu.Lock()
+	names := slices.Sorted(maps.Keys(l.streams))
+	l.mu.Unlock()
+	return func(yield func(string, error) bool) {
+		for _, name := range names {
+			if strings.HasPrefix(name, prefix) && !yield(name, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (l *memoryLog) Prove(context.Context, eventstore.Position, func(done, total int64)) error {
+	return nil
+}
+
+func (l *memoryLog) Reclaim(context.Context, int, iter.Seq2[eventstore.Claim, error]) error {
+	return errors.ErrUnsupported
+}
+
+func (l *memoryLog) ClaimsVersion(context.Context) (int, error) { return domain.ClaimsVersion, nil }
 
 func (l *memoryLog) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {
