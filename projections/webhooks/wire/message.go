@@ -208,9 +208,10 @@ func (w *writer) time(member string, t time.Time) {
 	w.b = append(t.UTC().AppendFormat(w.b, time.RFC3339Nano), '"')
 }
 
-// thinMembers are the members of data that hold ids issued by the ledger. Ids
-// issued by an identity provider are personal data and are not among them.
-var thinMembers = []string{"sub", "identityId", "webhookId", "groupId", "consentId", "scheduleId", "eventId"}
+// thinMembers are the members of data that hold ids issued by the ledger, and those
+// that say where it forked. Ids issued by an identity provider are personal data
+// and are not among them.
+var thinMembers = []string{"sub", "identityId", "webhookId", "groupId", "consentId", "scheduleId", "eventId", "incarnation", "fork"}
 
 // ids returns data with only its thinMembers.
 func ids(data jsontext.Value) (jsontext.Value, error) {
