@@ -43,6 +43,9 @@ type Ledger struct {
 
 	keying  sync.Mutex              // held while a command changes the API keys
 	apiKeys atomic.Pointer[APIKeys] // nil until first used; written under keying, read without
+
+	forking sync.Mutex              // held while the lineage is read or changed
+	lineage atomic.Pointer[Lineage] // nil until first used; written under forking, read without
 }
 
 // LedgerConfig configures a Ledger.

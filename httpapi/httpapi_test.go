@@ -429,7 +429,7 @@ func checkProblem(res *http.Response, got []byte) error {
 	}
 	want := problem{Type: "/problems/" + string(p.Code), Title: problemKinds[p.Code].title, Status: res.StatusCode, Code: p.Code,
 		RequestID: res.Header.Get("X-Request-Id"), Instance: "urn:uuid:" + res.Header.Get("X-Request-Id")}
-	p.Detail, p.Errors, p.Erased, p.Position, p.Merge = "", nil, want.Erased, nil, nil
+	p.Detail, p.Errors, p.Erased, p.Position, p.Fork, p.Next, p.Merge = "", nil, want.Erased, nil, nil, "", nil
 	if diff := gocmp.Diff(want, p, gocmp.AllowUnexported(problem{})); diff != "" {
 		return errors.New("problem (-want +got):\n" + diff)
 	}

@@ -441,7 +441,7 @@ func (c *crash) written(log *sqlite.Store, keys *seal.Keys) map[string]bool {
 			if err != nil {
 				c.t.Fatal(err)
 			}
-			public, err := domain.Public(x)
+			public, err := domain.Public(x, 0)
 			if err != nil {
 				c.t.Fatal(err)
 			}
