@@ -3,14 +3,12 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
 	"strings"
 
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
 	"accountledger/cmd/accountledger/cli"
@@ -54,7 +52,7 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), tracing: t, work: make(chan func(context.Context), 16)}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.close())
+			err = errors.Join(explain(c, err), l.close())
 		}
 	}()
 	if err := l.dir.make(logger); err != nil {
@@ -68,6 +66,10 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 		return nil, err
 	}
 	l.vkey = id.vkey
+	last, err := openLastSigned(c, id.known)
+	if err != nil {
+		return nil, err
+	}
 	if l.keys, err = seal.Open(ctx, seal.Config{Path: l.dir.path(keysFile), Master: id.master}); err != nil {
 		return nil, err
 	}
@@ -75,11 +77,16 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 	if err := cli.SyncDir(c.Data); err != nil {
 		return nil, err
 	}
-	if l.log, err = openStore(ctx, c, id.signer, storeHooks{l.metrics.committed, hook(t, t.appended)}); err != nil {
+	if l.log, err = openStore(ctx, c, id.signer, last, storeHooks{l.metrics.committed, hook(t, t.appended)}); err != nil {
 		return nil, err
 	}
 	if err := l.dir.complete(id.vkey); err != nil {
 		return nil, err
+	}
+	if log, ok := l.log.(checkpointed); ok {
+		if err := last.create(ctx, log, logger); err != nil {
+			return nil, err
+		}
 	}
 	l.codec = domain.Codec{Keys: l.keys}
 	l.views, err = projections.Open(ctx, projections.Config{
@@ -195,30 +202,26 @@ func openReadOnly(ctx context.Context, c cli.Config, logger *slog.Logger) (*read
 	}
 	log, err := openStoreReader(ctx, c)
 	if err != nil {
-		return nil, err
+		return nil, explain(c, err)
 	}
 	return &reader{c, directory(c.Data), log, logger}, nil
 }
 
 func (r *reader) close() error { return r.log.Close() }
 
-// verifier returns the key that verifies checkpoints: vkey, or the directory's if
-// vkey is empty.
-func (r *reader) verifier(vkey string) (note.Verifier, error) {
+// verifiers returns the keys that verify checkpoints: those in vkey, or the
+// directory's if vkey is empty.
+func (r *reader) verifiers(vkey string) (verifiers, error) {
 	if vkey == "" {
 		var err error
 		if vkey, err = cli.ReadTrimmed(r.dir.path(logVKeyFile)); errors.Is(err, fs.ErrNotExist) {
-			_, vkey, err = r.dir.signer()
+			_, vkey, _, err = r.dir.signer()
 		}
 		if err != nil {
 			return nil, err
 		}
 	}
-	v, err := note.NewVerifier(vkey)
-	if err != nil {
-		return nil, fmt.Errorf("not a public key of a log: %w", err)
-	}
-	return v, nil
+	return parseVerifiers(vkey)
 }
 
 // keys opens the accounts' keys. It needs the master key.
@@ -227,5 +230,6 @@ func (r *reader) keys(ctx context.Context) (*seal.Keys, error) {
 	if err != nil {
 		return nil, err
 	}
-	return seal.OpenReader(ctx, seal.Config{Path: r.dir.path(keysFile), Master: master})
+	keys, err := seal.OpenReader(ctx, seal.Config{Path: r.dir.path(keysFile), Master: master})
+	return keys, explain(r.config, err)
 }

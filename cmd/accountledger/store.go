@@ -10,14 +10,24 @@ import (
 	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
 	"accountledger/eventstore/sqlite"
 )
 
 // Only this file knows which store holds the log. The other files use the port,
 // eventstore.Store, and for tools that only read, storeReader.
 
-// errLocked reports that another process uses the data directory.
-var errLocked = sqlite.ErrLocked
+// errLocked reports that another process uses the data directory. The other errors
+// report that its log cannot be used.
+var (
+	errLocked       = sqlite.ErrLocked
+	errStoreForeign = sqlite.ErrForeign
+	errStoreNewer   = sqlite.ErrNewer
+	errStoreCorrupt = sqlite.ErrCorrupt
+)
+
+// storeRefusal returns the refusal in err, if the store refused to open its file.
+func storeRefusal(err error) (*refusal, bool) { return nil, false }
 
 // transaction describes a transaction of the store, which appends may share.
 type transaction sqlite.Transaction
@@ -32,9 +42,9 @@ type storeHooks struct {
 }
 
 // openStore opens the log in the data directory of c for writing, and creates
-// it if there is none. signer signs its checkpoints. It returns errLocked if
-// another process has the log open.
-func openStore(ctx context.Context, c cli.Config, signer note.Signer, hooks storeHooks) (eventstore.Store, error) {
+// it if there is none. signer signs its checkpoints, which last also keeps; last
+// may be nil. It returns errLocked if another process has the log open.
+func openStore(ctx context.Context, c cli.Config, signer note.Signer, last *lastSigned, hooks storeHooks) (eventstore.Store, error) {
 	config := sqlite.Config{Dir: c.Data, Signer: signer}
 	if hooks.committed != nil {
 		config.Observe = func(t sqlite.Transaction) { hooks.committed(transaction(t)) }
@@ -60,6 +70,9 @@ type storeReader interface {
 	Check(ctx context.Context) ([]string, error)
 	// Backup writes a copy to the new file dest.
 	Backup(ctx context.Context, dest string, progress func(done, total int64)) error
+	// checkHead compares the sealed head with the log, and reports whether it could:
+	// the log of an older version has none. It fails with ErrTampered.
+	checkHead(ctx context.Context, keys *seal.Keys) (bool, error)
 	// verify verifies the events against the checkpoints in the log and t.
 	verify(ctx context.Context, t trust, progress func(done, total int64)) (verified, error)
 	Close() error
@@ -67,8 +80,8 @@ type storeReader interface {
 
 // trust is what a verification relies on besides the log.
 type trust struct {
-	verifier note.Verifier
-	anchors  [][]byte // checkpoints that were kept elsewhere
+	verifiers verifiers
+	anchors   [][]byte // checkpoints that were kept elsewhere
 }
 
 // requireStore returns an error unless there is a log in the data directory of c.
@@ -94,14 +107,18 @@ func openStoreReader(ctx context.Context, c cli.Config) (storeReader, error) {
 
 type sqliteReader struct{ *sqlite.Reader }
 
+func (r sqliteReader) checkHead(ctx context.Context, keys *seal.Keys) (bool, error) {
+	return false, nil
+}
+
 func (r sqliteReader) verify(ctx context.Context, t trust, progress func(done, total int64)) (verified, error) {
-	report, err := r.Verify(ctx, sqlite.Trust{Verifier: t.verifier, Anchors: t.anchors, Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}, progress)
+	report, err := r.Verify(ctx, sqlite.Trust{Verifier: t.verifiers[0], Anchors: t.anchors, Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}, progress)
 	if err != nil {
 		return verified{}, err
 	}
 	return verified{
-		OK: report.OK(), Origin: t.verifier.Name(), Events: report.Events, Covered: report.Covered, Checkpoints: report.Checkpoints,
-		Faults: found(report.Faults), Unlisted: report.Unlisted, Warnings: found(report.Warnings),
+		OK: report.OK(), Origin: t.verifiers[0].Name(), Events: report.Events, Covered: report.Covered, Checkpoints: report.Checkpoints,
+		Faults: found(report.Faults), Unlisted: report.Unlisted, Warnings: found(report.Warnings), SealedHead: headNotChecked,
 	}, nil
 }
 
