@@ -85,3 +85,63 @@ func (s *Store) ClaimsVersion(ctx context.Context) (int, error) {
 	}
 	return int(version), nil
 }
+
+// Claims yields all claims in pages, like ReadStream: of each kind in the order of
+// the keys, first those that are held, then those that wait. A claim that moves
+// meanwhile may be yielded with its owner before or after.
+func (r *Reader) Claims(ctx context.Context) iter.Seq2[eventstore.Claim, error] {
+	return func(yield func(eventstore.Claim, error) bool) {
+		version, err := identify(r.path)
+		if err != nil {
+			yield(eventstore.Claim{}, fmt.Errorf("sqlite: claims: %w", err))
+			return
+		}
+		pageOf := ` LIMIT ` + fmt.Sprint(pageEvents)
+		queries := []string{`SELECT c.kind, c.key, 0, s.name FROM claims c LEFT JOIN streams s ON s.num = c.stream
+			WHERE (c.kind, c.key) > (?, ?) AND ? = 0 ORDER BY c.kind, c.key` + pageOf}
+		if version > 1 {
+			queries = append(queries, `SELECT c.kind, c.key, c.place, s.name FROM waiting c LEFT JOIN streams s ON s.num = c.stream
+				WHERE (c.kind, c.key, c.place) > (?, ?, ?) ORDER BY c.kind, c.key, c.place`+pageOf)
+		}
+		for _, query := range queries {
+			var last eventstore.Claim
+			var place int64
+			for more := true; more; {
+				var page []eventstore.Claim
+				err := r.use(ctx, func(c *readConn) error {
+					s, err := c.prepare(query)
+					if err != nil {
+						return err
+					}
+					defer s.close()
+					return s.each(4, func(f *fields) error {
+						k := eventstore.Claim{Kind: f.text(), Key: string(f.blob())}
+						place = f.int()
+						if f.maybe() { // else there is no such stream
+							k.Owner = f.text()
+						}
+						if f.bad {
+							return corrupt("a claim cannot be read")
+						}
+						page = append(page, k)
+						return nil
+					}, last.Kind, []byte(last.Key), place)
+				})
+				if err == nil {
+					err = ctx.Err()
+				}
+				if err != nil {
+					yield(eventstore.Claim{}, fmt.Errorf("sqlite: claims: %w", err))
+					return
+				}
+				for _, k := range page {
+					if !yield(k, nil) {
+						return
+					}
+					last = k
+				}
+				more = len(page) == pageEvents
+			}
+		}
+	}
+}
