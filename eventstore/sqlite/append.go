@@ -388,7 +388,14 @@ func (w *writer) moveClaims(c eventstore.Commit) error {
 		if h.num == 0 {
 			continue // a stream that does not exist holds no claims
 		}
-		if err := w.release(k, h.num); err != nil {
+		released, err := w.deleteClaim.changes(k.Kind, []byte(k.Key), h.num)
+		if err != nil {
+			return err
+		}
+		if released > 0 {
+			w.next.claims = w.next.claims.minus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+		}
+		if err := w.endWait(k, h.num); err != nil {
 			return err
 		}
 	}
@@ -407,52 +414,53 @@ func (w *writer) moveClaims(c eventstore.Commit) error {
 		if err != nil {
 			return err
 		}
-		if taken > 0 {
-			w.next.claims = w.next.claims.plus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+		if taken == 0 {
+			continue // the owner holds it
+		}
+		w.next.claims = w.next.claims.plus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+		if err := w.endWait(k, h.num); err != nil {
+			return err
+		}
+	}
+	for _, k := range c.Release {
+		if err := w.promote(k); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// release deletes a claim that the stream num holds or waits for.
-func (w *writer) release(k eventstore.Claim, num int64) error {
-	key := []byte(k.Key)
-	released, err := w.deleteClaim.changes(k.Kind, key, num)
-	if err != nil {
-		return err
-	}
-	if released > 0 {
-		w.next.claims = w.next.claims.minus(w.vouch.claim(k.Kind, key, k.Owner))
-	}
+// endWait ends the wait of a claim's owner, the stream num.
+func (w *writer) endWait(k eventstore.Claim, num int64) error {
 	if w.next.waiting == 0 {
 		return nil
 	}
-	type place struct {
-		place, stream int64
-		owner         string
+	ended, err := w.deleteWaiting.changes(k.Kind, []byte(k.Key), num)
+	if ended > 0 {
+		w.next.waiting -= ended
+		w.next.claims = w.next.claims.minus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
 	}
-	var waiting []place
-	err = w.selectWaiting.each(3, func(f *fields) error {
-		waiting = append(waiting, place{f.int(), f.int(), f.text()})
-		if f.bad {
-			return corrupt("a waiting claim cannot be read")
-		}
+	return err
+}
+
+// promote gives a released key, if nobody has taken it, to the first owner that
+// waits for it. The digest has a claim whether it is held or waits.
+func (w *writer) promote(k eventstore.Claim) error {
+	if w.next.waiting == 0 {
 		return nil
-	}, k.Kind, key)
-	if err != nil {
+	}
+	if owner, err := w.claimOwner(k); owner != "" || err != nil {
 		return err
 	}
-	for _, next := range waiting {
-		if promoted := released > 0; promoted || next.stream == num {
-			if err := w.deleteWaiting.exec(k.Kind, key, next.place); err != nil {
-				return err
-			}
-			w.next.waiting--
-			if promoted { // the digest has the claim, held or waiting
-				return w.insertClaim.exec(k.Kind, key, next.stream)
-			}
-			w.next.claims = w.next.claims.minus(w.vouch.claim(k.Kind, key, next.owner))
-		}
+	found, err := w.selectWaiting.row(w.row[:1], k.Kind, []byte(k.Key))
+	if !found || err != nil {
+		return err
 	}
-	return nil
+	f := fields{row: w.row[:1]}
+	first := f.int()
+	if err := w.insertClaim.exec(k.Kind, []byte(k.Key), first); err != nil {
+		return err
+	}
+	w.next.waiting--
+	return w.deleteWaiting.exec(k.Kind, []byte(k.Key), first)
 }

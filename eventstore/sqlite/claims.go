@@ -28,7 +28,8 @@ func (w *writer) reclaim(ctx context.Context, version int, claims iter.Seq2[even
 		return err
 	}
 	wait, err := w.db.prepare(`INSERT INTO waiting (kind, key, place, stream)
-		VALUES (?1, ?2, (SELECT ifnull(max(place), 0) + 1 FROM waiting WHERE kind = ?1 AND key = ?2), ?3)`)
+		SELECT ?1, ?2, (SELECT ifnull(max(place), 0) + 1 FROM waiting WHERE kind = ?1 AND key = ?2), ?3
+		WHERE NOT EXISTS (SELECT 1 FROM waiting WHERE kind = ?1 AND key = ?2 AND stream = ?3)`)
 	if err != nil {
 		return err
 	}
@@ -55,19 +56,21 @@ func (w *writer) reclaim(ctx context.Context, version int, claims iter.Seq2[even
 		if err != nil {
 			return err
 		}
+		added := int64(0)
 		switch owner {
 		case k.Owner:
-			continue
 		case "":
-			err = w.insertClaim.exec(k.Kind, []byte(k.Key), h.num)
+			added, err = w.insertClaim.changes(k.Kind, []byte(k.Key), h.num)
 		default:
-			w.next.waiting++
-			err = wait.exec(k.Kind, []byte(k.Key), h.num)
+			added, err = wait.changes(k.Kind, []byte(k.Key), h.num)
+			w.next.waiting += added
 		}
 		if err != nil {
 			return err
 		}
-		w.next.claims = w.next.claims.plus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+		if added > 0 {
+			w.next.claims = w.next.claims.plus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+		}
 	}
 	return nil
 }

@@ -175,12 +175,11 @@ func (c *readConn) eventRows(s *stmt, args ...driver.Value) (page []eventRow, so
 	}
 }
 
-// Prove implements eventstore.Store. It reads the events up to the head at the
-// time of the call, in blocks.
-func (s *Store) Prove(ctx context.Context, _ eventstore.Position, progress func(done, total int64)) error {
+// Prove implements eventstore.Store. It reads the events in blocks.
+func (s *Store) Prove(ctx context.Context, to eventstore.Position, progress func(done, total int64)) error {
 	tree, err := s.writer.treeNow(ctx)
 	if err == nil {
-		_, err = s.files.prove(ctx, &tlog.Tree{}, tree, progress)
+		_, err = s.files.prove(ctx, &tlog.Tree{}, tree, min(max(int64(to), 0), tree.Size()), progress)
 	}
 	if err != nil {
 		return fmt.Errorf("sqlite: prove: %w", s.writer.suspect(err))
@@ -189,21 +188,21 @@ func (s *Store) Prove(ctx context.Context, _ eventstore.Position, progress func(
 }
 
 // prove adds the events after those in tree to it, from their bytes in the file,
-// up to the size of want, and fails with ErrTampered unless it then has the same
-// root. It returns the tree.
-func (r *Reader) prove(ctx context.Context, tree, want *tlog.Tree, progress func(done, total int64)) (*tlog.Tree, error) {
+// until it has a size, and fails with ErrTampered unless it is then the start of
+// want. It returns the tree.
+func (r *Reader) prove(ctx context.Context, tree, want *tlog.Tree, size int64, progress func(done, total int64)) (*tlog.Tree, error) {
 	known := tree.Size()
 	var buf []byte
 	var hashes [tlog.TileWidth]tlog.Hash
-	for tree.Size() < want.Size() {
+	for tree.Size() < size {
 		if progress != nil {
-			progress(tree.Size(), want.Size())
+			progress(tree.Size(), size)
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		first := tree.Size() + 1
-		last := min(first+tlog.TileWidth-1, want.Size())
+		last := min(first+tlog.TileWidth-1, size)
 		n := int64(0)
 		err := r.use(ctx, func(c *readConn) error {
 			return c.block.each(eventColumns, func(f *fields) error {
@@ -233,30 +232,51 @@ func (r *Reader) prove(ctx context.Context, tree, want *tlog.Tree, progress func
 		}
 	}
 	if progress != nil {
-		progress(tree.Size(), want.Size())
+		progress(tree.Size(), size)
 	}
-	if tree.Root() != want.Root() {
-		return nil, r.locate(ctx, known, want)
+	if err := r.isStart(ctx, tree, want); err != nil {
+		if e := r.locate(ctx, known, size, want); e != nil {
+			err = e
+		}
+		return nil, err
 	}
 	return tree, nil
 }
 
+// isStart fails with ErrTampered unless tree is the start of want.
+func (r *Reader) isStart(ctx context.Context, tree, want *tlog.Tree) error {
+	if tree.Size() == want.Size() {
+		if tree.Root() != want.Root() {
+			return tampered("the first %d events do not have the sealed root", tree.Size())
+		}
+		return nil
+	}
+	// The hashes on a tree's edge determine the tree.
+	p := &prover{tree: want, read: r.fullTile(ctx)}
+	for _, tile := range tree.Edge() {
+		for i := int64(0); len(tile.Data) > 0; i++ {
+			if err := p.prove(tile.Level, tile.N*tlog.TileWidth+i, tlog.Hash(tile.Data[:len(tlog.Hash{})])); err != nil {
+				return err
+			}
+			tile.Data = tile.Data[len(tlog.Hash{}):]
+		}
+	}
+	return nil
+}
+
 // locate finds the first event after a position that is not the one in tree,
 // although its bytes have the leaf hash beside them.
-func (r *Reader) locate(ctx context.Context, after int64, tree *tlog.Tree) error {
+func (r *Reader) locate(ctx context.Context, after, to int64, tree *tlog.Tree) error {
 	p := &prover{tree: tree, read: r.fullTile(ctx)}
-	for first := after + 1; first <= tree.Size(); {
+	for first := after + 1; first <= to; {
 		var page []eventRow
 		var sound []bool
 		err := r.use(ctx, func(c *readConn) (err error) {
-			page, sound, err = c.eventRows(c.block, first, min(first+tlog.TileWidth-1, tree.Size()))
+			page, sound, err = c.eventRows(c.block, first, min(first+tlog.TileWidth-1, to))
 			return err
 		})
-		if err != nil {
+		if len(page) == 0 || err != nil {
 			return err
-		}
-		if len(page) == 0 {
-			break
 		}
 		for i := range page {
 			if _, err := page[i].check(sound[i], p, nil); err != nil {
@@ -265,5 +285,5 @@ func (r *Reader) locate(ctx context.Context, after int64, tree *tlog.Tree) error
 		}
 		first = int64(page[len(page)-1].Position) + 1
 	}
-	return tampered("the events up to %d do not have the sealed root", tree.Size())
+	return nil
 }

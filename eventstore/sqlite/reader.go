@@ -166,7 +166,7 @@ func (r *Reader) dial() (*readConn, error) {
 		&c.block:        selectEvents + ` WHERE e.position BETWEEN ? AND ? ORDER BY e.position`,
 		&c.provenStream: selectEvents + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
 		&c.tile:         `SELECT data FROM tiles WHERE level = ? AND n = ?`,
-		&c.names:        `SELECT name FROM streams WHERE name > ? ORDER BY name LIMIT ` + fmt.Sprint(pageEvents),
+		&c.names:        `SELECT name FROM streams WHERE name >= ?1 AND (name > ?1 OR ?2) ORDER BY name LIMIT ` + fmt.Sprint(pageEvents),
 		&c.streams:      selectRecorded + ` WHERE (e.stream, e.revision) > (ifnull((SELECT num FROM streams WHERE name = ?), 0), ?) AND e.position <= ? ORDER BY e.stream, e.revision LIMIT ` + fmt.Sprint(pageEvents),
 	})
 	if err != nil {
@@ -337,12 +337,12 @@ func (r *Reader) readStream(ctx context.Context, stream string, from eventstore.
 // of their bytes, and in pages like ReadStream.
 func (r *Reader) Streams(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		for last, more := prefix, true; more; {
+		for last, more, first := prefix, true, true; more; first = false {
 			var page []string
 			err := ctx.Err()
 			if err == nil {
 				err = r.use(ctx, func(c *readConn) (err error) {
-					page, err = c.streamNames(last, prefix)
+					page, err = c.streamNames(last, prefix, first)
 					return err
 				})
 			}
@@ -361,9 +361,14 @@ func (r *Reader) Streams(ctx context.Context, prefix string) iter.Seq2[string, e
 	}
 }
 
-// streamNames returns a page of the names that begin with prefix, after last.
-func (c *readConn) streamNames(last, prefix string) ([]string, error) {
-	rows, err := c.names.query(last)
+// streamNames returns a page of the names that begin with prefix: those after
+// last, and last itself if the page is the first.
+func (c *readConn) streamNames(last, prefix string, first bool) ([]string, error) {
+	at := int64(0)
+	if first {
+		at = 1
+	}
+	rows, err := c.names.query(last, at)
 	if err != nil {
 		return nil, err
 	}

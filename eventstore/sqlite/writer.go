@@ -148,8 +148,8 @@ func newWriter(db *conn, files *Reader, c Config) (*writer, error) {
 		&w.insertSealed:      `INSERT INTO sealed (position, bytes) VALUES (?, ?)`,
 		&w.putTile:           `INSERT INTO tiles (level, n, data) VALUES (?, ?, ?) ON CONFLICT (level, n) DO UPDATE SET data = excluded.data`,
 		&w.insertClaim:       `INSERT INTO claims (kind, key, stream) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO NOTHING`,
-		&w.selectWaiting:     `SELECT place, stream, (SELECT name FROM streams WHERE num = stream) FROM waiting WHERE kind = ? AND key = ? ORDER BY place`,
-		&w.deleteWaiting:     `DELETE FROM waiting WHERE kind = ? AND key = ? AND place = ?`,
+		&w.selectWaiting:     `SELECT stream FROM waiting WHERE kind = ? AND key = ? ORDER BY place LIMIT 1`,
+		&w.deleteWaiting:     `DELETE FROM waiting WHERE kind = ? AND key = ? AND stream = ?`,
 		&w.updateHead:        `UPDATE head SET size = ?, root = ?, claims = ?, slot = ?, changes = ?, destroyed = ?, mac = ?`,
 		&w.deleteClaim:       `DELETE FROM claims WHERE kind = ? AND key = ? AND stream = ?`,
 		&w.insertCheckpoint:  `INSERT INTO checkpoints (size, time, note) VALUES (?, ?, ?)`,
@@ -378,7 +378,7 @@ func (w *writer) audit() {
 	a := audit{time: w.state.time}
 	w.sound, w.lastSign = nil, time.Now()
 	go func() {
-		if a.sound, a.err = w.files.prove(context.Background(), sound, want, nil); a.err == nil {
+		if a.sound, a.err = w.files.prove(context.Background(), sound, want, want.Size(), nil); a.err == nil {
 			a.note, a.err = tlog.Checkpoint{Origin: w.signer.Name(), Size: want.Size(), Root: want.Root()}.Sign(w.signer)
 		}
 		// First where an operator cannot roll the ledger back with it.
