@@ -64,10 +64,20 @@ func newFixture(t testing.TB) *fixture {
 	return f
 }
 
-// rewritingLog is a log that changes records as they are read.
+// rewritingLog is a log that changes records as they are read, and counts proofs.
 type rewritingLog struct {
 	eventstore.Store
 	rewriter atomic.Pointer[func(*eventstore.Recorded)]
+	proofs   atomic.Int64
+	tampered atomic.Bool // proofs fail
+}
+
+func (l *rewritingLog) Prove(ctx context.Context, to eventstore.Position, progress func(done, total int64)) error {
+	l.proofs.Add(1)
+	if l.tampered.Load() {
+		return eventstore.ErrTampered
+	}
+	return l.Store.Prove(ctx, to, progress)
 }
 
 func (l *rewritingLog) rewrite(f func(*eventstore.Recorded)) { l.rewriter.Store(&f) }

@@ -108,6 +108,19 @@ func (t *Tree) Root() Hash {
 	return root
 }
 
+// Hash returns the hash with index n of a level if it is in the level's
+// incomplete tile. All others are in full tiles, which Push has returned.
+func (t *Tree) Hash(level int, n int64) (h Hash, ok bool) {
+	if level >= len(t.edge) {
+		return h, false
+	}
+	i := n - t.size>>(TileHeight*(level+1))<<TileHeight
+	if i < 0 || i >= int64(len(t.edge[level])) {
+		return h, false
+	}
+	return t.edge[level][i], true
+}
+
 // Edge returns the tiles that are incomplete at t's size, which are those that
 // Restore reads.
 func (t *Tree) Edge() []Tile {

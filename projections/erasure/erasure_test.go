@@ -200,7 +200,7 @@ func (w *world) gone(t *testing.T, sub string, secrets map[string][]byte) {
 
 func (w *world) verify(t *testing.T, r running) {
 	t.Helper()
-	report, err := r.log.Verify(t.Context(), sqlite.Trust{Verifier: w.verifier, Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}, nil)
+	report, err := r.log.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{w.verifier}, Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}, nil)
 	check(t, err)
 	if !report.OK() {
 		t.Errorf("verify: %v", report.Faults)
