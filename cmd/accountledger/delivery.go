@@ -78,8 +78,3 @@ func copyDatabase(ctx context.Context, path, dest string) error {
 	}
 	return nil
 }
-
-// rewindDelivery lets webhooks continue after the event with an id at a position.
-func rewindDelivery(ctx context.Context, path string, to eventstore.Position, event [16]byte) error {
-	return errors.ErrUnsupported // INTERIM: webhooks.Rewind(ctx, path, to, event)
-}

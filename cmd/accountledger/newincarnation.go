@@ -23,6 +23,7 @@ import (
 	"accountledger/eventstore/seal"
 	"accountledger/eventstore/tlog"
 	"accountledger/projections"
+	"accountledger/projections/webhooks"
 )
 
 func newIncarnationCommand() *cobra.Command {
@@ -417,7 +418,7 @@ func (f *forking) rewindDelivery() error {
 			return err
 		}
 	}
-	return rewindDelivery(f.ctx, f.dir.path(deliveryFile), f.plan.Size, last.ID)
+	return webhooks.Rewind(f.ctx, f.dir.path(deliveryFile), f.plan.Size, last.ID)
 }
 
 // moveViews moves views.db and the files that SQLite keeps beside it. The name of
@@ -502,24 +503,25 @@ func lostErasures(ctx context.Context, r *reader) ([]eventstore.Recorded, error)
 
 // openForked opens the keys and the log under the name of the new incarnation.
 // Closing the log signs it, and so writes the file of the setting last-signed.
-func (f *forking) openForked() (*seal.Keys, eventstore.Store, error) {
-	signer, _, known, err := f.dir.signer()
+func (f *forking) openForked() (*seal.Keys, ledgerLog, error) {
+	logger := f.out.Logger()
+	id := identity{complete: true}
+	var err error
+	if id.signer, id.vkey, id.known, err = f.dir.signer(); err != nil {
+		return nil, nil, err
+	}
+	if id.master, err = f.dir.masterKey(f.config, false, logger); err != nil {
+		return nil, nil, err
+	}
+	last, err := openLastSigned(f.config, id.known)
 	if err != nil {
 		return nil, nil, err
 	}
-	master, err := f.dir.masterKey(f.config, false, f.out.Logger())
+	keys, err := seal.Open(f.ctx, seal.Config{Path: f.dir.path(keysFile), Master: id.master, Ledger: f.plan.LedgerID, Existing: true})
 	if err != nil {
 		return nil, nil, err
 	}
-	last, err := openLastSigned(f.config, known)
-	if err != nil {
-		return nil, nil, err
-	}
-	keys, err := seal.Open(f.ctx, seal.Config{Path: f.dir.path(keysFile), Master: master, Existing: true})
-	if err != nil {
-		return nil, nil, err
-	}
-	log, err := openStore(f.ctx, f.config, signer, last, storeHooks{})
+	log, err := openStore(f.ctx, f.config, id, keys, last, true, true, logger, storeHooks{})
 	if err != nil {
 		return nil, nil, errors.Join(err, keys.Close())
 	}
