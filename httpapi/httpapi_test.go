@@ -85,7 +85,7 @@ func (f files) open(t testing.TB, changes ...func(*Config)) *ledger {
 	logger := slog.New(slog.DiscardHandler)
 	keys, err := seal.Open(ctx, seal.Config{Path: filepath.Join(f.dir, "keys.db"), Master: f.master})
 	check(t, err)
-	log, err := sqlite.Open(ctx, sqlite.Config{Dir: f.dir, Signer: f.signer})
+	log, err := sqlite.Open(ctx, sqlite.Config{Dir: f.dir, Signer: f.signer, Vouch: keys.Vouch})
 	check(t, err)
 	codec := domain.Codec{Keys: keys}
 	views, err := projections.Open(ctx, projections.Config{Path: filepath.Join(f.dir, "views.db"), Log: log, Codec: codec, Logger: logger})

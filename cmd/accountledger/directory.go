@@ -63,6 +63,8 @@ type identity struct {
 	signer note.Signer
 	vkey   string    // public key of signer
 	known  verifiers // all keys of the ledger; the first is that of signer
+
+	complete bool // the first start was completed: no file may be missing
 }
 
 // The checkpoints of a ledger have its id as their origin. After a roll-back,
@@ -304,6 +306,7 @@ func (d directory) establish(c cli.Config, logger *slog.Logger) (identity, error
 			return identity{}, fmt.Errorf("data directory: %w", err)
 		}
 	}
+	id.complete = slices.ContainsFunc(order[3:], func(name string) bool { return made[name] })
 	id.signer, id.vkey, id.known, err = d.signer()
 	return id, err
 }

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -27,7 +28,8 @@ type ledger struct {
 	dir       directory
 	vkey      string // public key of the log's checkpoints
 	keys      *seal.Keys
-	log       eventstore.Store
+	log       ledgerLog
+	failed    chan error // the log was changed by others
 	codec     domain.Codec
 	ledger    *domain.Ledger
 	views     *projections.Views
@@ -37,6 +39,7 @@ type ledger struct {
 	exports   *scheduledExports // nil: none
 	metrics   *metrics
 	tracing   *tracing // nil: none
+	logger    *slog.Logger
 	lock      *os.File
 	work      chan func(context.Context) // started by run
 }
@@ -49,7 +52,7 @@ func openLedger(ctx context.Context, c cli.Config, logger *slog.Logger) (*ledger
 
 // openTraced is openLedger with tracing; t may be nil.
 func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *tracing) (_ *ledger, err error) {
-	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), tracing: t, work: make(chan func(context.Context), 16)}
+	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), tracing: t, logger: logger, failed: make(chan error, 1), work: make(chan func(context.Context), 16)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(explain(c, err), l.close())
@@ -70,27 +73,29 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 	if err != nil {
 		return nil, err
 	}
-	if l.keys, err = seal.Open(ctx, seal.Config{Path: l.dir.path(keysFile), Master: id.master}); err != nil {
+	ledger := ledgerID(id.signer.Name())
+	if l.keys, err = seal.Open(ctx, seal.Config{Path: l.dir.path(keysFile), Master: id.master, Ledger: ledger, Existing: id.complete}); err != nil {
 		return nil, err
 	}
 	// The name of keys.db must be durable before events depend on its keys.
 	if err := cli.SyncDir(c.Data); err != nil {
 		return nil, err
 	}
-	if l.log, err = openStore(ctx, c, id.signer, last, storeHooks{l.metrics.committed, hook(t, t.appended)}); err != nil {
+	// A key file whose secrets have changed has had a log.
+	existing := id.complete || l.keys.State().Changes > 0
+	l.log, err = openStore(ctx, c, id, l.keys, last, existing, false, logger, storeHooks{l.metrics.committed, hook(t, t.appended), func(err error) { l.failed <- err }})
+	if err != nil {
 		return nil, err
 	}
 	if err := l.dir.complete(id.vkey); err != nil {
 		return nil, err
 	}
-	if log, ok := l.log.(checkpointed); ok {
-		if err := last.create(ctx, log, logger); err != nil {
-			return nil, err
-		}
+	if err := last.create(ctx, l.log, logger); err != nil {
+		return nil, err
 	}
 	l.codec = domain.Codec{Keys: l.keys}
 	l.views, err = projections.Open(ctx, projections.Config{
-		Path: l.dir.path(viewsFile), Log: l.log, Codec: l.codec, Logger: logger, Trace: hook(t, t.applied),
+		Path: l.dir.path(viewsFile), LedgerID: ledger, Log: l.log, Codec: l.codec, Logger: logger, Trace: hook(t, t.applied),
 	})
 	if err != nil {
 		return nil, err
@@ -102,6 +107,9 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 		l.metrics.executed(x)
 		t.executed(ctx, x)
 	}})
+	if err := l.ledger.RebuildClaims(ctx, reporter(logger, "rebuilding the claims on identifiers")); err != nil {
+		return nil, err
+	}
 	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger, Observe: l.metrics.scheduled})
 	public, err := publicURL(c)
 	if err != nil {
@@ -146,6 +154,15 @@ func (l *ledger) run(ctx context.Context) error {
 		loops.Go(func() error { return l.exports.run(ctx) })
 	}
 	loops.Go(func() error {
+		select {
+		case err := <-l.failed:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	loops.Go(func() error { return l.prove(ctx) })
+	loops.Go(func() error {
 		for {
 			select {
 			case work := <-l.work:
@@ -160,6 +177,51 @@ func (l *ledger) run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// prove reads the whole log once, beside the server, and compares the events and
+// the claims with the sealed head. It takes at most half of one processor.
+func (l *ledger) prove(ctx context.Context) error {
+	err := l.log.CheckClaims(ctx)
+	if err == nil {
+		head, failed := l.log.Head(ctx)
+		last := time.Now()
+		if err = failed; err == nil {
+			err = l.log.Prove(ctx, head, func(_, _ int64) {
+				select {
+				case <-time.After(time.Since(last)):
+				case <-ctx.Done():
+				}
+				last = time.Now()
+			})
+		}
+	}
+	switch {
+	case err == nil || ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed):
+		return nil
+	case errors.Is(err, eventstore.ErrTampered):
+		return err
+	}
+	l.logger.ErrorContext(ctx, "the log could not be compared with its sealed head", "err", err)
+	return nil
+}
+
+// reporter returns a function that logs the progress of long work every few
+// seconds.
+func reporter(logger *slog.Logger, what string) func(done, total int64) {
+	begun := time.Now()
+	last := begun
+	return func(done, total int64) {
+		if time.Since(last) < progressInterval || done == 0 {
+			return
+		}
+		last = time.Now()
+		rate := float64(done) / last.Sub(begun).Seconds()
+		logger.Info(what, "done", done, "of", total, "perSecond", int64(rate), "left", time.Duration(float64(total-done)/rate*float64(time.Second)).Round(time.Second))
+	}
+}
+
+// progressInterval is how often reporter logs.
+const progressInterval = 2 * time.Second
 
 // background makes run start work, with a context that ends with run.
 func (l *ledger) background(work func(context.Context)) { l.work <- work }

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"accountledger/cmd/accountledger/cli"
-	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
 )
 
@@ -74,6 +73,12 @@ const (
 	refuseCorrupt        = "log-damaged"
 	refuseNoWAL          = "wal-missing"
 	refuseTampered       = "log-tampered"
+	refuseNoEvents       = "log-empty"
+	refuseUnsealed       = "log-unsealed"
+	refuseUncovered      = "log-uncovered"
+	refuseNoKeys         = "keys-empty"
+	refuseKeysForeign    = "keys-foreign"
+	refuseKeysBehind     = "keys-behind"
 	refuseViewsAhead     = "views-ahead"
 	refuseDeliveryAhead  = "delivery-ahead"
 	refuseInterrupted    = "incarnation-interrupted"
@@ -114,7 +119,26 @@ var refusals = []struct{ name, what, cause, do, override string }{
 		"The files were copied or moved without log.db-wal, after a crash or beside a running server.",
 		"Copy log.db-wal from where log.db is from. Use 'accountledger backup' to copy a ledger.",
 		"--accept-missing-wal opens the ledger without the events in that file; they are lost."},
-	{refuseTampered, "The log in <data> is not what this ledger wrote.",
+	{refuseNoEvents, "log.db in <data> is missing or empty, but the ledger is not new.",
+		"The file was truncated or deleted, or a copy of it failed.",
+		"Put the file back, with its log.db-wal. If it is lost, restore a backup.", ""},
+	{refuseUnsealed, "log.db in <data> is that of an earlier version and cannot be sealed. Event <position>: <why>.",
+		"Somebody changed the log, or keys.db is not the one that belongs to it.",
+		"Keep a copy of the directory. Run 'accountledger verify', then restore a backup.", ""},
+	{refuseUncovered, "log.db in <data> is that of an earlier version, and nothing shows who wrote event <position>: <why>.",
+		"The server was killed before the last upgrade, in the second before it would have signed the event.",
+		"Start and stop the earlier version, which signs the event, or look at it with 'accountledger events'.",
+		"--accept-uncovered accepts it, and later events like it, as the ledger's."},
+	{refuseNoKeys, "keys.db in <data> is missing or empty.",
+		"The file was truncated or deleted, or a copy of it failed.",
+		"Put the file back, with its keys.db-wal. If it is lost, restore a backup.", ""},
+	{refuseKeysForeign, "keys.db in <data> belongs to another ledger.",
+		"Directories were mixed up when files were copied.",
+		"Put back the keys.db of this ledger, with its keys.db-wal.", ""},
+	{refuseKeysBehind, "keys.db in <data> is older than log.db: <why>.",
+		"keys.db was restored from an older copy, or lost its keys.db-wal.",
+		"Put back the newer keys.db with its keys.db-wal, or restore keys.db and log.db from one backup.", ""},
+	{refuseTampered, "The files in <data> are not what this ledger wrote.<why>",
 		"Somebody changed log.db or keys.db, or files of different times were mixed.",
 		"Keep a copy of the directory. Run 'accountledger verify', then restore a backup.", ""},
 	{refuseViewsAhead, "views.db in <data> is ahead of the log.",
@@ -171,7 +195,7 @@ func explain(c cli.Config, err error) error {
 	if _, ok := errors.AsType[*refusal](err); ok {
 		return err
 	}
-	if r, ok := storeRefusal(err); ok {
+	if r, ok := storeRefusal(c, err); ok {
 		return r
 	}
 	// The files that follow the log explain themselves.
@@ -187,7 +211,8 @@ func explain(c cli.Config, err error) error {
 		{errStoreNewer, refuseNewer},
 		{errStoreCorrupt, refuseCorrupt},
 		{seal.ErrMaster, refuseMaster},
-		{eventstore.ErrTampered, refuseTampered},
+		{seal.ErrLedger, refuseKeysForeign},
+		{seal.ErrEmpty, refuseNoKeys},
 	} {
 		if errors.Is(err, known.is) {
 			return refuse(known.name, err, "data", c.Data)

@@ -137,7 +137,7 @@ func serve(ctx context.Context, c cli.Config, logger *slog.Logger, stdout io.Wri
 	if reload != nil {
 		defer onHangup(func() { reread(c, tlsCertificate, logger, reload) })()
 	}
-	err = serveLedger(ctx, c, l, logger, stdout, signals, tlsCertificate)
+	err = explain(c, serveLedger(ctx, c, l, logger, stdout, signals, tlsCertificate))
 	if closeErr := l.close(); closeErr != nil {
 		err = errors.Join(err, closeErr)
 	}

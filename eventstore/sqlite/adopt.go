@@ -18,11 +18,12 @@ type Adoption struct {
 	// Trust is what the verification relies on. Without Trust.Verifiers, Open
 	// refuses a log of version 1.
 	Trust Trust
-	// Authentic checks that the ledger sealed an event's personal part, with the
-	// keys beside the log. Open asks for each event that no checkpoint covers,
+	// Authentic checks, with the keys beside the log, that the ledger sealed an
+	// event's personal part, and reports whether it could: not if the key was
+	// destroyed. Open asks for each event that no checkpoint covers,
 	// and for the first and the last with a sealed part. So it adopts neither
 	// forged events nor the keys of another ledger.
-	Authentic func(eventstore.Recorded) error
+	Authentic func(eventstore.Recorded) (checked bool, err error)
 	// AcceptUncovered also adopts events without a personal part that no
 	// checkpoint covers. Nothing shows whether this ledger wrote them.
 	AcceptUncovered bool
@@ -152,8 +153,12 @@ func (r *Reader) authenticate(ctx context.Context, report Report, a Adoption) er
 			}
 			return nil
 		}
-		if err := a.Authentic(rec); err != nil {
+		checked, err := a.Authentic(rec)
+		switch {
+		case err != nil:
 			return &Unsealed{rec.Position, "the keys beside the log do not open it: " + err.Error(), false}
+		case !checked && int64(rec.Position) > report.Covered:
+			return &Unsealed{rec.Position, "no checkpoint covers it, and the key of its personal part was destroyed", false}
 		}
 		return nil
 	}

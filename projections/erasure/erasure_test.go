@@ -70,9 +70,9 @@ type running struct {
 func (w *world) open(t *testing.T, done func(step string) error) running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	log, err := sqlite.Open(ctx, sqlite.Config{Dir: w.dir, Signer: w.signer})
-	check(t, err)
 	keys, err := seal.Open(ctx, seal.Config{Path: filepath.Join(w.dir, "keys.db"), Master: w.master})
+	check(t, err)
+	log, err := sqlite.Open(ctx, sqlite.Config{Dir: w.dir, Signer: w.signer, Vouch: keys.Vouch})
 	check(t, err)
 	codec := domain.Codec{Keys: keys}
 	views, err := projections.Open(ctx, projections.Config{Path: filepath.Join(w.dir, "views.db"), Log: log, Codec: codec})

@@ -91,7 +91,7 @@ func crashLog(ctx context.Context, dir string) (*sqlite.Store, *seal.Keys, error
 	if err != nil {
 		return nil, nil, err
 	}
-	log, err := sqlite.Open(ctx, sqlite.Config{Dir: dir, Signer: signer})
+	log, err := sqlite.Open(ctx, sqlite.Config{Dir: dir, Signer: signer, Vouch: keys.Vouch})
 	return log, keys, err
 }
 
