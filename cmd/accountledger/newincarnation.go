@@ -454,14 +454,34 @@ func (f *forking) fork() (err error) {
 	defer func() { err = errors.Join(err, log.Close(), keys.Close()) }()
 	ledger := domain.NewLedger(domain.LedgerConfig{Log: log, Codec: domain.Codec{Keys: keys}})
 	request := domain.Request{Meta: domain.Metadata{Actor: domain.Actor{Kind: "system", ID: "new-incarnation"}}}
-	if _, err := ledger.Fork(f.ctx, request, domain.ForkLedger{
-		LedgerID: f.plan.LedgerID, Incarnation: f.plan.Incarnation, PreviousOrigin: f.plan.PreviousOrigin,
-		Size: f.plan.Size, Root: f.plan.Root, SignedSize: f.plan.SignedSize, Reason: f.plan.Reason,
-	}); err != nil {
+	lineage, err := ledger.Lineage(f.ctx)
+	if err != nil {
 		return err
 	}
-	f.done.Erased = len(erased)
-	return nil
+	if lineage.Last().Number != f.plan.Incarnation {
+		if _, err := ledger.Fork(f.ctx, request, domain.ForkLedger{
+			LedgerID: f.plan.LedgerID, Incarnation: f.plan.Incarnation, PreviousOrigin: f.plan.PreviousOrigin,
+			Size: f.plan.Size, Root: f.plan.Root, SignedSize: f.plan.SignedSize, Reason: f.plan.Reason,
+		}); err != nil {
+			return err
+		}
+	}
+	if len(erased) == 0 {
+		return nil
+	}
+	for _, rec := range erased {
+		sub, ok := strings.CutPrefix(rec.Stream, domain.AccountStream(""))
+		if !ok {
+			continue // a key of the ledger, like that of a webhook
+		}
+		_, err := ledger.Execute(f.ctx, request, sub, domain.EraseAccount{})
+		if err != nil && domain.CodeOf(err) != domain.CodeAccountErased { // with another account
+			return err
+		}
+		f.done.Erased++
+	}
+	// The identifiers of these accounts are gone, so their claims cannot be released.
+	return log.Reclaim(f.ctx, domain.ClaimsVersion, ledger.Claims(f.ctx))
 }
 
 // dropPlan ends the roll-back.

@@ -78,14 +78,16 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-// TestRestoreKeepsErased tests that an account that was erased after the backup
-// stays erased.
-func TestRestoreKeepsErased(t *testing.T) {
-	t.Parallel()
+// erasedSince returns a data directory, a backup with two accounts, and the sub of
+// the one that was erased after the backup; the other has the address
+// eva@example.com.
+func erasedSince(t *testing.T) (data, backup, erased string) {
+	t.Helper()
 	dir := t.TempDir()
-	data, backup := filepath.Join(dir, "data"), filepath.Join(dir, "backup")
+	data, backup = filepath.Join(dir, "data"), filepath.Join(dir, "backup")
 	p := startServer(t, data)
-	erased, stays := p.create(t, "ada@example.com"), p.create(t, "eva@example.com")
+	erased = p.create(t, "ada@example.com")
+	p.create(t, "eva@example.com")
 	mustRun(t, "backup", "--data", data, "--to", backup)
 	response, text, err := p.do(t.Context(), "DELETE", "/v1/accounts/"+erased+"?immediate=true", "")
 	if err != nil || response.StatusCode >= http.StatusMultipleChoices {
@@ -108,11 +110,19 @@ func TestRestoreKeepsErased(t *testing.T) {
 	if err := p.stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	return data, backup, erased
+}
+
+// TestRestoreKeepsErased tests that an account that was erased after the backup
+// stays erased.
+func TestRestoreKeepsErased(t *testing.T) {
+	t.Parallel()
+	data, backup, erased := erasedSince(t)
 	out := mustRun(t, "restore", "--from", backup, "--data", data, "--lose-newer-events")
 	if !strings.Contains(out, "the keys of 1 accounts") {
 		t.Errorf("the restore says\n%s", out)
 	}
-	if opened := mustRun(t, "events", "--data", data, "--open", "--sub", stays); !strings.Contains(opened, "eva@example.com") {
+	if opened := mustRun(t, "events", "--data", data, "--open"); !strings.Contains(opened, "eva@example.com") {
 		t.Errorf("the other account cannot be opened:\n%s", opened)
 	}
 	if opened := mustRun(t, "events", "--data", data, "--open", "--sub", erased); strings.Contains(opened, "ada@example.com") {
