@@ -209,6 +209,11 @@ func (f *forking) decide() error {
 	if err != nil {
 		return err
 	}
+	if f.config.Accept.MissingWAL {
+		if err := f.acceptMissingWAL(); err != nil {
+			return err
+		}
+	}
 	beside, err := f.verify(known)
 	if err != nil {
 		return err
@@ -249,6 +254,17 @@ func (f *forking) decide() error {
 			"file of last-signed is lost too, use --even-if-nothing-was-lost", f.plan.Size)
 	}
 	return f.confirm()
+}
+
+// acceptMissingWAL opens a log that has lost its write-ahead log, and closes it,
+// after which it can be read. The events that remain are those of a log that was
+// signed before, so the checkpoint that this signs contradicts none.
+func (f *forking) acceptMissingWAL() error {
+	keys, log, err := f.open(nil, false)
+	if err != nil {
+		return err
+	}
+	return errors.Join(log.Close(), keys.Close())
 }
 
 // openSigned returns the checkpoint in a note of last-signed. The note may be of
@@ -524,6 +540,19 @@ func lostErasures(ctx context.Context, r *reader) ([]eventstore.Recorded, error)
 // openForked opens the keys and the log under the name of the new incarnation.
 // Closing the log signs it, and so writes the file of the setting last-signed.
 func (f *forking) openForked() (*seal.Keys, ledgerLog, error) {
+	_, _, known, err := f.dir.signer()
+	if err != nil {
+		return nil, nil, err
+	}
+	last, err := openLastSigned(f.config, known)
+	if err != nil {
+		return nil, nil, err
+	}
+	return f.open(last, true)
+}
+
+// open opens the keys and the log. newOrigin gives the log the name of the key.
+func (f *forking) open(last *lastSigned, newOrigin bool) (*seal.Keys, ledgerLog, error) {
 	logger := f.out.Logger()
 	id := identity{complete: true}
 	var err error
@@ -533,15 +562,11 @@ func (f *forking) openForked() (*seal.Keys, ledgerLog, error) {
 	if id.master, err = f.dir.masterKey(f.config, false, logger); err != nil {
 		return nil, nil, err
 	}
-	last, err := openLastSigned(f.config, id.known)
+	keys, err := seal.Open(f.ctx, seal.Config{Path: f.dir.path(keysFile), Master: id.master, Ledger: ledgerID(id.signer.Name()), Existing: true})
 	if err != nil {
 		return nil, nil, err
 	}
-	keys, err := seal.Open(f.ctx, seal.Config{Path: f.dir.path(keysFile), Master: id.master, Ledger: f.plan.LedgerID, Existing: true})
-	if err != nil {
-		return nil, nil, err
-	}
-	log, err := openStore(f.ctx, f.config, id, keys, last, true, true, logger, storeHooks{})
+	log, err := openStore(f.ctx, f.config, id, keys, last, true, newOrigin, logger, storeHooks{})
 	if err != nil {
 		return nil, nil, errors.Join(err, keys.Close())
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json"
 
@@ -208,4 +209,54 @@ func TestNewIncarnationKeepsErased(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustRun(t, "check", "--data", data, "--views")
+}
+
+// TestNewIncarnationMissingWAL rolls back a ledger that has lost its write-ahead
+// log after a crash.
+func TestNewIncarnationMissingWAL(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	data, signed := filepath.Join(dir, "data"), filepath.Join(dir, "last-signed")
+	for i, end := range []func(*process) error{
+		func(p *process) error { return p.stop(t.Context()) },
+		func(p *process) error { // signs a checkpoint within a second
+			if err := p.log.await(t.Context(), "listening"); err != nil {
+				return err
+			}
+			for deadline := time.Now().Add(timeout); !strings.Contains(content(t, signed), "\n4\n"); time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					return errors.New("the last events are not signed")
+				}
+			}
+			p.kill()
+			return nil
+		},
+	} {
+		p := startServer(t, data, "--last-signed", signed)
+		for j := range 2 {
+			p.create(t, fmt.Sprintf("ada%d.%d@example.com", i, j))
+		}
+		if err := end(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := remove(directory(data), logFile+"-wal"); err != nil {
+		t.Fatal(err)
+	}
+	run := []string{"new-incarnation", "--data", data, "--last-signed", signed, "--reason", "lost the write-ahead log", "--yes"}
+	for _, args := range [][]string{{"serve", "--data", data, "--last-signed", signed}, {"serve", "--data", data}, run} {
+		if code, _, stderr := accountledger(t, args...); code != cli.ExitFaults || !strings.Contains(stderr, "--accept-missing-wal") {
+			t.Errorf("%s: exit code %d\n%s", args[0], code, stderr)
+		}
+	}
+	out := mustRun(t, append(run, "--accept-missing-wal")...)
+	if !strings.Contains(out, "2 events after 2 are lost") {
+		t.Errorf("the command says\n%s", out)
+	}
+	mustRun(t, "verify", "--data", data, "--anchor", signed)
+	p := startServer(t, data, "--last-signed", signed)
+	p.create(t, "ida@example.com")
+	if err := p.stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 }
