@@ -288,6 +288,8 @@ type MergeAccount struct{ From string }
 
 func (MergeAccount) command() {}
 
+func (MergeAccount) proven() {}
+
 func (MergeAccount) decide(Setting, Account) ([]Event, error) {
 	panic("domain: merging is decided jointly")
 }
@@ -366,6 +368,8 @@ func (a Account) identitiesOf(from string) (all []Identity, ids []string) {
 type UnmergeAccount struct{ Sub string }
 
 func (UnmergeAccount) command() {}
+
+func (UnmergeAccount) proven() {}
 
 func (UnmergeAccount) decide(Setting, Account) ([]Event, error) {
 	panic("domain: un-merging is decided jointly")
