@@ -38,7 +38,7 @@ func TestAliases(t *testing.T) {
 		{LoginRecorded{Provider: "google"}, []string{"LOGIN_WITH_SOCIAL"}},
 		{LoginFailed{Provider: ProviderSelf}, []string{"LOGIN_FAILURE"}},
 	} {
-		public, err := Public(Entry{ID: NewID(), Type: tt.event.eventType(), Stream: "account-s", Time: goldenTime, Event: tt.event})
+		public, err := Public(Entry{ID: NewID(), Type: tt.event.eventType(), Stream: "account-s", Time: goldenTime, Event: tt.event}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

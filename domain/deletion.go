@@ -194,6 +194,8 @@ type EraseAccount struct{}
 
 func (EraseAccount) command() {}
 
+func (EraseAccount) proven() {}
+
 func (EraseAccount) admits(s Status) bool { return s == StatusDeleted }
 
 func (c EraseAccount) decide(s Setting, a Account) ([]Event, error) {
@@ -217,6 +219,8 @@ func (EraseAccount) decideJoint(s Setting, a Account, others []Account) ([]Event
 type CompleteErasure struct{ KeyID string }
 
 func (CompleteErasure) command() {}
+
+func (CompleteErasure) proven() {}
 
 func (c CompleteErasure) decide(_ Setting, a Account) ([]Event, error) {
 	if a.erasureCompleted {

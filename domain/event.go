@@ -76,6 +76,7 @@ var events = []Event{
 	WebhookDeliveryFailing{},
 	WebhookDeliveryRecovered{},
 	WebhookDeliveryExhausted{},
+	LedgerForked{},
 
 	CommandRemembered{},
 }

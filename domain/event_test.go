@@ -231,11 +231,11 @@ func TestCatalogue(t *testing.T) {
 		hidden[s.event.eventType()] = s.hidden
 	}
 	for _, x := range everyEntry() {
-		public, err := Public(x)
+		public, err := Public(x, 0)
 		if err != nil || (len(public) == 0) != hidden[x.Type] {
 			t.Errorf("Public(%s) = %v, %v; want events unless the sample is hidden", x.Type, public, err)
 		}
-		again, _ := Public(x)
+		again, _ := Public(x, 0)
 		if diff := cmp.Diff(public, again); diff != "" {
 			t.Errorf("Public(%s) differs the second time:\n%s", x.Type, diff)
 		}
@@ -294,6 +294,8 @@ func everyEntry() (all []Entry) {
 			stream = "webhook-w"
 		} else if strings.HasPrefix(e.eventType(), "api-key.") {
 			stream = APIKeyStream
+		} else if strings.HasPrefix(e.eventType(), "ledger.") {
+			stream = LineageStream
 		} else if _, ok := e.(UnknownLogin); ok {
 			stream = LoginsStream
 		}
@@ -347,7 +349,7 @@ func TestTraceparent(t *testing.T) {
 	if err != nil || m.Traceparent != traceparent {
 		t.Fatalf("DecodeEvent = %+v, %v", m, err)
 	}
-	public, err := Public(Entry{Type: "role.deleted.v1", Event: e, Meta: m})
+	public, err := Public(Entry{Type: "role.deleted.v1", Event: e, Meta: m}, 0)
 	if err != nil || len(public) != 1 || public[0].Traceparent != traceparent {
 		t.Errorf("Public = %+v, %v", public, err)
 	}

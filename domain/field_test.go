@@ -349,7 +349,7 @@ func TestHidden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		public, err := Public(x.Without(c.Hidden()))
+		public, err := Public(x.Without(c.Hidden()), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

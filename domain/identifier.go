@@ -1,12 +1,12 @@
 package domain
 
 import (
-	"cmp"
 	"errors"
 	"maps"
 	"net/mail"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nyaruka/phonenumbers"
@@ -14,8 +14,6 @@ import (
 	"golang.org/x/text/cases"
 	"golang.org/x/text/secure/precis"
 	"golang.org/x/text/unicode/norm"
-
-	"accountledger/eventstore"
 )
 
 // Kind is a kind of identifier: the type of a UserID, which a refusal names if
@@ -47,18 +45,39 @@ func (u UserID) Key() string { return compareKey(u.Type, u.Provider, u.Value) }
 func compareKey(kind Kind, provider, value string) string {
 	switch kind {
 	case KindEmail:
-		return cases.Fold().String(value) // the domain is lower-case ASCII already
+		return foldedEmail(value)
 	case KindUsername:
 		if key, err := precis.UsernameCaseMapped.CompareKey(value); err == nil {
 			return key
 		}
 		return folded(value) // of a custom field, which allows more than usernames
 	case KindProviderUserID:
+		// Not normalized: a provider may give two people ids that differ only in
+		// that (OpenID Connect Core 1.0, section 14).
 		return provider + "\x00" + value
 	case KindMobileNumber:
 		return value
 	}
 	return folded(value) // of a unique custom field
+}
+
+// foldedEmail returns a key that ignores case, and the normalization form as
+// RFC 6532, section 3.1 advises. It keeps compatibility characters apart, which
+// NFKC would not. The domain is lower-case ASCII already.
+func foldedEmail(value string) string {
+	if isASCII(value) {
+		return strings.ToLower(value)
+	}
+	return norm.NFC.String(cases.Fold().String(norm.NFC.String(value)))
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 // folded returns a key that ignores case and Unicode normalization form.
@@ -109,75 +128,6 @@ func fieldIDs(fields map[string]jsontext.Value, claims map[string]Kind, leading 
 		ids = append(ids, u)
 	}
 	return ids
-}
-
-// ClaimsVersion is the version of the rules by which claims returns them.
-const ClaimsVersion = 1
-
-// claims compares the identifiers of accounts before and after a commit, and
-// returns the claims that the commit takes and those that it releases. So no
-// command has to name its claims.
-//
-// A merge moves no claim: the merged account keeps the claims on its own
-// identifiers, so that un-merging has nothing to give back. Two identities of
-// one account may have the same identifier and come from different accounts;
-// then one of these accounts holds the claim for both.
-func claims(before, after []Account, claim func(kind, value, owner string) eventstore.Claim) (take, release []eventstore.Claim) {
-	held, needed := holders(before), holders(after)
-	for id, owners := range held {
-		if len(needed[id]) > 0 && !slices.ContainsFunc(owners, func(sub string) bool { return !slices.Contains(needed[id], sub) }) {
-			delete(needed, id) // an owner from before keeps the claim
-			continue
-		}
-		for _, sub := range owners {
-			release = append(release, claim(string(id.kind), id.key, AccountStream(sub)))
-		}
-	}
-	for id, owners := range needed {
-		take = append(take, claim(string(id.kind), id.key, AccountStream(owners[0])))
-	}
-	return take, release
-}
-
-// identifier is a kind and a comparison key that at most one account has.
-type identifier struct {
-	kind Kind
-	key  string
-}
-
-// holders returns, for each identifier of accounts, the accounts it originates from.
-func holders(accounts []Account) map[identifier][]string {
-	m := make(map[identifier][]string, 4*len(accounts))
-	for _, a := range accounts {
-		hold := func(u UserID, sub string) {
-			if id := (identifier{u.Type, u.Key()}); !slices.Contains(m[id], sub) {
-				m[id] = append(m[id], sub)
-			}
-		}
-		for _, u := range a.UserIDs {
-			if i, ok := a.identity(u.IdentityID); ok {
-				hold(u, cmp.Or(i.From, a.Sub))
-			}
-		}
-		if a.CombinedInto != "" {
-			continue // the surviving account holds the claims of a's fields
-		}
-		for _, u := range fieldIDs(a.CustomFields, a.FieldClaims, false) {
-			sub := a.Sub
-			for _, c := range a.CombinedFrom {
-				if slices.Contains(c.FilledFields, u.FieldKey) {
-					sub = c.Sub
-				}
-			}
-			hold(u, sub)
-		}
-		for _, c := range a.CombinedFrom {
-			for _, u := range fieldIDs(c.CustomFields, c.FieldClaims, false) {
-				hold(u, c.Sub)
-			}
-		}
-	}
-	return m
 }
 
 // Normalize checks an identifier and returns the form that is stored and shown.

@@ -43,6 +43,9 @@ type Ledger struct {
 
 	keying  sync.Mutex              // held while a command changes the API keys
 	apiKeys atomic.Pointer[APIKeys] // nil until first used; written under keying, read without
+
+	forking sync.Mutex              // held while the lineage is read or changed
+	lineage atomic.Pointer[Lineage] // nil until first used; written under forking, read without
 }
 
 // LedgerConfig configures a Ledger.
@@ -83,6 +86,14 @@ type joint interface {
 	decideJoint(s Setting, a Account, others []Account) ([]Event, [][]Event, error)
 }
 
+// proven is a command that destroys or executes something. The ledger decides it
+// over events that it has proven to be in the log, and never over its cache: a
+// forged event in the file must not erase an account.
+type proven interface {
+	Command
+	proven()
+}
+
 // Execute carries out cmd on the account sub. The events are durable when it
 // returns. A refusal is an *Error. The result shows what the caller may see.
 func (l *Ledger) Execute(ctx context.Context, r Request, sub string, cmd Command) (Result[Account], error) {
@@ -111,7 +122,7 @@ func (l *Ledger) execute(ctx context.Context, r Request, sub string, cmd Command
 	return retry(func() (Result[Account], error) {
 		before, err := NewAccount(sub), error(nil)
 		if !blind {
-			before, err = l.Account(ctx, sub)
+			before, err = l.accountFor(ctx, cmd, sub)
 		}
 		blind = false
 		if err != nil {
@@ -134,7 +145,7 @@ func (l *Ledger) executeJoint(ctx context.Context, r Request, sub string, cmd jo
 	return retry(func() (Result[Account], error) {
 		before := make([]Account, len(subs))
 		for i, s := range subs {
-			if before[i], err = l.Account(ctx, s); err != nil {
+			if before[i], err = l.accountFor(ctx, cmd, s); err != nil {
 				return Result[Account]{}, err
 			}
 		}
@@ -267,8 +278,22 @@ func (l *Ledger) Account(ctx context.Context, sub string) (Account, error) {
 		return a, nil
 	}
 	l.misses.Add(1)
+	return l.fold(sub, l.History(ctx, sub, 0))
+}
+
+// accountFor returns the account over which cmd is decided.
+func (l *Ledger) accountFor(ctx context.Context, cmd Command, sub string) (Account, error) {
+	if _, ok := cmd.(proven); !ok {
+		return l.Account(ctx, sub)
+	}
+	stream := AccountStream(sub)
+	return l.fold(sub, l.decoded(stream, l.log.ReadProven(ctx, stream, 0)))
+}
+
+// fold folds all events of an account and puts the result into the cache.
+func (l *Ledger) fold(sub string, history iter.Seq2[Entry, error]) (Account, error) {
 	a := NewAccount(sub)
-	for x, err := range l.History(ctx, sub, 0) {
+	for x, err := range history {
 		if err != nil {
 			return a, err
 		}
@@ -308,9 +333,20 @@ func (l *Ledger) History(ctx context.Context, sub string, from eventstore.Revisi
 	return l.entries(ctx, AccountStream(sub), from)
 }
 
+// entries yields the events of a stream. The streams that decide who may do what,
+// by which rules, and who is notified, are read with proof: a forged event there
+// would act.
 func (l *Ledger) entries(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[Entry, error] {
+	if stream == APIKeyStream || stream == ConfigStream || strings.HasPrefix(stream, webhookPrefix) {
+		return l.decoded(stream, l.log.ReadProven(ctx, stream, from))
+	}
+	return l.decoded(stream, l.log.ReadStream(ctx, stream, from))
+}
+
+// decoded decodes records of a stream.
+func (l *Ledger) decoded(stream string, records iter.Seq2[eventstore.Recorded, error]) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		for rec, err := range l.log.ReadStream(ctx, stream, from) {
+		for rec, err := range records {
 			if err != nil {
 				yield(Entry{}, fmt.Errorf("domain: read %s: %w", stream, err))
 				return

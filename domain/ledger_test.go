@@ -40,16 +40,16 @@ func open(t testing.TB, dir string, master seal.Master) *Ledger {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { log.Close() })
 	keys, err := seal.Open(t.Context(), seal.Config{Path: filepath.Join(dir, "keys.db"), Master: master})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { keys.Close() })
+	log, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer, Vouch: keys.Vouch, ClaimsVersion: ClaimsVersion})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { log.Close() })
 	return NewLedger(LedgerConfig{Log: log, Codec: Codec{keys}})
 }
 

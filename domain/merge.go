@@ -288,6 +288,8 @@ type MergeAccount struct{ From string }
 
 func (MergeAccount) command() {}
 
+func (MergeAccount) proven() {}
+
 func (MergeAccount) decide(Setting, Account) ([]Event, error) {
 	panic("domain: merging is decided jointly")
 }
@@ -367,6 +369,8 @@ type UnmergeAccount struct{ Sub string }
 
 func (UnmergeAccount) command() {}
 
+func (UnmergeAccount) proven() {}
+
 func (UnmergeAccount) decide(Setting, Account) ([]Event, error) {
 	panic("domain: un-merging is decided jointly")
 }
@@ -405,10 +409,13 @@ func (c UnmergeAccount) decideJoint(_ Setting, a Account, others []Account) ([]E
 	for _, e := range events {
 		back = e.(accountEvent).evolve(back, Entry{})
 	}
-	both := holders([]Account{back})
-	for id := range holders([]Account{left}) {
-		if len(both[id]) > 0 {
-			return nil, nil, refuse(CodeIdentifierTaken, "Both accounts would have the same %s; change it in one of them first.", id.kind)
+	both := map[identifier]bool{}
+	for _, h := range holdings(back) {
+		both[h.identifier] = true
+	}
+	for _, h := range holdings(left) {
+		if both[h.identifier] {
+			return nil, nil, refuse(CodeIdentifierTaken, "Both accounts would have the same %s; change it in one of them first.", h.kind)
 		}
 	}
 	if !reachable(left.Identities) || !reachable(back.Identities) {

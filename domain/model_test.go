@@ -62,6 +62,7 @@ type modelWay struct {
 	origin, at        string
 	provider, user    string
 	email, name, nick string
+	mobile            string
 }
 
 func newModel() *model {
@@ -152,8 +153,8 @@ func (m *model) at(sub string) (ids []string) {
 // unique is the key of a unique field.
 const unique = "customFields.badge"
 
-// identifiers returns the account to which each identifier leads. sound is false if
-// one leads to two accounts.
+// identifiers returns the account to which each identifier leads, also those as
+// which a username is read. sound is false if one leads to two accounts.
 func (m *model) identifiers() (leads map[string]string, sound bool) {
 	leads, sound = map[string]string{}, true
 	lead := func(kind, value, to string) {
@@ -166,24 +167,34 @@ func (m *model) identifiers() (leads map[string]string, sound bool) {
 		}
 		leads[id] = to
 	}
+	username := func(value, to string) {
+		lead("username", value, to)
+		switch {
+		case strings.Contains(value, "@"):
+			lead("email", value, to)
+		case strings.HasPrefix(value, "+"):
+			lead("mobile_number", strings.ReplaceAll(value, " ", ""), to)
+		}
+	}
 	for _, w := range m.ways {
 		lead("email", w.email, w.at)
-		lead("username", w.name, w.at)
+		lead("mobile_number", w.mobile, w.at)
+		username(w.name, w.at)
 		lead("providerUserId", w.provider+"\x00"+w.user, w.at)
 	}
 	for sub, a := range m.accounts { // the identifiers of a combined account lead to the surviving one
-		lead("username", strings.Trim(a.fields["login"], `"`), m.survivor(sub))
+		username(strings.Trim(a.fields["login"], `"`), m.survivor(sub))
 		lead(unique, a.fields["badge"], m.survivor(sub))
 	}
 	return leads, sound
 }
 
 // sound reports whether each identifier leads to one account, and each account has
-// an identity with an e-mail address or a username.
+// an identity with an e-mail address, a mobile number or a username.
 func (m *model) sound() bool {
 	reachable := map[string]bool{}
 	for _, w := range m.ways {
-		reachable[w.at] = reachable[w.at] || w.email != "" || w.name != ""
+		reachable[w.at] = reachable[w.at] || w.email != "" || w.name != "" || w.mobile != ""
 	}
 	for sub, a := range m.accounts {
 		if !reachable[sub] && !a.erased && a.status != StatusCombined {

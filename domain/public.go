@@ -20,12 +20,14 @@ type PublicEvent struct {
 	Type     string              `json:"type" doc:"The event's name in the public catalogue."` // USER_CREATED
 	Sub      string              `json:"sub,omitzero" doc:"The account the event is about."`
 	Subs     []string            `json:"combinedSubs,omitzero" doc:"The accounts that had been merged into this account when the event happened."`
-	Sequence eventstore.Revision `json:"sequence" doc:"The account's revision. Ignore an event whose sequence is not greater than the last one applied."`
+	Stream   string              `json:"stream" doc:"The stream that the event belongs to, an opaque name. Events of one account have one stream until the ledger is rolled back; later ones have another, which ends in a tilde and the number of the ledger's incarnation."`
+	Sequence eventstore.Revision `json:"sequence" doc:"The revision of the account, or of another object. It never decreases within a stream: ignore an event whose sequence is below the last one applied of its stream."`
 	Time     time.Time           `json:"time" doc:"When the event took effect."`
 	Data     jsontext.Value      `json:"data" doc:"The event's data."`
 	Aliases  []string            `json:"-"` // other names that patterns can select, see EventName
 
 	Traceparent string `json:"-"` // see Metadata
+	Incarnation int    `json:"-"` // in which it was recorded; see Lineage
 }
 
 type publicEvent struct {
@@ -65,13 +67,20 @@ func prefixed(prefix string, names []string) []string {
 	return out
 }
 
-// Public returns the public events of x. Their ids are the same at every call: the
-// first has the id of x, and ids of further ones follow from that.
-func Public(x Entry) ([]PublicEvent, error) {
+// Public returns the public events of x, which was recorded in an incarnation of
+// the ledger. Their ids are the same at every call: the first has the id of x, and
+// ids of further ones follow from that.
+func Public(x Entry, incarnation int) ([]PublicEvent, error) {
 	if x.Event == nil {
 		return nil, nil
 	}
 	var events []PublicEvent
+	// After a fork the stream continues under another name, because the log
+	// reuses the revisions of the events that it lost.
+	stream := x.Stream
+	if incarnation > 0 {
+		stream += "~" + strconv.Itoa(incarnation)
+	}
 	for i, p := range x.Event.public(x) {
 		data, err := json.Marshal(p.data, json.Deterministic(true))
 		if err != nil {
@@ -85,7 +94,8 @@ func Public(x Entry) ([]PublicEvent, error) {
 			}
 			id = uuid.NewSHA1(x.ID, []byte(name))
 		}
-		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), strings.Fields(x.Meta.CombinedSubs), x.Revision, x.OccurredTime(), data, p.aliases(), x.Meta.Traceparent})
+		events = append(events, PublicEvent{id.String(), p.name, x.Sub(), strings.Fields(x.Meta.CombinedSubs), stream, x.Revision,
+			x.OccurredTime(), data, p.aliases(), x.Meta.Traceparent, incarnation})
 	}
 	return events, nil
 }

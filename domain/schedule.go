@@ -422,6 +422,8 @@ type ExecuteSchedule struct {
 
 func (ExecuteSchedule) command() {}
 
+func (ExecuteSchedule) proven() {}
+
 // admits accepts every status: on an ended account the schedule ends as skipped.
 func (ExecuteSchedule) admits(Status) bool { return true }
 

@@ -14,8 +14,9 @@ import (
 
 // WebhookMapping defines the data of a payload with the setting fields: for each
 // name, the path of its value in the public event. A path is type, timestamp, id,
-// sub or sequence of the envelope, or a member of the event's data or of the
-// changes in it: email is the address an account was created with, or its new one.
+// sub, stream or sequence of the envelope, or a member of the event's data or of
+// the changes in it: email is the address an account was created with, or its new
+// one.
 // A dot leads into customFields and address. Values that an event lacks are left
 // out; in USER_UPDATED these are all unchanged ones.
 type WebhookMapping map[string]string
@@ -41,7 +42,7 @@ func (m WebhookMapping) faults(f *faults) {
 }
 
 // envelopeMembers lists the members of a public event outside its data.
-var envelopeMembers = []string{"type", "timestamp", "id", "sub", "sequence"}
+var envelopeMembers = []string{"type", "timestamp", "id", "sub", "stream", "sequence"}
 
 // mappable reports whether path can exist in a public event.
 func mappable(path string) bool {
@@ -117,6 +118,8 @@ func (e PublicEvent) envelope(name string) (any, bool) {
 		return e.ID, true
 	case "sub":
 		return e.Sub, e.Sub != ""
+	case "stream":
+		return e.Stream, true
 	case "sequence":
 		return e.Sequence, true
 	}

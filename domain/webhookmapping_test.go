@@ -12,7 +12,7 @@ import (
 func TestMappable(t *testing.T) {
 	t.Parallel()
 	for _, e := range everyEvent() {
-		public, err := Public(Entry{ID: NewID(), Type: e.eventType(), Stream: "account-s", Time: goldenTime, Event: e})
+		public, err := Public(Entry{ID: NewID(), Type: e.eventType(), Stream: "account-s", Time: goldenTime, Event: e}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

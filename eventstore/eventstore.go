@@ -46,6 +46,14 @@ type KeyID [32]byte
 // numbers keys in the order of their creation, from 1.
 func (k KeyID) Slot() uint64 { return binary.BigEndian.Uint64(k[:8]) }
 
+// KeyState is what a store remembers about the file of the keys beside it, to
+// notice an older copy of it.
+type KeyState struct {
+	Slot      uint64 // the highest slot of a key
+	Changes   int64  // of secrets, so far
+	Destroyed int64  // keys, so far
+}
+
 // Event is an event to append. The caller seals the personal part first: a
 // store sees clear bytes, sealed bytes and a key ID, never a key.
 type Event struct {

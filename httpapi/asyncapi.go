@@ -51,7 +51,7 @@ func (s *server) asyncAPI() []byte {
 		"info": object{
 			"title": "accountledger", "version": s.Version,
 			"description": "Public events about accounts and their configuration. Each event is sent at least once, in log order per account. " +
-				"Ignore an event whose sequence is not greater than the last one applied.",
+				"Process each id once, and ignore an event whose sequence is below the last one applied of its stream.",
 			"license": object{"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
 		},
 		"defaultContentType": "application/json",

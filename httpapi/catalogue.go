@@ -25,8 +25,9 @@ type delivered struct {
 	Timestamp time.Time           `json:"timestamp" doc:"When the event took effect."`
 	ID        string              `json:"id" doc:"The event's id; also the header webhook-id."`
 	Sub       string              `json:"sub,omitzero" doc:"The account the event is about."`
-	Sequence  eventstore.Revision `json:"sequence" doc:"The account's revision. Ignore an event whose sequence is not greater than the last one applied."`
-	Gap       eventstore.Revision `json:"previous_sequence,omitzero" doc:"Sequence of an earlier event whose delivery was given up, which leaves a gap."`
+	Stream    string              `json:"stream" doc:"The stream that the event belongs to, an opaque name. Events of one account have one stream until the ledger is rolled back; later ones have another, which ends in a tilde and the number of the ledger's incarnation."`
+	Sequence  eventstore.Revision `json:"sequence" doc:"The revision of the account, or of another object. It never decreases within a stream: ignore an event whose sequence is below the last one applied of its stream."`
+	Gap       eventstore.Revision `json:"previous_sequence,omitzero" doc:"Sequence of the stream's event before this one that the webhook selects. Absent in the first delivery from a stream."`
 	Data      jsontext.Value      `json:"data" doc:"The event's data."`
 }
 
@@ -34,7 +35,7 @@ type delivered struct {
 type CatalogueEntry struct {
 	Name    string           `json:"name"`
 	When    string           `json:"when"`  // completes "sent when ..."
-	About   string           `json:"about"` // account or configuration
+	About   string           `json:"about"` // account, configuration or ledger
 	Aliases []CatalogueAlias `json:"aliases"`
 	From    []string         `json:"from"`   // types of events in the log
 	Schema  jsontext.Value   `json:"schema"` // of the event in the feed: self-contained JSON Schema 2020-12
@@ -73,8 +74,11 @@ func Catalogue() ([]CatalogueEntry, error) {
 }
 
 func about(t domain.PublicType) string {
-	if t.OfAccount() {
+	switch {
+	case t.OfAccount():
 		return "account"
+	case strings.HasPrefix(t.From[0], "ledger."):
+		return "ledger"
 	}
 	return "configuration"
 }

@@ -89,7 +89,7 @@ func TestEventSchemas(t *testing.T) {
 			if !strings.HasPrefix(golden.Type, "account.") {
 				stream = domain.ConfigStream
 			}
-			public, err := domain.Public(domain.Entry{ID: domain.NewID(), Type: golden.Type, Stream: stream, Time: time.Unix(0, 0).UTC(), Meta: meta, Event: e})
+			public, err := domain.Public(domain.Entry{ID: domain.NewID(), Type: golden.Type, Stream: stream, Time: time.Unix(0, 0).UTC(), Meta: meta, Event: e}, 0)
 			check(t, err)
 			for _, p := range public {
 				checked[p.Type] = true

@@ -2,9 +2,9 @@ package httpapi
 
 import (
 	"context"
-	"strconv"
 
 	"accountledger/domain"
+	"accountledger/eventstore"
 	"accountledger/projections"
 	"accountledger/projections/webhooks"
 )
@@ -16,7 +16,7 @@ func (s *server) disclosureRoutes() {
 		text: "Lists which webhooks received which of the account's data, and when: one entry for each public event of the account and each webhook that was or will be sent it, in the order of the events. " +
 			"Entries name the members that were sent, not their values. The ledger computes them on request from the log, the webhooks' configurations and the state of their deliveries; the time of arrival is known only while the attempts are stored. " +
 			"Readers of the feed, of exports and of the API are not included. For a merged account, also query the surviving account.",
-		codes: codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
+		codes: codes(onQuery, onCursor, []domain.Code{domain.CodeAccountNotFound}),
 	}, s.getDisclosures)
 }
 
@@ -42,7 +42,7 @@ func (s *server) getDisclosures(ctx context.Context, c *call, in *getDisclosures
 	if err != nil {
 		return nil, err
 	}
-	from, err := afterRevision(in.After)
+	from, err := s.afterRevision(ctx, sub, in.After)
 	if err != nil {
 		return nil, err
 	}
@@ -60,9 +60,24 @@ func (s *server) getDisclosures(ctx context.Context, c *call, in *getDisclosures
 	}
 	page.Disclosures = append(page.Disclosures, all...)
 	if next > 0 {
-		cursor := strconv.FormatInt(int64(next)-1, 10)
+		cursor, err := s.cursorBefore(ctx, sub, next)
+		if err != nil {
+			return nil, err
+		}
 		page.Next = &cursor
 		a.next(c, cursor)
 	}
 	return a.rendered(page)
+}
+
+// cursorBefore returns the cursor of the page that begins with a revision of an
+// account.
+func (s *server) cursorBefore(ctx context.Context, sub string, next eventstore.Revision) (string, error) {
+	for x, err := range s.Ledger.History(ctx, sub, next-1) {
+		if err != nil {
+			return "", err
+		}
+		return s.revisionCursor(ctx, x.Revision, x.Position)
+	}
+	return "", missing(projections.ErrNotFound)
 }

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"regexp"
 	"strconv"
@@ -10,11 +11,11 @@ import (
 )
 
 type getEventDataInput struct {
-	Event string `path:"event" doc:"The event: its log position, a dot, and its index among the public events at that position. Taken from the event's dataref."`
+	Event string `path:"event" doc:"The event: its log position, a dot, and its index among the public events at that position; for events after a roll-back, also a tilde and the number of the ledger's incarnation. Taken from the event's dataref."`
 	Query
 }
 
-var eventPlace = regexp.MustCompile(`^([1-9][0-9]{0,17})\.([0-9]{1,3})$`)
+var eventPlace = regexp.MustCompile(`^([1-9][0-9]{0,17})\.([0-9]{1,3})(?:~([1-9][0-9]{0,8}))?$`)
 
 func (s *server) getEventData(ctx context.Context, _ *call, in *getEventDataInput) (*answer, error) {
 	a, err := s.fresh(ctx, in.Query)
@@ -35,6 +36,14 @@ func (s *server) getEventData(ctx context.Context, _ *call, in *getEventDataInpu
 		return nil, err
 	}
 	if eventstore.Position(position) > head {
+		return nil, missing
+	}
+	lineage, err := s.Ledger.Lineage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The event that the dataref meant may have been lost in a roll-back.
+	if n := lineage.At(eventstore.Position(position)).Number; cmp.Or(place[3], "0") != strconv.Itoa(n) {
 		return nil, missing
 	}
 	public, err := s.publicAt(ctx, eventstore.Position(position))
@@ -63,7 +72,7 @@ func (s *server) publicAt(ctx context.Context, p eventstore.Position) ([]domain.
 		if err != nil {
 			return nil, err
 		}
-		return domain.Public(x.Without(config.Hidden()))
+		return domain.Public(x.Without(config.Hidden()), 0) // only the data is used
 	}
 	return nil, ctx.Err()
 }

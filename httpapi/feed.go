@@ -20,8 +20,8 @@ func (s *server) feedRoutes() {
 	handle(s, route{
 		method: "GET", path: "/v1/events", name: "getEvents", scope: scopeEventsRead, status: 200, answer: feed{}, paged: true,
 		summary: "Read the event feed",
-		text:    "Returns public events in log order. next is always a cursor: store it and pass it as after to read the events that follow. A page may be short or empty although more events follow, because a filter skipped many; more is then true. With Accept: text/event-stream the server sends server-sent events instead; limit, wait and min_position are not allowed then. The id of each frame is a cursor; send the last one as Last-Event-ID to resume. If there are no events, checkpoint frames advance the cursor at least every 15 seconds.",
-		codes:   codes(onQuery, []domain.Code{domain.CodeInvalidCursor}),
+		text:    "Returns public events in log order. next is always a cursor: store it and pass it as after to read the events that follow. A page may be short or empty although more events follow, because a filter skipped many; more is then true. With Accept: text/event-stream the server sends server-sent events instead; limit, wait and min_position are not allowed then. The id of each frame is a cursor; send the last one as Last-Event-ID to resume. After the ledger was rolled back, a cursor of a lost event is answered with 410 and, as next, the cursor to continue with. If there are no events, checkpoint frames advance the cursor at least every 15 seconds.",
+		codes:   codes(onQuery, onCursor),
 		stream:  s.streamEvents,
 	}, s.getEvents)
 }
@@ -29,7 +29,7 @@ func (s *server) feedRoutes() {
 type getEventsInput struct {
 	MinPosition int64  `query:"min_position" minimum:"0" doc:"Answer only from a state that includes this log position."`
 	Wait        int    `query:"wait" minimum:"0" maximum:"30" default:"0" doc:"Seconds to wait for min_position, and then for the first event if there is none yet (long polling)."`
-	After       string `query:"after" default:"0" doc:"The next cursor of an earlier page, or a log position. Default 0: the beginning of the log."`
+	After       string `query:"after" default:"0" doc:"The next cursor of an earlier page, or a log position from before the ledger was first rolled back. Default 0: the beginning of the log."`
 	Limit       int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of events on a page."`
 	Types       string `query:"types" maxLength:"2000" doc:"Only these public events: names or prefixes such as USER_*, separated by commas." example:"USER_*,IDENTITY_LINKED"`
 	Sub         string `query:"sub" doc:"Only events of this account; after a merge, also those of the surviving account."`
@@ -39,7 +39,7 @@ type getEventsInput struct {
 
 // feed is a page of public events, in log order.
 type feed struct {
-	Events []domain.PublicEvent `json:"events" doc:"The events in log order; for each account, in the order of sequence."`
+	Events []domain.PublicEvent `json:"events" doc:"The events in log order; for each stream, in the order of sequence."`
 	Next   string               `json:"next" doc:"Cursor for the events after this page. Always present."`
 	More   bool                 `json:"more" doc:"Whether more events can be read immediately."`
 }
@@ -142,7 +142,11 @@ func (s *server) public(ctx context.Context, events []domain.PublicEvent, after 
 	if err != nil {
 		return events, after, false, err
 	}
-	public, err := domain.Public(x.Without(which.hidden))
+	lineage, err := s.Ledger.Lineage(ctx)
+	if err != nil {
+		return events, after, false, err
+	}
+	public, err := domain.Public(x.Without(which.hidden), lineage.At(x.Position).Number)
 	if err != nil {
 		return events, after, false, err
 	}
@@ -222,9 +226,14 @@ func selects(types, sub, group string) (which selection, err error) {
 const cursorVersion = "v1"
 
 // cursor encodes a place as a cursor. The cursor names its log, so that the
-// server refuses the cursor of another ledger.
+// server refuses the cursor of another ledger, and the forks before the place, so
+// that the server recognizes a place that a roll-back removed.
 func (s *server) cursor(ctx context.Context, p place) (string, error) {
 	epoch, err := s.logEpoch(ctx)
+	if err != nil {
+		return "", err
+	}
+	lineage, err := s.Ledger.Lineage(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -232,14 +241,43 @@ func (s *server) cursor(ctx context.Context, p place) (string, error) {
 	if p.seen > 0 {
 		cursor += "." + strconv.Itoa(p.seen)
 	}
-	return cursor, nil
+	return withForks(cursor, lineage.Forks(p.position)), nil
 }
 
-// parseCursor decodes a cursor or a bare log position.
+// withForks appends forks to a cursor: a tilde, the incarnation, a dot and the
+// position of each.
+func withForks(cursor string, forks []domain.Fork) string {
+	for _, f := range forks {
+		cursor += fmt.Sprintf("~%d.%d", f.Incarnation, f.Position)
+	}
+	return cursor
+}
+
+// cutForks reverses withForks.
+func cutForks(cursor string) (before string, forks []domain.Fork, ok bool) {
+	parts := strings.Split(cursor, "~")
+	for _, part := range parts[1:] {
+		number, position, _ := strings.Cut(part, ".")
+		n, err1 := strconv.Atoi(number)
+		p, err2 := strconv.ParseInt(position, 10, 64)
+		if err1 != nil || err2 != nil || n < 1 || p < 0 {
+			return "", nil, false
+		}
+		forks = append(forks, domain.Fork{Incarnation: n, Position: eventstore.Position(p)})
+	}
+	return parts[0], forks, true
+}
+
+// parseCursor decodes a cursor or a bare log position, which counts as a place in
+// the log before its first fork.
 func (s *server) parseCursor(ctx context.Context, cursor string) (place, error) {
 	invalid := newProblem(domain.CodeInvalidCursor, "The cursor does not belong to this feed.")
-	parts := strings.Split(cursor, ".")
-	if len(parts) == 1 {
+	before, forks, ok := cutForks(cursor)
+	if !ok {
+		return place{}, invalid
+	}
+	parts := strings.Split(before, ".")
+	if len(parts) == 1 && len(forks) == 0 {
 		parts = []string{cursorVersion, "", parts[0]}
 	}
 	if parts[0] != cursorVersion || len(parts) < 3 || len(parts) > 4 {
@@ -255,13 +293,6 @@ func (s *server) parseCursor(ctx context.Context, cursor string) (place, error) 
 			return place{}, invalid
 		}
 	}
-	head, err := s.Log.Head(ctx)
-	if err != nil {
-		return p, err
-	}
-	if p.position > head {
-		return p, newProblem(domain.CodeInvalidCursor, "The cursor is beyond the end of the log, which is at position %d.", head)
-	}
 	if parts[1] != "" && parts[1] != emptyEpoch {
 		epoch, err := s.logEpoch(ctx)
 		if err != nil {
@@ -271,7 +302,54 @@ func (s *server) parseCursor(ctx context.Context, cursor string) (place, error) 
 			return p, newProblem(domain.CodeInvalidCursor, "The cursor belongs to another log.")
 		}
 	}
+	if p, err = s.afterForks(ctx, p, forks); err != nil {
+		return p, err
+	}
+	head, err := s.Log.Head(ctx)
+	if err != nil {
+		return p, err
+	}
+	if p.position > head {
+		return p, newProblem(domain.CodeInvalidCursor, "The cursor is beyond the end of the log, which is at position %d.", head)
+	}
 	return p, nil
+}
+
+// afterForks returns the place in this log of a client that has read another one up
+// to p, with these forks before it. It refuses a place after events that a roll-back
+// has removed.
+func (s *server) afterForks(ctx context.Context, p place, forks []domain.Fork) (place, error) {
+	lineage, err := s.Ledger.Lineage(ctx)
+	if err != nil {
+		return p, err
+	}
+	shared, forked, known := lineage.Shared(forks)
+	switch {
+	case !known:
+		return p, errUnknownFork()
+	case !forked || p.position < shared:
+		return p, nil
+	case p.position == shared:
+		// What the client has seen of the next event is gone.
+		return place{position: shared}, nil
+	}
+	next, err := s.cursor(ctx, place{position: shared})
+	if err != nil {
+		return p, err
+	}
+	return p, errForked(shared, next)
+}
+
+// errForked is the problem of a cursor behind events that a roll-back has removed.
+// fork is the position of the last event before them.
+func errForked(fork eventstore.Position, next string) *problem {
+	p := newProblem(codeCursorForked, "The ledger was rolled back to position %d, and lost the event that this cursor follows.", fork)
+	p.Fork, p.Next = &fork, next
+	return p
+}
+
+func errUnknownFork() *problem {
+	return newProblem(domain.CodeInvalidCursor, "The cursor was made after the ledger was rolled back, and this log is from before.")
 }
 
 // emptyEpoch is the epoch of an empty log. Cursors with it fit any log.

@@ -17,7 +17,7 @@ func (s *server) historyRoutes() {
 		method: "GET", path: "/v1/accounts/{sub}/events", name: "getHistory", scope: scopeAuditRead, status: 200, answer: history{}, paged: true,
 		summary: "Get the history of an account",
 		text:    "Returns every event of the account, oldest first, read from the log. The history of an erased account remains available without its personal data.",
-		codes:   codes(onQuery, []domain.Code{domain.CodeAccountNotFound, domain.CodeInvalidCursor}),
+		codes:   codes(onQuery, onCursor, []domain.Code{domain.CodeAccountNotFound}),
 	}, s.getHistory)
 }
 
@@ -60,7 +60,7 @@ func (s *server) getHistory(ctx context.Context, c *call, in *getHistoryInput) (
 	if err != nil {
 		return nil, err
 	}
-	from, err := afterRevision(in.After)
+	from, err := s.afterRevision(ctx, sub, in.After)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +87,11 @@ func (s *server) readHistory(ctx context.Context, sub string, from eventstore.Re
 			return page, err
 		}
 		if len(page.Events) == limit {
-			next := strconv.FormatInt(int64(page.Events[limit-1].Revision), 10)
+			last := page.Events[limit-1]
+			next, err := s.revisionCursor(ctx, last.Revision, last.Position)
+			if err != nil {
+				return page, err
+			}
 			page.Next = &next
 			break
 		}
@@ -110,14 +114,56 @@ func (s *server) readHistory(ctx context.Context, sub string, from eventstore.Re
 	return page, err
 }
 
+// revisionCursor returns the cursor of the page after a revision of an account,
+// whose event is at a position. Like a cursor of the feed, it has the forks before.
+func (s *server) revisionCursor(ctx context.Context, r eventstore.Revision, at eventstore.Position) (string, error) {
+	lineage, err := s.Ledger.Lineage(ctx)
+	if err != nil {
+		return "", err
+	}
+	return withForks(strconv.FormatInt(int64(r), 10), lineage.Forks(at)), nil
+}
+
 // afterRevision returns the first revision on the page after cursor.
-func afterRevision(cursor string) (eventstore.Revision, error) {
+func (s *server) afterRevision(ctx context.Context, sub, cursor string) (eventstore.Revision, error) {
 	if cursor == "" {
 		return 0, nil
 	}
-	after, err := strconv.ParseInt(cursor, 10, 64)
-	if err != nil || after < 0 || after == 1<<63-1 {
+	number, forks, ok := cutForks(cursor)
+	after, err := strconv.ParseInt(number, 10, 64)
+	if !ok || err != nil || after < 0 || after == 1<<63-1 {
 		return 0, newProblem(domain.CodeInvalidCursor, "The cursor does not belong to this resource.")
 	}
-	return eventstore.Revision(after) + 1, nil
+	lineage, err := s.Ledger.Lineage(ctx)
+	if err != nil {
+		return 0, err
+	}
+	shared, forked, known := lineage.Shared(forks)
+	if !known {
+		return 0, errUnknownFork()
+	}
+	if !forked {
+		return eventstore.Revision(after) + 1, nil
+	}
+	var last *domain.Entry // before the fork
+	for x, err := range s.Ledger.History(ctx, sub, 0) {
+		if err != nil {
+			return 0, err
+		}
+		if x.Position > shared || int64(x.Revision) > after {
+			break
+		}
+		last = &x
+	}
+	switch {
+	case last == nil:
+		return 0, errForked(shared, "")
+	case int64(last.Revision) == after:
+		return last.Revision + 1, nil
+	}
+	next, err := s.revisionCursor(ctx, last.Revision, last.Position)
+	if err != nil {
+		return 0, err
+	}
+	return 0, errForked(shared, next)
 }

@@ -85,7 +85,7 @@ func (f files) open(t testing.TB, changes ...func(*Config)) *ledger {
 	logger := slog.New(slog.DiscardHandler)
 	keys, err := seal.Open(ctx, seal.Config{Path: filepath.Join(f.dir, "keys.db"), Master: f.master})
 	check(t, err)
-	log, err := sqlite.Open(ctx, sqlite.Config{Dir: f.dir, Signer: f.signer})
+	log, err := sqlite.Open(ctx, sqlite.Config{Dir: f.dir, Signer: f.signer, Vouch: keys.Vouch})
 	check(t, err)
 	codec := domain.Codec{Keys: keys}
 	views, err := projections.Open(ctx, projections.Config{Path: filepath.Join(f.dir, "views.db"), Log: log, Codec: codec, Logger: logger})
@@ -429,7 +429,7 @@ func checkProblem(res *http.Response, got []byte) error {
 	}
 	want := problem{Type: "/problems/" + string(p.Code), Title: problemKinds[p.Code].title, Status: res.StatusCode, Code: p.Code,
 		RequestID: res.Header.Get("X-Request-Id"), Instance: "urn:uuid:" + res.Header.Get("X-Request-Id")}
-	p.Detail, p.Errors, p.Erased, p.Position, p.Merge = "", nil, want.Erased, nil, nil
+	p.Detail, p.Errors, p.Erased, p.Position, p.Fork, p.Next, p.Merge = "", nil, want.Erased, nil, nil, "", nil
 	if diff := gocmp.Diff(want, p, gocmp.AllowUnexported(problem{})); diff != "" {
 		return errors.New("problem (-want +got):\n" + diff)
 	}

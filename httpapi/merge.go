@@ -178,7 +178,7 @@ func (s *server) plannedWebhooks(ctx context.Context, entries []domain.Entry) ([
 		}
 		w := plannedWebhook{WebhookID: e.WebhookID}
 		for _, x := range entries {
-			public, err := domain.Public(x)
+			public, err := domain.Public(x, 0) // only its names are used
 			if err != nil {
 				return nil, err
 			}

@@ -26,6 +26,7 @@ const (
 	codeMalformedJSON        domain.Code = "malformed-json"
 	codeInvalidParameter     domain.Code = "invalid-parameter"
 	codeInvalidPrecondition  domain.Code = "invalid-precondition"
+	codeCursorForked         domain.Code = "cursor-forked"
 	codeRevisionNotFound     domain.Code = "revision-not-found"
 	codeEventNotFound        domain.Code = "event-not-found"
 	codeProjectionNotFound   domain.Code = "projection-not-found"
@@ -199,6 +200,9 @@ var problemKinds = map[domain.Code]problemKind{
 	domain.CodeInvalidCursor: {http.StatusBadRequest, "Invalid cursor",
 		"The cursor does not belong to this resource or this ledger, or it is beyond the end of the log, for example after a restore from a backup.",
 		"Start from a known position, or from the beginning."},
+	codeCursorForked: {http.StatusGone, "Cursor forked",
+		"The ledger was rolled back to the position in the member fork. The cursor follows an event after it, which no longer exists; the log has other events at that position now. A log position without a cursor counts as one from before the first roll-back.",
+		"Undo what you applied from events after the fork, or compare with GET /v1/reconciliation. Then continue with the cursor in the member next."},
 	codeEventNotFound: {http.StatusNotFound, "Event not found",
 		"There is no public event at this place in the log.",
 		"Use the dataref of a delivered event unchanged."},
@@ -253,6 +257,8 @@ type problem struct {
 	Errors    []fault              `json:"errors,omitzero" doc:"Everything that is wrong with the request."`
 	Erased    time.Time            `json:"erasedTime,omitzero" doc:"With account-erased: when the account was erased."`
 	Position  *eventstore.Position `json:"position,omitzero" doc:"With not-fresh and not-ready: the log position of the read model."`
+	Fork      *eventstore.Position `json:"fork,omitzero" doc:"With cursor-forked: the log position of the last event that the ledger did not lose."`
+	Next      string               `json:"next,omitzero" doc:"With cursor-forked: the cursor to continue with. Absent: start without a cursor."`
 	Merge     *mergeFrom           `json:"merge,omitzero" doc:"With identity-conflict, for callers with the scope accounts:read: the request body for merging the conflicting account into this one."`
 
 	header http.Header

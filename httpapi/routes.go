@@ -47,6 +47,7 @@ var (
 	onCommand = []domain.Code{domain.CodeInvalidRequest, domain.CodeStaleRevision, domain.CodeConcurrentChange,
 		domain.CodeIdempotencyKeyReused, domain.CodeTooLarge, codeInvalidPrecondition}
 	onChange = slices.Concat(onAccount, onCommand, []domain.Code{domain.CodeAccountDeleted, domain.CodeAccountCombined})
+	onCursor = []domain.Code{domain.CodeInvalidCursor, codeCursorForked}
 	onQuery  = []domain.Code{domain.CodeInvalidRequest, codeNotFresh}
 )
 

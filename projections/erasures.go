@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
-	"sync/atomic"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
@@ -18,8 +17,7 @@ const ErasuresView = "erasures"
 // Its methods are safe for concurrent use.
 type Erasures struct {
 	views   *Views
-	live    atomic.Int64 // the live generation's number
-	changed signal       // raised when rows change
+	changed signal // raised when rows change
 }
 
 // Erasure is an account whose erasure is not completed.
@@ -47,8 +45,8 @@ func (e *Erasures) projection() projection {
 		drop:    `DROP TABLE erasures_%[1]d`,
 		count:   `SELECT count(*) FROM erasures_%[1]d`,
 		writer:  e.writer,
-		serve: func(_ context.Context, generation int64) (func(), error) {
-			return func() { e.live.Store(generation); e.changed.raise() }, nil
+		serve: func(context.Context, int64) (func(), error) {
+			return e.changed.raise, nil
 		},
 	}
 }
@@ -120,26 +118,34 @@ func (e *Erasures) Changed() <-chan struct{} { return e.changed.next() }
 // Next returns up to limit erasures that are not completed, oldest first,
 // starting after a position.
 func (e *Erasures) Next(ctx context.Context, after eventstore.Position, limit int) ([]Erasure, error) {
-	rows, err := e.views.read.QueryContext(ctx, fmt.Sprintf(`SELECT sub, kid, position FROM erasures_%d
-		WHERE position > ? ORDER BY position LIMIT ?`, e.live.Load()), after, limit)
+	var all []Erasure
+	err := e.views.onLive(ctx, ErasuresView, func(tx *sql.Tx, generation int64) error {
+		rows, err := tx.QueryContext(ctx, fmt.Sprintf(`SELECT sub, kid, position FROM erasures_%d
+			WHERE position > ? ORDER BY position LIMIT ?`, generation), after, limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var x Erasure
+			if err := rows.Scan(&x.Sub, &x.KeyID, &x.Position); err != nil {
+				return err
+			}
+			all = append(all, x)
+		}
+		return rows.Err()
+	})
 	if err != nil {
 		return nil, fmt.Errorf("projections: next erasures: %w", err)
 	}
-	defer rows.Close()
-	var all []Erasure
-	for rows.Next() {
-		var x Erasure
-		if err := rows.Scan(&x.Sub, &x.KeyID, &x.Position); err != nil {
-			return nil, fmt.Errorf("projections: next erasures: %w", err)
-		}
-		all = append(all, x)
-	}
-	return all, rows.Err()
+	return all, nil
 }
 
 // Open reports whether the account's erasure has begun and is not completed.
 func (e *Erasures) Open(ctx context.Context, sub string) (open bool, err error) {
-	err = e.views.read.QueryRowContext(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM erasures_%d WHERE sub = ?)`, e.live.Load()), sub).Scan(&open)
+	err = e.views.onLive(ctx, ErasuresView, func(tx *sql.Tx, generation int64) error {
+		return tx.QueryRowContext(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM erasures_%d WHERE sub = ?)`, generation), sub).Scan(&open)
+	})
 	if err != nil {
 		return false, fmt.Errorf("projections: erasure: %w", err)
 	}

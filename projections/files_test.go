@@ -61,10 +61,10 @@ func TestFile(t *testing.T) {
 	}{
 		{"intact", good, false},
 		{"empty", []byte{}, false},
-		{"older layout", sqlFile(`PRAGMA application_id = 0x414c5657; CREATE TABLE old (x)`), false},
+		{"unknown layout", sqlFile(`PRAGMA application_id = 0x414c5657; CREATE TABLE old (x)`), false},
 		{"first page damaged", damage(100, 4096), false},
 		{"truncated", good[:4096], false},
-		{"newer version", sqlFile(`PRAGMA application_id = 0x414c5657; PRAGMA user_version = 2; CREATE TABLE newer (x)`), true},
+		{"newer version", sqlFile(`PRAGMA application_id = 0x414c5657; PRAGMA user_version = 3; CREATE TABLE newer (x)`), true},
 		{"another application's", sqlFile(`PRAGMA application_id = 7; CREATE TABLE foreign_table (x)`), true},
 		{"no application id", sqlFile(`CREATE TABLE notes (x)`), true},
 		{"not a database", []byte(strings.Repeat("a diary, and not a database ", 100)), true},
@@ -135,48 +135,218 @@ func TestDamagedWhileRunning(t *testing.T) {
 	f.checkFolds(t, v, subs)
 }
 
-// TestAnotherLog checks that views start over if they were built from another
-// log, as after an operator has restored an older copy.
-func TestAnotherLog(t *testing.T) {
-	t.Parallel()
-	f, g := newFixture(t), newFixture(t)
-	f.populate(t, 3, 2)
-	v := f.open(t)
+// fill builds the views of f and closes them.
+func (f *fixture) fill(t *testing.T, ledgerID string) {
+	t.Helper()
+	v, err := Open(t.Context(), Config{Path: f.path(), LedgerID: ledgerID, Log: f.log, Codec: domain.Codec{Keys: f.keys}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	stop := run(t, v)
 	f.awaitHead(t, v)
 	stop()
-	v.Close()
-	subs := g.populate(t, 3, 3) // longer
-	g.dir = f.dir
-	v = g.open(t)
-	stop = run(t, v)
-	g.untilLive(t, v, subs)
-	want := dump(t, v.path)
-	stop()
-	v.Close()
-
-	h := newFixture(t)
-	subs = h.populate(t, 2, 1) // shorter
-	h.dir = f.dir
-	v = h.open(t)
-	run(t, v)
-	h.untilLive(t, v, subs)
-	if dump(t, v.path) == want {
-		t.Error("the view still has the rows of the other log")
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 
-func (f *fixture) untilLive(t *testing.T, v *Views, subs []string) {
+// alter executes statements on the file.
+func (f *fixture) alter(t *testing.T, statements string) {
 	t.Helper()
-	until(t, func() bool {
-		status, err := v.Status(t.Context())
+	db, err := connect(f.path(), "_journal_mode=WAL", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(statements); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// directory returns the contents of the files beside views.db and of itself.
+func (f *fixture) directory(t *testing.T) map[string]string {
+	t.Helper()
+	names, err := filepath.Glob(f.path() + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]string{}
+	for _, name := range names {
+		data, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = v.Accounts().Get(t.Context(), subs[0])
-		return err == nil && status[0].Position == status[0].Head
-	})
+		if len(data) > 0 && !strings.HasSuffix(name, "-shm") { // SQLite's readers leave an empty log and their locks
+			all[filepath.Base(name)] = string(data)
+		}
+	}
+	return all
+}
+
+const layout1 = `DROP TABLE ledger; PRAGMA user_version = 1`
+
+// TestAhead checks that Open refuses a file that contradicts the log, whatever
+// else is wrong with the file, and leaves it alone.
+func TestAhead(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		alter  string // SQL on the file, before log.db is replaced
+		events int    // in each account of the other log; 0: the log is not replaced
+		opener string // the ledger that opens the file
+		why    string
+	}{
+		{name: "the log is shorter", events: 1, why: AheadOfLog},
+		{name: "the log is longer", events: 5, why: OtherEvent},
+		{name: "the log is shorter, layout 1", alter: layout1, events: 1, why: AheadOfLog},
+		{name: "the log is longer, layout 1", alter: layout1, events: 5, why: OtherEvent},
+		{name: "the log is shorter, the file was found damaged", alter: `PRAGMA user_version = 0`, events: 1, why: AheadOfLog},
+		{name: "the log is longer, the file was found damaged", alter: `PRAGMA user_version = 0`, events: 5, why: OtherEvent},
+		{name: "one view is ahead", alter: `UPDATE views SET position = 900 WHERE name = 'erasures'`, why: AheadOfLog},
+		{name: "another ledger", opener: "accountledger/two", why: OtherLedger},
+		{name: "another ledger, the file was found damaged", alter: `PRAGMA user_version = 0`, opener: "accountledger/two", why: OtherLedger},
+		{name: "the ledger's name was changed", alter: `UPDATE ledger SET id = 'accountledger/two'`, opener: "accountledger/one", why: OtherLedger},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t)
+			f.populate(t, 3, 3)
+			f.fill(t, "accountledger/one")
+			if tt.alter != "" {
+				f.alter(t, tt.alter)
+			}
+			log := f.log
+			if tt.events > 0 {
+				g := newFixture(t)
+				g.populate(t, 3, tt.events)
+				log = g.log
+			}
+			before := f.directory(t)
+			_, err := Open(t.Context(), Config{Path: f.path(), LedgerID: tt.opener, Log: log, Codec: domain.Codec{Keys: f.keys}})
+			ahead, ok := errors.AsType[*AheadError](err)
+			if !ok || ahead.Why != tt.why || ahead.File != f.path() {
+				t.Errorf("Open = %v, want an AheadError because of %s", err, tt.why)
+			}
+			if diff := cmp.Diff(before, f.directory(t)); diff != "" {
+				t.Errorf("the file has changed (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestAheadText checks that an operator can read a refusal.
+func TestAheadText(t *testing.T) {
+	t.Parallel()
+	for _, why := range []string{OtherLedger, AheadOfLog, OtherEvent} {
+		for _, file := range []string{"views.db", "delivery.db"} {
+			e := &AheadError{File: filepath.Join("/var/lib/accountledger", file), Seen: 1234567890, Head: 1234567889, Why: why}
+			what, cause, do, override := e.Explain()
+			for _, part := range []string{what, cause, do, override} {
+				for line := range strings.Lines(part) {
+					if line = strings.TrimSuffix(line, "\n"); len(line) > 78 || line == "" {
+						t.Errorf("%s, %s: the line %q has %d bytes", why, file, line, len(line))
+					}
+				}
+			}
+			if strings.Contains(e.Error(), "\n") || !strings.Contains(e.Error(), file) {
+				t.Errorf("Error = %q", e)
+			}
+		}
+	}
+}
+
+// TestLedgerID checks that a file without a ledger is bound to the first one that
+// opens it, and keeps its rows when its layout is upgraded.
+func TestLedgerID(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.populate(t, 3, 3)
+	f.fill(t, "")
+	want := dump(t, f.path())
+	f.alter(t, layout1)
+	for _, id := range []string{"", "accountledger/one", "accountledger/one", ""} {
+		proofs := f.log.proofs.Load()
+		f.fill(t, id)
+		if f.log.proofs.Load() != proofs {
+			t.Error("the views were built again")
+		}
+	}
+	if got := dump(t, f.path()); got != want {
+		t.Errorf("(-before +upgraded):\n%s", cmp.Diff(want, got))
+	}
+	_, err := Open(t.Context(), Config{Path: f.path(), LedgerID: "accountledger/two", Log: f.log, Codec: domain.Codec{Keys: f.keys}})
+	if ahead, ok := errors.AsType[*AheadError](err); !ok || ahead.Why != OtherLedger {
+		t.Errorf("Open by another ledger = %v", err)
+	}
+}
+
+// TestDamagedAside checks that a damaged file is kept under another name if it
+// does not say whether it contradicts the log.
+func TestDamagedAside(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.populate(t, 3, 3)
+	f.fill(t, "")
+	data, err := os.ReadFile(f.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 100; i < 4096; i++ {
+		data[i] ^= 0x5a
+	}
+	if err := os.WriteFile(f.path(), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v := f.open(t)
+	run(t, v)
+	f.awaitHead(t, v)
 	f.checkFolds(t, v, subs)
+	aside, err := filepath.Glob(f.path() + ".damaged-*Z")
+	if err != nil || len(aside) != 1 {
+		t.Fatalf("damaged files = %q, %v, want one", aside, err)
+	}
+	if kept, err := os.ReadFile(aside[0]); err != nil || string(kept) != string(data) {
+		t.Errorf("the damaged file was not kept as it was: %v", err)
+	}
+}
+
+// TestRewind checks that a views file that is ahead of a rolled back log is
+// renamed, and any other one left alone.
+func TestRewind(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.populate(t, 3, 3)
+	if aside, err := Rewind(t.Context(), f.path(), 1); err != nil || aside != "" {
+		t.Errorf("Rewind of no file = %q, %v", aside, err)
+	}
+	f.fill(t, "accountledger/one")
+	head, err := f.log.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := f.directory(t)
+	if aside, err := Rewind(t.Context(), f.path(), head); err != nil || aside != "" {
+		t.Errorf("Rewind to the head = %q, %v", aside, err)
+	}
+	if diff := cmp.Diff(before, f.directory(t)); diff != "" {
+		t.Errorf("(-before +after):\n%s", diff)
+	}
+	g := newFixture(t)
+	subs := g.populate(t, 2, 1)
+	if head, err = g.log.Head(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	aside, err := Rewind(t.Context(), f.path(), head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := os.ReadFile(aside); err != nil || string(kept) != before["views.db"] {
+		t.Errorf("Rewind did not keep the file as %q: %v", aside, err)
+	}
+	g.dir = f.dir
+	v := g.open(t)
+	run(t, v)
+	g.awaitHead(t, v)
+	g.checkFolds(t, v, subs)
 }
 
 // TestReader checks what a reader sees while another process runs the views.

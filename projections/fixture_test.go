@@ -46,8 +46,12 @@ func newFixture(t testing.TB) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if f.keys, err = seal.Open(t.Context(), seal.Config{Path: filepath.Join(f.dir, "keys.db"), Master: f.master}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.keys.Close() })
 	clock := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	log, err := sqlite.Open(t.Context(), sqlite.Config{Dir: f.dir, Signer: signer, Now: func() time.Time {
+	log, err := sqlite.Open(t.Context(), sqlite.Config{Dir: f.dir, Signer: signer, Vouch: f.keys.Vouch, Now: func() time.Time {
 		clock = clock.Add(time.Second)
 		return clock
 	}})
@@ -55,19 +59,25 @@ func newFixture(t testing.TB) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
-	if f.keys, err = seal.Open(t.Context(), seal.Config{Path: filepath.Join(f.dir, "keys.db"), Master: f.master}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.keys.Close() })
 	f.log = &rewritingLog{Store: log}
 	f.ledger = domain.NewLedger(domain.LedgerConfig{Log: log, Codec: domain.Codec{Keys: f.keys}})
 	return f
 }
 
-// rewritingLog is a log that changes records as they are read.
+// rewritingLog is a log that changes records as they are read, and counts proofs.
 type rewritingLog struct {
 	eventstore.Store
 	rewriter atomic.Pointer[func(*eventstore.Recorded)]
+	proofs   atomic.Int64
+	tampered atomic.Bool // proofs fail
+}
+
+func (l *rewritingLog) Prove(ctx context.Context, to eventstore.Position, progress func(done, total int64)) error {
+	l.proofs.Add(1)
+	if l.tampered.Load() {
+		return eventstore.ErrTampered
+	}
+	return l.Store.Prove(ctx, to, progress)
 }
 
 func (l *rewritingLog) rewrite(f func(*eventstore.Recorded)) { l.rewriter.Store(&f) }

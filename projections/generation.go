@@ -23,6 +23,22 @@ type generation struct {
 	parked   map[string]Parked   // by stream
 }
 
+// onLive calls query in a read transaction with the number of a view's live
+// generation. A rebuild may replace that generation at any time; its tables stay
+// readable in the transaction.
+func (v *Views) onLive(ctx context.Context, view string, query func(tx *sql.Tx, generation int64) error) error {
+	tx, err := v.read.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	generation, _, err := liveGeneration(ctx, tx, view)
+	if err != nil {
+		return err
+	}
+	return query(tx, generation)
+}
+
 // batch is the changes of one transaction: rows, parked streams and the
 // checkpoint.
 type batch struct {

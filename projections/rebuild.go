@@ -33,28 +33,65 @@ func (w *view) create(ctx context.Context, state string) (*generation, error) {
 	if err := tx.Commit(); err != nil {
 		return nil, err
 	}
-	g.writer, err = w.writer(ctx, g.number)
-	return g, err
+	if g.writer, err = w.writer(ctx, g.number); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// prove has the log prove that it has the events that the store appended. With
+// once, a proof since Open is enough, so that views that start together share one:
+// only this process appends to the log meanwhile. A view with a source does not
+// get its rows from the log.
+func (w *view) prove(ctx context.Context, once bool) error {
+	if w.source != nil {
+		return nil
+	}
+	v := w.views
+	select {
+	case v.prover <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-v.prover }()
+	if once && v.proven {
+		return nil
+	}
+	head, err := v.log.Head(ctx)
+	if err != nil {
+		return err
+	}
+	if err := v.log.Prove(ctx, head, nil); err != nil {
+		return fmt.Errorf("prove the log: %w", err)
+	}
+	v.proven = true
+	return nil
 }
 
 // rebuild builds a new generation from the whole log while the live one
-// continues to follow the log, then switches to the new one.
-func (w *view) rebuild(ctx context.Context, progress func(done, total int64)) error {
+// continues to follow the log, then switches to the new one. It first proves the
+// log, see prove.
+func (w *view) rebuild(ctx context.Context, once bool, progress func(done, total int64)) error {
+	if err := w.prove(ctx, once); err != nil {
+		return err
+	}
 	if err := w.views.claimBuilder(ctx); err != nil {
 		return err
 	}
 	defer w.views.releaseBuilder()
 	g, err := w.create(ctx, StateRebuilding)
-	if err != nil {
-		return err
+	if err == nil {
+		if err = g.build(ctx, progress); err == nil {
+			err = w.switchTo(ctx, g)
+		}
+		if err != nil {
+			g.writer.close()
+		}
 	}
-	if err = g.build(ctx, progress); err == nil {
-		err = w.switchTo(ctx, g)
-	}
 	if err != nil {
-		g.writer.close()
-		_, mark := w.views.write.ExecContext(context.WithoutCancel(ctx),
-			`UPDATE views SET state = 'dropped' WHERE name = ? AND generation = ? AND state = 'rebuilding'`, w.name, g.number)
+		// Not by its number: create may have failed after it had made the
+		// generation. The caller holds builder, so there is no other one.
+		_, mark := w.views.write.ExecContext(context.WithoutCancel(ctx), `UPDATE views SET state = 'dropped' WHERE name = ? AND state = 'rebuilding'`, w.name)
 		err = errors.Join(err, mark)
 	}
 	if drop := w.dropOld(ctx); drop != nil {
@@ -202,7 +239,7 @@ func (g *generation) applyChunks(ctx context.Context, order <-chan *chunk, head 
 	if ctx.Err() != nil {
 		return ctx.Err() // order was closed early
 	}
-	last, err := g.view.eventAt(ctx, head)
+	last, err := eventAt(ctx, g.view.views.log, head)
 	if err != nil {
 		return err
 	}
@@ -299,26 +336,6 @@ func (w *view) compare(ctx context.Context, old, g *generation) error {
 			after, len(g.parked), g.position, before, old.position)
 	}
 	return nil
-}
-
-// startOver replaces the live generation, built from another log, with an empty
-// one.
-func (w *view) startOver(ctx context.Context) error {
-	if err := w.views.claimBuilder(ctx); err != nil {
-		return err
-	}
-	defer w.views.releaseBuilder()
-	g, err := w.create(ctx, StateRebuilding)
-	if err != nil {
-		return err
-	}
-	w.mu.Lock()
-	err = w.replace(ctx, g)
-	w.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return w.dropOld(ctx)
 }
 
 // claimBuilder locks v.builder.

@@ -313,3 +313,127 @@ func TestFarBehind(t *testing.T) {
 		t.Error("built in the order of the log, the view differs from one built stream by stream")
 	}
 }
+
+// TestRebuildTampered checks that no view is built from a log that does not prove
+// its events: neither a rebuild nor the first build, of a small and a large log.
+func TestRebuildTampered(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.populate(t, 3, 3)
+	v := f.open(t)
+	stop := run(t, v)
+	f.awaitHead(t, v)
+	want := dump(t, f.path())
+	f.log.tampered.Store(true)
+	if err := v.Rebuild(t.Context(), AccountsView, nil); !errors.Is(err, eventstore.ErrTampered) {
+		t.Errorf("Rebuild = %v, want ErrTampered", err)
+	}
+	if got := dump(t, f.path()); got != want {
+		t.Errorf("(-before +after):\n%s", cmp.Diff(want, got))
+	}
+	if status, err := v.Status(t.Context()); err != nil || status[0].State != StateLive {
+		t.Errorf("Status = %+v, %v, want a live view", status, err)
+	}
+	f.change(t, subs[0], 1)
+	f.awaitHead(t, v) // the live view goes on
+	stop()
+	for _, accounts := range []int{0, 9000} {
+		if accounts > 0 {
+			projectionstest.History{Accounts: accounts, Events: accounts}.Write(t, f.log, f.keys)
+		}
+		fresh, err := Open(t.Context(), Config{Path: fmt.Sprint(f.path(), accounts), Log: f.log, Codec: domain.Codec{Keys: f.keys}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := fresh.Run(t.Context()); !errors.Is(err, eventstore.ErrTampered) {
+			t.Errorf("Run with %d accounts = %v, want ErrTampered", accounts, err)
+		}
+		status, err := fresh.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range status {
+			if s.Position != 0 || s.State != StateLive {
+				t.Errorf("%s is at %d, %s, want nothing applied", s.Name, s.Position, s.State)
+			}
+		}
+		fresh.Close()
+	}
+}
+
+// TestFirstProof checks that the views of an empty file share one proof, and that
+// a rebuild makes its own.
+func TestFirstProof(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.populate(t, 3, 3)
+	v := f.open(t)
+	stop := run(t, v)
+	f.awaitHead(t, v)
+	if n := f.log.proofs.Load(); n != 1 {
+		t.Errorf("%d proofs at the first start, want 1", n)
+	}
+	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.log.proofs.Load(); n != 2 {
+		t.Errorf("%d proofs after a rebuild, want 2", n)
+	}
+	stop()
+	v.Close()
+	f.fill(t, "")
+	if n := f.log.proofs.Load(); n != 2 {
+		t.Errorf("%d proofs after another start, want 2", n)
+	}
+}
+
+// TestRebuildNotPrepared checks that a rebuild that cannot prepare its statements
+// does not leave the view in the state rebuilding.
+func TestRebuildNotPrepared(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	v := f.open(t)
+	w := v.all[0]
+	prepare := w.writer
+	w.writer = func(context.Context, int64) (writer, error) { return writer{}, errors.New("cannot prepare") }
+	if err := v.Rebuild(t.Context(), AccountsView, nil); err == nil {
+		t.Error("Rebuild = nil")
+	}
+	if status, err := v.Status(t.Context()); err != nil || status[0].State != StateLive {
+		t.Errorf("Status = %+v, %v, want a live view", status, err)
+	}
+	w.writer = prepare
+}
+
+// TestQueriesDuringRebuild checks that queries of the small views do not meet the
+// tables of a generation that a rebuild has dropped.
+func TestQueriesDuringRebuild(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	subs := f.populate(t, 3, 1)
+	v := f.open(t)
+	run(t, v)
+	f.awaitHead(t, v)
+	var done atomic.Bool
+	var busy sync.WaitGroup
+	for range 2 {
+		busy.Go(func() {
+			for !done.Load() {
+				_, open := v.Erasures().Open(t.Context(), subs[0])
+				_, erasures := v.Erasures().Next(t.Context(), 0, 10)
+				_, schedules := v.Schedules().Next(t.Context(), Due{}, 10)
+				if err := errors.Join(open, erasures, schedules); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 20 {
+		if err := errors.Join(v.Rebuild(t.Context(), ErasuresView, nil), v.Rebuild(t.Context(), SchedulesView, nil)); err != nil {
+			t.Error(err)
+		}
+	}
+	done.Store(true)
+	busy.Wait()
+}

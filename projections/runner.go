@@ -33,7 +33,6 @@ type view struct {
 }
 
 // noteHead raises w.head to head if head is higher.
-
 func (w *view) noteHead(head eventstore.Position) {
 	for {
 		known := w.head.Load()
@@ -137,8 +136,10 @@ func (g *generation) loadParked(ctx context.Context) error {
 const maxDoublings = 8
 
 // run follows the log until ctx is done, retrying after errors. It returns an
-// error only if the log is closed or the file is damaged.
+// error only if the log is closed or tampered with, or the file is damaged.
 func (w *view) run(ctx context.Context) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	var background sync.WaitGroup
 	defer background.Wait()
 	background.Go(func() {
@@ -152,7 +153,7 @@ func (w *view) run(ctx context.Context) error {
 	})
 	if w.stale != nil {
 		outdated := w.outdated.next() // before follow raises it for the first time
-		background.Go(func() { w.rebuildStale(ctx, outdated) })
+		background.Go(func() { end(w.rebuildStale(ctx, outdated)) })
 	}
 	failures := 0
 	for ctx.Err() == nil {
@@ -160,10 +161,10 @@ func (w *view) run(ctx context.Context) error {
 		err := w.follow(ctx)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return tampered(context.Cause(ctx))
 		case err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 			continue // interrupted, or a parked stream is due for a retry
-		case errors.Is(err, eventstore.ErrClosed):
+		case errors.Is(err, eventstore.ErrClosed), tampered(err) != nil:
 			return err
 		case damaged(err):
 			return errors.Join(fmt.Errorf("the file is damaged; the next start replaces it with an empty one: %w", err), condemn(w.views.write))
@@ -179,11 +180,20 @@ func (w *view) run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+	return tampered(context.Cause(ctx))
+}
+
+// tampered returns err if it says that the log was tampered with, or nil.
+func tampered(err error) error {
+	if errors.Is(err, eventstore.ErrTampered) {
+		return err
+	}
 	return nil
 }
 
-// rebuildStale rebuilds the view whenever its live generation is stale.
-func (w *view) rebuildStale(ctx context.Context, outdated <-chan struct{}) {
+// rebuildStale rebuilds the view whenever its live generation is stale, until ctx
+// is done or the log is found to be tampered with.
+func (w *view) rebuildStale(ctx context.Context, outdated <-chan struct{}) error {
 	for failures := 0; ; {
 		var retry <-chan time.Time
 		if failures > 0 {
@@ -193,13 +203,16 @@ func (w *view) rebuildStale(ctx context.Context, outdated <-chan struct{}) {
 		case <-outdated:
 		case <-retry:
 		case <-ctx.Done():
-			return
+			return nil
 		}
 		outdated = w.outdated.next()
 		stale, err := w.stale(ctx)
 		if err == nil && stale {
 			w.views.logger.InfoContext(ctx, "configuration changed; rebuilding view", "view", w.name)
-			err = w.rebuild(ctx, func(_, _ int64) {})
+			err = w.rebuild(ctx, true, func(_, _ int64) {})
+		}
+		if tampered(err) != nil {
+			return err
 		}
 		failures++
 		if err == nil {
@@ -328,45 +341,21 @@ func (w *view) readBatches(ctx context.Context, after, head eventstore.Position,
 	return ctx.Err()
 }
 
-// validate prepares the live generation for following the log. It replaces a
-// generation of another log with an empty one, and rebuilds one that another
-// version wrote or that is so far behind that a rebuild is faster.
+// validate prepares the live generation for following the log. It rebuilds one
+// that another version wrote or that is so far behind that a rebuild is faster,
+// and proves the log before an empty one follows it.
 func (w *view) validate(ctx context.Context, head eventstore.Position) error {
 	w.mu.Lock()
-	position, event, version := w.live.position, w.live.event, w.live.version
+	position, version := w.live.position, w.live.version
 	w.mu.Unlock()
-	same, err := w.sameLog(ctx, position, event, head)
 	switch {
-	case err != nil:
-		return err
-	case !same:
-		w.views.logger.WarnContext(ctx, "view was built from another log; starting over", "view", w.name, "position", position, "head", head)
-		return w.startOver(ctx)
 	case version != w.version:
 		w.views.logger.InfoContext(ctx, "another version wrote the view; rebuilding it", "view", w.name, "version", version)
 	case head-position <= batchEvents || position > head/2:
+		if position == 0 && head > 0 {
+			return w.prove(ctx, true)
+		}
 		return nil
 	}
-	return w.rebuild(ctx, func(_, _ int64) {})
-}
-
-// sameLog reports whether the log still has the event at the checkpoint that
-// the view applied. It does not after an operator restores an older copy.
-func (w *view) sameLog(ctx context.Context, position eventstore.Position, event [16]byte, head eventstore.Position) (bool, error) {
-	if position == 0 || position > head {
-		return position == 0, nil
-	}
-	found, err := w.eventAt(ctx, position)
-	return err == nil && found == event, err
-}
-
-// eventAt returns the id of the event at a position of the log.
-func (w *view) eventAt(ctx context.Context, position eventstore.Position) (id [16]byte, err error) {
-	for page, err := range w.views.log.Subscribe(ctx, position-1) {
-		if err != nil {
-			return id, err
-		}
-		return page[0].ID, nil
-	}
-	return id, ctx.Err()
+	return w.rebuild(ctx, true, func(_, _ int64) {})
 }

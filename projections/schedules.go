@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"accountledger/domain"
@@ -19,8 +18,7 @@ const SchedulesView = "schedules"
 // use.
 type Schedules struct {
 	views   *Views
-	live    atomic.Int64 // the live generation's number
-	changed signal       // raised when rows change
+	changed signal // raised when rows change
 }
 
 // Due is a planned schedule.
@@ -51,8 +49,8 @@ func (s *Schedules) projection() projection {
 		drop:   `DROP TABLE schedules_%[1]d`,
 		count:  `SELECT count(*) FROM schedules_%[1]d`,
 		writer: s.writer,
-		serve: func(_ context.Context, generation int64) (func(), error) {
-			return func() { s.live.Store(generation); s.changed.raise() }, nil
+		serve: func(context.Context, int64) (func(), error) {
+			return s.changed.raise, nil
 		},
 	}
 }
@@ -136,23 +134,29 @@ func (s *Schedules) Changed() <-chan struct{} { return s.changed.next() }
 // Next returns up to limit planned schedules, earliest first, starting after
 // the given one. The zero Due is before all others.
 func (s *Schedules) Next(ctx context.Context, after Due, limit int) ([]Due, error) {
-	rows, err := s.views.read.QueryContext(ctx, fmt.Sprintf(`SELECT due, sub, schedule FROM schedules_%[1]d
-		WHERE (due, sub, schedule) > (?, ?, ?) ORDER BY due, sub, schedule LIMIT ?`, s.live.Load()), micro(after.Time), after.Sub, after.ScheduleID, limit)
+	var all []Due
+	err := s.views.onLive(ctx, SchedulesView, func(tx *sql.Tx, generation int64) error {
+		rows, err := tx.QueryContext(ctx, fmt.Sprintf(`SELECT due, sub, schedule FROM schedules_%[1]d
+			WHERE (due, sub, schedule) > (?, ?, ?) ORDER BY due, sub, schedule LIMIT ?`, generation), micro(after.Time), after.Sub, after.ScheduleID, limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var d Due
+			var due int64
+			if err := rows.Scan(&due, &d.Sub, &d.ScheduleID); err != nil {
+				return err
+			}
+			d.Time = time.UnixMicro(due).UTC()
+			all = append(all, d)
+		}
+		return rows.Err()
+	})
 	if err != nil {
 		return nil, fmt.Errorf("projections: next schedules: %w", err)
 	}
-	defer rows.Close()
-	var all []Due
-	for rows.Next() {
-		var d Due
-		var due int64
-		if err := rows.Scan(&due, &d.Sub, &d.ScheduleID); err != nil {
-			return nil, fmt.Errorf("projections: next schedules: %w", err)
-		}
-		d.Time = time.UnixMicro(due).UTC()
-		all = append(all, d)
-	}
-	return all, rows.Err()
+	return all, nil
 }
 
 // micro returns t as it is stored in the rows; the zero time is before all of

@@ -1,5 +1,11 @@
--- views.db, version 1: the read models. Every row is derived from the log; the
+-- views.db, version 2: the read models. Every row is derived from the log; the
 -- file may be deleted while no server runs.
+
+-- The id of the ledger whose log the views follow.
+CREATE TABLE ledger (
+	one INTEGER PRIMARY KEY CHECK (one = 1),
+	id  TEXT    NOT NULL
+) STRICT;
 
 -- The generations of each view. The names of a generation's tables end in
 -- _<generation>. A rebuild builds a new generation beside the live one and
@@ -10,7 +16,7 @@ CREATE TABLE views (
 	version    INTEGER NOT NULL, -- of the projection that wrote its rows
 	state      TEXT    NOT NULL CHECK (state IN ('live', 'rebuilding', 'dropped')),
 	position   INTEGER NOT NULL, -- of the last event applied
-	event      BLOB    NOT NULL, -- the id of that event; if the log has another one there, it is another log
+	event      BLOB    NOT NULL, -- the id of that event; if the log has another one there, the file is refused
 	PRIMARY KEY (name, generation)
 ) STRICT, WITHOUT ROWID;
 

@@ -26,7 +26,7 @@ func (w *searchWriter) bulk(ctx context.Context, g *generation, head eventstore.
 	if err != nil {
 		return err
 	}
-	last, err := g.view.eventAt(ctx, head)
+	last, err := eventAt(ctx, g.view.views.log, head)
 	if err != nil {
 		return err
 	}

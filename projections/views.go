@@ -1,6 +1,7 @@
 // Package projections follows the log and maintains read models, the views, in
 // views.db. The file contains nothing but data derived from the log: delete it,
-// and the next start rebuilds it.
+// and the next start rebuilds it. A file that contradicts the log is refused, and
+// never replaced: it may be the last copy of what the log has lost.
 //
 // Type view in runner.go keeps one view up to date; generation.go has the
 // batches it applies, rebuild.go builds a new generation beside the live one.
@@ -29,10 +30,11 @@ import (
 
 // Config configures Views.
 type Config struct {
-	Path   string           // of views.db; created if it is missing
-	Log    eventstore.Store // the log to follow
-	Codec  domain.Codec     // opens and decodes the log's events
-	Logger *slog.Logger     // default: discards
+	Path     string           // of views.db; created if it is missing
+	LedgerID string           // the ledger whose log it is; a file that names none is bound to it. "": not compared
+	Log      eventstore.Store // the log to follow
+	Codec    domain.Codec     // opens and decodes the log's events
+	Logger   *slog.Logger     // default: discards
 
 	// Retry is the delay before the first retry, both of a parked stream and
 	// of a view that stopped with an error. It doubles with each failure, up
@@ -70,6 +72,8 @@ type Views struct {
 	search    *Search
 	all       []*view
 	builder   chan struct{} // a lock for building or dropping a generation: one at a time bounds the memory
+	prover    chan struct{} // a lock for proving the log; guards proven
+	proven    bool          // the log was proven since Open
 	closed    chan struct{}
 	close     sync.Once
 }
@@ -77,9 +81,12 @@ type Views struct {
 // ErrClosed is returned by Await when the Views are closed.
 var ErrClosed = errors.New("projections: the views are closed")
 
-// Open opens views.db, creating it if it is missing. It replaces a damaged
-// views file with an empty one, because the log has all of its data. It
-// refuses a file that is not a views file or was written by a newer version.
+// Open opens views.db, creating it if it is missing. It refuses a file that is
+// ahead of the log or has followed another one, with an *AheadError and before it
+// changes anything. It replaces a damaged views file with an empty one, because
+// the log has all of its data; if the file cannot be read, it keeps it under
+// another name. It refuses a file that is not a views file or was written by a
+// newer version.
 func Open(ctx context.Context, c Config) (*Views, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -87,7 +94,7 @@ func Open(ctx context.Context, c Config) (*Views, error) {
 	if c.Retry == 0 {
 		c.Retry = time.Second
 	}
-	write, made, err := openWriter(ctx, c.Path)
+	write, made, err := openWriter(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("projections: open %s: %w", c.Path, err)
 	}
@@ -132,7 +139,7 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 		return nil, err
 	}
 	v := &Views{path: c.Path, log: c.Log, codec: c.Codec, logger: c.Logger, retry: c.Retry, trace: c.Trace, write: write, read: read,
-		builder: make(chan struct{}, 1), closed: make(chan struct{})}
+		builder: make(chan struct{}, 1), prover: make(chan struct{}, 1), closed: make(chan struct{})}
 	v.accounts = &Accounts{views: v}
 	v.schedules = &Schedules{views: v}
 	v.erasures = &Erasures{views: v}
@@ -160,7 +167,7 @@ func open(ctx context.Context, c Config, write *sql.DB) (*Views, error) {
 
 // Run keeps all views up to date until ctx is done, then returns nil. After an
 // error it logs and resumes from the stored checkpoint. It returns an error
-// only if the log is closed or views.db is damaged.
+// only if the log is closed or tampered with, or views.db is damaged.
 func (v *Views) Run(ctx context.Context) error {
 	running, ctx := errgroup.WithContext(ctx)
 	for _, w := range v.all {
@@ -187,8 +194,10 @@ func (v *Views) Await(ctx context.Context, view string, p eventstore.Position) e
 
 // Rebuild builds the view again from the first event of the log, while the
 // live one continues to answer queries; then it replaces the live view with
-// the new one and drops the old one. Run may be running or not. If Rebuild
-// fails before the switch, the live view is unchanged. progress, which may be
+// the new one and drops the old one. It first proves that the log has the events
+// that the store appended; otherwise the error is eventstore.ErrTampered. Run may
+// be running or not. If Rebuild fails before the switch, the live view is
+// unchanged. progress, which may be
 // nil, is called with the number of events read and the total.
 func (v *Views) Rebuild(ctx context.Context, view string, progress func(done, total int64)) error {
 	w, err := v.find(view)
@@ -201,7 +210,7 @@ func (v *Views) Rebuild(ctx context.Context, view string, progress func(done, to
 	if progress == nil {
 		progress = func(_, _ int64) {}
 	}
-	if err := w.rebuild(ctx, progress); err != nil {
+	if err := w.rebuild(ctx, false, progress); err != nil {
 		return fmt.Errorf("projections: rebuild %s: %w", view, err)
 	}
 	return nil

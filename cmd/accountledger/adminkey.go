@@ -8,6 +8,7 @@ import (
 )
 
 func adminKeyCommand() *cobra.Command {
+	var accept cli.Accept
 	cmd := &cobra.Command{
 		Use:   "admin-key",
 		Short: "Replace the admin key, which has all scopes",
@@ -19,6 +20,7 @@ owner. The previous admin key becomes invalid. The server must not be running.`,
 			if err != nil {
 				return err
 			}
+			c.Accept = accept
 			out := cli.NewConsole(cmd, c)
 			l, err := openLedger(cmd.Context(), c, out.Logger())
 			if err != nil {
@@ -36,6 +38,7 @@ owner. The previous admin key becomes invalid. The server must not be running.`,
 			return nil
 		},
 	}
-	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file", "last-signed")
+	accept.AddFlags(cmd.Flags())
 	return cmd
 }

@@ -73,7 +73,7 @@ func backup(ctx context.Context, c cli.Config, out cli.Console, to string, withM
 		return fmt.Errorf("backup: verify the copy: %w", err)
 	}
 	if !v.OK {
-		return v.print(out)
+		return v.print(out, true)
 	}
 	if out.JSON {
 		return out.Document(backedUp{to, eventstore.Position(v.Events), withMaster, v})

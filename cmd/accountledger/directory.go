@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/note"
@@ -30,15 +32,16 @@ const masterKeyEnv = cli.EnvPrefix + "MASTER_KEY"
 // be elsewhere. This distinguishes an incomplete first start from a directory that
 // has lost a file. The first start is complete when log.vkey exists.
 const (
-	masterKeyFile = "master.key"     // decrypts keys.db; only in a backup on request
-	logKeyFile    = "log.key"        // signs the checkpoints of the log; secret
-	keysFile      = "keys.db"        // the accounts' keys, wrapped
-	logFile       = "log.db"         // the log
-	logVKeyFile   = "log.vkey"       // verifies the checkpoints; public
-	viewsFile     = "views.db"       // read models
-	deliveryFile  = "delivery.db"    // progress of webhooks
-	adminKeyFile  = cli.AdminKeyFile // the first API key
-	importsDir    = "imports"        // outcomes of imports over HTTP
+	masterKeyFile = "master.key"           // decrypts keys.db; only in a backup on request
+	logKeyFile    = "log.key"              // signs the checkpoints of the log; secret
+	keysFile      = "keys.db"              // the accounts' keys, wrapped
+	logFile       = "log.db"               // the log
+	logVKeyFile   = "log.vkey"             // verifies the checkpoints; public
+	viewsFile     = "views.db"             // read models
+	deliveryFile  = "delivery.db"          // progress of webhooks
+	adminKeyFile  = cli.AdminKeyFile       // the first API key
+	importsDir    = "imports"              // outcomes of imports over HTTP
+	forkPlanFile  = "new-incarnation.json" // a roll-back that is not complete
 )
 
 // directory is the path of a data directory.
@@ -58,7 +61,86 @@ func (d directory) has(name string) (bool, error) {
 type identity struct {
 	master seal.Master
 	signer note.Signer
-	vkey   string
+	vkey   string    // public key of signer
+	known  verifiers // all keys of the ledger; the first is that of signer
+
+	complete bool // the first start was completed: no file may be missing
+}
+
+// The checkpoints of a ledger have its id as their origin. After a roll-back,
+// which starts a new incarnation, the origin is "<ledger id>/<n>".
+
+// splitOrigin returns the ledger id in an origin, and the number of the
+// incarnation, 0 for the first.
+func splitOrigin(origin string) (id string, n int) {
+	i := strings.LastIndexByte(origin, '/')
+	if i < 0 || !strings.Contains(origin[:i], "/") {
+		return origin, 0
+	}
+	if n, err := strconv.Atoi(origin[i+1:]); err == nil && n > 0 && strconv.Itoa(n) == origin[i+1:] {
+		return origin[:i], n
+	}
+	return origin, 0
+}
+
+// ledgerID returns the id of the ledger whose checkpoints have this origin.
+func ledgerID(origin string) string {
+	id, _ := splitOrigin(origin)
+	return id
+}
+
+// incarnation returns the number of the incarnation in an origin, 0 for the first.
+func incarnation(origin string) int {
+	_, n := splitOrigin(origin)
+	return n
+}
+
+// originOf returns the origin of the checkpoints of an incarnation.
+func originOf(id string, n int) string {
+	if n == 0 {
+		return id
+	}
+	return id + "/" + strconv.Itoa(n)
+}
+
+// verifiers are the public keys of a ledger, one for each incarnation, the newest
+// first.
+type verifiers []note.Verifier
+
+// parseVerifiers reads the lines of log.vkey.
+func parseVerifiers(text string) (verifiers, error) {
+	var all verifiers
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		v, err := note.NewVerifier(line)
+		if err != nil {
+			return nil, fmt.Errorf("not a public key of a log: %w", err)
+		}
+		if len(all) > 0 {
+			last := all[len(all)-1].Name()
+			if ledgerID(last) != ledgerID(v.Name()) || incarnation(last) <= incarnation(v.Name()) {
+				return nil, fmt.Errorf("the public key of %s is below that of %s; the keys must be those of one ledger, the newest first", v.Name(), last)
+			}
+		}
+		all = append(all, v)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("not a public key of a log: it is empty")
+	}
+	return all, nil
+}
+
+// open returns the checkpoint in a signed note of any incarnation.
+func (v verifiers) open(msg []byte) (tlog.Checkpoint, error) {
+	origin, _, _ := strings.Cut(string(msg), "\n")
+	for _, one := range v {
+		if one.Name() == origin {
+			return tlog.OpenCheckpoint(msg, one)
+		}
+	}
+	return tlog.Checkpoint{}, fmt.Errorf("%w: its origin is %.200q", tlog.ErrCheckpoint, origin)
 }
 
 // lock keeps other processes out of the directory until the returned file is
@@ -69,13 +151,39 @@ func (d directory) lock() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	// verify holds the lock for an instant to find out whether a server runs.
+	for range 10 {
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	switch {
 	case err == nil:
 		return f, nil
 	case errors.Is(err, syscall.EWOULDBLOCK):
 		return nil, errors.Join(fmt.Errorf("%w: %s", errLocked, d), f.Close())
 	default:
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", d, err), f.Close())
+	}
+}
+
+// inUse reports whether another process has the directory open for writing.
+func (d directory) inUse() (bool, error) {
+	f, err := os.Open(string(d))
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() // ends the lock
+	switch err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); {
+	case err == nil:
+		return false, nil
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		return true, nil
+	default:
+		return false, fmt.Errorf("lock %s: %w", d, err)
 	}
 }
 
@@ -110,7 +218,7 @@ func (d directory) refuseForeign() error {
 	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	ours := []string{masterKeyFile, logKeyFile, keysFile, logFile, logVKeyFile, viewsFile, deliveryFile, adminKeyFile, importsDir, "lock", "lost+found", "."}
+	ours := []string{masterKeyFile, logKeyFile, keysFile, logFile, logVKeyFile, viewsFile, deliveryFile, adminKeyFile, importsDir, forkPlanFile, "lock", "lost+found", "."}
 	for _, e := range entries {
 		// Compare prefixes, because of names like log.db-wal.
 		if !slices.ContainsFunc(ours, func(name string) bool { return strings.HasPrefix(e.Name(), name) }) {
@@ -120,12 +228,39 @@ func (d directory) refuseForeign() error {
 	return nil
 }
 
+// refuseEmpty returns an error if the directory has no ledger, but the file of the
+// setting last-signed has a checkpoint of one.
+func (d directory) refuseEmpty(c cli.Config, made map[string]bool) error {
+	if c.LastSigned == "" || made[keysFile] || made[logFile] {
+		return nil
+	}
+	if err := checkLastSigned(c); err != nil {
+		return err
+	}
+	msg, err := readNote(c.LastSigned)
+	if msg == nil || err != nil {
+		return err
+	}
+	size := "some"
+	if lines := strings.SplitN(string(msg), "\n", 3); len(lines) == 3 {
+		if n, err := strconv.ParseInt(lines[1], 10, 64); err == nil {
+			size = strconv.FormatInt(n, 10)
+		}
+	}
+	return refuse(refuseEmpty, nil, "data", string(d), "file", c.LastSigned, "size", size)
+}
+
 // establish returns the identity of the ledger in d, which the caller has locked.
 // In an empty directory it creates one, and it completes an interrupted first
 // start. It never replaces a key that existing files depend on.
 func (d directory) establish(c cli.Config, logger *slog.Logger) (identity, error) {
 	if err := d.sweep(); err != nil {
 		return identity{}, err
+	}
+	if rollingBack, err := d.has(forkPlanFile); err != nil {
+		return identity{}, fmt.Errorf("data directory: %w", err)
+	} else if rollingBack {
+		return identity{}, refuse(refuseInterrupted, nil, "data", string(d))
 	}
 	order := []string{logKeyFile, keysFile, logFile, logVKeyFile, viewsFile, deliveryFile, adminKeyFile}
 	made := map[string]bool{}
@@ -140,13 +275,19 @@ func (d directory) establish(c cli.Config, logger *slog.Logger) (identity, error
 		if err := d.refuseForeign(); err != nil {
 			return identity{}, err
 		}
+		if err := d.refuseEmpty(c, made); err != nil {
+			return identity{}, err
+		}
 	}
 	for i, name := range order[:4] {
 		if made[name] || name == logVKeyFile && made[logFile] { // log.vkey can be derived from log.key
 			continue
 		}
 		if later := slices.IndexFunc(order[i+1:], func(n string) bool { return made[n] }); later >= 0 {
-			return identity{}, fmt.Errorf("data directory: %s has %s but not %s: restore it from a backup", d, order[i+1+later], name)
+			if name == logKeyFile && made[keysFile] && made[logFile] {
+				return identity{}, refuse(refuseNoLogKey, nil, "data", string(d))
+			}
+			return identity{}, refuse(refuseNoFile, nil, "data", string(d), "present", order[i+1+later], "file", name)
 		}
 	}
 
@@ -165,32 +306,39 @@ func (d directory) establish(c cli.Config, logger *slog.Logger) (identity, error
 			return identity{}, fmt.Errorf("data directory: %w", err)
 		}
 	}
-	id.signer, id.vkey, err = d.signer()
+	id.complete = slices.ContainsFunc(order[3:], func(name string) bool { return made[name] })
+	id.signer, id.vkey, id.known, err = d.signer()
 	return id, err
 }
 
-// signer reads log.key, and checks that log.vkey, if it exists, is its public key.
-func (d directory) signer() (note.Signer, string, error) {
+// signer reads log.key, and checks that the newest key in log.vkey, if that
+// exists, is its public key.
+func (d directory) signer() (_ note.Signer, vkey string, known verifiers, err error) {
 	skey, err := cli.ReadTrimmed(d.path(logKeyFile))
 	if err != nil {
-		return nil, "", fmt.Errorf("data directory: %w", err)
+		return nil, "", nil, fmt.Errorf("data directory: %w", err)
 	}
 	signer, err := note.NewSigner(skey)
 	if err != nil {
-		return nil, "", fmt.Errorf("data directory: %s: not a signing key", d.path(logKeyFile))
+		return nil, "", nil, fmt.Errorf("data directory: %s: not a signing key", d.path(logKeyFile))
 	}
-	vkey, err := verifierKey(skey)
-	if err != nil {
-		return nil, "", fmt.Errorf("data directory: %s: %w", d.path(logKeyFile), err)
+	if vkey, err = verifierKey(skey); err != nil {
+		return nil, "", nil, fmt.Errorf("data directory: %s: %w", d.path(logKeyFile), err)
 	}
 	stored, err := cli.ReadTrimmed(d.path(logVKeyFile))
-	if err == nil && stored != vkey {
-		err = fmt.Errorf("%s and %s are not a key pair: restore them from a backup", d.path(logKeyFile), d.path(logVKeyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		stored, err = vkey, nil
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, "", fmt.Errorf("data directory: %w", err)
+	if err == nil {
+		known, err = parseVerifiers(stored)
 	}
-	return signer, vkey, nil
+	if err != nil {
+		return nil, "", nil, fmt.Errorf("data directory: %s: %w", d.path(logVKeyFile), err)
+	}
+	if newest, _, _ := strings.Cut(stored, "\n"); strings.TrimSpace(newest) != vkey {
+		return nil, "", nil, refuse(refuseKeyPair, nil, "data", string(d))
+	}
+	return signer, vkey, known, nil
 }
 
 // verifierKey returns the public key of a signing key in the format of package
@@ -220,6 +368,9 @@ func (d directory) complete(vkey string) error {
 	return nil
 }
 
+// errNoMasterKey reports that the master key is not where it should be.
+var errNoMasterKey = errors.New("master key")
+
 // masterKey reads the master key from the configured place. If there is none and
 // make is true, it creates one.
 func (d directory) masterKey(c cli.Config, make bool, logger *slog.Logger) (seal.Master, error) {
@@ -248,7 +399,7 @@ func (d directory) masterKey(c cli.Config, make bool, logger *slog.Logger) (seal
 		logger.Warn("created a master key: keep a copy apart from the data directory and its backups; without it all personal data is lost", "file", path)
 		return master, nil
 	case errors.Is(err, fs.ErrNotExist):
-		return seal.Master{}, fmt.Errorf("master key: there is no file %s, and the data in %s needs it: restore the file, name another with --master-key-file, or set %s", path, d, masterKeyEnv)
+		return seal.Master{}, fmt.Errorf("%w: there is no file %s, and the data in %s needs it: restore the file, name another with --master-key-file, or set %s", errNoMasterKey, path, d, masterKeyEnv)
 	case err != nil:
 		return seal.Master{}, fmt.Errorf("master key: %w", err)
 	}
@@ -271,4 +422,19 @@ func (d directory) sweep() error {
 		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return err
+}
+
+// renameKey returns the signing key skey under another name, with the same seed.
+func renameKey(skey, name string) (string, error) {
+	parts := strings.SplitN(skey, "+", 5)
+	if len(parts) != 5 {
+		return "", errors.New("not a signing key")
+	}
+	parts[2] = name
+	vkey, err := verifierKey(strings.Join(parts, "+"))
+	if err != nil {
+		return "", err
+	}
+	parts[3] = strings.Split(vkey, "+")[1] // the hash depends on the name
+	return strings.Join(parts, "+"), nil
 }

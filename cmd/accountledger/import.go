@@ -27,6 +27,7 @@ type importOptions struct {
 
 func importCommand() *cobra.Command {
 	var o importOptions
+	var accept cli.Accept
 	cmd := &cobra.Command{
 		Use:   "import --mapping FILE INPUT",
 		Short: "Create or update accounts from another system's records",
@@ -60,6 +61,7 @@ import is complete. The exit code is 5 if rows failed; the others were imported.
 			if err != nil {
 				return err
 			}
+			c.Accept = accept
 			if o.mapping == "" {
 				return cli.Usagef("no mapping given: use --mapping FILE")
 			}
@@ -72,7 +74,8 @@ import is complete. The exit code is 5 if rows failed; the others were imported.
 			return importFile(ctx, c, cli.NewConsole(cmd, c), cmd.InOrStdin(), o)
 		},
 	}
-	cli.AddSettings(cmd.Flags(), "data", "master-key-file")
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file", "last-signed")
+	accept.AddFlags(cmd.Flags())
 	cmd.Flags().StringVar(&o.mapping, "mapping", "", "YAML file that maps members of a record to members of an account")
 	cmd.Flags().StringVar(&o.results, "results", "", "file for the outcome of each row; default <INPUT>.results.ndjson")
 	cmd.Flags().BoolVar(&o.resume, "resume", true, "continue an interrupted import of the same input")

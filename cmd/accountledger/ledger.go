@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
 	"accountledger/cmd/accountledger/cli"
@@ -29,7 +28,8 @@ type ledger struct {
 	dir       directory
 	vkey      string // public key of the log's checkpoints
 	keys      *seal.Keys
-	log       eventstore.Store
+	log       ledgerLog
+	failed    chan error // the log was changed by others
 	codec     domain.Codec
 	ledger    *domain.Ledger
 	views     *projections.Views
@@ -39,6 +39,7 @@ type ledger struct {
 	exports   *scheduledExports // nil: none
 	metrics   *metrics
 	tracing   *tracing // nil: none
+	logger    *slog.Logger
 	lock      *os.File
 	work      chan func(context.Context) // started by run
 }
@@ -51,10 +52,10 @@ func openLedger(ctx context.Context, c cli.Config, logger *slog.Logger) (*ledger
 
 // openTraced is openLedger with tracing; t may be nil.
 func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *tracing) (_ *ledger, err error) {
-	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), tracing: t, work: make(chan func(context.Context), 16)}
+	l := &ledger{dir: directory(c.Data), metrics: newMetrics(), tracing: t, logger: logger, failed: make(chan error, 1), work: make(chan func(context.Context), 16)}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.close())
+			err = errors.Join(explain(c, err), l.close())
 		}
 	}()
 	if err := l.dir.make(logger); err != nil {
@@ -68,22 +69,33 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 		return nil, err
 	}
 	l.vkey = id.vkey
-	if l.keys, err = seal.Open(ctx, seal.Config{Path: l.dir.path(keysFile), Master: id.master}); err != nil {
+	last, err := openLastSigned(c, id.known)
+	if err != nil {
+		return nil, err
+	}
+	ledger := ledgerID(id.signer.Name())
+	if l.keys, err = seal.Open(ctx, seal.Config{Path: l.dir.path(keysFile), Master: id.master, Ledger: ledger, Existing: id.complete}); err != nil {
 		return nil, err
 	}
 	// The name of keys.db must be durable before events depend on its keys.
 	if err := cli.SyncDir(c.Data); err != nil {
 		return nil, err
 	}
-	if l.log, err = openStore(ctx, c, id.signer, storeHooks{l.metrics.committed, hook(t, t.appended)}); err != nil {
+	// A key file whose secrets have changed has had a log.
+	existing := id.complete || l.keys.State().Changes > 0
+	l.log, err = openStore(ctx, c, id, l.keys, last, existing, false, logger, storeHooks{l.metrics.committed, hook(t, t.appended), func(err error) { l.failed <- err }})
+	if err != nil {
 		return nil, err
 	}
 	if err := l.dir.complete(id.vkey); err != nil {
 		return nil, err
 	}
+	if err := last.create(ctx, l.log, logger); err != nil {
+		return nil, err
+	}
 	l.codec = domain.Codec{Keys: l.keys}
 	l.views, err = projections.Open(ctx, projections.Config{
-		Path: l.dir.path(viewsFile), Log: l.log, Codec: l.codec, Logger: logger, Trace: hook(t, t.applied),
+		Path: l.dir.path(viewsFile), LedgerID: ledger, Log: l.log, Codec: l.codec, Logger: logger, Trace: hook(t, t.applied),
 	})
 	if err != nil {
 		return nil, err
@@ -95,6 +107,9 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 		l.metrics.executed(x)
 		t.executed(ctx, x)
 	}})
+	if err := l.ledger.RebuildClaims(ctx, reporter(logger, "rebuilding the claims on identifiers")); err != nil {
+		return nil, err
+	}
 	l.schedules = scheduler.New(scheduler.Config{Ledger: l.ledger, Views: l.views, Logger: logger, Observe: l.metrics.scheduled})
 	public, err := publicURL(c)
 	if err != nil {
@@ -139,6 +154,15 @@ func (l *ledger) run(ctx context.Context) error {
 		loops.Go(func() error { return l.exports.run(ctx) })
 	}
 	loops.Go(func() error {
+		select {
+		case err := <-l.failed:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	loops.Go(func() error { return l.prove(ctx) })
+	loops.Go(func() error {
 		for {
 			select {
 			case work := <-l.work:
@@ -153,6 +177,51 @@ func (l *ledger) run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// prove reads the whole log once, beside the server, and compares the events and
+// the claims with the sealed head. It takes at most half of one processor.
+func (l *ledger) prove(ctx context.Context) error {
+	err := l.log.CheckClaims(ctx)
+	if err == nil {
+		head, failed := l.log.Head(ctx)
+		last := time.Now()
+		if err = failed; err == nil {
+			err = l.log.Prove(ctx, head, func(_, _ int64) {
+				select {
+				case <-time.After(time.Since(last)):
+				case <-ctx.Done():
+				}
+				last = time.Now()
+			})
+		}
+	}
+	switch {
+	case err == nil || ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed):
+		return nil
+	case errors.Is(err, eventstore.ErrTampered):
+		return err
+	}
+	l.logger.ErrorContext(ctx, "the log could not be compared with its sealed head", "err", err)
+	return nil
+}
+
+// reporter returns a function that logs the progress of long work every few
+// seconds.
+func reporter(logger *slog.Logger, what string) func(done, total int64) {
+	begun := time.Now()
+	last := begun
+	return func(done, total int64) {
+		if time.Since(last) < progressInterval || done == 0 {
+			return
+		}
+		last = time.Now()
+		rate := float64(done) / last.Sub(begun).Seconds()
+		logger.Info(what, "done", done, "of", total, "perSecond", int64(rate), "left", time.Duration(float64(total-done)/rate*float64(time.Second)).Round(time.Second))
+	}
+}
+
+// progressInterval is how often reporter logs.
+const progressInterval = 2 * time.Second
 
 // background makes run start work, with a context that ends with run.
 func (l *ledger) background(work func(context.Context)) { l.work <- work }
@@ -195,30 +264,26 @@ func openReadOnly(ctx context.Context, c cli.Config, logger *slog.Logger) (*read
 	}
 	log, err := openStoreReader(ctx, c)
 	if err != nil {
-		return nil, err
+		return nil, explain(c, err)
 	}
 	return &reader{c, directory(c.Data), log, logger}, nil
 }
 
 func (r *reader) close() error { return r.log.Close() }
 
-// verifier returns the key that verifies checkpoints: vkey, or the directory's if
-// vkey is empty.
-func (r *reader) verifier(vkey string) (note.Verifier, error) {
+// verifiers returns the keys that verify checkpoints: those in vkey, or the
+// directory's if vkey is empty.
+func (r *reader) verifiers(vkey string) (verifiers, error) {
 	if vkey == "" {
 		var err error
 		if vkey, err = cli.ReadTrimmed(r.dir.path(logVKeyFile)); errors.Is(err, fs.ErrNotExist) {
-			_, vkey, err = r.dir.signer()
+			_, vkey, _, err = r.dir.signer()
 		}
 		if err != nil {
 			return nil, err
 		}
 	}
-	v, err := note.NewVerifier(vkey)
-	if err != nil {
-		return nil, fmt.Errorf("not a public key of a log: %w", err)
-	}
-	return v, nil
+	return parseVerifiers(vkey)
 }
 
 // keys opens the accounts' keys. It needs the master key.
@@ -227,5 +292,6 @@ func (r *reader) keys(ctx context.Context) (*seal.Keys, error) {
 	if err != nil {
 		return nil, err
 	}
-	return seal.OpenReader(ctx, seal.Config{Path: r.dir.path(keysFile), Master: master})
+	keys, err := seal.OpenReader(ctx, seal.Config{Path: r.dir.path(keysFile), Master: master})
+	return keys, explain(r.config, err)
 }

@@ -15,6 +15,7 @@ import (
 
 	"accountledger/cmd/accountledger/cli"
 	"accountledger/cmd/accountledger/remote"
+	"accountledger/eventstore"
 )
 
 func main() {
@@ -23,10 +24,14 @@ func main() {
 
 // exitCode returns the exit code for err.
 func exitCode(err error) int {
-	if errors.Is(err, errLocked) {
+	switch code := cli.ExitCode(err); {
+	case errors.Is(err, errLocked):
 		return cli.ExitLocked
+	case code == cli.ExitFailed && errors.Is(err, eventstore.ErrTampered): // found while it ran
+		return cli.ExitFaults
+	default:
+		return code
 	}
-	return cli.ExitCode(err)
 }
 
 // run executes the command in args and returns the exit code. Most commands end

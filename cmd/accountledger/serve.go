@@ -41,6 +41,7 @@ const (
 )
 
 func serveCommand() *cobra.Command {
+	var accept cli.Accept
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the server: HTTP API, views and webhooks",
@@ -66,6 +67,7 @@ memory has a soft limit of 120 MiB; GOMEMLIMIT sets another one.`,
 			if err != nil {
 				return err
 			}
+			c.Accept = accept
 			level := new(slog.LevelVar)
 			logger, err := newLogger(cmd, c, level)
 			if err != nil {
@@ -81,10 +83,11 @@ memory has a soft limit of 120 MiB; GOMEMLIMIT sets another one.`,
 			return serve(cmd.Context(), c, logger, cmd.OutOrStdout(), reload)
 		},
 	}
-	cli.AddSettings(cmd.Flags(), "data", "master-key-file", "listen", "insecure-listen", "debug-listen", "tls-cert", "tls-key",
+	cli.AddSettings(cmd.Flags(), "data", "master-key-file", "last-signed", "listen", "insecure-listen", "debug-listen", "tls-cert", "tls-key",
 		"oidc-issuer", "oidc-audience", "oidc-scope-claim", "oidc-algorithms", "oidc-clock-skew", "rate-limit", "address-rate-limit", "trusted-proxies", "cors-origins",
 		"webhook-allow", "public-url", "deletion-grace",
 		"import-mappings", "export-dir", "export-every", "export-format", "export-keep", "shutdown-grace", "log-format", "log-level")
+	accept.AddFlags(cmd.Flags())
 	return cmd
 }
 
@@ -134,7 +137,7 @@ func serve(ctx context.Context, c cli.Config, logger *slog.Logger, stdout io.Wri
 	if reload != nil {
 		defer onHangup(func() { reread(c, tlsCertificate, logger, reload) })()
 	}
-	err = serveLedger(ctx, c, l, logger, stdout, signals, tlsCertificate)
+	err = explain(c, serveLedger(ctx, c, l, logger, stdout, signals, tlsCertificate))
 	if closeErr := l.close(); closeErr != nil {
 		err = errors.Join(err, closeErr)
 	}

@@ -73,7 +73,7 @@ view with --server URL; the API key is read from <data>/admin.key or --key-file.
 			return err
 		},
 	}
-	cli.AddSettings(cmd.Flags(), append([]string{"data", "master-key-file"}, remote.Settings...)...)
+	cli.AddSettings(cmd.Flags(), append([]string{"data", "master-key-file", "last-signed"}, remote.Settings...)...)
 	return cmd
 }
 

@@ -40,7 +40,7 @@ func openLedgerIn(t testing.TB, dir, skey string, master seal.Master) *testLedge
 	check(t, err)
 	signer, err := note.NewSigner(skey)
 	check(t, err)
-	log, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer})
+	log, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer, Vouch: keys.Vouch})
 	check(t, err)
 	t.Cleanup(func() {
 		check(t, log.Close())

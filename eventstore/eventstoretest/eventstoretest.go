@@ -43,7 +43,7 @@ type testCase struct {
 }
 
 func cases() []testCase {
-	return slices.Concat(appendCases(), claimCases(), readCases(), subscribeCases(), []testCase{
+	return slices.Concat(appendCases(), claimCases(), reclaimCases(), readCases(), provenCases(), subscribeCases(), []testCase{
 		{"ByStream", byStream},
 		{"Head", head},
 		{"Erase", erase},

@@ -2,11 +2,14 @@ package eventstoretest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math/rand/v2"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -32,8 +35,10 @@ type disks struct {
 
 // disk is the content of a log.
 type disk struct {
-	log    []eventstore.Recorded
-	claims map[claimed]string
+	log     []eventstore.Recorded
+	claims  map[claimed]string
+	waiting map[claimed][]string // owners, in their order
+	version int                  // of the claims
 }
 
 type claimed struct{ kind, key string }
@@ -44,12 +49,20 @@ func (d *disks) open(dir string) eventstore.Store {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.dirs[dir] == nil {
-		d.dirs[dir] = &disk{claims: map[claimed]string{}}
+		d.dirs[dir] = &disk{claims: map[claimed]string{}, version: 1}
 	}
 	on := d.dirs[dir]
 	switch d.bug {
 	case "claims forgotten":
 		on.claims = map[claimed]string{}
+	case "waiting claims forgotten":
+		on.waiting = nil
+	case "waiting claims sorted at opening":
+		for _, owners := range on.waiting {
+			slices.Sort(owners)
+		}
+	case "claims version forgotten":
+		on.version = 1
 	case "last event forgotten":
 		on.log = on.log[:max(0, len(on.log)-1)]
 	}
@@ -174,6 +187,9 @@ func (m *memory) commit(ctx context.Context, c eventstore.Commit) (r eventstore.
 	if m.bug == "refused commit releases claims" {
 		m.release(m.disk.claims, c.Release)
 	}
+	if m.bug == "refused commit ends waiting" {
+		m.settle(m.disk.claims, m.disk.waiting, c)
+	}
 	for _, w := range c.Writes {
 		if err := m.conflict(w); err != nil {
 			if m.bug == "refusals use positions" {
@@ -196,6 +212,10 @@ func (m *memory) commit(ctx context.Context, c eventstore.Commit) (r eventstore.
 	if err != nil {
 		return r, err
 	}
+	waiting := maps.Clone(m.waiting)
+	if waiting != nil {
+		m.settle(claims, waiting, c)
+	}
 	if m.bug == "check, then act" {
 		m.mu.Unlock()
 		time.Sleep(time.Millisecond)
@@ -205,7 +225,7 @@ func (m *memory) commit(ctx context.Context, c eventstore.Commit) (r eventstore.
 			m.claims[m.key(k)] = k.Owner
 		}
 	} else {
-		m.claims = claims
+		m.claims, m.waiting = claims, waiting
 	}
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	switch m.bug {
@@ -370,6 +390,37 @@ func (m *memory) take(claims map[claimed]string, take []eventstore.Claim) error 
 	return nil
 }
 
+// settle ends the waiting of owners that released or took a claim, and then gives
+// each released claim that is free to the first owner that waits for it.
+func (m *memory) settle(claims map[claimed]string, waiting map[claimed][]string, c eventstore.Commit) {
+	end := func(k eventstore.Claim) {
+		waiting[m.key(k)] = slices.DeleteFunc(slices.Clone(waiting[m.key(k)]), func(owner string) bool {
+			return owner == k.Owner || m.bug == "any release ends all waiting"
+		})
+	}
+	for _, k := range c.Release {
+		if m.claims[m.key(k)] != k.Owner && m.bug != "release of a waiting claim ignored" {
+			end(k)
+		}
+	}
+	for _, k := range c.Claim {
+		if m.bug != "an owner waits for the claim it takes" {
+			end(k)
+		}
+	}
+	for _, k := range c.Release {
+		id := m.key(k)
+		_, held := claims[id]
+		if next := waiting[id]; len(next) > 0 && !held && m.bug != "nobody is promoted" {
+			if m.bug == "last owner is promoted" {
+				next = slices.Clone(next)
+				slices.Reverse(next)
+			}
+			claims[id], waiting[id] = next[0], next[1:]
+		}
+	}
+}
+
 func (m *memory) ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
 	return func(yield func(eventstore.Recorded, error) bool) {
 		if err := m.closed(); err != nil {
@@ -427,22 +478,153 @@ func (m *memory) ReadStream(ctx context.Context, stream string, from eventstore.
 }
 
 func (m *memory) ReadProven(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
-	return m.ReadStream(ctx, stream, from)
+	return func(yield func(eventstore.Recorded, error) bool) {
+		if m.bug == "from ignored by proven reads" {
+			from = 0
+		}
+		for rec, err := range m.ReadStream(ctx, stream, from) {
+			switch {
+			case m.bug == "proven read fails after an erasure" && rec.Erased():
+				err = eventstore.ErrTampered
+			case m.bug == "proven read ends at 256 events" && rec.Revision >= 256:
+				return
+			case m.bug == "proven read ignores context" && err != nil:
+				return
+			}
+			if !yield(rec, err) {
+				return
+			}
+		}
+	}
 }
 
 func (m *memory) Streams(ctx context.Context, prefix string) iter.Seq2[string, error] {
-	return func(yield func(string, error) bool) {}
+	return func(yield func(string, error) bool) {
+		if err := m.closed(); err != nil {
+			yield("", err)
+			return
+		}
+		m.mu.Lock()
+		var names []string
+		seen := map[string]bool{}
+		for _, rec := range m.log {
+			match := strings.HasPrefix(rec.Stream, prefix)
+			switch m.bug {
+			case "prefixes ignore case":
+				match = strings.HasPrefix(strings.ToLower(rec.Stream), strings.ToLower(prefix))
+			case "prefixes are patterns":
+				match, _ = path.Match(strings.NewReplacer("%", "*", "_", "?").Replace(prefix)+"*", rec.Stream)
+			case "prefix itself is no stream":
+				match = match && rec.Stream != prefix
+			}
+			if match && !seen[rec.Stream] {
+				names = append(names, rec.Stream)
+			}
+			seen[rec.Stream] = m.bug != "streams are yielded per event"
+		}
+		m.mu.Unlock()
+		if m.bug != "streams in the order of creation" {
+			slices.Sort(names)
+		}
+		if m.bug == "one page of streams" {
+			names = names[:min(len(names), 512)]
+		}
+		for _, name := range names {
+			if err := ctx.Err(); err != nil && m.bug != "canceled read ends without error" {
+				yield("", err)
+				return
+			}
+			if !yield(name, nil) {
+				if m.bug == "stopped read keeps its lock" {
+					m.mu.Lock()
+				}
+				return
+			}
+		}
+	}
 }
 
-func (m *memory) Prove(context.Context, eventstore.Position, func(done, total int64)) error {
+func (m *memory) Prove(ctx context.Context, to eventstore.Position, progress func(done, total int64)) error {
+	if err := cmp.Or(m.closed(), ctx.Err()); err != nil && m.bug != "proof ignores context" {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, rec := range m.log[:to] {
+		if m.bug == "proof fails after an erasure" && rec.Erased() || m.bug == "proof only of the head" && int(to) < len(m.log) {
+			return eventstore.ErrTampered
+		}
+		if progress != nil && m.bug != "proof without progress" || m.bug == "proof requires progress" {
+			progress(int64(i+1), int64(to))
+		}
+	}
 	return nil
 }
 
-func (m *memory) Reclaim(context.Context, int, iter.Seq2[eventstore.Claim, error]) error {
-	return errors.ErrUnsupported
+func (m *memory) Reclaim(ctx context.Context, version int, claims iter.Seq2[eventstore.Claim, error]) error {
+	if err := m.closed(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	held, waiting := map[claimed]string{}, map[claimed][]string{}
+	switch m.bug {
+	case "old claims stay":
+		held = m.claims
+	case "old waiting claims stay":
+		waiting = maps.Clone(m.waiting)
+		if waiting == nil {
+			waiting = map[claimed][]string{}
+		}
+	case "version first":
+		m.version = version
+	case "failed reclaim removes the claims":
+		m.claims, m.waiting = held, waiting
+	}
+	if m.bug != "reclaim locks the log" {
+		m.mu.Unlock()
+	}
+	taken := 0
+	var failed error
+	for k, err := range claims {
+		if failed = cmp.Or(err, ctx.Err()); failed != nil {
+			break
+		}
+		if taken++; m.bug == "one page of claims" && taken > 1024 {
+			break
+		}
+		id := m.key(k)
+		owner, isHeld := held[id]
+		switch {
+		case !isHeld || m.bug == "last owner holds":
+			held[id] = k.Owner
+		case m.bug == "nobody waits":
+		case owner == k.Owner && m.bug != "holder waits":
+		case !slices.Contains(waiting[id], k.Owner) || m.bug == "an owner waits twice":
+			waiting[id] = append(waiting[id], k.Owner)
+		}
+	}
+	if m.bug != "reclaim locks the log" {
+		m.mu.Lock()
+	}
+	if failed != nil && m.bug != "failed reclaim takes effect" {
+		return failed
+	}
+	m.claims, m.waiting = held, waiting
+	if m.bug != "claims version stays" {
+		m.version = version
+	}
+	if m.bug == "reclaim appends an event" {
+		m.write(write("claims", eventstore.Any, 1).Writes[0], time.Now().UTC().Truncate(time.Microsecond))
+	}
+	return failed
 }
 
-func (m *memory) ClaimsVersion(context.Context) (int, error) { return 1, nil }
+func (m *memory) ClaimsVersion(context.Context) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.version, m.closed()
+}
 
 func (m *memory) Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {
 	return func(yield func([]eventstore.Recorded, error) bool) {

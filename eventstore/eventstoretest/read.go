@@ -181,6 +181,20 @@ func closed(e *env) {
 		break
 	}
 	want("Subscribe", err)
+	err = nil
+	for _, err = range s.ReadProven(e.ctx(), "account-1", 0) {
+		break
+	}
+	want("ReadProven", err)
+	err = nil
+	for _, err = range s.Streams(e.ctx(), "") {
+		break
+	}
+	want("Streams", err)
+	want("Prove", s.Prove(e.ctx(), 1, nil))
+	want("Reclaim", s.Reclaim(e.ctx(), 2, sequence(nil)))
+	_, err = s.ClaimsVersion(e.ctx())
+	want("ClaimsVersion", err)
 }
 
 // reopen checks that a reopened log has the same events, claims, revisions,

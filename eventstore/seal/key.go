@@ -133,7 +133,7 @@ func (k *Keys) aead(id eventstore.KeyID) (cipher.AEAD, error) {
 }
 
 func slotOf(id eventstore.KeyID) (int64, error) {
-	slot := binary.BigEndian.Uint64(id[:8])
+	slot := id.Slot()
 	if slot == 0 || slot > math.MaxInt64 {
 		return 0, fmt.Errorf("%w: slot %d is out of range", ErrKey, slot)
 	}
@@ -233,11 +233,14 @@ func (k *Keys) emptyRow(ctx context.Context, slot int64, id eventstore.KeyID) er
 	if key, err := k.unwrapKey(slot, epoch, wrapped); err == nil && key.id != id {
 		return fmt.Errorf("%w: slot %d holds another key", ErrKey, slot)
 	}
-	if _, err := tx.ExecContext(ctx, `UPDATE keys SET wrapped = x'' WHERE slot = ?`, slot); err != nil {
-		return fmt.Errorf("seal: destroy key: %w", err)
+	for _, statement := range []string{`UPDATE keys SET wrapped = x'' WHERE slot = ?`, `UPDATE meta SET destroyed = destroyed + 1 WHERE ? > 0`} {
+		if _, err := tx.ExecContext(ctx, statement, slot); err != nil {
+			return fmt.Errorf("seal: destroy key: %w", err)
+		}
 	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("seal: destroy key: %w", err)
 	}
+	k.destroyed.Add(1)
 	return nil
 }

@@ -187,6 +187,7 @@ func (k *Keys) createKeys(n int) ([]dataKey, error) {
 	if err := tx.Commit(); err != nil {
 		return nil, fmt.Errorf("seal: create keys: %w", err)
 	}
+	k.slots.Add(int64(n)) // refill is the only caller
 	return keys, nil
 }
 

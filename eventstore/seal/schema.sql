@@ -1,9 +1,20 @@
--- keys.db, version 1: the keys that open the sealed parts of the log.
+-- keys.db, version 2: the keys that open the sealed parts of the log.
 
--- Identifies the file's master key: check_value is an empty message sealed under it.
+-- What the file knows about itself and its ledger. changes and destroyed only
+-- grow; the log's sealed head names them, so a start notices an older copy.
 CREATE TABLE meta (
-	id          INTEGER PRIMARY KEY CHECK (id = 1),
-	epoch       INTEGER NOT NULL,
+	id             INTEGER PRIMARY KEY CHECK (id = 1),
+	ledger         TEXT    NOT NULL,           -- id of the ledger; '' until an older file is bound to one
+	changes        INTEGER NOT NULL DEFAULT 0, -- of secrets
+	destroyed      INTEGER NOT NULL DEFAULT 0, -- keys
+	erased_through INTEGER NOT NULL DEFAULT 0, -- position up to which every erasure in the log is carried out
+	erased_mac     BLOB    NOT NULL DEFAULT x''
+) STRICT;
+
+-- The master keys that wrap the rows below: check_value is an empty message
+-- sealed under the key. There are two rows only while the master key is changed.
+CREATE TABLE epochs (
+	epoch       INTEGER PRIMARY KEY,
 	check_value BLOB    NOT NULL
 ) STRICT;
 
@@ -31,4 +42,12 @@ CREATE TABLE secrets (
 	name    TEXT    PRIMARY KEY,
 	epoch   INTEGER NOT NULL,
 	wrapped BLOB    NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Credentials of accounts, sealed under the account's data key in that slot.
+CREATE TABLE credentials (
+	slot   INTEGER NOT NULL,
+	kind   TEXT    NOT NULL,
+	sealed BLOB    NOT NULL,
+	PRIMARY KEY (slot, kind)
 ) STRICT, WITHOUT ROWID;

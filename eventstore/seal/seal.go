@@ -27,10 +27,13 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 
 	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
 	"github.com/maypok86/otter/v2"
@@ -46,23 +49,41 @@ var (
 	ErrMaster   = errors.New("seal: not the master key of this file")
 	ErrNoSecret = errors.New("seal: no such secret")
 	ErrReadOnly = errors.New("seal: the key file is open for reading only")
+	ErrLedger   = errors.New("seal: the key file belongs to another ledger")
+	ErrEmpty    = errors.New("seal: the key file is missing or empty")
 	ErrBusy     = errors.New("seal: deleted data is still on disk because a reader holds old pages; try again")
 )
 
 // Values of PRAGMA application_id and user_version in a key file.
 const (
 	applicationID = 0x414c6b79 // "ALky"
-	schemaVersion = 1
+	schemaVersion = 2
 )
 
 //go:embed schema.sql
 var schema string
+
+// upgrade brings a file of version 1 to version 2.
+const upgrade = `
+ALTER TABLE meta RENAME TO meta_1;
+%s
+INSERT INTO epochs (epoch, check_value) SELECT epoch, check_value FROM meta_1;
+INSERT INTO meta (id, ledger, destroyed) VALUES (1, '', (SELECT count(*) FROM keys WHERE wrapped = x''));
+DROP TABLE meta_1;
+PRAGMA user_version = 2`
 
 // Config configures Open and OpenReader.
 type Config struct {
 	Path     string // of keys.db; Open creates it with mode 0600, but not its directory
 	Master   Master // wraps all keys in the file
 	PoolSize int    // size of the largest batch of keys created in advance; 0 means 1024
+
+	// Ledger is the id of the ledger that the file must belong to. "" accepts
+	// the file of any ledger.
+	Ledger string
+	// Existing makes Open fail with ErrEmpty if the file is missing or empty,
+	// instead of creating it.
+	Existing bool
 }
 
 // cachedKeys is the number of data keys kept ready in memory, about 1 KiB each.
@@ -72,9 +93,14 @@ const cachedKeys = 1 << 14
 // process at a time may have the file open with Open; any number may have it
 // open with OpenReader.
 type Keys struct {
-	path  string
-	wrap  wrapper
+	path    string
+	version int // of the file's format
+	wrap    wrapper
 	claim []byte // HMAC key for claims
+	head  *heads // computes Vouch; nil in a reader of a version 1 file
+
+	changes, destroyed atomic.Int64 // as in meta
+	slots              atomic.Int64 // the highest slot
 
 	write *sql.DB // one connection: SQLite has one writer, so queue here; nil in a reader
 	read  *sql.DB
@@ -87,11 +113,16 @@ type Keys struct {
 	fence sync.RWMutex // held for reading from reading a key's row to caching its cipher; see Destroy
 }
 
-// Open opens keys.db for a server and creates it if it does not exist. It
-// fails with ErrMaster if the file was created under another master key.
+// Open opens keys.db for a server, and creates it unless Config.Existing is set. It
+// fails with ErrMaster if the file was created under another master key, and
+// with ErrLedger if it belongs to another ledger. A file of an older version is
+// upgraded; it belongs to no ledger until Bind.
 func Open(ctx context.Context, cfg Config) (*Keys, error) {
 	if cfg.PoolSize < 0 {
 		return nil, errors.New("seal: the pool size is negative")
+	}
+	if info, err := os.Stat(cfg.Path); cfg.Existing && (errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0) {
+		return nil, fmt.Errorf("%w: %s", ErrEmpty, cfg.Path)
 	}
 	// SQLite would create the file, its -wal and its -shm readable by all users.
 	f, err := os.OpenFile(cfg.Path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -133,7 +164,7 @@ func open(ctx context.Context, cfg Config, write *sql.DB) (*Keys, error) {
 	}
 	k := &Keys{path: cfg.Path, wrap: wrap, write: write}
 	if write != nil {
-		if err := k.create(ctx); err != nil {
+		if err := k.make(ctx, cfg); err != nil {
 			return nil, fmt.Errorf("seal: open %s: %w", cfg.Path, err)
 		}
 	}
@@ -141,7 +172,7 @@ func open(ctx context.Context, cfg Config, write *sql.DB) (*Keys, error) {
 	if k.read, err = connect(cfg.Path, "mode=ro"); err != nil {
 		return nil, err
 	}
-	if err := k.prepare(ctx); err != nil {
+	if err := k.prepare(ctx, cfg.Ledger); err != nil {
 		return nil, errors.Join(fmt.Errorf("seal: open %s: %w", cfg.Path, err), k.read.Close())
 	}
 	return k, nil
@@ -159,52 +190,137 @@ func connect(path, params string) (*sql.DB, error) {
 	return sql.Open("sqlite3", dsn)
 }
 
-// create adds the tables, the check value and the claim key to an empty file.
-func (k *Keys) create(ctx context.Context) error {
+// make fills an empty file, if cfg allows that, and upgrades an older one.
+func (k *Keys) make(ctx context.Context, cfg Config) error {
 	tx, err := k.write.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	var app, tables int
-	if err := tx.QueryRowContext(ctx, `SELECT (SELECT * FROM pragma_application_id), (SELECT count(*) FROM sqlite_schema)`).Scan(&app, &tables); err != nil {
+	var app, version, tables int
+	const look = `SELECT (SELECT * FROM pragma_application_id), (SELECT * FROM pragma_user_version), (SELECT count(*) FROM sqlite_schema)`
+	if err := tx.QueryRowContext(ctx, look).Scan(&app, &version, &tables); err != nil {
 		return err
 	}
-	if app != 0 || tables != 0 {
-		return nil // not empty: prepare checks whether it is a key file
+	switch {
+	case app == 0 && tables == 0:
+		if cfg.Existing {
+			return ErrEmpty
+		}
+		err = k.create(ctx, tx, cfg.Ledger)
+	case app == applicationID && version == 1:
+		// The rows of a wrong master key would make the file unreadable.
+		var epoch uint32
+		var check []byte
+		if err := tx.QueryRowContext(ctx, `SELECT epoch, check_value FROM meta`).Scan(&epoch, &check); err != nil {
+			return err
+		}
+		if err := k.checkValue(epoch, check); err != nil {
+			return err
+		}
+		err = k.upgrade(ctx, tx)
+	default:
+		return nil // prepare checks whether it is a key file
 	}
-	script := fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; %s", applicationID, schemaVersion, schema)
-	if _, err := tx.ExecContext(ctx, script); err != nil {
-		return err
-	}
-	check := k.wrap.wrap(checkAAD(k.wrap.epoch), nil)
-	if _, err := tx.ExecContext(ctx, `INSERT INTO meta (id, epoch, check_value) VALUES (1, ?, ?)`, k.wrap.epoch, check); err != nil {
-		return err
-	}
-	if err := k.putSecret(ctx, tx, claimSecret, randomKey()); err != nil {
+	if err != nil {
 		return err
 	}
 	return tx.Commit()
 }
 
-// prepare checks that the file is a key file under this master key, and sets
-// the fields that the methods need.
-func (k *Keys) prepare(ctx context.Context) (err error) {
+// create adds the tables, the check value and the ledger's own keys to an empty
+// file.
+func (k *Keys) create(ctx context.Context, tx *sql.Tx, ledger string) error {
+	script := fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; %s", applicationID, schemaVersion, schema)
+	if _, err := tx.ExecContext(ctx, script); err != nil {
+		return err
+	}
+	check := k.wrap.wrap(checkAAD(k.wrap.epoch), nil)
+	if _, err := tx.ExecContext(ctx, `INSERT INTO epochs (epoch, check_value) VALUES (?, ?)`, k.wrap.epoch, check); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO meta (id, ledger) VALUES (1, ?)`, ledger); err != nil {
+		return err
+	}
+	if err := k.putSecret(ctx, tx, claimSecret, randomKey()); err != nil {
+		return err
+	}
+	return k.putSecret(ctx, tx, headSecret, randomKey())
+}
+
+func (k *Keys) upgrade(ctx context.Context, tx *sql.Tx) error {
+	var added []string // the tables that version 1 does not have
+	for _, statement := range strings.SplitAfter(schema, ";\n\n") {
+		for _, table := range []string{"meta", "epochs", "credentials"} {
+			if strings.Contains(statement, "CREATE TABLE "+table+" ") {
+				added = append(added, statement)
+			}
+		}
+	}
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf(upgrade, strings.Join(added, ""))); err != nil {
+		return err
+	}
+	return k.putSecret(ctx, tx, headSecret, randomKey())
+}
+
+// Bind makes the file, which an older version of this program wrote, that of a
+// ledger. It fails with ErrLedger if it belongs to another one.
+func (k *Keys) Bind(ctx context.Context, ledger string) error {
+	if k.write == nil {
+		return ErrReadOnly
+	}
+	if _, err := k.write.ExecContext(ctx, `UPDATE meta SET ledger = ? WHERE ledger = ''`, ledger); err != nil {
+		return fmt.Errorf("seal: bind: %w", err)
+	}
+	owner, err := k.Ledger(ctx)
+	if err == nil && owner != ledger {
+		err = ErrLedger
+	}
+	return err
+}
+
+// Ledger returns the id of the ledger that the file belongs to, "" if none.
+func (k *Keys) Ledger(ctx context.Context) (id string, err error) {
+	if k.head == nil {
+		return "", nil
+	}
+	if err := k.read.QueryRowContext(ctx, `SELECT ledger FROM meta`).Scan(&id); err != nil {
+		return "", fmt.Errorf("seal: ledger: %w", err)
+	}
+	return id, nil
+}
+
+// State returns what the log's sealed head says about the key file.
+func (k *Keys) State() eventstore.KeyState {
+	return eventstore.KeyState{Slot: uint64(k.slots.Load()), Changes: k.changes.Load(), Destroyed: k.destroyed.Load()}
+}
+
+// prepare checks that the file is a key file under this master key and of this
+// ledger, and sets the fields that the methods need.
+func (k *Keys) prepare(ctx context.Context, ledger string) (err error) {
 	var app, version int
 	if err := k.read.QueryRowContext(ctx, `SELECT (SELECT * FROM pragma_application_id), (SELECT * FROM pragma_user_version)`).Scan(&app, &version); err != nil {
 		return err
 	}
 	switch {
+	case app == 0:
+		return ErrEmpty
 	case app != applicationID:
 		return errors.New("it is not a key file of this program")
-	case version != schemaVersion:
+	case version > schemaVersion || version < 1:
 		return fmt.Errorf("it has format version %d, but this program reads version %d", version, schemaVersion)
 	}
+	k.version = version
 	if err := k.checkMaster(ctx); err != nil {
 		return err
 	}
 	if k.claim, err = k.secret(ctx, claimSecret); err != nil {
 		return err
+	}
+	if version > 1 {
+		if err := k.load(ctx, ledger); err != nil {
+			return err
+		}
 	}
 	k.cache, err = otter.New(&otter.Options[eventstore.KeyID, cipher.AEAD]{MaximumSize: cachedKeys})
 	if err != nil {
@@ -217,12 +333,43 @@ func (k *Keys) prepare(ctx context.Context) (err error) {
 	return err
 }
 
-func (k *Keys) checkMaster(ctx context.Context) error {
-	var epoch uint32
-	var check []byte
-	if err := k.read.QueryRowContext(ctx, `SELECT epoch, check_value FROM meta`).Scan(&epoch, &check); err != nil {
+// load reads what State and Vouch return.
+func (k *Keys) load(ctx context.Context, ledger string) error {
+	key, err := k.secret(ctx, headSecret)
+	if err != nil {
 		return err
 	}
+	k.head = newHeads(key)
+	var owner string
+	var changes, destroyed, slots int64
+	err = k.read.QueryRowContext(ctx, `SELECT ledger, changes, destroyed, (SELECT coalesce(max(slot), 0) FROM keys) FROM meta`).
+		Scan(&owner, &changes, &destroyed, &slots)
+	if err != nil {
+		return err
+	}
+	if ledger != "" && owner != "" && owner != ledger {
+		return fmt.Errorf("%w, %s", ErrLedger, owner)
+	}
+	k.changes.Store(changes)
+	k.destroyed.Store(destroyed)
+	k.slots.Store(slots)
+	return nil
+}
+
+func (k *Keys) checkMaster(ctx context.Context) error {
+	query := `SELECT epoch, check_value FROM epochs ORDER BY epoch DESC LIMIT 1`
+	if k.version == 1 {
+		query = `SELECT epoch, check_value FROM meta`
+	}
+	var epoch uint32
+	var check []byte
+	if err := k.read.QueryRowContext(ctx, query).Scan(&epoch, &check); err != nil {
+		return err
+	}
+	return k.checkValue(epoch, check)
+}
+
+func (k *Keys) checkValue(epoch uint32, check []byte) error {
 	if epoch != k.wrap.epoch {
 		return fmt.Errorf("%w: the file's key has epoch %d, the given key has epoch %d", ErrMaster, epoch, k.wrap.epoch)
 	}

@@ -198,7 +198,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		"a key":            `UPDATE keys SET wrapped = randomblob(60) WHERE slot = 3`,
 		"a secret":         `UPDATE secrets SET wrapped = randomblob(60) WHERE name = 'hook'`,
 		"a renamed secret": `UPDATE secrets SET name = 'hook2' WHERE name = 'hook'`,
-		"the check value":  `UPDATE meta SET check_value = randomblob(28)`,
+		"the check value":  `UPDATE epochs SET check_value = randomblob(28)`,
 	} {
 		k := newKeys(t)
 		newKey(t, k)

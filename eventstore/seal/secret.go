@@ -7,15 +7,48 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"hash"
 	"io/fs"
 	"os"
+	"sync"
 
 	"accountledger/eventstore"
 )
 
-// claimSecret is the name of the secret that holds the HMAC key for claims.
-// Callers can neither read nor change it.
-const claimSecret = "al1/claim"
+// The names of the secrets that hold the HMAC keys for claims and for Vouch.
+// Callers can neither read nor change them.
+const (
+	claimSecret = "al1/claim"
+	headSecret  = "al1/head"
+)
+
+func own(name string) bool { return name == claimSecret || name == headSecret }
+
+// heads computes HMACs under the head key. It keeps keyed hashes for reuse,
+// because making one costs more than a short message.
+type heads struct{ pool sync.Pool }
+
+func newHeads(key []byte) *heads {
+	return &heads{sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
+}
+
+// Vouch returns HMAC-SHA256(head key, message) (RFC 2104). With it a store marks
+// the state of the log that it wrote, so that nobody without the master key can
+// pass off another state as the ledger's. The store begins messages of different
+// meaning with different labels. Vouch panics in a reader of a file that has no
+// head key yet; see CanVouch.
+func (k *Keys) Vouch(message []byte) (mac [32]byte) {
+	h := k.head.pool.Get().(hash.Hash)
+	h.Reset()
+	h.Write(message)
+	h.Sum(mac[:0])
+	k.head.pool.Put(h)
+	return mac
+}
+
+// CanVouch reports whether the file has a head key: an older version of this
+// program did not create one.
+func (k *Keys) CanVouch() bool { return k.head != nil }
 
 // Claim returns owner's claim of an identifier. Its key is the first 16 bytes
 // of HMAC-SHA256(claim key, kind | 0x00 | value) (RFC 2104), so the store never
@@ -40,29 +73,45 @@ func (k *Keys) PutSecret(ctx context.Context, name string, value []byte) error {
 	if err := k.checkWritable(name); err != nil {
 		return err
 	}
-	tx, err := k.write.BeginTx(ctx, nil)
+	replaced, err := k.change(ctx, name, func(tx *sql.Tx) error { return k.putSecret(ctx, tx, name, value) })
 	if err != nil {
 		return fmt.Errorf("seal: put secret %s: %w", name, err)
 	}
-	defer tx.Rollback()
-	old, err := tx.ExecContext(ctx, `DELETE FROM secrets WHERE name = ?`, name)
-	if err != nil {
-		return fmt.Errorf("seal: put secret %s: %w", name, err)
-	}
-	replaced, err := old.RowsAffected()
-	if err != nil {
-		return fmt.Errorf("seal: put secret %s: %w", name, err)
-	}
-	if err := k.putSecret(ctx, tx, name, value); err != nil {
-		return fmt.Errorf("seal: put secret %s: %w", name, err)
-	}
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("seal: put secret %s: %w", name, err)
-	}
-	if replaced == 0 {
+	if !replaced {
 		return nil
 	}
 	return k.truncateWAL(ctx)
+}
+
+// change deletes the secret name, runs put, if not nil, and counts the change. It
+// reports whether there was a value to delete.
+func (k *Keys) change(ctx context.Context, name string, put func(*sql.Tx) error) (deleted bool, err error) {
+	tx, err := k.write.BeginTx(ctx, nil)
+	if err != nil {
+		return false, err
+	}
+	defer tx.Rollback()
+	result, err := tx.ExecContext(ctx, `DELETE FROM secrets WHERE name = ?`, name)
+	if err != nil {
+		return false, err
+	}
+	n, err := result.RowsAffected()
+	if err != nil || n == 0 && put == nil {
+		return false, err
+	}
+	if put != nil {
+		if err := put(tx); err != nil {
+			return false, err
+		}
+	}
+	if _, err := tx.ExecContext(ctx, `UPDATE meta SET changes = changes + 1`); err != nil {
+		return false, err
+	}
+	if err := tx.Commit(); err != nil {
+		return false, err
+	}
+	k.changes.Add(1) // last, so that no sealed head names a change that is not durable
+	return n > 0, nil
 }
 
 func (k *Keys) putSecret(ctx context.Context, tx *sql.Tx, name string, value []byte) error {
@@ -73,7 +122,7 @@ func (k *Keys) putSecret(ctx context.Context, tx *sql.Tx, name string, value []b
 
 // Secret returns the value stored under name, or ErrNoSecret.
 func (k *Keys) Secret(ctx context.Context, name string) ([]byte, error) {
-	if name == claimSecret {
+	if own(name) {
 		return nil, ErrNoSecret
 	}
 	return k.secret(ctx, name)
@@ -102,7 +151,7 @@ func (k *Keys) DeleteSecret(ctx context.Context, name string) error {
 	if err := k.checkWritable(name); err != nil {
 		return err
 	}
-	if _, err := k.write.ExecContext(ctx, `DELETE FROM secrets WHERE name = ?`, name); err != nil {
+	if _, err := k.change(ctx, name, nil); err != nil {
 		return fmt.Errorf("seal: delete secret %s: %w", name, err)
 	}
 	return k.truncateWAL(ctx)
@@ -112,7 +161,7 @@ func (k *Keys) checkWritable(name string) error {
 	switch {
 	case k.write == nil:
 		return ErrReadOnly
-	case name == "" || name == claimSecret:
+	case name == "" || own(name):
 		return fmt.Errorf("seal: %q is not a valid secret name", name)
 	}
 	return nil

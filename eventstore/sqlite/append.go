@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync/atomic"
@@ -112,16 +113,14 @@ func (w *writer) outcome(ctx context.Context, r *request) (eventstore.Receipt, e
 // batches and passes their events to publish once they are durable.
 func (w *writer) run(publish func([]eventstore.Recorded)) {
 	defer close(w.ended)
-	var due <-chan time.Time // fires when a checkpoint is due even if no append arrives
+	var due <-chan time.Time // fires when a checkpoint is due
 	for {
-		if due == nil && w.state.signed < w.state.tree.Size() {
+		if due == nil && w.sound != nil && w.broken == nil && w.state.signed < w.state.tree.Size() {
 			due = time.After(w.interval - time.Since(w.lastSign))
 		}
 		select {
 		case <-w.closing:
-			if w.broken == nil {
-				w.closeErr = w.signNow()
-			}
+			w.closeErr = w.finish()
 			return
 		case r := <-w.queue:
 			w.collect(r)
@@ -129,13 +128,17 @@ func (w *writer) run(publish func([]eventstore.Recorded)) {
 			// Let callers that just got their results queue the next append, so
 			// that those appends share a transaction.
 			runtime.Gosched()
-		case e := <-w.erasing:
-			e.done <- w.erase(e)
+		case f := <-w.work:
+			f()
 		case <-due:
 			due = nil
-			// The next append or Close meets the same error and returns it.
-			// This is retried after the interval.
-			_ = w.signNow()
+			if w.broken == nil {
+				w.audit()
+			}
+		case a := <-w.audits:
+			// A failure that does not break the log is retried after the
+			// interval, and Close returns the same error.
+			_ = w.conclude(a)
 		}
 	}
 }
@@ -173,9 +176,6 @@ func (w *writer) commit(publish func([]eventstore.Recorded)) {
 				return err
 			}
 		}
-		if time.Since(w.lastSign) >= w.interval {
-			return w.sign()
-		}
 		return nil
 	})
 	took := time.Since(start)
@@ -211,9 +211,10 @@ func (w *writer) transaction(start time.Time, took time.Duration, err error) Tra
 	return t
 }
 
-// transact runs f in a transaction. f changes w.next, a copy of w.state, which
-// becomes w.state once the transaction is durable. After a failure, transact
-// reloads the state from the file.
+// transact runs f in a transaction and seals the head that it leaves. f changes
+// w.next, a copy of w.state, which becomes w.state once the transaction is
+// durable. After a failure, transact reloads the state from the file, which must
+// be the one before the transaction, or the one after it if it was durable.
 func (w *writer) transact(f func() error) error {
 	if w.broken != nil {
 		return w.broken
@@ -222,7 +223,11 @@ func (w *writer) transact(f func() error) error {
 	w.next.set(&w.state)
 	err := w.begin.exec()
 	if err == nil {
-		if err = f(); err == nil {
+		err = f()
+		if err == nil {
+			err = w.sealHead()
+		}
+		if err == nil {
 			err = w.end.exec()
 		}
 	}
@@ -233,16 +238,23 @@ func (w *writer) transact(f func() error) error {
 	// On some errors, SQLite has already rolled back.
 	if !w.db.db.AutoCommit() {
 		if e := w.rollback.exec(); e != nil {
-			w.broken = fmt.Errorf("the log accepts no appends until it is reopened: rollback failed: %w, after %w", e, err)
-			return w.broken
+			return w.fail(fmt.Errorf("rollback failed: %w, after %w", e, err))
 		}
 	}
+	before, after := w.state, w.next
 	if e := w.load(); e != nil {
-		w.broken = fmt.Errorf("the log accepts no appends until it is reopened: reload failed: %w, after %w", e, err)
-		return w.broken
+		return w.fail(fmt.Errorf("reload failed: %w, after %w", e, err))
+	}
+	if now := &w.state.tree; !equal(now, &before.tree) && !equal(now, &after.tree) {
+		return w.fail(fmt.Errorf("%w, after %w", tampered("it has other events than those that were appended"), err))
+	}
+	if errors.Is(err, eventstore.ErrTampered) {
+		return w.fail(err)
 	}
 	return err
 }
+
+func equal(a, b *tlog.Tree) bool { return a.Size() == b.Size() && a.Root() == b.Root() }
 
 // apply writes one commit within the transaction. If the commit is refused,
 // apply stores the refusal in r and has written nothing, so that the batch's
@@ -341,6 +353,7 @@ func (w *writer) insert(rec eventstore.Recorded, h head, sealed tlog.Hash) (tlog
 	}
 	if rec.KeyID != (eventstore.KeyID{}) {
 		kid, sealedHash = leaf.KeyID[:], leaf.SealedHash[:]
+		w.next.slot = max(w.next.slot, rec.KeyID.Slot())
 	}
 	clear := rec.Clear
 	if clear == nil {
@@ -375,7 +388,14 @@ func (w *writer) moveClaims(c eventstore.Commit) error {
 		if h.num == 0 {
 			continue // a stream that does not exist holds no claims
 		}
-		if err := w.deleteClaim.exec(k.Kind, []byte(k.Key), h.num); err != nil {
+		released, err := w.deleteClaim.changes(k.Kind, []byte(k.Key), h.num)
+		if err != nil {
+			return err
+		}
+		if released > 0 {
+			w.next.claims = w.next.claims.minus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+		}
+		if err := w.endWait(k, h.num); err != nil {
 			return err
 		}
 	}
@@ -390,9 +410,57 @@ func (w *writer) moveClaims(c eventstore.Commit) error {
 			}
 			w.heads.put(k.Owner, h)
 		}
-		if err := w.insertClaim.exec(k.Kind, []byte(k.Key), h.num); err != nil {
+		taken, err := w.insertClaim.changes(k.Kind, []byte(k.Key), h.num)
+		if err != nil {
+			return err
+		}
+		if taken == 0 {
+			continue // the owner holds it
+		}
+		w.next.claims = w.next.claims.plus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+		if err := w.endWait(k, h.num); err != nil {
+			return err
+		}
+	}
+	for _, k := range c.Release {
+		if err := w.promote(k); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// endWait ends the wait of a claim's owner, the stream num.
+func (w *writer) endWait(k eventstore.Claim, num int64) error {
+	if w.next.waiting == 0 {
+		return nil
+	}
+	ended, err := w.deleteWaiting.changes(k.Kind, []byte(k.Key), num)
+	if ended > 0 {
+		w.next.waiting -= ended
+		w.next.claims = w.next.claims.minus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+	}
+	return err
+}
+
+// promote gives a released key, if nobody has taken it, to the first owner that
+// waits for it. The digest has a claim whether it is held or waits.
+func (w *writer) promote(k eventstore.Claim) error {
+	if w.next.waiting == 0 {
+		return nil
+	}
+	if owner, err := w.claimOwner(k); owner != "" || err != nil {
+		return err
+	}
+	found, err := w.selectWaiting.row(w.row[:1], k.Kind, []byte(k.Key))
+	if !found || err != nil {
+		return err
+	}
+	f := fields{row: w.row[:1]}
+	first := f.int()
+	if err := w.insertClaim.exec(k.Kind, []byte(k.Key), first); err != nil {
+		return err
+	}
+	w.next.waiting--
+	return w.deleteWaiting.exec(k.Kind, []byte(k.Key), first)
 }

@@ -62,7 +62,8 @@ func copyTo(ctx context.Context, dest string, c *readConn, progress func(done, t
 			err = e
 		}
 	}()
-	if _, err := c.scalar("SELECT origin FROM meta"); err != nil { // BEGIN alone does not start a read
+	version, err := c.scalar("PRAGMA user_version") // BEGIN alone does not start a read
+	if err != nil {
 		return err
 	}
 	to, err := dial(dest, "mode=rwc&_journal_mode=OFF&_synchronous=OFF")
@@ -91,7 +92,13 @@ func copyTo(ctx context.Context, dest string, c *readConn, progress func(done, t
 			progress(int64(b.PageCount()-b.Remaining()), int64(b.PageCount()))
 		}
 	}
-	return nil
+	if version == int64(1) {
+		return nil
+	}
+	if err := b.Finish(); err != nil {
+		return classify(err)
+	}
+	return to.exec(ctx, `UPDATE meta SET open = 0`) // the copy is complete without a -wal file
 }
 
 func syncFile(path string) error {

@@ -2,6 +2,7 @@ package sqlite_test
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
 	"database/sql"
 	"encoding/binary"
@@ -34,6 +35,14 @@ func creation(n int64) eventstore.Commit {
 		}}}},
 		Claim: []eventstore.Claim{{Kind: "email", Key: string(key[:]), Owner: stream}},
 	}
+}
+
+// vouch is a MAC under the key of these tests.
+func vouch(message []byte) (mac [32]byte) {
+	h := hmac.New(sha256.New, []byte("the key of these tests"))
+	h.Write(message)
+	h.Sum(mac[:0])
+	return mac
 }
 
 func open(tb testing.TB, c sqlite.Config) *sqlite.Store {
@@ -77,7 +86,7 @@ func BenchmarkAppend(b *testing.B) {
 	for _, clients := range []int{1, 16, 64} {
 		b.Run(fmt.Sprintf("%dclients", clients), func(b *testing.B) {
 			signer, _ := newSigner(b)
-			s := open(b, sqlite.Config{Dir: b.TempDir(), Signer: signer})
+			s := open(b, sqlite.Config{Dir: b.TempDir(), Signer: signer, Vouch: vouch})
 			var transactions int
 			s.OnCommit(func() bool { transactions++; return false })
 			commits := make([]eventstore.Commit, b.N)
@@ -172,7 +181,7 @@ func BenchmarkLimit(b *testing.B) {
 // filled returns a log of about 50,000 events in streams of five.
 func filled(b *testing.B) (s *sqlite.Store, verifier note.Verifier, size eventstore.Position) {
 	signer, verifier := newSigner(b)
-	s = open(b, sqlite.Config{Dir: b.TempDir(), Signer: signer})
+	s = open(b, sqlite.Config{Dir: b.TempDir(), Signer: signer, Vouch: vouch})
 	for n := int64(0); n < 50_000; {
 		var c eventstore.Commit
 		for range 500 {
@@ -223,7 +232,7 @@ func BenchmarkVerify(b *testing.B) {
 	s, verifier, size := filled(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		report, err := s.Verify(b.Context(), sqlite.Trust{Verifier: verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
+		report, err := s.Verify(b.Context(), sqlite.Trust{Verifiers: []note.Verifier{verifier}, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 		if err != nil || !report.OK() {
 			b.Fatalf("%+v, %v", report, err)
 		}

@@ -142,6 +142,40 @@ func (s *stmt) row(dest []driver.Value, args ...driver.Value) (bool, error) {
 	}
 }
 
+// each runs the statement and calls f with each row of columns columns.
+func (s *stmt) each(columns int, f func(*fields) error, args ...driver.Value) error {
+	rows, err := s.query(args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for row := make([]driver.Value, columns); ; {
+		switch err := rows.Next(row); err {
+		case nil:
+		case io.EOF:
+			return nil
+		default:
+			return classify(err)
+		}
+		if err := f(&fields{row: row}); err != nil {
+			return err
+		}
+	}
+}
+
+// changes runs a statement that returns no rows, and returns the number of rows
+// it changed.
+func (s *stmt) changes(args ...driver.Value) (int64, error) {
+	for i, v := range args {
+		s.args[i].Value = v
+	}
+	result, err := s.s.(driver.StmtExecContext).ExecContext(context.Background(), s.args)
+	if err != nil {
+		return 0, classify(err)
+	}
+	return result.RowsAffected()
+}
+
 // fields reads the columns of a row one by one. It sets bad if a column does not
 // have the expected type, which happens only in a damaged file because the
 // tables are STRICT.

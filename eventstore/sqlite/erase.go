@@ -15,11 +15,10 @@ import (
 // the log; call Erase again to remove the pages.
 var ErrBusy = errors.New("sqlite: erased data is still on disk because a reader holds old pages; try again")
 
-// erasure is a request to the writer to erase sealed parts.
+// erasure names sealed parts to erase.
 type erasure struct {
 	key     eventstore.KeyID
 	streams []string
-	done    chan error // buffered, so that the writer does not block
 }
 
 // Erase implements eventstore.Store. SQLite overwrites deleted data in the file
@@ -27,16 +26,13 @@ type erasure struct {
 // contain old versions of pages. Appends wait meanwhile. Erase fails with
 // ErrBusy if a reader prevents the truncation.
 func (s *Store) Erase(ctx context.Context, key eventstore.KeyID, streams ...string) error {
-	e := erasure{key, streams, make(chan error, 1)}
-	select {
-	case s.writer.erasing <- e:
-	case <-s.writer.closing:
-		return eventstore.ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
+	e := erasure{key, streams}
+	var erased error
+	if err := s.writer.do(ctx, func() { erased = s.writer.erase(e) }); err != nil {
+		return err
 	}
-	if err := <-e.done; err != nil {
-		return fmt.Errorf("sqlite: erase: %w", err)
+	if erased != nil {
+		return fmt.Errorf("sqlite: erase: %w", erased)
 	}
 	s.tail.erase(e)
 	return nil
@@ -72,17 +68,12 @@ func (w *writer) erase(e erasure) error {
 }
 
 // column runs the statement and returns its first column.
-func (s *stmt) column(args ...driver.Value) ([]driver.Value, error) {
-	rows, err := s.query(args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var all []driver.Value
-	for row := make([]driver.Value, 1); rows.Next(row) == nil; {
-		all = append(all, row[0])
-	}
-	return all, nil
+func (s *stmt) column(args ...driver.Value) (all []driver.Value, err error) {
+	err = s.each(1, func(f *fields) error {
+		all = append(all, f.row[0])
+		return nil
+	}, args...)
+	return all, err
 }
 
 // erase removes the sealed parts from the tail.

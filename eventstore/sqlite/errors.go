@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"github.com/mattn/go-sqlite3"
+
+	"accountledger/eventstore"
 )
 
 // Errors about a log's file or directory. Returned errors wrap them.
@@ -14,9 +16,39 @@ var (
 	ErrForeign  = errors.New("sqlite: not the log of this ledger")             // a file of another program or of another ledger
 	ErrNewer    = errors.New("sqlite: the log was written by a newer version") // whose rows this version might misinterpret
 	ErrCorrupt  = errors.New("sqlite: the log is damaged")
+	ErrEmpty    = errors.New("sqlite: the log is missing or empty")
+	ErrNoWAL    = errors.New("sqlite: the log was not closed, and its -wal file is missing")
 	ErrDiskFull = errors.New("sqlite: the disk is full")
 	ErrReadOnly = errors.New("sqlite: the log cannot be written")
 )
+
+// KeysBehind reports that the key file is older than the log.
+type KeysBehind struct {
+	Sealed eventstore.KeyState // what the log has seen
+	Found  eventstore.KeyState // what the key file has
+}
+
+func (e *KeysBehind) Error() string {
+	if e.Found.Slot < e.Sealed.Slot {
+		return fmt.Sprintf("sqlite: the key file ends at key %d, but the log has events under key %d", e.Found.Slot, e.Sealed.Slot)
+	}
+	return fmt.Sprintf("sqlite: the key file has seen %d changes of secrets, the log %d", e.Found.Changes, e.Sealed.Changes)
+}
+
+// RolledBack reports that the log is not the continuation of the last checkpoint
+// that was signed.
+type RolledBack struct {
+	Signed int64 // size of that checkpoint
+	Size   int64 // of the log
+	Beside bool  // the log has at least that size, but another root there
+}
+
+func (e *RolledBack) Error() string {
+	if e.Beside {
+		return fmt.Sprintf("sqlite: the log's first %d events are not those that were signed last", e.Signed)
+	}
+	return fmt.Sprintf("sqlite: the log has %d events, but %d were signed", e.Size, e.Signed)
+}
 
 // classify wraps an SQLite error in the error above that describes its cause.
 func classify(err error) error {

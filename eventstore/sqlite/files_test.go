@@ -19,6 +19,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"accountledger/eventstore"
 	"accountledger/eventstore/sqlite"
 )
@@ -39,7 +41,7 @@ func openAndWait(dir string) int {
 		fmt.Println(err)
 		return 1
 	}
-	s, err := sqlite.Open(context.Background(), sqlite.Config{Dir: dir, Signer: signer})
+	s, err := sqlite.Open(context.Background(), sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch})
 	if errors.Is(err, sqlite.ErrLocked) {
 		fmt.Println("locked")
 		return 3
@@ -61,8 +63,8 @@ func TestLock(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	signer, _ := newSigner(t)
-	s := open(t, sqlite.Config{Dir: dir, Signer: signer})
-	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer}); !errors.Is(err, sqlite.ErrLocked) || !strings.Contains(err.Error(), dir) {
+	s := open(t, sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch})
+	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch}); !errors.Is(err, sqlite.ErrLocked) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("second Open = %v, want ErrLocked with the directory", err)
 	}
 	other := func() *exec.Cmd {
@@ -93,14 +95,14 @@ func TestLock(t *testing.T) {
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "open\n" {
 		t.Fatalf("after Close, a second process printed %q, %v, want open", line, err)
 	}
-	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer}); !errors.Is(err, sqlite.ErrLocked) {
+	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch}); !errors.Is(err, sqlite.ErrLocked) {
 		t.Errorf("Open beside another process = %v, want ErrLocked", err)
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // returns an error because of the kill
-	open(t, sqlite.Config{Dir: dir, Signer: signer})
+	open(t, sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch})
 }
 
 // TestRefusedFiles checks that Open refuses a file that is not this ledger's
@@ -121,7 +123,7 @@ func TestRefusedFiles(t *testing.T) {
 		}
 	}
 	ours := func(t *testing.T, path string) {
-		s, err := sqlite.Open(t.Context(), sqlite.Config{Dir: filepath.Dir(path), Signer: signer})
+		s, err := sqlite.Open(t.Context(), sqlite.Config{Dir: filepath.Dir(path), Signer: signer, Vouch: vouch})
 		if err == nil {
 			err = s.Close()
 		}
@@ -143,25 +145,25 @@ func TestRefusedFiles(t *testing.T) {
 			execute(t, path, "PRAGMA application_id = 1196444487", "CREATE TABLE t (a)")
 		}, sqlite.ErrForeign},
 		{"database without an application ID", func(t *testing.T, path string) { execute(t, path, "CREATE TABLE t (a)") }, sqlite.ErrForeign},
-		{"newer version", func(t *testing.T, path string) { ours(t, path); execute(t, path, "PRAGMA user_version = 2") }, sqlite.ErrNewer},
+		{"newer version", func(t *testing.T, path string) { ours(t, path); execute(t, path, "PRAGMA user_version = 3") }, sqlite.ErrNewer},
 		{"log of another ledger", func(t *testing.T, path string) {
 			ours(t, path)
 			execute(t, path, "UPDATE meta SET origin = 'accountledger/other'")
 		}, sqlite.ErrForeign},
 		{"last events missing", func(t *testing.T, path string) {
-			l := &log{config: sqlite.Config{Dir: filepath.Dir(path), Signer: signer}}
+			l := &log{config: sqlite.Config{Dir: filepath.Dir(path), Signer: signer, Vouch: vouch}}
 			l.Store = open(t, l.config)
 			l.append(t, commit("a", eventstore.NoStream, 10))
 			l.Close()
 			execute(t, path, "DROP TRIGGER events_delete", "DELETE FROM events WHERE position > 5")
-		}, sqlite.ErrCorrupt},
+		}, eventstore.ErrTampered},
 		{"tiles missing", func(t *testing.T, path string) {
-			l := &log{config: sqlite.Config{Dir: filepath.Dir(path), Signer: signer}}
+			l := &log{config: sqlite.Config{Dir: filepath.Dir(path), Signer: signer, Vouch: vouch}}
 			l.Store = open(t, l.config)
 			l.append(t, commit("a", eventstore.NoStream, 300))
 			l.Close()
 			execute(t, path, "DROP TRIGGER tiles_delete", "DELETE FROM tiles")
-		}, sqlite.ErrCorrupt},
+		}, eventstore.ErrTampered},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -172,7 +174,7 @@ func TestRefusedFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer}); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), path) {
+			if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch}); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), path) {
 				t.Errorf("Open = %v, want %v", err, tt.want)
 			}
 			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
@@ -182,7 +184,7 @@ func TestRefusedFiles(t *testing.T) {
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
-			open(t, sqlite.Config{Dir: dir, Signer: signer})
+			open(t, sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch})
 		})
 	}
 	if _, err := sqlite.OpenReader(t.Context(), t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
@@ -206,7 +208,7 @@ func TestOpenEmptyDatabase(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	open(t, sqlite.Config{Dir: dir, Signer: signer})
+	open(t, sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch})
 }
 
 // TestReadDamaged checks that reading a damaged log fails with ErrCorrupt and
@@ -300,7 +302,7 @@ func TestReaderBesideWriter(t *testing.T) {
 	})
 	group.Go(func() {
 		for range 5 {
-			report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier}, nil)
+			report, err := r.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{l.verifier}}, nil)
 			if err != nil || !report.OK() {
 				t.Errorf("Verify = %+v, %v, want no faults", report, err)
 			}
@@ -443,7 +445,7 @@ func TestFileIsPrivate(t *testing.T) {
 	t.Parallel()
 	signer, _ := newSigner(t)
 	dir := t.TempDir()
-	s := open(t, sqlite.Config{Dir: dir, Signer: signer})
+	s := open(t, sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch})
 	if _, err := s.Append(t.Context(), creation(1)); err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"accountledger/eventstore/sqlite"
 )
 
@@ -143,7 +145,7 @@ func (f *fixture) examine(ctx context.Context) (sqlite.Report, []string, error) 
 		return sqlite.Report{}, nil, err
 	}
 	defer r.Close()
-	report, err := r.Verify(ctx, sqlite.Trust{Verifier: f.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
+	report, err := r.Verify(ctx, sqlite.Trust{Verifiers: []note.Verifier{f.verifier}, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 	if err != nil {
 		return report, nil, err
 	}

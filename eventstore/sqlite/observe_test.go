@@ -14,7 +14,7 @@ func TestObserve(t *testing.T) {
 	t.Parallel()
 	calls := make(chan sqlite.Transaction, 16)
 	signer, _ := newSigner(t)
-	store := open(t, sqlite.Config{Dir: t.TempDir(), Signer: signer, Observe: func(tr sqlite.Transaction) { calls <- tr }})
+	store := open(t, sqlite.Config{Dir: t.TempDir(), Signer: signer, Vouch: vouch, Observe: func(tr sqlite.Transaction) { calls <- tr }})
 	l := &log{Store: store}
 	l.append(t, commit("account-a", eventstore.NoStream, 3))
 	if _, err := l.Append(t.Context(), commit("account-a", eventstore.NoStream, 1)); err == nil {
@@ -66,7 +66,7 @@ func TestTrace(t *testing.T) {
 	type key struct{}
 	var calls []sqlite.Appended // Trace runs in the caller's goroutine, here the test's
 	signer, _ := newSigner(t)
-	store := open(t, sqlite.Config{Dir: t.TempDir(), Signer: signer, Trace: func(ctx context.Context, a sqlite.Appended) {
+	store := open(t, sqlite.Config{Dir: t.TempDir(), Signer: signer, Vouch: vouch, Trace: func(ctx context.Context, a sqlite.Appended) {
 		if ctx.Value(key{}) != "mine" {
 			t.Error("Trace got a context that is not the caller's")
 		}

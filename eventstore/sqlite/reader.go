@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
@@ -43,9 +45,11 @@ type Reader struct {
 // readConn is a read-only connection with prepared statements.
 type readConn struct {
 	*conn
-	head, page, stream *stmt
-	streams, names     *stmt
-	row                [recordedColumns]driver.Value
+	head, page, stream  *stmt
+	streams, names      *stmt
+	block, provenStream *stmt
+	tile                *stmt
+	row                 [recordedColumns]driver.Value
 }
 
 // OpenReader opens the log in a data directory for reading, for tools that run
@@ -54,7 +58,13 @@ type readConn struct {
 // version can read.
 func OpenReader(ctx context.Context, dir string) (*Reader, error) {
 	path := filepath.Join(dir, fileName)
-	if err := identify(path); err != nil {
+	if _, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("sqlite: open %s: %w", path, err)
+	}
+	if err := checkWAL(path); err != nil {
+		return nil, fmt.Errorf("sqlite: open %s: %w", path, err)
+	}
+	if _, err := identify(path); err != nil {
 		return nil, fmt.Errorf("sqlite: open %s: %w", path, err)
 	}
 	r := newReader(path)
@@ -72,30 +82,47 @@ func newReader(path string) *Reader {
 	return r
 }
 
-// identify returns an error unless the file is a log that this version can
-// read. It does not change the file.
-func identify(path string) error {
-	if _, err := os.Stat(path); err != nil {
-		return err
-	}
+// identify returns the version of the file's format, and an error unless it is a
+// log that this program can read. It does not change the file.
+func identify(path string) (version int64, err error) {
 	c, err := dial(path, readOnly)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer c.close()
 	app, err := c.scalar("PRAGMA application_id")
 	if err != nil {
+		return 0, err
+	}
+	found, err := c.scalar("PRAGMA user_version")
+	if err != nil {
+		return 0, err
+	}
+	version, _ = found.(int64)
+	switch {
+	case app != int64(applicationID):
+		return 0, ErrForeign
+	case version > schemaVersion:
+		return 0, fmt.Errorf("%w: it has version %d, but this program reads version %d", ErrNewer, version, schemaVersion)
+	}
+	return version, nil
+}
+
+// checkWAL returns ErrNoWAL if the log was not closed and its -wal file, which
+// then holds its last events, is missing. It looks before SQLite opens the file,
+// because SQLite creates a missing -wal file.
+func checkWAL(path string) error {
+	if _, err := os.Stat(path + "-wal"); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	version, err := c.scalar("PRAGMA user_version")
+	c, err := dial(path, "mode=ro&immutable=1&_query_only=1")
 	if err != nil {
 		return err
 	}
-	switch {
-	case app != int64(applicationID):
-		return ErrForeign
-	case version.(int64) > schemaVersion:
-		return fmt.Errorf("%w: it has version %d, but this program reads version %d", ErrNewer, version, schemaVersion)
+	defer c.close()
+	// Files of other kinds and versions have no such mark.
+	if open, err := c.scalar(`SELECT open FROM meta`); err == nil && open == int64(1) {
+		return ErrNoWAL
 	}
 	return nil
 }
@@ -133,11 +160,14 @@ func (r *Reader) dial() (*readConn, error) {
 	}
 	c := &readConn{conn: raw}
 	err = raw.keep(map[**stmt]string{
-		&c.head:    `SELECT position FROM events ORDER BY position DESC LIMIT 1`,
-		&c.page:    selectRecorded + ` WHERE e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ` + fmt.Sprint(pageEvents),
-		&c.stream:  selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
-		&c.names:   `SELECT name FROM streams WHERE name > ? ORDER BY name LIMIT ` + fmt.Sprint(pageEvents),
-		&c.streams: selectRecorded + ` WHERE (e.stream, e.revision) > (ifnull((SELECT num FROM streams WHERE name = ?), 0), ?) AND e.position <= ? ORDER BY e.stream, e.revision LIMIT ` + fmt.Sprint(pageEvents),
+		&c.head:         `SELECT position FROM events ORDER BY position DESC LIMIT 1`,
+		&c.page:         selectRecorded + ` WHERE e.position > ? AND e.position <= ? ORDER BY e.position LIMIT ` + fmt.Sprint(pageEvents),
+		&c.stream:       selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
+		&c.block:        selectEvents + ` WHERE e.position BETWEEN ? AND ? ORDER BY e.position`,
+		&c.provenStream: selectEvents + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
+		&c.tile:         `SELECT data FROM tiles WHERE level = ? AND n = ?`,
+		&c.names:        `SELECT name FROM streams WHERE name >= ?1 AND (name > ?1 OR ?2) ORDER BY name LIMIT ` + fmt.Sprint(pageEvents),
+		&c.streams:      selectRecorded + ` WHERE (e.stream, e.revision) > (ifnull((SELECT num FROM streams WHERE name = ?), 0), ?) AND e.position <= ? ORDER BY e.stream, e.revision LIMIT ` + fmt.Sprint(pageEvents),
 	})
 	if err != nil {
 		raw.close()
@@ -307,12 +337,12 @@ func (r *Reader) readStream(ctx context.Context, stream string, from eventstore.
 // of their bytes, and in pages like ReadStream.
 func (r *Reader) Streams(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		for last, more := prefix, true; more; {
+		for last, more, first := prefix, true, true; more; first = false {
 			var page []string
 			err := ctx.Err()
 			if err == nil {
 				err = r.use(ctx, func(c *readConn) (err error) {
-					page, err = c.streamNames(last, prefix)
+					page, err = c.streamNames(last, prefix, first)
 					return err
 				})
 			}
@@ -331,9 +361,14 @@ func (r *Reader) Streams(ctx context.Context, prefix string) iter.Seq2[string, e
 	}
 }
 
-// streamNames returns a page of the names that begin with prefix, after last.
-func (c *readConn) streamNames(last, prefix string) ([]string, error) {
-	rows, err := c.names.query(last)
+// streamNames returns a page of the names that begin with prefix: those after
+// last, and last itself if the page is the first.
+func (c *readConn) streamNames(last, prefix string, first bool) ([]string, error) {
+	at := int64(0)
+	if first {
+		at = 1
+	}
+	rows, err := c.names.query(last, at)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ const (
 	TileAltered        Kind = "tile-altered"        // a tile does not match the tree; the position is the first that the wrong hash covers
 	CheckpointAltered  Kind = "checkpoint-altered"  // the stored checkpoint of this size is not a valid checkpoint of the log
 	Root               Kind = "root"                // a checkpoint of this size was signed for a different tree
+	OriginAltered      Kind = "origin-altered"      // the log names another origin than its key
 	Truncated          Kind = "truncated"           // the log ends here, but an anchor proves that it was longer
 	Unreadable         Kind = "unreadable"          // part of the file from here on is damaged and cannot be read
 

@@ -4,7 +4,24 @@
 -- microseconds since 1970 in UTC.
 
 CREATE TABLE meta (
-	origin TEXT NOT NULL -- of the checkpoints: the name of the key that signs them
+	ledger         TEXT    NOT NULL, -- id of the ledger; never changes
+	origin         TEXT    NOT NULL, -- of the checkpoints: the name of the key that signs them
+	claims_version INTEGER NOT NULL, -- of the rules that made the claims
+	open           INTEGER NOT NULL  -- 1 until the log is closed: then there is a -wal file beside this one
+) STRICT;
+
+-- The sealed head: what the last transaction left. A start compares it with the
+-- other tables. Only this ledger can make its mac.
+CREATE TABLE head (
+	id        INTEGER PRIMARY KEY CHECK (id = 1),
+	size      INTEGER NOT NULL, -- number of events
+	root      BLOB    NOT NULL, -- of the tree over them
+	claims    BLOB    NOT NULL, -- digest of the tables claims and waiting
+	slot      INTEGER NOT NULL, -- highest slot in a kid
+	changes   INTEGER NOT NULL, -- of secrets in keys.db
+	destroyed INTEGER NOT NULL, -- keys in keys.db
+	server    BLOB    NOT NULL, -- position of the last event on the server that this log replicates; empty if there is none
+	mac       BLOB    NOT NULL
 ) STRICT;
 
 -- Streams are numbered in the order of their creation, so that events of new
@@ -40,6 +57,16 @@ CREATE TABLE claims (
 	key    BLOB NOT NULL,
 	stream INTEGER NOT NULL REFERENCES streams (num), -- who holds it
 	PRIMARY KEY (kind, key)
+) STRICT, WITHOUT ROWID;
+
+-- Claims of a key that another stream holds, in the order in which they get it.
+-- They come from an older version, which compared keys differently.
+CREATE TABLE waiting (
+	kind   TEXT    NOT NULL,
+	key    BLOB    NOT NULL,
+	place  INTEGER NOT NULL,
+	stream INTEGER NOT NULL REFERENCES streams (num),
+	PRIMARY KEY (kind, key, place)
 ) STRICT, WITHOUT ROWID;
 
 -- Hash tiles (C2SP tlog-tiles). A level-0 tile is inserted once it has all 256

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"accountledger/eventstore"
 	"accountledger/eventstore/sqlite"
 )
 
@@ -35,7 +36,7 @@ func TestVerifyBeforeSign(t *testing.T) {
 			f.signer, f.verifier = newSigner(t)
 			fill := func(from, to int64) *sqlite.Store {
 				t.Helper()
-				s, err := sqlite.Open(t.Context(), sqlite.Config{Dir: f.dir, Signer: f.signer, CheckpointInterval: time.Hour})
+				s, err := sqlite.Open(t.Context(), sqlite.Config{Dir: f.dir, Signer: f.signer, Vouch: vouch, CheckpointInterval: time.Hour})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -56,8 +57,8 @@ func TestVerifyBeforeSign(t *testing.T) {
 			}
 			changed := f.notes(t)
 			err := s.Close()
-			if refused := errors.Is(err, sqlite.ErrCorrupt); refused != tt.refused || err != nil && !refused {
-				t.Errorf("Close = %v, want ErrCorrupt: %t", err, tt.refused)
+			if refused := errors.Is(err, eventstore.ErrTampered); refused != tt.refused || err != nil && !refused {
+				t.Errorf("Close = %v, want ErrTampered: %t", err, tt.refused)
 			}
 			if after := f.notes(t); bytes.Equal(after, changed) != tt.refused {
 				t.Errorf("a new checkpoint was signed: %t, want %t; checkpoints before:\n%s\nafter:\n%s", !bytes.Equal(after, changed), !tt.refused, before, after)

@@ -21,12 +21,13 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"accountledger/eventstore"
+	"accountledger/eventstore/tlog"
 )
 
 const (
 	fileName      = "log.db"
 	applicationID = 0x414c4f47 // "ALOG", in the file header
-	schemaVersion = 1
+	schemaVersion = 2
 )
 
 //go:embed schema.sql
@@ -37,9 +38,40 @@ type Config struct {
 	// Dir is the data directory, which must exist. The log is stored in its
 	// file log.db; the file lock prevents other processes from opening it.
 	Dir string
+	// Ledger is the ledger's id. A log must be opened with the id it was created
+	// with.
+	Ledger string
 	// Signer signs the checkpoints. Its name is their origin; a log must be
-	// opened with the same key name it was created with.
-	Signer note.Signer
+	// opened with the key name it was last opened with, unless NewOrigin is set.
+	Signer    note.Signer
+	NewOrigin bool
+	// Vouch computes MACs under a key of the ledger. With it, the log seals its
+	// head in every transaction, and recognises it when it is opened.
+	Vouch func(message []byte) [32]byte
+	// Keys returns the state of the key file, which the sealed head records.
+	// Open refuses a key file that is behind it. Nil: there is none.
+	Keys func() eventstore.KeyState
+	// Existing makes Open refuse a missing or empty log, instead of creating one.
+	Existing bool
+	// ClaimsVersion is the version of the claims in a new log.
+	ClaimsVersion int
+
+	// LastSigned is a signed checkpoint of the log that was kept elsewhere. Open
+	// refuses a log that ends before it or has another root there. Nil: none.
+	LastSigned []byte
+	// Publish, if not nil, makes a signed checkpoint durable elsewhere, before
+	// the log stores it.
+	Publish func(note []byte) error
+	// Failed, if not nil, is called once if the log was changed by others while
+	// it was open. It then accepts no more appends.
+	Failed func(error)
+
+	// Adopt decides about a log without a sealed head, which version 1 wrote.
+	Adopt Adoption
+	// AcceptMissingWAL opens a log that was not closed and whose -wal file is
+	// missing, without the events that were only in that file.
+	AcceptMissingWAL bool
+
 	// CheckpointInterval is the maximum time between an append and the next
 	// checkpoint; 0 means one second.
 	CheckpointInterval time.Duration
@@ -79,6 +111,7 @@ type Store struct {
 	files  *Reader
 	tail   *tail
 	writer *writer
+	sealed eventstore.KeyState
 	lock   *os.File
 	close  sync.Once
 }
@@ -89,8 +122,11 @@ var _ eventstore.Store = (*Store)(nil)
 // ErrLocked, ErrForeign, ErrNewer, ErrCorrupt or ErrReadOnly if the log is not
 // usable.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	if c.Signer == nil {
-		return nil, errors.New("sqlite: open: a key to sign checkpoints is required")
+	if c.Signer == nil || c.Vouch == nil {
+		return nil, errors.New("sqlite: open: a key to sign checkpoints and one to seal the head are required")
+	}
+	if c.Ledger == "" {
+		c.Ledger = c.Signer.Name()
 	}
 	if c.CheckpointInterval == 0 {
 		c.CheckpointInterval = time.Second
@@ -103,34 +139,153 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, fmt.Errorf("sqlite: open: %w", err)
 	}
 	path := filepath.Join(c.Dir, fileName)
-	db, err := openFile(ctx, path, c.Signer.Name())
+	s, err := openStore(ctx, path, c)
 	if err != nil {
 		lock.Close()
 		return nil, fmt.Errorf("sqlite: open %s: %w", path, err)
 	}
-	w, err := newWriter(db, c)
-	if err != nil {
-		db.close()
-		lock.Close()
-		return nil, fmt.Errorf("sqlite: open %s: %w", path, err)
-	}
-	s := &Store{files: newReader(path), tail: newTail(w.state.head()), writer: w, lock: lock}
-	go w.run(s.tail.publish)
+	s.lock = lock
+	go s.writer.run(s.tail.publish)
 	return s, nil
 }
 
-// openFile opens the file for writing, after checking that it is a log or new.
-func openFile(ctx context.Context, path, origin string) (*conn, error) {
+func openStore(ctx context.Context, path string, c Config) (_ *Store, err error) {
+	fresh, err := examine(ctx, path, c)
+	if err != nil {
+		return nil, err
+	}
+	db, err := openFile(ctx, path, fresh, c)
+	if err != nil {
+		return nil, err
+	}
+	own := newReader(path) // the writer's, which is open longer than the Store's
+	w, err := newWriter(db, own, c)
+	if err == nil {
+		err = w.begins(ctx, c)
+	}
+	if err != nil {
+		return nil, errors.Join(err, own.Close(), db.close())
+	}
+	return &Store{files: newReader(path), tail: newTail(w.state.head()), writer: w, sealed: w.sealed}, nil
+}
+
+// examine checks that the file is the log that c describes, or that it may be
+// created. It writes only to a log of version 1, which it seals. A connection that
+// may write would merge the -wal file into a log that is then refused, so examine
+// only reads.
+func examine(ctx context.Context, path string, c Config) (fresh bool, err error) {
 	info, err := os.Stat(path)
-	fresh := errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0
-	if !fresh {
-		// If a crash interrupted the creation, the database is empty.
-		if err := identify(path); errors.Is(err, ErrForeign) && isEmpty(path) {
-			fresh = true
-		} else if err != nil {
-			return nil, err
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return missing(c)
+	}
+	if err := checkWAL(path); err != nil && !(c.AcceptMissingWAL && errors.Is(err, ErrNoWAL)) {
+		return false, err
+	}
+	version, err := identify(path)
+	if errors.Is(err, ErrForeign) && isEmpty(path) { // a crash interrupted the creation
+		return missing(c)
+	}
+	if err == nil && version == 1 {
+		err = adopt(ctx, path, c)
+	}
+	if err != nil {
+		return false, err
+	}
+	db, err := dial(path, readOnly)
+	if err != nil {
+		return false, err
+	}
+	files := newReader(path)
+	w := &writer{db: db, files: files, ledger: c.Ledger, vouch: c.Vouch}
+	err = belongs(db, c)
+	if err == nil {
+		err = w.load()
+	}
+	if err == nil {
+		err = w.fits(c)
+	}
+	if err == nil {
+		err = w.prepareAudits()
+	}
+	return false, errors.Join(err, files.Close(), db.close())
+}
+
+func missing(c Config) (fresh bool, err error) {
+	if c.Existing {
+		return false, ErrEmpty
+	}
+	return true, nil
+}
+
+// belongs checks that the log is that of the ledger, and signed by its key.
+func belongs(db *conn, c Config) error {
+	ledger, err := db.scalar(`SELECT ledger FROM meta`)
+	if err != nil {
+		return err
+	}
+	if ledger != c.Ledger {
+		return fmt.Errorf("%w: it is that of %v, not of %s", ErrForeign, ledger, c.Ledger)
+	}
+	origin, err := db.scalar(`SELECT origin FROM meta`)
+	if err != nil {
+		return err
+	}
+	if origin != c.Signer.Name() && !c.NewOrigin {
+		return fmt.Errorf("%w: its key is named %v, not %s", ErrForeign, origin, c.Signer.Name())
+	}
+	return nil
+}
+
+// fits compares the log with what the key file and the last signed checkpoint
+// have seen of it.
+func (w *writer) fits(c Config) error {
+	if c.Keys != nil {
+		if now := c.Keys(); now.Slot < w.state.slot || now.Changes < w.sealed.Changes {
+			return &KeysBehind{Sealed: w.sealed, Found: now}
 		}
 	}
+	if c.LastSigned == nil {
+		return nil
+	}
+	last, err := parseCheckpoint(c.LastSigned)
+	if err != nil {
+		return err
+	}
+	if last.Size > w.state.tree.Size() {
+		return &RolledBack{Signed: last.Size, Size: w.state.tree.Size()}
+	}
+	tree, err := tlog.Restore(last.Size, w.readTile)
+	if err != nil {
+		return tampered("%v", err)
+	}
+	if tree.Root() != last.Root {
+		return &RolledBack{Signed: last.Size, Size: w.state.tree.Size(), Beside: true}
+	}
+	return nil
+}
+
+// begins marks the file as open, and makes that durable in the file itself: a
+// copy without the -wal file then shows that it is incomplete.
+func (w *writer) begins(ctx context.Context, c Config) error {
+	if err := w.db.exec(ctx, `UPDATE meta SET open = 1`); err != nil {
+		return err
+	}
+	if c.NewOrigin {
+		s, err := w.db.prepare(`UPDATE meta SET origin = ?`)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		if err := s.exec(c.Signer.Name()); err != nil {
+			return err
+		}
+	}
+	_, err := w.db.scalar(`PRAGMA wal_checkpoint(TRUNCATE)`) // at the latest the next one moves the mark
+	return err
+}
+
+// openFile opens the file for writing, and creates a fresh one.
+func openFile(ctx context.Context, path string, fresh bool, c Config) (*conn, error) {
 	if fresh {
 		// SQLite would create the file readable by all users. Its -wal and -shm
 		// files take the mode of this file.
@@ -144,7 +299,7 @@ func openFile(ctx context.Context, path, origin string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := prepareFile(ctx, db, fresh, origin); err != nil {
+	if err := prepareFile(ctx, db, fresh, c); err != nil {
 		db.close()
 		return nil, err
 	}
@@ -162,7 +317,7 @@ func isEmpty(path string) bool {
 	return err == nil && empty == int64(1)
 }
 
-func prepareFile(ctx context.Context, db *conn, fresh bool, origin string) error {
+func prepareFile(ctx context.Context, db *conn, fresh bool, c Config) error {
 	// With more than 1,000 pages per WAL checkpoint, the commits that run one
 	// would take noticeably longer.
 	if err := db.exec(ctx, `PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 1000`); err != nil {
@@ -174,26 +329,46 @@ func prepareFile(ctx context.Context, db *conn, fresh bool, origin string) error
 		if err := db.exec(ctx, create); err != nil {
 			return err
 		}
-		insert, err := db.prepare(`INSERT INTO meta (origin) VALUES (?)`)
-		if err != nil {
-			return err
-		}
-		defer insert.close()
-		if err := insert.exec(origin); err != nil {
+		first := sealedHead{root: new(tlog.Tree).Root(), keys: c.keyState()}
+		if err := createHead(db, c, c.Signer.Name(), c.ClaimsVersion, first); err != nil {
 			return err
 		}
 		if err := db.exec(ctx, "COMMIT"); err != nil {
 			return err
 		}
 	}
-	stored, err := db.scalar(`SELECT origin FROM meta`)
+	return nil
+}
+
+func (c Config) keyState() eventstore.KeyState {
+	if c.Keys == nil {
+		return eventstore.KeyState{}
+	}
+	return c.Keys()
+}
+
+// Sealed returns the state of the key file that the log had seen when it was
+// opened. If the key file has destroyed fewer keys, it is an older copy, and the
+// caller destroys again those that the log says are destroyed.
+func (s *Store) Sealed() eventstore.KeyState { return s.sealed }
+
+// createHead fills the tables meta and head.
+func createHead(db *conn, c Config, origin string, claims int, h sealedHead) error {
+	meta, err := db.prepare(`INSERT INTO meta (ledger, origin, claims_version, open) VALUES (?, ?, ?, 1)`)
 	if err != nil {
 		return err
 	}
-	if stored != origin {
-		return fmt.Errorf("%w: its key is named %v, not %s", ErrForeign, stored, origin)
+	defer meta.close()
+	if err := meta.exec(c.Ledger, origin, int64(claims)); err != nil {
+		return err
 	}
-	return nil
+	head, err := db.prepare(`INSERT INTO head (id, size, root, claims, slot, changes, destroyed, server, mac) VALUES (1, ?, ?, ?, ?, ?, ?, x'', ?)`)
+	if err != nil {
+		return err
+	}
+	defer head.close()
+	sum, mac := h.claims.bytes(), vouch(c.Vouch).seal(c.Ledger, h)
+	return head.exec(h.size, h.root[:], sum[:], int64(h.slot), h.keys.Changes, h.keys.Destroyed, mac[:])
 }
 
 // Append implements eventstore.Store. Appends that arrive while a transaction
@@ -226,28 +401,10 @@ func (s *Store) ReadStream(ctx context.Context, stream string, from eventstore.R
 	return s.files.readStream(ctx, stream, from, s.Head)
 }
 
-// ReadProven implements eventstore.Store.
-func (s *Store) ReadProven(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
-	return s.files.readStream(ctx, stream, from, s.Head)
-}
-
 // Streams implements eventstore.Store.
 func (s *Store) Streams(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return s.files.Streams(ctx, prefix)
 }
-
-// Prove implements eventstore.Store.
-func (s *Store) Prove(ctx context.Context, to eventstore.Position, progress func(done, total int64)) error {
-	return nil
-}
-
-// Reclaim implements eventstore.Store.
-func (s *Store) Reclaim(ctx context.Context, version int, claims iter.Seq2[eventstore.Claim, error]) error {
-	return errors.ErrUnsupported
-}
-
-// ClaimsVersion implements eventstore.Store.
-func (s *Store) ClaimsVersion(ctx context.Context) (int, error) { return 1, nil }
 
 // ByStream implements eventstore.StreamReader.
 func (s *Store) ByStream(ctx context.Context, to eventstore.Position) iter.Seq2[[]eventstore.Recorded, error] {

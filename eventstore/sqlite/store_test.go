@@ -30,7 +30,7 @@ type log struct {
 func newLog(t *testing.T) *log {
 	t.Helper()
 	signer, verifier := newSigner(t)
-	l := &log{config: sqlite.Config{Dir: t.TempDir(), Signer: signer, CheckpointInterval: time.Hour}, verifier: verifier}
+	l := &log{config: sqlite.Config{Dir: t.TempDir(), Signer: signer, Vouch: vouch, CheckpointInterval: time.Hour}, verifier: verifier}
 	l.Store = open(t, l.config)
 	return l
 }
@@ -49,7 +49,7 @@ func (l *log) wantSound(t *testing.T, size eventstore.Position) {
 	if head, err := l.Head(t.Context()); err != nil || head != size {
 		t.Errorf("Head = %d, %v, want %d", head, err, size)
 	}
-	report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
+	report, err := l.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{l.verifier}, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 	if err != nil || !report.OK() || report.Events != int64(size) {
 		t.Errorf("Verify = %+v, %v, want %d events and no faults", report, err, size)
 	}
@@ -365,7 +365,7 @@ func TestClockBack(t *testing.T) {
 	if r := l.append(t, commit("a", 1, 1)); r.Time != first.Time {
 		t.Errorf("after a restart, the event has time %v, want %v", r.Time, first.Time)
 	}
-	report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier}, nil)
+	report, err := l.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{l.verifier}}, nil)
 	if err != nil || !report.OK() {
 		t.Errorf("Verify = %+v, %v, want no faults", report, err)
 	}
@@ -405,7 +405,7 @@ func TestClosed(t *testing.T) {
 	ctx := t.Context()
 	_, appendErr := l.Append(ctx, commit("a", 0, 1))
 	_, headErr := l.Head(ctx)
-	_, verifyErr := l.Verify(ctx, sqlite.Trust{Verifier: l.verifier}, nil)
+	_, verifyErr := l.Verify(ctx, sqlite.Trust{Verifiers: []note.Verifier{l.verifier}}, nil)
 	_, checkErr := reader.Check(ctx)
 	errs := map[string]error{
 		"Append": appendErr, "Head": headErr, "Verify": verifyErr, "Check": checkErr,
@@ -442,14 +442,14 @@ func TestCheckpoints(t *testing.T) {
 		now = now.Add(30 * time.Second)
 		l.append(t, commit("a", eventstore.Revision(n)-1, 1))
 		for covered := int64(0); covered != int64(n)+1; {
-			report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier}, nil)
+			report, err := l.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{l.verifier}}, nil)
 			if err != nil || !report.OK() || time.Now().After(deadline) {
 				t.Fatalf("at size %d, Verify = %+v, %v, want a checkpoint of that size", n+1, report, err)
 			}
 			covered = report.Covered
 		}
 	}
-	report, err := l.Verify(t.Context(), sqlite.Trust{Verifier: l.verifier}, nil)
+	report, err := l.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{l.verifier}}, nil)
 	// 12:00:30 | 12:01:00 12:01:30 | 12:02:00 12:02:30 | 12:03:00
 	if err != nil || report.Checkpoints != 4 || report.Covered != 6 {
 		t.Errorf("Verify = %+v, %v, want 4 checkpoints that cover 6 events", report, err)
@@ -462,7 +462,7 @@ func TestOpenRefuses(t *testing.T) {
 		t.Error("Open without a signer succeeded")
 	}
 	signer, _ := newSigner(t)
-	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: t.TempDir() + "/none", Signer: signer}); err == nil || strings.Contains(err.Error(), "log.db") {
+	if _, err := sqlite.Open(t.Context(), sqlite.Config{Dir: t.TempDir() + "/none", Signer: signer, Vouch: vouch}); err == nil || strings.Contains(err.Error(), "log.db") {
 		t.Errorf("Open in a missing directory = %v, want an error about the directory", err)
 	}
 }

@@ -12,7 +12,7 @@ func TestStore(t *testing.T) {
 	t.Parallel()
 	signer, _ := newSigner(t)
 	eventstoretest.Run(t, func(t *testing.T, dir string) eventstore.Store {
-		s, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer})
+		s, err := sqlite.Open(t.Context(), sqlite.Config{Dir: dir, Signer: signer, Vouch: vouch})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,8 +19,9 @@ import (
 // Trust holds what Verify trusts: information about the log that does not come
 // from its file.
 type Trust struct {
-	// Verifier holds the public key of the log's checkpoints. Required.
-	Verifier note.Verifier
+	// Verifiers hold the public keys of the log's checkpoints: that of its
+	// present incarnation first, then those of earlier ones. Required.
+	Verifiers []note.Verifier
 	// Anchors are checkpoints of the log that were stored elsewhere. Without
 	// one, Verify cannot detect that the end of the log and its last checkpoints
 	// were both deleted.
@@ -44,17 +45,20 @@ type Trust struct {
 // do not delay WAL checkpoints. Its memory use does not grow with the log, except
 // by the erased keys.
 func (r *Reader) Verify(ctx context.Context, t Trust, progress func(done, total int64)) (Report, error) {
-	if t.Verifier == nil {
+	if len(t.Verifiers) == 0 {
 		return Report{}, errors.New("sqlite: verify: a key to check signatures is required")
 	}
 	v := &verification{trust: t}
 	for i, msg := range t.Anchors {
-		c, err := tlog.OpenCheckpoint(msg, t.Verifier)
+		c, err := t.open(msg)
 		if err != nil {
 			return Report{}, fmt.Errorf("sqlite: verify: anchor %d: %w", i+1, err)
 		}
-		if c.Size > 0 { // the empty log proves nothing
+		switch {
+		case c.Size > 0:
 			v.anchors = append(v.anchors, c)
+		case c.Root != new(tlog.Tree).Root():
+			v.report.fault(Root, 0, "an anchor was signed for a log without events, but not for its root")
 		}
 	}
 	slices.SortFunc(v.anchors, func(a, b tlog.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
@@ -85,6 +89,21 @@ func (r *Reader) Verify(ctx context.Context, t Trust, progress func(done, total 
 	return v.report, nil
 }
 
+// open opens a checkpoint of any incarnation.
+func (t *Trust) open(msg []byte) (c tlog.Checkpoint, err error) {
+	for i, v := range t.Verifiers {
+		opened, failed := tlog.OpenCheckpoint(msg, v)
+		if failed == nil {
+			return opened, nil
+		}
+		// The reason that counts is that of the key with the note's name.
+		if i == 0 || bytes.HasPrefix(msg, []byte(v.Name()+"\n")) {
+			err = failed
+		}
+	}
+	return c, err
+}
+
 // Verify is like Reader.Verify.
 func (s *Store) Verify(ctx context.Context, t Trust, progress func(done, total int64)) (Report, error) {
 	return s.files.Verify(ctx, t, progress)
@@ -97,9 +116,9 @@ type verification struct {
 	report Report
 	head   int64 // position of the last event at the start
 
-	block, next, predecessor, erasures, tile, checkpoint *stmt
+	block, next, predecessor, erasures, tile, checkpoint, surplus, origin *stmt
 
-	row     [14]driver.Value
+	row     [eventColumns]driver.Value
 	buf     []byte                     // encoding of a leaf
 	streams []seen                     // cache, by stream number modulo its length
 	erased  map[eventstore.KeyID]int64 // position of the erasure event; nil until a sealed part is missing
@@ -133,10 +152,12 @@ type storedCheckpoint struct {
 
 func (v *verification) open(c *conn) error {
 	err := c.keep(map[**stmt]string{
-		&v.block: `SELECT e.position, e.stream, s.name, e.revision, e.time, e.id, e.type, e.actor, e.clear,
-				e.prev, e.kid, e.sealed_hash, e.leaf_hash, p.bytes
-			FROM events e LEFT JOIN streams s ON s.num = e.stream LEFT JOIN sealed p ON p.position = e.position
-			WHERE e.position BETWEEN ? AND ? ORDER BY e.position`,
+		&v.block: selectEvents + ` WHERE e.position BETWEEN ? AND ? ORDER BY e.position`,
+		// A level has a tile for every 256 hashes, and level 0 only full ones. The
+		// log may have grown since the head was read.
+		&v.surplus: `SELECT level || '/' || n FROM tiles, (SELECT max(?, ifnull(max(position), 0)) AS size FROM events)
+			WHERE level < 0 OR level > 5 OR n < 0 OR (n << (8 * (level + 1))) + (1 << (8 * (level + (level = 0)))) > size LIMIT 100`,
+		&v.origin:      `SELECT origin FROM meta`,
 		&v.next:        `SELECT position FROM events WHERE position > ? ORDER BY position LIMIT 1`,
 		&v.predecessor: `SELECT position, leaf_hash FROM events WHERE stream = ? AND revision = ?`,
 		&v.erasures:    `SELECT position, clear FROM events WHERE type = ? AND position <= ? ORDER BY position`,
@@ -181,6 +202,12 @@ func (v *verification) run(step func(done int64) error) error {
 	if err := v.misplaced(); err != nil {
 		return err
 	}
+	if err := v.surplusTiles(); err != nil {
+		return err
+	}
+	if err := v.identity(); err != nil {
+		return err
+	}
 	for first := int64(1); first <= v.head; {
 		if err := step(first - 1); err != nil {
 			return err
@@ -209,6 +236,31 @@ func (v *verification) misplaced() error {
 			continue
 		}
 		v.report.fault(Altered, at, "this is not a valid position")
+	}
+	return nil
+}
+
+// surplusTiles reports tiles that a log of its size does not have.
+func (v *verification) surplusTiles() error {
+	rows, err := v.surplus.column(v.head)
+	if err != nil {
+		return v.unreadable(1, err)
+	}
+	for _, row := range rows {
+		v.report.fault(TileAltered, v.head, "there is a surplus tile, %v", row)
+	}
+	return nil
+}
+
+// identity reports a log that does not say it is that of the given keys.
+func (v *verification) identity() error {
+	found, err := v.origin.row(v.row[:1])
+	if err != nil {
+		return v.unreadable(0, err)
+	}
+	origin, _ := v.row[0].(string)
+	if !found || origin != v.trust.Verifiers[0].Name() {
+		v.report.fault(OriginAltered, 0, "the log says that its origin is %q, but the key is that of %s", origin, v.trust.Verifiers[0].Name())
 	}
 	return nil
 }
@@ -444,7 +496,7 @@ func (v *verification) nextCheckpoint() error {
 			return nil
 		}
 		v.passed = size
-		c, err := tlog.OpenCheckpoint(msg, v.trust.Verifier)
+		c, err := v.trust.open(msg)
 		switch {
 		case err != nil:
 			v.report.fault(CheckpointAltered, v.passed, "%v", err)

@@ -59,7 +59,7 @@ func newFixture(t *testing.T) *fixture {
 		clock := time.Date(2026, 1, 1, 0, n, 0, 0, time.UTC)
 		// Close the log after every hundred events, which signs a checkpoint.
 		s, err := sqlite.Open(t.Context(), sqlite.Config{
-			Dir: f.dir, Signer: f.signer, CheckpointInterval: time.Hour,
+			Dir: f.dir, Signer: f.signer, Vouch: vouch, CheckpointInterval: time.Hour,
 			Now: func() time.Time { clock = clock.Add(time.Millisecond); return clock },
 		})
 		if err != nil {
@@ -163,7 +163,7 @@ func (f *fixture) verify(t *testing.T, anchors ...[]byte) sqlite.Report {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey, Anchors: anchors}, nil)
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{f.verifier}, Erasures: []string{erasure}, ErasedKey: erasedKey, Anchors: anchors}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestVerifySound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey, Anchors: anchors}, func(done, total int64) {
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{f.verifier}, Erasures: []string{erasure}, ErasedKey: erasedKey, Anchors: anchors}, func(done, total int64) {
 		if total != fixtureEvents {
 			t.Errorf("progress got a total of %d, want %d", total, fixtureEvents)
 		}
@@ -388,7 +388,7 @@ func TestVerifyUncoveredAndErased(t *testing.T) {
 		t.Errorf("faults %q, warnings (-want +got):\n%s", names(report.Faults), diff)
 	}
 
-	s := open(t, sqlite.Config{Dir: f.dir, Signer: f.signer})
+	s := open(t, sqlite.Config{Dir: f.dir, Signer: f.signer, Vouch: vouch})
 	write := func(typ string, seed int) eventstore.Position {
 		r, err := s.Append(t.Context(), eventstore.Commit{Writes: []eventstore.Write{{
 			Stream: "account-erased", Expected: map[bool]eventstore.Revision{true: eventstore.NoStream, false: eventstore.Revision(seed - 1)}[seed == 0],
@@ -439,17 +439,17 @@ func TestVerifyRefuses(t *testing.T) {
 	if _, err := r.Verify(t.Context(), sqlite.Trust{}, nil); err == nil {
 		t.Error("Verify without a verifier succeeded")
 	}
-	if _, err := r.Verify(t.Context(), sqlite.Trust{Verifier: f.verifier, Anchors: [][]byte{[]byte("x")}}, nil); err == nil {
+	if _, err := r.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{f.verifier}, Anchors: [][]byte{[]byte("x")}}, nil); err == nil {
 		t.Error("Verify with an invalid anchor succeeded")
 	}
 	// With another ledger's key, no checkpoint is valid.
 	_, other := newSigner(t)
-	report, err := r.Verify(t.Context(), sqlite.Trust{Verifier: other, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
+	report, err := r.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{other}, Erasures: []string{erasure}, ErasedKey: erasedKey}, nil)
 	if err != nil || len(report.Faults) != 7 || report.Checkpoints != 0 || report.Covered != 0 {
 		t.Errorf("Verify with another key = %+v, %v, want 7 faults and no checkpoints", report, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err = r.Verify(ctx, sqlite.Trust{Verifier: f.verifier}, func(int64, int64) { cancel() })
+	_, err = r.Verify(ctx, sqlite.Trust{Verifiers: []note.Verifier{f.verifier}}, func(int64, int64) { cancel() })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled Verify = %v, want context.Canceled", err)
 	}

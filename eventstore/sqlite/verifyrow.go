@@ -22,13 +22,22 @@ type eventRow struct {
 	hasSealed  bool
 }
 
-// readRow decodes the event in v.row. It returns false if the store cannot have
-// written the row, so that no hash of it can be right.
-func (v *verification) readRow() (e eventRow, ok bool) {
-	f := fields{row: v.row[:]}
+// eventColumns are the columns of selectEvents.
+const eventColumns = 14
+
+// selectEvents selects events with all that their leaves consist of. With outer
+// joins, an event whose stream is missing is reported as damaged, not skipped.
+const selectEvents = `SELECT e.position, e.stream, s.name, e.revision, e.time, e.id, e.type, e.actor, e.clear,
+		e.prev, e.kid, e.sealed_hash, e.leaf_hash, p.bytes
+	FROM events e LEFT JOIN streams s ON s.num = e.stream LEFT JOIN sealed p ON p.position = e.position`
+
+// decodeEvent decodes a row of selectEvents. It returns false if the store cannot
+// have written the row, so that no hash of it can be right.
+func decodeEvent(row []driver.Value) (e eventRow, ok bool) {
+	f := fields{row: row}
 	e.Position = eventstore.Position(f.int())
 	e.num, e.Stream, e.Revision = f.int(), f.text(), eventstore.Revision(f.int())
-	e.Time = time.UnixMicro(f.int())
+	e.Time = time.UnixMicro(f.int()).UTC()
 	e.ID, e.Type, e.Actor, e.Clear = f.id(), f.text(), f.text(), f.blob()
 	// NULL and a zero hash have the same leaf, but the store only writes NULL.
 	hasPrev := f.maybe()
@@ -50,6 +59,14 @@ func (v *verification) readRow() (e eventRow, ok bool) {
 	return e, !f.bad && hasPrev == (e.Revision > 0) && hasKey == hasHash && hasKey == (e.KeyID != eventstore.KeyID{})
 }
 
+// leafHash computes the leaf hash of the row's columns into buf. It returns false
+// if the store cannot have appended such an event.
+func (e *eventRow) leafHash(buf []byte) (tlog.Hash, []byte, bool) {
+	leaf := tlog.NewLeaf(e.Recorded, e.prev, e.sealedHash)
+	h, buf, err := leaf.HashIn(buf)
+	return h, buf, err == nil
+}
+
 // checkRows checks the events from first to last one by one and stores the
 // results in events, indexed by the distance from first. It returns the number
 // of events and reports whether all of them could be read.
@@ -65,7 +82,7 @@ func (v *verification) checkRows(first, last int64, events *[tlog.TileWidth]chec
 		} else if err != nil {
 			return count, false, v.unreadable(at, classify(err))
 		}
-		e, ok := v.readRow()
+		e, ok := decodeEvent(v.row[:])
 		at = int64(e.Position) + 1
 		if e.Position < eventstore.Position(first) || e.Position > eventstore.Position(last) {
 			continue // happens only in a damaged B-tree, in which rows are then missing
@@ -74,11 +91,8 @@ func (v *verification) checkRows(first, last int64, events *[tlog.TileWidth]chec
 		c := &events[int64(e.Position)-first]
 		*c = checked{exists: true, stored: e.leaf, time: e.Time.UnixMicro()}
 		if ok {
-			leaf := tlog.NewLeaf(e.Recorded, e.prev, e.sealedHash)
-			if c.computed, v.buf, err = leaf.HashIn(v.buf); err == nil {
-				c.sound = c.computed == c.stored
-			}
-			err = nil // the store cannot have appended what AL1 cannot represent
+			c.computed, v.buf, ok = e.leafHash(v.buf)
+			c.sound = ok && c.computed == c.stored
 		}
 		if !c.sound {
 			v.report.fault(Altered, int64(e.Position), "the event does not match its leaf hash")
@@ -172,18 +186,16 @@ func (v *verification) readErasures() error {
 		return nil
 	}
 	for _, storedType := range v.trust.Erasures {
-		rows, err := v.erasures.query(storedType, v.head)
-		if err != nil {
-			return err
-		}
-		for row := make([]driver.Value, 2); rows.Next(row) == nil; {
-			f := fields{row: row}
+		err := v.erasures.each(2, func(f *fields) error {
 			position, clear := f.int(), f.blob()
 			if key, ok := v.trust.ErasedKey(storedType, clear); ok && !f.bad {
 				v.erased[key] = position
 			}
+			return nil
+		}, storedType, v.head)
+		if err != nil {
+			return err
 		}
-		rows.Close()
 	}
 	return nil
 }

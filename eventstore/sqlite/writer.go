@@ -2,9 +2,12 @@ package sqlite
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,12 +23,18 @@ import (
 // running transaction and its own.
 type writer struct {
 	queue   chan *request
-	erasing chan erasure
+	work    chan func()   // other work for run
 	closing chan struct{} // closed by close
 	ended   chan struct{} // closed when run returns
 	once    sync.Once
 
+	ledger   string
 	signer   note.Signer
+	vouch    vouch
+	keys     func() eventstore.KeyState
+	files    *Reader                 // reads what was written, before it is signed
+	publish  func(note []byte) error // may be nil
+	failed   func(error)             // may be nil
 	interval time.Duration
 	now      func() time.Time
 	observe  func(Transaction)
@@ -34,13 +43,16 @@ type writer struct {
 	// Only run uses the fields below.
 
 	db       *conn
-	state    state // content of the file
-	next     state // content of the file once the running transaction is durable
-	heads    heads // includes the running transaction; cleared if that fails
-	broken   error // not nil if the content of the file is unknown; forbids all writes
-	closeErr error // of the last checkpoint, signed when the log closes
+	sealed   eventstore.KeyState // in the sealed head that load has read
+	state    state               // content of the file
+	next     state               // content of the file once the running transaction is durable
+	heads    heads               // includes the running transaction; cleared if that fails
+	broken   error               // not nil if the content of the file is unknown; forbids all writes
+	closeErr error               // of the last checkpoint, signed when the log closes
 
-	lastSign   time.Time // of the last attempt to sign
+	sound      *tlog.Tree // over the events whose bytes an audit has read; nil during one
+	audits     chan audit // outcomes of audits
+	lastSign   time.Time  // when the last audit began
 	batch      []*request
 	events     []eventstore.Recorded // of the running transaction
 	writeHeads []head                // of the streams that the current commit writes to
@@ -54,11 +66,14 @@ type writer struct {
 	insertStream, insertEvent *stmt
 	insertSealed, putTile     *stmt
 	insertClaim, deleteClaim  *stmt
+	selectWaiting             *stmt
+	deleteWaiting             *stmt
+	updateHead                *stmt
 	insertCheckpoint          *stmt
 	deleteCheckpoints         *stmt
 	selectCheckpoint          *stmt
 	selectSealed, eraseSealed *stmt
-	row                       [2]driver.Value
+	row                       [3]driver.Value
 }
 
 // state describes the end of the log. load can read all of it from the file.
@@ -67,6 +82,9 @@ type state struct {
 	time    int64 // of the last event
 	streams int64 // number of the last created stream
 	signed  int64 // size of the last checkpoint
+	claims  digest
+	slot    uint64 // highest slot in a key ID
+	waiting int64  // number of waiting claims
 }
 
 func (s *state) head() eventstore.Position { return eventstore.Position(s.tree.Size()) }
@@ -76,6 +94,7 @@ func (s *state) head() eventstore.Position { return eventstore.Position(s.tree.S
 func (s *state) set(t *state) {
 	s.tree.Set(&t.tree)
 	s.time, s.streams, s.signed = t.time, t.streams, t.signed
+	s.claims, s.slot, s.waiting = t.claims, t.slot, t.waiting
 }
 
 // head describes the end of a stream.
@@ -110,17 +129,18 @@ func (h *heads) put(stream string, at head) {
 	h.young[stream] = at
 }
 
-func newWriter(db *conn, c Config) (*writer, error) {
+func newWriter(db *conn, files *Reader, c Config) (*writer, error) {
 	w := &writer{
-		queue: make(chan *request, queueLength), erasing: make(chan erasure), closing: make(chan struct{}), ended: make(chan struct{}),
-		signer: c.Signer, interval: c.CheckpointInterval, now: c.Now, observe: c.Observe, trace: c.Trace, db: db,
+		queue: make(chan *request, queueLength), work: make(chan func()), closing: make(chan struct{}), ended: make(chan struct{}),
+		ledger: c.Ledger, signer: c.Signer, vouch: c.Vouch, keys: c.Keys, files: files, publish: c.Publish, failed: c.Failed,
+		interval: c.CheckpointInterval, now: c.Now, observe: c.Observe, trace: c.Trace, db: db, audits: make(chan audit, 1), lastSign: time.Now(),
 	}
 	err := db.keep(map[**stmt]string{
 		&w.begin:        `BEGIN IMMEDIATE`,
 		&w.end:          `COMMIT`,
 		&w.rollback:     `ROLLBACK`,
 		&w.selectNum:    `SELECT num FROM streams WHERE name = ?`,
-		&w.selectHead:   `SELECT revision, leaf_hash FROM events WHERE stream = +? ORDER BY revision DESC LIMIT 1`,
+		&w.selectHead:   `SELECT revision, leaf_hash, position FROM events WHERE stream = +? ORDER BY revision DESC LIMIT 1`,
 		&w.selectOwner:  `SELECT (SELECT name FROM streams WHERE num = stream) FROM claims WHERE kind = ? AND key = ?`,
 		&w.insertStream: `INSERT INTO streams (num, name) VALUES (?, ?)`,
 		&w.insertEvent: `INSERT INTO events (position, stream, revision, time, id, type, actor, clear, prev, kid, sealed_hash, leaf_hash)
@@ -128,6 +148,9 @@ func newWriter(db *conn, c Config) (*writer, error) {
 		&w.insertSealed:      `INSERT INTO sealed (position, bytes) VALUES (?, ?)`,
 		&w.putTile:           `INSERT INTO tiles (level, n, data) VALUES (?, ?, ?) ON CONFLICT (level, n) DO UPDATE SET data = excluded.data`,
 		&w.insertClaim:       `INSERT INTO claims (kind, key, stream) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO NOTHING`,
+		&w.selectWaiting:     `SELECT stream FROM waiting WHERE kind = ? AND key = ? ORDER BY place LIMIT 1`,
+		&w.deleteWaiting:     `DELETE FROM waiting WHERE kind = ? AND key = ? AND stream = ?`,
+		&w.updateHead:        `UPDATE head SET size = ?, root = ?, claims = ?, slot = ?, changes = ?, destroyed = ?, mac = ?`,
 		&w.deleteClaim:       `DELETE FROM claims WHERE kind = ? AND key = ? AND stream = ?`,
 		&w.insertCheckpoint:  `INSERT INTO checkpoints (size, time, note) VALUES (?, ?, ?)`,
 		&w.selectCheckpoint:  `SELECT note FROM checkpoints WHERE size = ?`,
@@ -138,10 +161,14 @@ func newWriter(db *conn, c Config) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return w, w.load()
+	if err := w.load(); err != nil {
+		return nil, err
+	}
+	return w, w.prepareAudits()
 }
 
-// load reads the writer's state from the file.
+// load reads the writer's state from the file, and compares it with the sealed
+// head.
 func (w *writer) load() error {
 	w.heads = heads{}
 	var s state
@@ -151,6 +178,7 @@ func (w *writer) load() error {
 		`SELECT ifnull((SELECT time FROM events ORDER BY position DESC LIMIT 1), 0)`: &s.time,
 		`SELECT ifnull(max(num), 0) FROM streams`:                                    &s.streams,
 		`SELECT ifnull(max(size), 0) FROM checkpoints`:                               &s.signed,
+		`SELECT count(*) FROM waiting`:                                               &s.waiting,
 	} {
 		v, err := w.db.scalar(query)
 		if err != nil {
@@ -162,17 +190,101 @@ func (w *writer) load() error {
 		}
 		*into = n
 	}
+	h, err := readHead(w.db, w.ledger, w.vouch)
+	if err != nil {
+		return err
+	}
 	// Otherwise the writer would sign a second root for the same size.
 	if s.signed > size {
-		return corrupt("it has %d events, but a signed checkpoint covers %d", size, s.signed)
+		return tampered("it has %d events, but a signed checkpoint covers %d", size, s.signed)
 	}
-	tree, err := tlog.Restore(size, w.readTile)
+	tree, err := tlog.Restore(min(size, h.size), w.readTile)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return tampered("%v", err)
 	}
-	s.tree = *tree
-	w.state = s
+	if err := h.compare(size, tree); err != nil {
+		return err
+	}
+	s.tree, s.claims, s.slot = *tree, h.claims, h.slot
+	w.state, w.sealed = s, h.keys
 	return nil
+}
+
+// prepareAudits sets the tree that the next audit continues, over the events
+// under the last checkpoint. It checks the bytes of the last event, whose time the next events
+// depend on.
+func (w *writer) prepareAudits() error {
+	tree, err := tlog.Restore(w.state.signed, w.readTile)
+	if err != nil {
+		return tampered("%v", err)
+	}
+	w.sound = tree
+	if size := w.state.tree.Size(); size > 0 {
+		// Not prove, which would read all events since the last checkpoint.
+		p := &prover{tree: &w.state.tree, read: w.files.fullTile(context.Background())}
+		return w.files.use(context.Background(), func(c *readConn) error {
+			page, sound, err := c.eventRows(c.block, size, size)
+			if err == nil && len(page) != 1 {
+				err = tampered("event %d is missing", size)
+			}
+			if err == nil {
+				_, err = page[0].check(sound[0], p, nil)
+			}
+			return err
+		})
+	}
+	return nil
+}
+
+// sealHead writes the sealed head of next.
+func (w *writer) sealHead() error {
+	h := sealedHead{size: w.next.tree.Size(), root: w.next.tree.Root(), claims: w.next.claims, slot: w.next.slot}
+	if w.keys != nil {
+		h.keys = w.keys()
+	}
+	claims, mac := h.claims.bytes(), w.vouch.seal(w.ledger, h)
+	return w.updateHead.exec(h.size, h.root[:], claims[:], int64(h.slot), h.keys.Changes, h.keys.Destroyed, mac[:])
+}
+
+// fail forbids all further writes because of err, and reports it once.
+func (w *writer) fail(err error) error {
+	if w.broken == nil {
+		w.broken = fmt.Errorf("the log accepts no appends until it is reopened: %w", err)
+		if w.failed != nil && errors.Is(err, eventstore.ErrTampered) {
+			go w.failed(w.broken)
+		}
+	}
+	return w.broken
+}
+
+// suspect fails the writer if err, of a reader, says that the log was changed,
+// and returns err.
+func (w *writer) suspect(err error) error {
+	if errors.Is(err, eventstore.ErrTampered) {
+		go w.do(context.Background(), func() { _ = w.fail(err) })
+	}
+	return err
+}
+
+// do runs f in run's goroutine, between transactions.
+func (w *writer) do(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case w.work <- func() { defer close(done); f() }:
+		<-done
+		return nil
+	case <-w.closing:
+		return eventstore.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// treeNow returns a copy of the tree over the log's events.
+func (w *writer) treeNow(ctx context.Context) (*tlog.Tree, error) {
+	tree := &tlog.Tree{}
+	err := w.do(ctx, func() { tree.Set(&w.state.tree) })
+	return tree, err
 }
 
 // readTile reads the tree's edge for tlog.Restore: the last leaf hashes from
@@ -189,17 +301,12 @@ func (w *writer) readTile(level int, n int64, width int) ([]byte, error) {
 		return nil, err
 	}
 	defer s.close()
-	rows, err := s.query(args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	var data []byte
-	for row := make([]driver.Value, 1); rows.Next(row) == nil; {
-		f := fields{row: row}
+	err = s.each(1, func(f *fields) error {
 		data = append(data, f.blob()...)
-	}
-	return data, nil
+		return nil
+	}, args...)
+	return data, err
 }
 
 // streamHead returns the head of a stream, as the running transaction sees it.
@@ -214,13 +321,16 @@ func (w *writer) streamHead(stream string) (head, error) {
 	}
 	num := fields{row: w.row[:1]}
 	h.num = num.int()
-	found, err = w.selectHead.row(w.row[:2], h.num)
+	found, err = w.selectHead.row(w.row[:3], h.num)
 	if err != nil {
 		return h, err
 	}
-	last := fields{row: w.row[:2]}
+	last := fields{row: w.row[:3]}
 	if found { // otherwise the stream has claims but no events
 		h.revision, h.leaf = eventstore.Revision(last.int()), last.hash()
+		if at := last.int(); at > w.next.tree.Size() {
+			return h, tampered("event %d was added after %d", at, w.next.tree.Size())
+		}
 	}
 	if num.bad || last.bad {
 		return h, corrupt("the last event of stream %d cannot be read", h.num)
@@ -248,77 +358,120 @@ func (w *writer) claimOwner(k eventstore.Claim) (string, error) {
 func (w *writer) close() error {
 	w.once.Do(func() { close(w.closing) })
 	<-w.ended
-	err := w.closeErr
-	if e := w.db.close(); err == nil && e != nil {
-		err = fmt.Errorf("sqlite: close: %w", e)
-	}
-	return err
+	return cmp.Or(w.closeErr, w.files.Close(), w.db.close())
 }
 
-// sign adds a checkpoint of w.next to the running transaction. It deletes
-// earlier checkpoints of the same minute.
-func (w *writer) sign() error {
-	w.lastSign = time.Now()
-	if w.next.signed == w.next.tree.Size() {
-		return nil
-	}
-	c := tlog.Checkpoint{Origin: w.signer.Name(), Size: w.next.tree.Size(), Root: w.next.tree.Root()}
-	if err := w.beforeSign(c); err != nil {
-		return err
-	}
-	msg, err := c.Sign(w.signer)
-	if err != nil {
-		return err
-	}
-	minute := w.next.time - w.next.time%time.Minute.Microseconds()
-	if err := w.deleteCheckpoints.exec(c.Size, minute); err != nil {
-		return err
-	}
-	w.next.signed = c.Size
-	return w.insertCheckpoint.exec(c.Size, w.next.time, msg)
+// audit is the outcome of reading the events that no checkpoint covers.
+type audit struct {
+	sound *tlog.Tree // over all events read so far; nil if one is not as it was appended
+	time  int64      // of the last of them
+	note  []byte     // the signed checkpoint
+	err   error
 }
 
-// beforeSign fails with ErrCorrupt unless the tree in the file has the root that
-// c states, and, at the size of the last checkpoint, the root that was signed
+// audit reads the bytes of the events that no checkpoint covers, compares them
+// with the tree, and signs a checkpoint, which it sends to w.audits. It runs
+// beside the writer. So nothing is signed that is not in the file.
+func (w *writer) audit() {
+	want, sound := &tlog.Tree{}, w.sound
+	want.Set(&w.state.tree)
+	a := audit{time: w.state.time}
+	w.sound, w.lastSign = nil, time.Now()
+	go func() {
+		if a.sound, a.err = w.files.prove(context.Background(), sound, want, want.Size(), nil); a.err == nil {
+			a.note, a.err = tlog.Checkpoint{Origin: w.signer.Name(), Size: want.Size(), Root: want.Root()}.Sign(w.signer)
+		}
+		// First where an operator cannot roll the ledger back with it.
+		if a.err == nil && w.publish != nil {
+			a.err = w.publish(a.note)
+		}
+		w.audits <- a
+	}()
+}
+
+// conclude stores the checkpoint of an audit in a separate transaction.
+func (w *writer) conclude(a audit) error {
+	w.sound = a.sound
+	switch {
+	case errors.Is(a.err, eventstore.ErrTampered):
+		return w.fail(a.err)
+	case w.broken != nil:
+		return w.broken
+	case w.sound == nil: // reading failed; begin again
+		return errors.Join(a.err, w.prepareAudits())
+	case a.err != nil:
+		return fmt.Errorf("sqlite: sign checkpoint: %w", a.err)
+	}
+	if err := w.transact(func() error { return w.sign(a) }); err != nil {
+		return fmt.Errorf("sqlite: sign checkpoint: %w", err)
+	}
+	return nil
+}
+
+// sign adds a checkpoint to the running transaction. It deletes earlier
+// checkpoints of the same minute.
+func (w *writer) sign(a audit) error {
+	size := a.sound.Size()
+	if err := w.beforeSign(size, a.sound.Root()); err != nil {
+		return err
+	}
+	minute := a.time - a.time%time.Minute.Microseconds()
+	if err := w.deleteCheckpoints.exec(size, minute); err != nil {
+		return err
+	}
+	w.next.signed = size
+	return w.insertCheckpoint.exec(size, a.time, a.note)
+}
+
+// beforeSign fails with ErrTampered unless the tiles in the file have the root to
+// be signed, and, at the size of the last checkpoint, the root that was signed
 // then. So the writer does not sign hashes that changed in memory or on disk.
-// beforeSign reads a few tiles, not the events; Verify checks that the events
-// have their hashes.
-func (w *writer) beforeSign(c tlog.Checkpoint) error {
-	tree, err := tlog.Restore(c.Size, w.readTile)
+func (w *writer) beforeSign(size int64, root tlog.Hash) error {
+	tree, err := tlog.Restore(size, w.readTile)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return tampered("%v", err)
 	}
-	if tree.Root() != c.Root {
-		return corrupt("its tree of %d events does not have the root to be signed", c.Size)
+	if tree.Root() != root {
+		return tampered("its tree of %d events does not have the root to be signed", size)
 	}
 	if w.next.signed == 0 {
 		return nil
 	}
 	if tree, err = tlog.Restore(w.next.signed, w.readTile); err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return tampered("%v", err)
 	}
-	last := tlog.Checkpoint{Origin: c.Origin, Size: w.next.signed, Root: tree.Root()}
-	found, err := w.selectCheckpoint.row(w.row[:1], last.Size)
+	found, err := w.selectCheckpoint.row(w.row[:1], w.next.signed)
 	if err != nil {
 		return err
 	}
-	signed, ok := w.row[0].([]byte)
+	// Only the text after the origin, which an earlier incarnation signed.
+	signed, _ := w.row[0].([]byte)
+	_, signed, _ = bytes.Cut(signed, []byte("\n"))
+	_, text, _ := strings.Cut(tlog.Checkpoint{Size: w.next.signed, Root: tree.Root()}.Text(), "\n")
 	// In a note, an empty line separates the text from the signatures.
-	if !found || !ok || !bytes.HasPrefix(signed, []byte(last.Text()+"\n")) {
-		return corrupt("its tree of %d events does not have the root that was signed", last.Size)
+	if !found || !bytes.HasPrefix(signed, []byte(text+"\n")) {
+		return tampered("its tree of %d events does not have the root that was signed", w.next.signed)
 	}
 	return nil
 }
 
-// signNow signs a checkpoint in a separate transaction if the log has grown
-// since the last one.
-func (w *writer) signNow() error {
-	w.lastSign = time.Now()
-	if w.state.signed == w.state.tree.Size() {
-		return nil
+// finish signs the log's last state and marks the file as cleanly closed.
+func (w *writer) finish() error {
+	if w.sound == nil && w.broken == nil {
+		if err := w.conclude(<-w.audits); err != nil {
+			return err
+		}
 	}
-	if err := w.transact(w.sign); err != nil {
-		return fmt.Errorf("sqlite: sign checkpoint: %w", err)
+	if w.broken == nil && w.state.signed < w.state.tree.Size() {
+		w.audit()
+		if err := w.conclude(<-w.audits); err != nil {
+			return err
+		}
 	}
-	return nil
+	// The last connection merges the -wal file into this one and deletes it.
+	err := w.db.exec(context.Background(), `UPDATE meta SET open = 0`)
+	if w.broken != nil {
+		return nil // every append has returned it
+	}
+	return err
 }

@@ -24,12 +24,14 @@ type Tile struct {
 }
 
 // Tree is the right edge of a Merkle tree (RFC 6962, section 2.1): the hashes
-// in its incomplete tiles, which suffice to extend the tree and to compute its
-// root. It uses at most 8 KiB per level, and one level per factor of 256 in
-// size. The zero Tree is empty.
+// in its incomplete tiles, and the roots of its largest complete subtrees. They
+// suffice to extend the tree and to compute its root in a few hashes. It uses at
+// most 8 KiB per level, and one level per factor of 256 in size. The zero Tree is
+// empty.
 type Tree struct {
-	size int64
-	edge [][]Hash // by level; each shorter than TileWidth
+	size  int64
+	edge  [][]Hash // by level; each shorter than TileWidth
+	peaks []Hash   // roots of complete subtrees, one for each bit of size, largest first
 }
 
 // Size returns the number of leaves.
@@ -38,6 +40,7 @@ func (t *Tree) Size() int64 { return t.size }
 // Set makes t a copy of u that shares no memory with it. Set reuses t's memory.
 func (t *Tree) Set(u *Tree) {
 	t.size = u.size
+	t.peaks = append(t.peaks[:0], u.peaks...)
 	for len(t.edge) < len(u.edge) {
 		t.edge = append(t.edge, make([]Hash, 0, TileWidth))
 	}
@@ -52,24 +55,43 @@ func (t *Tree) Set(u *Tree) {
 // higher tile that gained a hash, which replaces the stored, narrower tile of
 // the same level and number.
 func (t *Tree) Push(leaf Hash) []Tile {
-	t.size++
 	var changed []Tile
-	for l, h := 0, leaf; ; l++ {
-		if l == len(t.edge) {
-			t.edge = append(t.edge, make([]Hash, 0, TileWidth))
+	ends := bits.TrailingZeros64(^uint64(t.size)) // how many complete subtrees the leaf completes
+	t.size++
+	h := leaf
+	for k := 0; ; k++ { // h is the root of the last 2^k leaves
+		if k%TileHeight == 0 {
+			if tile, store := t.extend(k/TileHeight, h); store {
+				changed = append(changed, tile)
+			}
 		}
-		t.edge[l] = append(t.edge[l], h)
-		full := len(t.edge[l]) == TileWidth
-		if l > 0 || full {
-			n := (t.size>>(TileHeight*l) - 1) >> TileHeight
-			changed = append(changed, Tile{Level: l, N: n, Data: flatten(t.edge[l])})
+		if k == ends {
+			break
 		}
-		if !full {
-			return changed
-		}
-		h = subtree(t.edge[l])
-		t.edge[l] = t.edge[l][:0]
+		left := len(t.peaks) - 1
+		h = node(t.peaks[left], h)
+		t.peaks = t.peaks[:left]
 	}
+	t.peaks = append(t.peaks, h)
+	return changed
+}
+
+// extend appends a hash to the incomplete tile of a level. It returns the tile,
+// and whether it must be stored.
+func (t *Tree) extend(level int, h Hash) (tile Tile, store bool) {
+	if level == len(t.edge) {
+		t.edge = append(t.edge, make([]Hash, 0, TileWidth))
+	}
+	hashes := append(t.edge[level], h)
+	full := len(hashes) == TileWidth
+	if store = level > 0 || full; store {
+		tile = Tile{Level: level, N: (t.size>>(TileHeight*level) - 1) >> TileHeight, Data: flatten(hashes)}
+	}
+	if full {
+		hashes = hashes[:0]
+	}
+	t.edge[level] = hashes
+	return tile, store
 }
 
 // Root returns the root hash (RFC 6962, section 2.1). The root of the empty
@@ -78,22 +100,25 @@ func (t *Tree) Root() Hash {
 	if t.size == 0 {
 		return sha256.Sum256(nil)
 	}
-	// Combine the complete subtrees from right to left, smallest first: the
-	// result so far is the right child at each step.
-	var root Hash
-	empty := true
-	for _, hashes := range t.edge {
-		for rest := hashes; len(rest) > 0; {
-			w := 1 << bits.TrailingZeros(uint(len(rest)))
-			left := subtree(rest[len(rest)-w:])
-			if rest = rest[:len(rest)-w]; empty {
-				root, empty = left, false
-			} else {
-				root = node(left, root)
-			}
-		}
+	// From right to left, the root so far is the right child at each step.
+	root := t.peaks[len(t.peaks)-1]
+	for i := len(t.peaks) - 2; i >= 0; i-- {
+		root = node(t.peaks[i], root)
 	}
 	return root
+}
+
+// Hash returns the hash with index n of a level if it is in the level's
+// incomplete tile. All others are in full tiles, which Push has returned.
+func (t *Tree) Hash(level int, n int64) (h Hash, ok bool) {
+	if level >= len(t.edge) {
+		return h, false
+	}
+	i := n - t.size>>(TileHeight*(level+1))<<TileHeight
+	if i < 0 || i >= int64(len(t.edge[level])) {
+		return h, false
+	}
+	return t.edge[level][i], true
 }
 
 // Edge returns the tiles that are incomplete at t's size, which are those that
@@ -131,6 +156,13 @@ func Restore(size int64, read func(level int, n int64, width int) ([]byte, error
 			}
 		}
 		t.edge = append(t.edge, hashes)
+	}
+	for l := len(t.edge) - 1; l >= 0; l-- {
+		for rest := t.edge[l]; len(rest) > 0; {
+			width := 1 << (bits.Len(uint(len(rest))) - 1)
+			t.peaks = append(t.peaks, subtree(rest[:width]))
+			rest = rest[width:]
+		}
 	}
 	return t, nil
 }

@@ -70,9 +70,9 @@ type running struct {
 func (w *world) open(t *testing.T, done func(step string) error) running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	log, err := sqlite.Open(ctx, sqlite.Config{Dir: w.dir, Signer: w.signer})
-	check(t, err)
 	keys, err := seal.Open(ctx, seal.Config{Path: filepath.Join(w.dir, "keys.db"), Master: w.master})
+	check(t, err)
+	log, err := sqlite.Open(ctx, sqlite.Config{Dir: w.dir, Signer: w.signer, Vouch: keys.Vouch})
 	check(t, err)
 	codec := domain.Codec{Keys: keys}
 	views, err := projections.Open(ctx, projections.Config{Path: filepath.Join(w.dir, "views.db"), Log: log, Codec: codec})
@@ -200,7 +200,7 @@ func (w *world) gone(t *testing.T, sub string, secrets map[string][]byte) {
 
 func (w *world) verify(t *testing.T, r running) {
 	t.Helper()
-	report, err := r.log.Verify(t.Context(), sqlite.Trust{Verifier: w.verifier, Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}, nil)
+	report, err := r.log.Verify(t.Context(), sqlite.Trust{Verifiers: []note.Verifier{w.verifier}, Erasures: domain.StoredTypes(domain.AccountErased{}), ErasedKey: domain.ErasedKey}, nil)
 	check(t, err)
 	if !report.OK() {
 		t.Errorf("verify: %v", report.Faults)

@@ -77,11 +77,11 @@ type running struct {
 func (w *world) open(t testing.TB, schedulers int) running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	log, err := sqlite.Open(ctx, sqlite.Config{Dir: w.dir, Signer: w.signer, Now: w.clock.Now})
+	keys, err := seal.Open(ctx, seal.Config{Path: filepath.Join(w.dir, "keys.db"), Master: w.master})
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, err := seal.Open(ctx, seal.Config{Path: filepath.Join(w.dir, "keys.db"), Master: w.master})
+	log, err := sqlite.Open(ctx, sqlite.Config{Dir: w.dir, Signer: w.signer, Vouch: keys.Vouch, Now: w.clock.Now})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,7 +91,7 @@ func crashLog(ctx context.Context, dir string) (*sqlite.Store, *seal.Keys, error
 	if err != nil {
 		return nil, nil, err
 	}
-	log, err := sqlite.Open(ctx, sqlite.Config{Dir: dir, Signer: signer})
+	log, err := sqlite.Open(ctx, sqlite.Config{Dir: dir, Signer: signer, Vouch: keys.Vouch})
 	return log, keys, err
 }
 
@@ -441,7 +441,7 @@ func (c *crash) written(log *sqlite.Store, keys *seal.Keys) map[string]bool {
 			if err != nil {
 				c.t.Fatal(err)
 			}
-			public, err := domain.Public(x)
+			public, err := domain.Public(x, 0)
 			if err != nil {
 				c.t.Fatal(err)
 			}

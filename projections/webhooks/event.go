@@ -76,7 +76,11 @@ func (o opener) public(rec eventstore.Recorded) ([]domain.PublicEvent, error) {
 	if entry, err = o.ledger.without(context.Background(), entry); err != nil {
 		return nil, err
 	}
-	public, err := domain.Public(entry)
+	lineage, err := o.ledger.lineage(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	public, err := domain.Public(entry, lineage.At(rec.Position).Number)
 	if err != nil {
 		return nil, fmt.Errorf("webhooks: public events of position %d: %T", rec.Position, err)
 	}

@@ -232,6 +232,7 @@ type envelope struct {
 	Timestamp        time.Time            `json:"timestamp"`
 	ID               string               `json:"id"`
 	Sub              string               `json:"sub"`
+	Stream           string               `json:"stream"`
 	Sequence         eventstore.Revision  `json:"sequence"`
 	PreviousSequence *eventstore.Revision `json:"previous_sequence"`
 	Data             jsontext.Value       `json:"data"`

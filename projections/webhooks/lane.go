@@ -20,7 +20,8 @@ type delivery struct {
 	*event
 	part int // the next of the public events that the webhook selects
 
-	follows eventstore.Revision // one more than that of the delivery before it, where that is known; or 0
+	follows      eventstore.Revision // that of the delivery before it, where followsAfter is not 0
+	followsAfter eventstore.Position // of the delivery before it, where that is known; or 0
 
 	ordering   []string // the keys of its queues, if they differ from the event's
 	lane       *lane    // nil in the window

@@ -46,6 +46,11 @@ func (l ledger) without(ctx context.Context, entry domain.Entry) (domain.Entry, 
 	return entry.Without(config.Hidden()), nil
 }
 
+// lineage returns the ledger's incarnations.
+func (l ledger) lineage(ctx context.Context) (*domain.Lineage, error) {
+	return l.domain.Lineage(ctx) // in memory after the first call
+}
+
 // try decides on a command and records nothing.
 func (l ledger) try(ctx context.Context, r domain.Request, id string, cmd domain.WebhookCommand) (domain.Result[domain.Webhook], error) {
 	r.DryRun = true

@@ -16,6 +16,9 @@ import (
 // it.
 const TestType = "WEBHOOK_TEST"
 
+// testStream is the stream of that event. The log has no such stream.
+const testStream = "test"
+
 // Probe is a request that was made to see how an endpoint responds.
 type Probe struct {
 	OK         bool      `json:"ok" doc:"Whether the receiver accepted the request, or agreed to deliveries."`
@@ -51,7 +54,7 @@ func (p probes) Test(ctx context.Context, id string) (Probe, error) {
 	if err != nil {
 		return Probe{}, err
 	}
-	m := &wire.Message{Event: domain.PublicEvent{ID: domain.NewID().String(), Type: TestType, Time: start, Data: data}}
+	m := &wire.Message{Event: domain.PublicEvent{ID: domain.NewID().String(), Type: TestType, Stream: testStream, Time: start, Data: data}}
 	f := s.form
 	f.Payload = domain.PayloadFull // there is nothing to map or to refer to
 	c, err := m.Content(&f, wire.NoSequence)

@@ -72,7 +72,7 @@ func (s *senders) open(ctx context.Context, conf domain.Webhook) (*sender, error
 		}
 		headers[transport.HeaderRequestOrigin] = s.origin()
 	}
-	return &sender{conf: conf, log: s.config.Log, opener: s.opener, sequence: sequence{s.config.Log, s.config.Codec, conf}, form: s.form(conf),
+	return &sender{conf: conf, log: s.config.Log, opener: s.opener, sequence: sequence{s.config.Log, s.config.Codec, s.opener.ledger, conf}, form: s.form(conf),
 		envelope: wire.Envelope{URL: u, UserAgent: s.config.UserAgent, Signers: signers, HubSignature: conf.HubSignature, Headers: headers},
 		client:   client, now: s.config.Now, observe: s.config.Observe, trace: s.config.Trace}, nil
 }

@@ -107,7 +107,7 @@ func (s status) Lanes(ctx context.Context, id, after string, limit int) (all []L
 	}
 	s.sync(ctx, id)
 	place := domain.Entry{Stream: after}
-	if after != "" && place.Sub() == "" && place.WebhookID() == "" && after != domain.ConfigStream && after != domain.APIKeyStream {
+	if after != "" && place.Sub() == "" && place.WebhookID() == "" && after != domain.ConfigStream && after != domain.APIKeyStream && after != domain.LineageStream {
 		return nil, "", errCursor()
 	}
 	all, next, err = s.store.listLanes(ctx, conf, s.config.Schedule, after, min(max(limit, 1), 1000))

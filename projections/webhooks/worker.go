@@ -135,7 +135,8 @@ func (w *worker) enqueue(e *event) {
 	w.waiting++
 	w.bytes += e.size()
 	if queue := w.queues[e.rec.Stream]; len(queue) > 0 && !queue[len(queue)-1].joint() {
-		d.follows = queue[len(queue)-1].rec.Revision + 1
+		before := queue[len(queue)-1].rec
+		d.follows, d.followsAfter = before.Revision, before.Position
 	}
 	if w.queues.add(d) {
 		w.ready = append(w.ready, d)

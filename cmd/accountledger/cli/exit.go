@@ -16,15 +16,16 @@ import (
 
 // The exit codes of the program. Scripts rely on them, so they never change.
 const (
-	ExitOK       = 0
-	ExitFailed   = 1
-	ExitUsage    = 2
-	ExitFaults   = 3
-	ExitLocked   = 4
-	ExitRows     = 5
-	ExitDiffer   = 6
-	ExitRefused  = 7
-	ExitNoAnswer = 8
+	ExitOK        = 0
+	ExitFailed    = 1
+	ExitUsage     = 2
+	ExitFaults    = 3
+	ExitLocked    = 4
+	ExitRows      = 5
+	ExitDiffer    = 6
+	ExitRefused   = 7
+	ExitNoAnswer  = 8
+	ExitUncovered = 9
 )
 
 // ExitCodes has the meaning of each exit code, in the order in which help shows
@@ -36,12 +37,13 @@ var ExitCodes = []struct {
 	{ExitOK, "done"},
 	{ExitFailed, "failed; standard error has the reason"},
 	{ExitUsage, "wrong usage: a flag, an argument or a setting"},
-	{ExitFaults, "verify, check and backup: the ledger has faults"},
+	{ExitFaults, "files of the ledger are altered or missing, or do not fit together"},
 	{ExitLocked, "another process uses the data directory"},
 	{ExitRows, "import: some rows failed, the others were imported"},
 	{ExitDiffer, "reconcile: accounts differ"},
 	{ExitRefused, "the server refused the request; standard error has the code"},
 	{ExitNoAnswer, "the server cannot be reached, or did not answer"},
+	{ExitUncovered, "verify: no faults, but no signed checkpoint covers the last events"},
 }
 
 // exitError ends the program with its code.

@@ -34,6 +34,7 @@ type Config struct {
 
 	Data          string `koanf:"data" default:"./data" usage:"data directory of the ledger"`
 	MasterKeyFile string `koanf:"master-key-file" usage:"file with the master key; if not set, the key is read from ACCOUNTLEDGER_MASTER_KEY or <data>/master.key"`
+	LastSigned    string `koanf:"last-signed" usage:"file, outside the data directory, that keeps the newest signed checkpoint; the ledger then refuses to sign an older or different log"`
 
 	Listen         string         `koanf:"listen" default:"127.0.0.1:8080" usage:"address to listen on; port 0 selects a free port"`
 	InsecureListen bool           `koanf:"insecure-listen" usage:"accept connections from other machines without TLS, behind a proxy that terminates it"`
@@ -65,6 +66,21 @@ type Config struct {
 	KeyFile        string `koanf:"key-file" usage:"file with the API key; if not set, the key is read from ACCOUNTLEDGER_KEY or <data>/admin.key"`
 	CAFile         string `koanf:"ca-file" usage:"file with certificates, in PEM, to trust for the server besides the system's"`
 	InsecureServer bool   `koanf:"insecure-server" usage:"send the API key to another machine without TLS"`
+
+	Accept Accept `koanf:"-"`
+}
+
+// Accept overrides refusals to open a ledger. They are not settings but flags of
+// one command: in a file or in the environment, they would stay in effect.
+type Accept struct {
+	Uncovered  bool // events that no checkpoint covers, of a log without a sealed head
+	MissingWAL bool // a log that lost its write-ahead log
+}
+
+// AddFlags adds a flag for each override.
+func (a *Accept) AddFlags(flags *pflag.FlagSet) {
+	flags.BoolVar(&a.Uncovered, "accept-uncovered", false, "open a ledger of an older version although no signed checkpoint covers its last events; they may be forged")
+	flags.BoolVar(&a.MissingWAL, "accept-missing-wal", false, "open a ledger that has lost its write-ahead log; the events in that are lost")
 }
 
 // AdminKeyFile is the file of a data directory that holds the first API key.
@@ -89,7 +105,7 @@ type Setting struct {
 // Settings describes all settings; their values are empty.
 func Settings() []Setting {
 	t := reflect.TypeFor[Config]()
-	all := make([]Setting, t.NumField())
+	all := make([]Setting, t.NumField()-1) // without Accept
 	for i := range all {
 		f := t.Field(i)
 		name := f.Tag.Get(settingTag)
@@ -101,7 +117,7 @@ func Settings() []Setting {
 // Values returns the values of all settings, in the order of Settings.
 func (c Config) Values() []any {
 	v := reflect.ValueOf(c)
-	all := make([]any, v.NumField())
+	all := make([]any, len(Settings()))
 	for i := range all {
 		all[i] = v.Field(i).Interface()
 	}

@@ -3,6 +3,7 @@ package wire
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,15 +25,16 @@ const (
 type attribute struct{ name, value string }
 
 // attributes returns the context attributes of the message, except
-// datacontenttype: id is the public event's, source the ledger, subject and
-// partitionkey the account, sequence the account's revision with leading zeros
-// so that it compares as text, and previoussequence the one before it. dataref
-// leads to the complete data where only ids are sent.
+// datacontenttype: id is the public event's, source the ledger and its
+// incarnation, subject and partitionkey the account, stream the event's stream,
+// sequence its revision with leading zeros so that it compares as text, and
+// previoussequence the one before it. dataref leads to the complete data where
+// only ids are sent.
 func (m *Message) attributes(f *Form, previous eventstore.Revision) []attribute {
 	e := &m.Event
 	all := []attribute{
-		{"specversion", "1.0"}, {"id", e.ID}, {"source", f.Source}, {"type", e.Type},
-		{"time", e.Time.UTC().Format(time.RFC3339Nano)}, {"sequence", padded(e.Sequence)},
+		{"specversion", "1.0"}, {"id", e.ID}, {"source", f.Source + m.after("/")}, {"type", e.Type},
+		{"time", e.Time.UTC().Format(time.RFC3339Nano)}, {"stream", e.Stream}, {"sequence", padded(e.Sequence)},
 	}
 	if e.Sub != "" {
 		all = append(all, attribute{"subject", e.Sub}, attribute{"partitionkey", e.Sub})
@@ -46,9 +48,18 @@ func (m *Message) attributes(f *Form, previous eventstore.Revision) []attribute 
 		all = append(all, attribute{"traceparent", e.Traceparent})
 	}
 	if f.Payload == domain.PayloadThin {
-		all = append(all, attribute{"dataref", fmt.Sprintf("%s/v1/events/%d.%d/data", f.PublicURL, m.Position, m.Part)})
+		all = append(all, attribute{"dataref", fmt.Sprintf("%s/v1/events/%d.%d%s/data", f.PublicURL, m.Position, m.Part, m.after(""))})
 	}
 	return all
+}
+
+// after returns what distinguishes a name of the message's incarnation from the
+// same name in incarnation 0.
+func (m *Message) after(separator string) string {
+	if m.Event.Incarnation == 0 {
+		return ""
+	}
+	return separator + "~" + strconv.Itoa(m.Event.Incarnation)
 }
 
 // padded formats a sequence with enough digits for any.

@@ -16,16 +16,16 @@ import (
 
 func TestRender(t *testing.T) {
 	t.Parallel()
-	m := &Message{Event: domain.PublicEvent{ID: "id-1", Type: "USER_UPDATED", Sub: `a"b`, Sequence: 7, Time: time.Date(2026, 1, 2, 3, 4, 5, 60_000, time.FixedZone("", 3600)),
+	m := &Message{Event: domain.PublicEvent{ID: "id-1", Type: "USER_UPDATED", Sub: `a"b`, Stream: `account-a"b`, Sequence: 7, Time: time.Date(2026, 1, 2, 3, 4, 5, 60_000, time.FixedZone("", 3600)),
 		Data: []byte(`{"sub":"a\"b","identityId":"i","providerUserId":"1095","changes":{"email":"ada@example.com"}}`)}}
 	for _, tt := range []struct {
 		payload  string
 		previous eventstore.Revision
 		want     string
 	}{
-		{domain.PayloadFull, NoSequence, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"sub":"a\"b","identityId":"i","providerUserId":"1095","changes":{"email":"ada@example.com"}}}`},
-		{domain.PayloadThin, NoSequence, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"data":{"identityId":"i","sub":"a\"b"}}`},
-		{domain.PayloadThin, 5, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","sequence":7,"previous_sequence":5,"data":{"identityId":"i","sub":"a\"b"}}`},
+		{domain.PayloadFull, NoSequence, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","stream":"account-a\"b","sequence":7,"data":{"sub":"a\"b","identityId":"i","providerUserId":"1095","changes":{"email":"ada@example.com"}}}`},
+		{domain.PayloadThin, NoSequence, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","stream":"account-a\"b","sequence":7,"data":{"identityId":"i","sub":"a\"b"}}`},
+		{domain.PayloadThin, 5, `{"type":"USER_UPDATED","timestamp":"2026-01-02T02:04:05.00006Z","id":"id-1","sub":"a\"b","stream":"account-a\"b","sequence":7,"previous_sequence":5,"data":{"identityId":"i","sub":"a\"b"}}`},
 	} {
 		got, err := m.render(&Form{Format: domain.FormatStandard, Payload: tt.payload}, tt.previous)
 		if err != nil || string(got) != tt.want {
@@ -45,16 +45,16 @@ func formOf(format, payload string) *Form {
 	return &Form{Format: format, Payload: payload, Source: ledgerURL, PublicURL: ledgerURL, Mapping: domain.WebhookMapping{"customer_id": "sub", "mail": "email"}}
 }
 
-var sample = &Message{Position: 17, Part: 1, Event: domain.PublicEvent{ID: "id-1", Type: "USER_UPDATED", Sub: "s-1", Sequence: 7,
+var sample = &Message{Position: 17, Part: 1, Event: domain.PublicEvent{ID: "id-1", Type: "USER_UPDATED", Sub: "s-1", Stream: "account-s-1", Sequence: 7,
 	Time: time.Date(2026, 1, 2, 3, 4, 5, 60_000, time.UTC), Data: []byte(`{"sub":"s-1","fields":["email"],"changes":{"email":"ada@example.com"}}`)}}
 
 // Rows 74, 75, 78, 84: the content of each format and payload.
 func TestForms(t *testing.T) {
 	t.Parallel()
-	const head = `{"specversion":"1.0","id":"id-1","source":"https://ledger.example","type":"USER_UPDATED","time":"2026-01-02T03:04:05.00006Z","sequence":"00000000000000000007","subject":"s-1","partitionkey":"s-1",`
+	const head = `{"specversion":"1.0","id":"id-1","source":"https://ledger.example","type":"USER_UPDATED","time":"2026-01-02T03:04:05.00006Z","stream":"account-s-1","sequence":"00000000000000000007","subject":"s-1","partitionkey":"s-1",`
 	const full = `{"sub":"s-1","fields":["email"],"changes":{"email":"ada@example.com"}}`
 	header := http.Header{"Ce-Specversion": {"1.0"}, "Ce-Id": {"id-1"}, "Ce-Source": {ledgerURL}, "Ce-Type": {"USER_UPDATED"},
-		"Ce-Time": {"2026-01-02T03:04:05.00006Z"}, "Ce-Sequence": {"00000000000000000007"}, "Ce-Subject": {"s-1"}, "Ce-Partitionkey": {"s-1"}}
+		"Ce-Time": {"2026-01-02T03:04:05.00006Z"}, "Ce-Stream": {"account-s-1"}, "Ce-Sequence": {"00000000000000000007"}, "Ce-Subject": {"s-1"}, "Ce-Partitionkey": {"s-1"}}
 	thin := header.Clone()
 	thin.Set("Ce-Dataref", ledgerURL+"/v1/events/17.1/data")
 	for _, tt := range []struct {
@@ -67,7 +67,7 @@ func TestForms(t *testing.T) {
 		{"row 75: binary", domain.FormatBinary, domain.PayloadFull, Content{"id-1", jsonType, header, []byte(full)}},
 		{"row 84: binary and thin", domain.FormatBinary, domain.PayloadThin, Content{"id-1", jsonType, thin, []byte(`{"sub":"s-1"}`)}},
 		{"fields", domain.FormatStandard, domain.PayloadFields, Content{"id-1", jsonType, nil,
-			[]byte(`{"type":"USER_UPDATED","timestamp":"2026-01-02T03:04:05.00006Z","id":"id-1","sub":"s-1","sequence":7,"data":{"customer_id":"s-1","mail":"ada@example.com"}}`)}},
+			[]byte(`{"type":"USER_UPDATED","timestamp":"2026-01-02T03:04:05.00006Z","id":"id-1","sub":"s-1","stream":"account-s-1","sequence":7,"data":{"customer_id":"s-1","mail":"ada@example.com"}}`)}},
 		{"fields, binary", domain.FormatBinary, domain.PayloadFields, Content{"id-1", jsonType, header, []byte(`{"customer_id":"s-1","mail":"ada@example.com"}`)}},
 	} {
 		for range 2 { // row 9, row 79: the same at every attempt
@@ -91,6 +91,29 @@ func TestForms(t *testing.T) {
 	}
 	if c, err := sample.Content(formOf(domain.FormatBinary, domain.PayloadFull), 5); err != nil || c.Header.Get("ce-previoussequence") == "" {
 		t.Errorf("the previous sequence is missing: %v, %v", c.Header, err)
+	}
+}
+
+// After a fork the source, the stream and the dataref name the incarnation: the log
+// reuses positions and revisions, so none of them may be the same as before.
+func TestIncarnation(t *testing.T) {
+	t.Parallel()
+	x := domain.Entry{ID: domain.NewID(), Stream: "account-s-1", Revision: 7, Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Event: domain.StatusChanged{To: domain.StatusVerified}}
+	public, err := domain.Public(x, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Message{Position: 17, Event: public[0]}
+	c, err := m.Content(formOf(domain.FormatBinary, domain.PayloadThin), NoSequence)
+	want := map[string]string{"source": ledgerURL + "/~2", "stream": "account-s-1~2", "dataref": ledgerURL + "/v1/events/17.0~2/data", "subject": "s-1", "sequence": "00000000000000000007"}
+	for name, value := range want {
+		if got := c.Header.Get("Ce-" + name); got != value || err != nil {
+			t.Errorf("%s = %q, %v; want %q", name, got, err, value)
+		}
+	}
+	c, err = m.Content(formOf(domain.FormatStandard, domain.PayloadThin), NoSequence)
+	if !bytes.Contains(c.Body, []byte(`"stream":"account-s-1~2","sequence":7,`)) || err != nil {
+		t.Errorf("%s, %v", c.Body, err)
 	}
 }
 
@@ -151,7 +174,7 @@ func TestBatch(t *testing.T) {
 func TestReadDelivery(t *testing.T) {
 	t.Parallel()
 	keys := signersOf(t, v1Secret+" "+v3Private)
-	want := Received{"id-1", "USER_UPDATED", "s-1", 7}
+	want := Received{"id-1", "USER_UPDATED", "s-1", "account-s-1", 7}
 	for _, format := range domain.Formats {
 		c, err := sample.Content(formOf(format, domain.PayloadFull), NoSequence)
 		if err != nil {

@@ -37,7 +37,7 @@ type Form struct {
 	Format    string                // one of domain.Formats
 	Payload   string                // domain.PayloadFull, PayloadThin or PayloadFields
 	Mapping   domain.WebhookMapping // of PayloadFields
-	Source    string                // the source attribute of CloudEvents: the ledger
+	Source    string                // the source attribute of CloudEvents: the ledger in incarnation 0
 	PublicURL string                // the ledger's address, without a final slash; thin CloudEvents refer to it
 }
 
@@ -101,8 +101,8 @@ func (c Content) With(header http.Header) Content {
 }
 
 // Content returns the content of a request that carries m alone. previous is
-// the sequence of the account's event that the webhook received before this
-// one, so that the receiver detects a gap, or NoSequence.
+// the sequence of the stream's event that the webhook received before this one,
+// so that the receiver detects a gap, or NoSequence.
 func (m *Message) Content(f *Form, previous eventstore.Revision) (Content, error) {
 	body, err := m.body(f, previous)
 	c := Content{ID: m.Event.ID, Type: jsonType, Body: body}
@@ -179,6 +179,7 @@ func (m *Message) standard(previous eventstore.Revision, data jsontext.Value) ([
 	if e.Sub != "" {
 		w.text(`,"sub":`, e.Sub)
 	}
+	w.text(`,"stream":`, e.Stream)
 	w.b = strconv.AppendInt(append(w.b, `,"sequence":`...), int64(e.Sequence), 10)
 	if previous != NoSequence {
 		w.b = strconv.AppendInt(append(w.b, `,"previous_sequence":`...), int64(previous), 10)
@@ -207,9 +208,10 @@ func (w *writer) time(member string, t time.Time) {
 	w.b = append(t.UTC().AppendFormat(w.b, time.RFC3339Nano), '"')
 }
 
-// thinMembers are the members of data that hold ids issued by the ledger. Ids
-// issued by an identity provider are personal data and are not among them.
-var thinMembers = []string{"sub", "identityId", "webhookId", "groupId", "consentId", "scheduleId", "eventId"}
+// thinMembers are the members of data that hold ids issued by the ledger, and those
+// that say where it forked. Ids issued by an identity provider are personal data
+// and are not among them.
+var thinMembers = []string{"sub", "identityId", "webhookId", "groupId", "consentId", "scheduleId", "eventId", "incarnation", "fork"}
 
 // ids returns data with only its thinMembers.
 func ids(data jsontext.Value) (jsontext.Value, error) {

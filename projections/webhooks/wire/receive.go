@@ -83,8 +83,8 @@ func Verify(keys []Verifier, header http.Header, body []byte, now time.Time) err
 
 // Received identifies an event in a delivery.
 type Received struct {
-	ID, Type, Sub string
-	Sequence      eventstore.Revision
+	ID, Type, Sub, Stream string
+	Sequence              eventstore.Revision
 }
 
 // ReadDelivery reads a delivery in any format and identifies its event, or the
@@ -114,7 +114,7 @@ func ReadDelivery(header http.Header, body []byte) ([]Received, error) {
 		return []Received{one}, err
 	case header.Get("ce-specversion") != "":
 		var e cloudEvent
-		for name, to := range map[string]*string{"id": &e.ID, "type": &e.Type, "subject": &e.Subject, "sequence": &e.Sequence} {
+		for name, to := range map[string]*string{"id": &e.ID, "type": &e.Type, "subject": &e.Subject, "stream": &e.Stream, "sequence": &e.Sequence} {
 			var err error
 			if *to, err = decodeHeader(header.Get("ce-" + name)); err != nil {
 				return nil, err
@@ -127,6 +127,7 @@ func ReadDelivery(header http.Header, body []byte) ([]Received, error) {
 		ID       string              `json:"id"`
 		Type     string              `json:"type"`
 		Sub      string              `json:"sub"`
+		Stream   string              `json:"stream"`
 		Sequence eventstore.Revision `json:"sequence"`
 	}
 	if err := json.Unmarshal(body, &e); err != nil {
@@ -135,7 +136,7 @@ func ReadDelivery(header http.Header, body []byte) ([]Received, error) {
 	if e.ID == "" {
 		e.ID = header.Get(HeaderID)
 	}
-	return []Received{{e.ID, e.Type, e.Sub, e.Sequence}}, nil
+	return []Received{{e.ID, e.Type, e.Sub, e.Stream, e.Sequence}}, nil
 }
 
 var errNoEvent = errors.New("the body is not an event")
@@ -145,6 +146,7 @@ type cloudEvent struct {
 	ID       string `json:"id"`
 	Type     string `json:"type"`
 	Subject  string `json:"subject"`
+	Stream   string `json:"stream"`
 	Sequence string `json:"sequence"`
 }
 
@@ -153,7 +155,7 @@ func (e cloudEvent) received() (Received, error) {
 	if err != nil || e.ID == "" {
 		return Received{}, errNoEvent
 	}
-	return Received{e.ID, e.Type, e.Subject, eventstore.Revision(n)}, nil
+	return Received{e.ID, e.Type, e.Subject, e.Stream, eventstore.Revision(n)}, nil
 }
 
 var errHeader = errors.New("wire: a header is not encoded as CloudEvents specifies")
