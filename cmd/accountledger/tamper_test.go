@@ -241,10 +241,10 @@ func copied(t *testing.T, data string) string {
 	return dir
 }
 
-// replace replaces a database in data by the one at path, without its -wal.
-func replace(t *testing.T, data, name, path string) {
+// putFile replaces a database in data by the one at path, without its -wal.
+func putFile(t *testing.T, data, name, path string) {
 	t.Helper()
-	remove(t, data, name, name+"-wal", name+"-shm")
+	removeFiles(t, data, name, name+"-wal", name+"-shm")
 	text, err := os.ReadFile(path)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(data, name), text, 0o600)
@@ -254,8 +254,8 @@ func replace(t *testing.T, data, name, path string) {
 	}
 }
 
-// remove removes files from data, if they exist.
-func remove(t *testing.T, data string, names ...string) {
+// removeFiles removes files from data, if they exist.
+func removeFiles(t *testing.T, data string, names ...string) {
 	t.Helper()
 	for _, name := range names {
 		if err := os.Remove(filepath.Join(data, name)); err != nil && !os.IsNotExist(err) {
@@ -865,46 +865,46 @@ func (s *snapshots) lostLog(t *testing.T) {
 	t.Parallel()
 	older := head(t, copied(t, s.older))
 	empty := func(t *testing.T, data string) {
-		remove(t, data, logFile+"-wal", logFile+"-shm")
+		removeFiles(t, data, logFile+"-wal", logFile+"-shm")
 		if err := os.Truncate(filepath.Join(data, logFile), 0); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for name, a := range map[string]attack{
 		"empty":           {from: s.base, alter: empty, says: []string{logFile}},
-		"empty, no views": {from: s.base, alter: func(t *testing.T, data string) { empty(t, data); remove(t, data, viewsFile, deliveryFile) }, says: []string{logFile}},
+		"empty, no views": {from: s.base, alter: func(t *testing.T, data string) { empty(t, data); removeFiles(t, data, viewsFile, deliveryFile) }, says: []string{logFile}},
 		// The older log is whole, so verify needs an anchor to see it.
 		"older": {
-			from: s.base, alter: func(t *testing.T, data string) { replace(t, data, logFile, filepath.Join(s.older, logFile)) },
+			from: s.base, alter: func(t *testing.T, data string) { putFile(t, data, logFile, filepath.Join(s.older, logFile)) },
 			says: []string{logFile, fmt.Sprint(older)}, verify: []int{cli.ExitOK, cli.ExitFaults}, at: []int64{older, older + 1},
 		},
 		"older beside a newer views.db only": {
-			from: s.older, alter: func(t *testing.T, data string) { replace(t, data, viewsFile, filepath.Join(s.base, viewsFile)) },
+			from: s.older, alter: func(t *testing.T, data string) { putFile(t, data, viewsFile, filepath.Join(s.base, viewsFile)) },
 			says: []string{viewsFile, fmt.Sprint(older)}, verify: []int{cli.ExitOK},
 		},
 		"older beside a newer delivery.db only": {
 			from: s.older, alter: func(t *testing.T, data string) {
-				replace(t, data, deliveryFile, filepath.Join(s.base, deliveryFile))
+				putFile(t, data, deliveryFile, filepath.Join(s.base, deliveryFile))
 			},
 			says: []string{deliveryFile, fmt.Sprint(older)}, verify: []int{cli.ExitOK},
 		},
 		"views.db of another ledger": {
-			from: s.base, alter: func(t *testing.T, data string) { replace(t, data, viewsFile, filepath.Join(s.other, viewsFile)) },
+			from: s.base, alter: func(t *testing.T, data string) { putFile(t, data, viewsFile, filepath.Join(s.other, viewsFile)) },
 			says: []string{viewsFile}, verify: []int{cli.ExitOK},
 		},
 		"delivery.db of another ledger": {
 			from: s.base, alter: func(t *testing.T, data string) {
-				replace(t, data, deliveryFile, filepath.Join(s.other, deliveryFile))
+				putFile(t, data, deliveryFile, filepath.Join(s.other, deliveryFile))
 			},
 			says: []string{deliveryFile}, verify: []int{cli.ExitOK},
 		},
 		"without its -wal": {
-			from: s.killed, alter: func(t *testing.T, data string) { remove(t, data, logFile+"-wal", logFile+"-shm") },
+			from: s.killed, alter: func(t *testing.T, data string) { removeFiles(t, data, logFile+"-wal", logFile+"-shm") },
 			says: []string{logFile, "-wal", "--accept-missing-wal"},
 		},
 		// The views are ahead of what is left, which the flag does not accept.
 		"without its -wal, accepted": {
-			from: s.killed, alter: func(t *testing.T, data string) { remove(t, data, logFile+"-wal", logFile+"-shm") },
+			from: s.killed, alter: func(t *testing.T, data string) { removeFiles(t, data, logFile+"-wal", logFile+"-shm") },
 			args: []string{"--accept-missing-wal"}, says: []string{logFile, viewsFile},
 		},
 	} {
@@ -921,13 +921,13 @@ func (s *snapshots) lostLog(t *testing.T) {
 		if err := os.WriteFile(anchor, last, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		replace(t, data, logFile, filepath.Join(s.older, logFile))
+		putFile(t, data, logFile, filepath.Join(s.older, logFile))
 		wantVerify(t, data, []int{cli.ExitFaults}, []int64{older}, "--anchor", anchor)
 	})
 	t.Run("-wal lost and nothing else ahead", func(t *testing.T) {
 		t.Parallel()
 		data := copied(t, s.killed)
-		remove(t, data, logFile+"-wal", logFile+"-shm", viewsFile, viewsFile+"-wal", viewsFile+"-shm", deliveryFile, deliveryFile+"-wal", deliveryFile+"-shm")
+		removeFiles(t, data, logFile+"-wal", logFile+"-shm", viewsFile, viewsFile+"-wal", viewsFile+"-shm", deliveryFile, deliveryFile+"-wal", deliveryFile+"-shm")
 		wantRefused(t, data, nil, logFile, "-wal", "--accept-missing-wal")
 		p := startServer(t, data, "--accept-missing-wal")
 		waitUntilReady(t, p)
@@ -965,7 +965,7 @@ func (s *snapshots) rollBack(t *testing.T) {
 		t.Fatalf("the file has\n%s\nbut the last checkpoint is\n%s", known, roots(t, newer)[last])
 	}
 	for _, name := range []string{viewsFile, deliveryFile} {
-		remove(t, rolled, name, name+"-wal", name+"-shm")
+		removeFiles(t, rolled, name, name+"-wal", name+"-shm")
 	}
 	before := roots(t, rolled)
 	args := []string{"--last-signed", file}
@@ -1010,10 +1010,10 @@ func (s *snapshots) lostKeys(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		"older":                 {from: s.base, alter: func(t *testing.T, data string) { replace(t, data, keysFile, filepath.Join(s.older, keysFile)) }},
-		"older by one secret":   {from: s.base, alter: func(t *testing.T, data string) { replace(t, data, keysFile, s.keysNoLast) }},
-		"without its -wal":      {from: s.killed, alter: func(t *testing.T, data string) { remove(t, data, keysFile+"-wal", keysFile+"-shm") }},
-		"of another ledger":     {from: s.base, alter: func(t *testing.T, data string) { replace(t, data, keysFile, filepath.Join(s.other, keysFile)) }},
+		"older":                 {from: s.base, alter: func(t *testing.T, data string) { putFile(t, data, keysFile, filepath.Join(s.older, keysFile)) }},
+		"older by one secret":   {from: s.base, alter: func(t *testing.T, data string) { putFile(t, data, keysFile, s.keysNoLast) }},
+		"without its -wal":      {from: s.killed, alter: func(t *testing.T, data string) { removeFiles(t, data, keysFile+"-wal", keysFile+"-shm") }},
+		"of another ledger":     {from: s.base, alter: func(t *testing.T, data string) { putFile(t, data, keysFile, filepath.Join(s.other, keysFile)) }},
 		"of another, with keys": {from: s.base, alter: s.otherKeys},
 	} {
 		a.says, a.verify = []string{keysFile}, whole
@@ -1026,9 +1026,9 @@ func (s *snapshots) lostKeys(t *testing.T) {
 		// The server of a copy with an older keys.db must not give a slot twice.
 		t.Parallel()
 		data := copied(t, s.base)
-		replace(t, data, keysFile, filepath.Join(s.older, keysFile))
+		putFile(t, data, keysFile, filepath.Join(s.older, keysFile))
 		wantRefused(t, data, nil, keysFile)
-		replace(t, data, keysFile, filepath.Join(s.base, keysFile))
+		putFile(t, data, keysFile, filepath.Join(s.base, keysFile))
 		p := startServer(t, data)
 		p.create(t, address("repaired"))
 		checkLedger(t, 0, data)
@@ -1038,8 +1038,8 @@ func (s *snapshots) lostKeys(t *testing.T) {
 // otherKeys replaces keys.db and the master key by those of another ledger, so
 // that the keys open.
 func (s *snapshots) otherKeys(t *testing.T, data string) {
-	replace(t, data, keysFile, filepath.Join(s.other, keysFile))
-	replace(t, data, masterKeyFile, filepath.Join(s.other, masterKeyFile))
+	putFile(t, data, keysFile, filepath.Join(s.other, keysFile))
+	putFile(t, data, masterKeyFile, filepath.Join(s.other, masterKeyFile))
 }
 
 // T6: a claim is deleted, so that a second account could have the same address.
@@ -1087,7 +1087,7 @@ func (s *snapshots) rewrittenLog(t *testing.T) {
 		t.Parallel()
 		data := copied(t, s.base)
 		alter(t, data)
-		remove(t, data, masterKeyFile, keysFile, viewsFile, deliveryFile, logKeyFile, adminKeyFile)
+		removeFiles(t, data, masterKeyFile, keysFile, viewsFile, deliveryFile, logKeyFile, adminKeyFile)
 		wantVerify(t, data, []int{exitUncovered}, nil)
 		wantVerify(t, data, []int{cli.ExitOK}, nil, "--allow-uncovered")
 		code, stdout, stderr := accountledger(t, "verify", "--data", data)
@@ -1104,7 +1104,7 @@ func (s *snapshots) rewrittenLog(t *testing.T) {
 			t.Fatal(err)
 		}
 		alter(t, data)
-		remove(t, data, masterKeyFile, keysFile, viewsFile, deliveryFile, logKeyFile, adminKeyFile)
+		removeFiles(t, data, masterKeyFile, keysFile, viewsFile, deliveryFile, logKeyFile, adminKeyFile)
 		wantVerify(t, data, []int{cli.ExitFaults}, []int64{signed(t, s.look)}, "--anchor", anchor)
 	})
 }
@@ -1268,7 +1268,7 @@ func (s *snapshots) rewrittenEvent(t *testing.T) {
 		rewrite(t, data, at, old, with, true)
 		wantVerify(t, data, []int{cli.ExitFaults}, []int64{at})
 		for _, name := range without {
-			remove(t, data, name, name+"-wal", name+"-shm")
+			removeFiles(t, data, name, name+"-wal", name+"-shm")
 		}
 		return data, s.startUnlessRefused(t, data)
 	}
@@ -1400,7 +1400,7 @@ func (s *snapshots) rebuildFromRewritten(t *testing.T) {
 	data := copied(t, s.base)
 	at := eventAt(t, data, "account-"+s.victim, "account.created.v1", "VERIFIED")
 	rewrite(t, data, at, `"userStatus":"VERIFIED"`, `"userStatus":"DECLINED"`, true)
-	remove(t, data, viewsFile, viewsFile+"-wal", viewsFile+"-shm")
+	removeFiles(t, data, viewsFile, viewsFile+"-wal", viewsFile+"-shm")
 	p := s.startUnlessRefused(t, data)
 	for deadline := time.Now().Add(5 * time.Second); p != nil && !p.hasEnded() && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if response, text, err := p.do(t.Context(), "GET", "/v1/accounts/"+s.victim, ""); err == nil && strings.Contains(string(text), "DECLINED") {

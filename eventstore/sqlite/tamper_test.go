@@ -2,6 +2,7 @@ package sqlite_test
 
 import (
 	"bytes"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"database/sql"
@@ -94,7 +95,7 @@ type victim struct {
 	last  []byte           // the newest checkpoint, kept elsewhere
 	dirty bool             // the store was killed
 	older []olderVictim    // copies of earlier states
-	marks map[string]bool  // alterations whose effect content does not show; see vague
+	marks map[string]bool  // alterations whose effect content does not show
 	seen  map[int64]string // the signed text of each size
 
 	steps, faults, outcomes []string
@@ -122,12 +123,19 @@ type olderVictim struct {
 // config returns the configuration with which every step opens the log. This is
 // the only place that depends on how a store gets its keys.
 func (v *victim) config() sqlite.Config {
-	return sqlite.Config{Dir: v.dir, Signer: v.signer, CheckpointInterval: time.Hour}
+	return sqlite.Config{
+		Dir: v.dir, Ledger: v.signer.Name(), Signer: v.signer, CheckpointInterval: time.Hour, LastSigned: v.last,
+		Existing: len(v.truth) > 0, Vouch: func(message []byte) [32]byte {
+			mac := hmac.New(sha256.New, v.sealKey)
+			mac.Write(message)
+			return [32]byte(mac.Sum(nil))
+		},
+	}
 }
 
 // trust returns what Verify trusts: the key, and a checkpoint kept elsewhere.
 func (v *victim) trust() sqlite.Trust {
-	trust := sqlite.Trust{Verifier: v.verifier, Erasures: []string{erasure}, ErasedKey: erasedKey}
+	trust := sqlite.Trust{Verifiers: []note.Verifier{v.verifier}, Erasures: []string{erasure}, ErasedKey: erasedKey}
 	if v.last != nil {
 		trust.Anchors = [][]byte{v.last}
 	}
@@ -613,7 +621,7 @@ func (v *victim) mark(table string) {
 	switch table {
 	case "head":
 		v.marks[markHead] = true
-	case "events", "streams", "sealed", "tiles", "claims":
+	case "events", "streams", "sealed", "tiles", "claims", "waiting":
 	default: // checkpoints and meta, too: a log with altered ones may be refused
 		v.marks[markUnknown] = true
 	}
@@ -908,7 +916,34 @@ func (v *victim) alterFile() string {
 		b[at] ^= 1 << v.random.IntN(8)
 	}
 	v.write(files)
+	if name == "log.db-wal" {
+		v.tear()
+	}
 	return fmt.Sprintf("%s at %d of %d", name, at, len(b))
+}
+
+// tear accepts what SQLite reads from a damaged -wal, if that is a state in which
+// the log was after what was signed: a torn -wal is what a crash leaves too.
+func (v *victim) tear() {
+	if c := v.content(); c.err == nil && c.head < int64(len(v.truth)) && c.head >= v.lastSize() {
+		all := v.truth
+		v.truth = slices.Clone(all[:c.head])
+		if len(v.altered(c)) > 0 {
+			v.truth = all
+		}
+	}
+}
+
+// lastSize returns the size of the newest checkpoint that was kept elsewhere.
+func (v *victim) lastSize() int64 {
+	if v.last == nil {
+		return 0
+	}
+	c, err := tlog.OpenCheckpoint(v.last, v.verifier)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return c.Size
 }
 
 // restoreOlder replaces the log by an earlier copy.
@@ -919,16 +954,8 @@ func (v *victim) restoreOlder() string {
 	o := v.older[len(v.older)-1-v.random.IntN(min(len(v.older), 4))]
 	v.write(o.files)
 	v.dirty = o.dirty
-	last := int64(0)
-	if v.last != nil {
-		c, err := tlog.OpenCheckpoint(v.last, v.verifier)
-		if err != nil {
-			v.t.Fatal(err)
-		}
-		last = c.Size
-	}
 	clear(v.marks)
-	if last > int64(len(o.truth)) {
+	if v.lastSize() > int64(len(o.truth)) {
 		v.marks[markOlder] = true
 	} else {
 		// Nothing in the log or in the checkpoint tells that it was longer.
