@@ -67,8 +67,10 @@ func (h holding) claim(claim func(kind, value, owner string) eventstore.Claim) e
 //
 // A username that is read as an e-mail address or a mobile number where the kind
 // is not given needs that claim, too: otherwise the username of one account
-// could lead where another one's address leads. These claims come last, so that
-// a refusal rather names the kind that the caller gave.
+// could lead where another one's address leads. A user id at provider self is
+// read as any of the three, because logins of that provider accept all of them.
+// These claims come last, so that a refusal rather names the kind that the
+// caller gave.
 func holdings(accounts ...Account) []holding {
 	var all []holding
 	for _, a := range accounts {
@@ -83,10 +85,13 @@ func holdings(accounts ...Account) []holding {
 		hold := func(u UserID, sub string) {
 			key := u.Key()
 			add(holding{identifier{u.Type, key}, sub})
-			if u.Type == KindUsername {
-				for _, id := range alsoRead(u.Value, key) {
-					also = append(also, holding{id, sub})
-				}
+			switch {
+			case u.Type == KindProviderUserID && u.Provider == ProviderSelf:
+				name := compareKey(KindUsername, "", u.Value)
+				also = append(also, holding{identifier{KindUsername, name}, sub})
+				also = append(also, alsoRead(u.Value, name, sub)...)
+			case u.Type == KindUsername:
+				also = append(also, alsoRead(u.Value, key, sub)...)
 			}
 		}
 		for _, u := range a.UserIDs {
@@ -117,23 +122,21 @@ func holdings(accounts ...Account) []holding {
 	return all
 }
 
-// alsoRead returns the identifiers of other kinds that a username may be read as,
-// given as it is written and as its comparison key, which is another spelling
-// that leads to the account.
-func alsoRead(username, key string) (ids []identifier) {
+// alsoRead returns the holdings of identifiers of other kinds that a username may
+// be read as, given as it is written and as its comparison key, which is another
+// spelling that leads to the account.
+func alsoRead(username, key, sub string) (all []holding) {
 	if !strings.ContainsAny(key, "@+") {
 		return nil // neither an e-mail address nor a mobile number: nearly all usernames
 	}
 	for _, spelling := range []string{username, key} {
 		for _, kind := range []Kind{KindEmail, KindMobileNumber} {
 			if normal, err := Normalize(kind, strings.TrimSpace(spelling)); err == nil {
-				if id := (identifier{kind, compareKey(kind, "", normal)}); !slices.Contains(ids, id) {
-					ids = append(ids, id)
-				}
+				all = append(all, holding{identifier{kind, compareKey(kind, "", normal)}, sub})
 			}
 		}
 	}
-	return ids
+	return all
 }
 
 // Log is what reading all accounts needs of a log.

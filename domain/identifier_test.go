@@ -133,6 +133,8 @@ func TestClaims(t *testing.T) {
 		{"a username that is neither", created, named("pat@localhost+1"), []string{"username pat@localhost+1"}, nil},
 		{"the account's own address as its username", created, named("ada@example.com"), []string{"username ada@example.com"}, nil},
 		{"a field like a mobile number", created, withField(KindUsername, `"+49 1511 2345678"`), []string{"username +49 1511 2345678", "mobile_number +4915112345678"}, nil},
+		{"a user id at provider self", created, fold(adaCreated, IdentityLinked{IdentityID: "i4", Provider: ProviderSelf, ProviderUserID: "Pat@Example.com"}),
+			[]string{"providerUserId self\x00Pat@Example.com", "username pat@example.com", "email pat@example.com"}, nil},
 		{"a unique field that leads nowhere", created, withField("customFields.login", `"pat@example.com"`), []string{"customFields.login \"pat@example.com\""}, nil},
 	}
 	for _, tt := range tests {

@@ -20,6 +20,8 @@ const (
 	LoginCombined LoginRefusal = "combined"
 	LoginDeleted  LoginRefusal = "deleted"
 	LoginUnknown  LoginRefusal = "unknown" // the account does not exist or was erased
+
+	LoginAmbiguous LoginRefusal = "ambiguous" // several accounts have the identifier
 )
 
 // LoginRecorded records a login to the account.
@@ -83,8 +85,9 @@ func (LoginFailed) catalogue() []PublicType {
 		Aliases: []Alias{{"LOGIN_FAILURE", "", nil}}}}
 }
 
-// UnknownLogin records a login to an account that does not exist. It holds no
-// personal data, not even what was typed.
+// UnknownLogin records a login to an account that does not exist, or with an
+// identifier that several accounts have. It holds no personal data, not even what
+// was typed.
 type UnknownLogin struct {
 	Provider string `json:"provider" pii:"clear"`
 	Method   string `json:"method,omitzero" pii:"clear"`
@@ -157,8 +160,9 @@ func (c Login) identity(a Account) string {
 	return ""
 }
 
-// RecordUnknownLogin records a login to an account that does not exist. Like a
-// login to an existing account it makes one commit.
+// RecordUnknownLogin records a login that belongs to no account: none has the
+// identifier, or several have it. Like a login to an existing account it makes
+// one commit.
 func (l *Ledger) RecordUnknownLogin(ctx context.Context, r Request, cmd Login) (Entry, error) {
 	if err := cmd.Check(); err != nil {
 		return Entry{}, err

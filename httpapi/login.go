@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"strconv"
 
 	"accountledger/domain"
@@ -16,6 +17,7 @@ func (s *server) loginRoutes() {
 		summary: "Check and record a login",
 		text: "Checks whether the account with this identifier or sub may log in, and records the attempt. Only VERIFIED accounts may log in; for a merged account, the surviving one logs in. " +
 			"Callers without the scope accounts:read do not learn the reason of a refusal: an account that does not exist looks the same, and takes the same time, as one that may not log in. " +
+			"An identifier that leads to several accounts logs in none of them. " +
 			"A dry run requires that scope. A repeated request with the same Idempotency-Key returns the account's first outcome.",
 		example: `{"identifier":"ada@example.com","provider":"self","client":"web","method":"password"}`,
 		codes:   []domain.Code{domain.CodeInvalidRequest, domain.CodeConcurrentChange, domain.CodeIdempotencyKeyReused},
@@ -44,7 +46,7 @@ type newLogin struct {
 type loginAnswer struct {
 	Allowed bool                `json:"allowed" doc:"Whether the account may log in."`
 	Sub     string              `json:"sub,omitzero" doc:"The account that logs in; for a merged account, the surviving one."`
-	Reason  domain.LoginRefusal `json:"reason,omitzero" doc:"Why the login is refused: pending, declined, combined, deleted or unknown. Callers without the scope accounts:read always see refused."`
+	Reason  domain.LoginRefusal `json:"reason,omitzero" doc:"Why the login is refused: pending, declined, combined, deleted, unknown, or ambiguous if several accounts have the identifier. Callers without the scope accounts:read always see refused."`
 	Events  []plannedEvent      `json:"events,omitzero" doc:"For a dry run: the events the command would append."`
 }
 
@@ -68,10 +70,14 @@ func (s *server) recordLogin(ctx context.Context, c *call, in *recordLoginInput)
 		return nil, err
 	}
 	if body.Identifier != "" {
-		cmd.Identifier = append(domain.Candidates("", "", body.Identifier),
-			domain.Candidates(domain.KindProviderUserID, cmd.Provider, body.Identifier)...)
+		cmd.Identifier = append(domain.Candidates(domain.KindProviderUserID, cmd.Provider, body.Identifier),
+			domain.Candidates("", "", body.Identifier)...)
 	}
-	sub, err := s.whoLogsIn(ctx, body.Sub, cmd.Identifier)
+	sub, err := s.whoLogsIn(ctx, body.Sub, cmd)
+	reason := domain.LoginUnknown
+	if errors.Is(err, projections.ErrAmbiguous) {
+		reason, err = domain.LoginAmbiguous, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -83,17 +89,29 @@ func (s *server) recordLogin(ctx context.Context, c *call, in *recordLoginInput)
 		}
 		r.Meta = r.Meta.WithRequest(hex.EncodeToString(id[:]), digest)
 	}
-	return s.login(ctx, c, r, sub, cmd)
+	return s.login(ctx, c, r, sub, reason, cmd)
 }
 
 // whoLogsIn returns the sub of the account that logs in: the one with the given
-// sub or identifier, or the account it was merged into; "" if there is none.
-func (s *server) whoLogsIn(ctx context.Context, sub string, identifier []domain.Candidate) (string, error) {
+// sub or the command's identifier, or the account it was merged into; "" if there
+// is none. A user id at the provider that signed the person in leads to its
+// account whatever another account's username looks like; only provider self
+// shares one namespace with the other identifiers.
+func (s *server) whoLogsIn(ctx context.Context, sub string, cmd domain.Login) (string, error) {
 	accounts := s.Views.Accounts()
 	var row projections.AccountRow
 	var err error
 	if sub == "" {
-		row, err = accounts.Lookup(ctx, identifier)
+		first, rest := cmd.Identifier, []domain.Candidate(nil)
+		if cmd.Provider != domain.ProviderSelf {
+			at := slices.IndexFunc(first, func(c domain.Candidate) bool { return c.Kind != domain.KindProviderUserID })
+			if at >= 0 {
+				first, rest = first[:at], first[at:]
+			}
+		}
+		if row, err = accounts.Lookup(ctx, first); errors.Is(err, projections.ErrNotFound) && rest != nil {
+			row, err = accounts.Lookup(ctx, rest)
+		}
 	} else if sub, err = canonical(sub); err != nil {
 		return "", nil
 	} else {
@@ -110,13 +128,14 @@ func (s *server) whoLogsIn(ctx context.Context, sub string, identifier []domain.
 }
 
 // login executes cmd on the account and answers with its outcome. If there is no
-// account it commits an event too, so that both cases take the same time.
-func (s *server) login(ctx context.Context, c *call, r domain.Request, sub string, cmd domain.Login) (*answer, error) {
+// account, or reason says that there are several, it commits an event too, so
+// that all cases take the same time.
+func (s *server) login(ctx context.Context, c *call, r domain.Request, sub string, reason domain.LoginRefusal, cmd domain.Login) (*answer, error) {
 	result, err := domain.Result[domain.Account]{}, error(&domain.Error{Code: domain.CodeAccountNotFound})
 	if sub != "" {
 		result, err = s.Ledger.Execute(ctx, r, sub, cmd)
 	}
-	position, outcome := result.State.Position, loginAnswer{Reason: domain.LoginUnknown}
+	position, outcome := result.State.Position, loginAnswer{Reason: reason}
 	switch code := domain.CodeOf(err); {
 	case code == domain.CodeAccountNotFound || code == domain.CodeAccountErased:
 		x, err := s.Ledger.RecordUnknownLogin(ctx, r, cmd)

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"accountledger/domain"
@@ -12,9 +13,9 @@ func (s *server) lookupRoutes() {
 	handle(s, route{
 		method: "POST", path: "/v1/lookup", name: "lookup", scope: scopeAccountsRead, status: 200, answer: domain.Account{},
 		summary: "Look up an account by identifier",
-		text:    "Returns the account that an identifier resolves to. The identifier is sent in the body, which keeps it out of access logs. Without a type, the ledger tries it as an e-mail address, mobile number and username.",
+		text:    "Returns the account that an identifier resolves to. The identifier is sent in the body, which keeps it out of access logs. Without a type, the ledger tries it as a sub, e-mail address, mobile number and username; if that leads to several accounts, it chooses none.",
 		example: `{"identifier":"ada@example.com","type":"email"}`,
-		codes:   codes(onAccount, onQuery),
+		codes:   codes(onAccount, onQuery, []domain.Code{codeAmbiguous}),
 	}, s.lookup)
 }
 
@@ -69,14 +70,25 @@ func (s *server) lookup(ctx context.Context, c *call, in *lookupInput) (*answer,
 	return s.account(ctx, c, a, row)
 }
 
-// find returns the account an identifier resolves to.
+// find returns the account an identifier resolves to. Without a type it may be a
+// sub, and a username may look like another account's sub.
 func (s *server) find(ctx context.Context, i identifier) (projections.AccountRow, error) {
-	if sub, err := canonical(i.Identifier); i.Type == kindSub || i.Type == "" && err == nil {
-		if err != nil {
-			return projections.AccountRow{}, err
+	var bySub projections.AccountRow
+	if i.Type == kindSub || i.Type == "" {
+		sub, err := canonical(i.Identifier)
+		if err == nil {
+			bySub, err = s.survivor(ctx, sub)
 		}
-		return s.survivor(ctx, sub)
+		if i.Type == kindSub || err != nil && domain.CodeOf(err) != domain.CodeAccountNotFound {
+			return bySub, err
+		}
 	}
 	row, err := s.Views.Accounts().Lookup(ctx, domain.Candidates(i.Type, i.Provider, i.Identifier))
+	switch {
+	case errors.Is(err, projections.ErrAmbiguous), err == nil && bySub.Sub != "" && bySub.Sub != row.Sub:
+		return row, newProblem(codeAmbiguous, "Several accounts have this identifier.")
+	case errors.Is(err, projections.ErrNotFound) && bySub.Sub != "":
+		return bySub, nil
+	}
 	return row, missing(err)
 }

@@ -29,6 +29,7 @@ const (
 	codeCursorForked         domain.Code = "cursor-forked"
 	codeRevisionNotFound     domain.Code = "revision-not-found"
 	codeEventNotFound        domain.Code = "event-not-found"
+	codeAmbiguous            domain.Code = "ambiguous"
 	codeProjectionNotFound   domain.Code = "projection-not-found"
 	codeFieldNotIndexed      domain.Code = "field-not-indexed"
 	codeRebuildRunning       domain.Code = "rebuild-running"
@@ -209,6 +210,9 @@ var problemKinds = map[domain.Code]problemKind{
 	codeRevisionNotFound: {http.StatusNotFound, "Revision not found",
 		"The account has not reached this revision yet.",
 		"Use a revision between 0 and the account's current revision."},
+	codeAmbiguous: {http.StatusConflict, "Ambiguous",
+		"The identifier leads to several accounts: an earlier version of the ledger let them take it. The ledger chooses none of them.",
+		"Give the type of the identifier. If that does not tell the accounts apart, find them with a search, and change the identifier of one or merge them."},
 	codeProjectionNotFound: {http.StatusNotFound, "Projection not found",
 		"There is no projection with this name.",
 		"List the projections and use one of their names."},

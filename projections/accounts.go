@@ -1,11 +1,13 @@
 package projections
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +23,10 @@ const AccountsView = "accounts"
 
 // ErrNotFound is returned if no account matches.
 var ErrNotFound = errors.New("projections: no such account")
+
+// ErrAmbiguous is returned if identifiers lead to several accounts, which took
+// them by rules of earlier versions.
+var ErrAmbiguous = errors.New("projections: several accounts have this identifier")
 
 // Accounts queries the account view. Its methods are safe for concurrent use.
 type Accounts struct {
@@ -64,7 +70,7 @@ CREATE TABLE identifiers_%[1]d (
 	kind    TEXT    NOT NULL,
 	key     TEXT    NOT NULL, -- normalized for comparison
 	account INTEGER NOT NULL,
-	PRIMARY KEY (kind, key)
+	PRIMARY KEY (kind, key, account)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE members_%[1]d ( -- numbers of members; the accounts have the memberships
 	group_id TEXT    NOT NULL,
@@ -76,12 +82,12 @@ CREATE TABLE members_%[1]d ( -- numbers of members; the accounts have the member
 func (a *Accounts) projection() projection {
 	return projection{
 		name:    AccountsView,
-		version: 4,
+		version: 5,
 		follows: func(stream string) bool { return strings.HasPrefix(stream, domain.AccountStream("")) },
 		tables:  accountTables,
 		clear: []string{
 			`DELETE FROM accounts_%[1]d WHERE id IN (SELECT id FROM accounts_%[1]d LIMIT 1000)`,
-			`DELETE FROM identifiers_%[1]d WHERE (kind, key) IN (SELECT kind, key FROM identifiers_%[1]d LIMIT 1000)`,
+			`DELETE FROM identifiers_%[1]d WHERE (kind, key, account) IN (SELECT kind, key, account FROM identifiers_%[1]d LIMIT 1000)`,
 			`DELETE FROM members_%[1]d`,
 		},
 		drop:   `DROP TABLE accounts_%[1]d; DROP TABLE identifiers_%[1]d; DROP TABLE members_%[1]d`,
@@ -102,11 +108,14 @@ type accountReads struct {
 const (
 	accountColumns = `SELECT a.sub, a.json, a.revision, a.position, a.erased FROM accounts_%[1]d a`
 	getAccount     = accountColumns + ` WHERE a.sub = ?`
-	lookupAccount  = accountColumns + ` JOIN identifiers_%[1]d i ON i.account = a.id WHERE i.kind = ? AND i.key = ?`
-	nextAccounts   = accountColumns + ` WHERE a.sub > ? ORDER BY a.sub LIMIT ?`
-	allAccounts    = accountColumns + ` WHERE a.position > ? ORDER BY a.sub`
-	allRevisions   = `SELECT a.sub, x'', a.revision, a.position, a.erased FROM accounts_%[1]d a WHERE a.position > ?`
-	countAccounts  = `SELECT count(*) FROM accounts_%[1]d WHERE position > ?`
+	identified     = accountColumns + ` JOIN identifiers_%[1]d i ON i.account = a.id WHERE i.kind = ? AND i.key = ? ORDER BY a.id`
+	lookupAccounts = `SELECT a.sub, a.json, a.revision, a.position, a.erased,
+		EXISTS (SELECT 1 FROM parked WHERE view = 'accounts' AND generation = %[1]d AND stream = 'account-' || a.sub)
+		FROM (VALUES (?, ?), (?, ?), (?, ?), (?, ?)) AS c JOIN identifiers_%[1]d i ON i.kind = c.column1 AND i.key = c.column2 JOIN accounts_%[1]d a ON a.id = i.account`
+	nextAccounts  = accountColumns + ` WHERE a.sub > ? ORDER BY a.sub LIMIT ?`
+	allAccounts   = accountColumns + ` WHERE a.position > ? ORDER BY a.sub`
+	allRevisions  = `SELECT a.sub, x'', a.revision, a.position, a.erased FROM accounts_%[1]d a WHERE a.position > ?`
+	countAccounts = `SELECT count(*) FROM accounts_%[1]d WHERE position > ?`
 )
 
 func (a *Accounts) serve(ctx context.Context, generation int64) (swap func(), err error) {
@@ -114,7 +123,7 @@ func (a *Accounts) serve(ctx context.Context, generation int64) (swap func(), er
 	if r.get, err = a.views.read.PrepareContext(ctx, fmt.Sprintf(getAccount, generation)); err != nil {
 		return nil, err
 	}
-	if r.lookup, err = a.views.read.PrepareContext(ctx, fmt.Sprintf(lookupAccount, generation)); err != nil {
+	if r.lookup, err = a.views.read.PrepareContext(ctx, fmt.Sprintf(lookupAccounts, generation)); err != nil {
 		return nil, errors.Join(err, r.get.Close())
 	}
 	return func() {
@@ -151,42 +160,115 @@ func (a *Accounts) Get(ctx context.Context, sub string) (AccountRow, error) {
 	return row, err
 }
 
-// Lookup tries the candidates in order and returns the account of the first
-// that is an identifier of one, or ErrNotFound.
+// maxCandidates is the number of candidates in one query.
+const maxCandidates = 4
+
+// Lookup returns the account that the candidates lead to, or ErrNotFound if they
+// lead to none, or ErrAmbiguous if they lead to several.
 func (a *Accounts) Lookup(ctx context.Context, candidates []domain.Candidate) (AccountRow, error) {
-	for _, c := range candidates {
-		row, err := a.one(ctx, lookupAccount, func(r *accountReads) *sql.Stmt { return r.lookup }, string(c.Kind), c.Key)
+	var found AccountRow
+	parked := false
+	for page := range slices.Chunk(candidates, maxCandidates) {
+		err := a.lookup(ctx, page, func(row AccountRow, isParked bool) error {
+			switch {
+			case row.Sub == found.Sub:
+				return nil
+			case found.Sub == "", parked && !isParked:
+				found, parked = row, isParked
+				return nil
+			case isParked && !parked:
+				return nil // its row is outdated: it may have released the identifier
+			}
+			return ErrAmbiguous
+		})
 		switch {
-		case err == nil:
-			return row, nil
-		case !errors.Is(err, ErrNotFound):
-			return row, fmt.Errorf("projections: look up account: %w", err)
+		case errors.Is(err, ErrAmbiguous):
+			return AccountRow{}, ErrAmbiguous
+		case err != nil:
+			return AccountRow{}, fmt.Errorf("projections: look up account: %w", err)
 		}
 	}
-	return AccountRow{}, ErrNotFound
+	if found.Sub == "" {
+		return AccountRow{}, ErrNotFound
+	}
+	return found, nil
 }
 
-// one queries one row. In the process that writes the views it uses a prepared
-// statement of the live generation. A reader uses a transaction that first
-// looks up which generation is live, because the writer may replace it.
-func (a *Accounts) one(ctx context.Context, query string, prepared func(*accountReads) *sql.Stmt, args ...any) (AccountRow, error) {
+// lookup calls each with every account that has one of at most maxCandidates
+// identifiers, and whether it is parked. It ends with the first error.
+func (a *Accounts) lookup(ctx context.Context, candidates []domain.Candidate, each func(row AccountRow, parked bool) error) error {
+	args := make([]any, 0, 2*maxCandidates)
+	for i := range maxCandidates {
+		var c domain.Candidate // no account has this one
+		if i < len(candidates) {
+			c = candidates[i]
+		}
+		args = append(args, string(c.Kind), c.Key)
+	}
+	return a.query(ctx, lookupAccounts, func(r *accountReads) *sql.Stmt { return r.lookup }, args, func(rows *sql.Rows) error {
+		for rows.Next() {
+			var row AccountRow
+			var erased sql.NullInt64
+			var parked bool
+			if err := rows.Scan(&row.Sub, &row.JSON, &row.Revision, &row.Position, &erased, &parked); err != nil {
+				return err
+			}
+			if erased.Valid {
+				row.ErasedTime = time.UnixMicro(erased.Int64).UTC()
+			}
+			if err := each(row, parked); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// one queries one row.
+func (a *Accounts) one(ctx context.Context, query string, prepared func(*accountReads) *sql.Stmt, args ...any) (row AccountRow, err error) {
+	err = a.query(ctx, query, prepared, args, func(rows *sql.Rows) error {
+		if !rows.Next() {
+			return cmp.Or(rows.Err(), ErrNotFound)
+		}
+		row, err = scanAccount(rows)
+		return err
+	})
+	return row, err
+}
+
+// query passes the rows of a query to scan. In the process that writes the views
+// it uses a prepared statement of the live generation. A reader uses a
+// transaction that first looks up which generation is live, because the writer
+// may replace it.
+func (a *Accounts) query(ctx context.Context, query string, prepared func(*accountReads) *sql.Stmt, args []any, scan func(*sql.Rows) error) error {
 	if err := ctx.Err(); err != nil {
-		return AccountRow{}, err
+		return err
 	}
 	// The query takes microseconds. A cancelable ctx would double that, because
 	// the driver starts a goroutine to watch it.
 	ctx = context.WithoutCancel(ctx)
+	var rows *sql.Rows
+	var err error
 	if a.views.write != nil {
 		r := a.acquire()
 		defer r.mu.RUnlock()
-		return scanAccount(prepared(r).QueryRowContext(ctx, args...))
+		rows, err = prepared(r).QueryContext(ctx, args...)
+	} else {
+		tx, generation, _, failed := a.snapshot(ctx)
+		if failed != nil {
+			return failed
+		}
+		defer tx.Rollback()
+		rows, err = tx.QueryContext(ctx, fmt.Sprintf(query, generation), args...)
 	}
-	tx, generation, _, err := a.snapshot(ctx)
 	if err != nil {
-		return AccountRow{}, err
+		return err
 	}
-	defer tx.Rollback()
-	return scanAccount(tx.QueryRowContext(ctx, fmt.Sprintf(query, generation), args...))
+	defer rows.Close()
+	if err := scan(rows); err != nil {
+		return err
+	}
+	return rows.Err()
 }
 
 // snapshot begins a read transaction and looks up the live generation in it and

@@ -2,6 +2,7 @@ package projections
 
 import (
 	"bufio"
+	"context"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -251,6 +252,106 @@ func TestAll(t *testing.T) {
 		}
 		for range rows {
 			break
+		}
+	}
+}
+
+// unclaimed is a log that grants every claim, so that accounts can have the same
+// identifiers, as accounts of earlier versions may.
+type unclaimed struct{ eventstore.Store }
+
+func (u unclaimed) Append(ctx context.Context, c eventstore.Commit) (eventstore.Receipt, error) {
+	c.Claim, c.Release = nil, nil
+	return u.Store.Append(ctx, c)
+}
+
+// TestLookupAmbiguous checks that an identifier leads to no account as long as
+// several have it, whether of one kind or read as two, and then to the one that
+// is left.
+func TestLookupAmbiguous(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.ledger = domain.NewLedger(domain.LedgerConfig{Log: unclaimed{f.log.Store}, Codec: domain.Codec{Keys: f.keys}})
+	v := f.open(t)
+	run(t, v)
+	composed, decomposed := f.create(t, "zo\u00eb@example.org"), f.create(t, "zoe\u0308@example.org")
+	address, name := f.create(t, "pat@example.org"), f.create(t, "other@example.org")
+	f.execute(t, name.Sub, domain.UpdateProfile{Patch: jsontext.Value(`{"username":"Pat@example.org"}`)})
+	both := f.create(t, "both@example.org")
+	f.execute(t, both.Sub, domain.UpdateProfile{Patch: jsontext.Value(`{"username":"both@example.org"}`)})
+
+	check := func(kind domain.Kind, value, want string) {
+		t.Helper()
+		f.awaitHead(t, v)
+		reader, err := OpenReader(t.Context(), f.path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer reader.Close()
+		for _, accounts := range []*Accounts{v.Accounts(), reader.Accounts()} {
+			row, err := accounts.Lookup(t.Context(), domain.Candidates(kind, "", value))
+			switch {
+			case want == "" && !errors.Is(err, ErrAmbiguous):
+				t.Errorf("Lookup of %s %q = %s, %v, want ErrAmbiguous", kind, value, row.Sub, err)
+			case want != "" && (err != nil || row.Sub != want):
+				t.Errorf("Lookup of %s %q = %s, %v, want %s", kind, value, row.Sub, err, want)
+			}
+		}
+	}
+	for range 2 {
+		check(domain.KindEmail, "ZO\u00cb@example.org", "")
+		check("", "zoe\u0308@example.org", "")
+		check("", "PAT@example.org", "")
+		check(domain.KindEmail, "pat@example.org", address.Sub)
+		check(domain.KindUsername, "pat@example.org", name.Sub)
+		check("", "both@example.org", both.Sub)
+		f.awaitHead(t, v)
+		if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.Await(t.Context(), SearchView, f.awaitHead(t, v)); err != nil {
+		t.Fatal(err)
+	}
+	found, err := v.Search().Find(t.Context(), Query{Identifier: domain.Candidates(domain.KindEmail, "", "zo\u00eb@example.org"), Sort: SortCreated, Limit: 10})
+	if err != nil || len(found.Accounts) != 2 {
+		t.Errorf("a search for the address of two accounts finds %d, %v", len(found.Accounts), err)
+	}
+	// It is resolved by changing one of the accounts, or by merging them.
+	f.execute(t, composed.Sub, domain.UpdateProfile{Patch: jsontext.Value(`{"email":"zoe@example.org"}`)})
+	f.execute(t, address.Sub, domain.MergeAccount{From: name.Sub})
+	check("", "zo\u00eb@example.org", decomposed.Sub)
+	check("", "zoe@example.org", composed.Sub)
+	check("", "pat@example.org", address.Sub)
+	check(domain.KindUsername, "pat@example.org", address.Sub)
+	f.checkFolds(t, v, []string{composed.Sub, decomposed.Sub, address.Sub, name.Sub})
+	before := dump(t, f.path())
+	if err := v.Rebuild(t.Context(), AccountsView, nil); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, dump(t, f.path())); diff != "" {
+		t.Errorf("the rows after a rebuild (-before +after):\n%s", diff)
+	}
+
+	// Looking up four candidates uses the indexes.
+	tx, generation, _, err := v.Accounts().snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	rows, err := tx.Query(`EXPLAIN QUERY PLAN `+fmt.Sprintf(lookupAccounts, generation), "a", "", "", "", "", "", "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var a, b, c int
+		var detail string
+		if err := rows.Scan(&a, &b, &c, &detail); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(detail, "SCAN") && !strings.Contains(detail, "VALUES CLAUSE") && detail != "SCAN c" {
+			t.Errorf("the plan of a look-up has a scan: %s", detail)
 		}
 	}
 }

@@ -13,9 +13,9 @@ import (
 
 // accountWriter folds events into accounts and writes the accounts' rows.
 type accountWriter struct {
-	load, update, release  *sql.Stmt
-	count, uncount         *sql.Stmt // members
-	insert, take, takeFree insertion
+	load, update, release *sql.Stmt
+	count, uncount        *sql.Stmt // members
+	insert, take          insertion
 
 	recent, older map[string]account // cache of committed accounts, see finish
 	touched       map[string]*touched
@@ -38,25 +38,22 @@ type touched struct {
 }
 
 const (
-	insertAccount      = `INSERT INTO accounts_%[1]d (json, revision, position, erased, sub) VALUES (?, ?, ?, ?, ?)`
-	takeIdentifier     = `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET account = excluded.account`
-	takeFreeIdentifier = `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`
+	insertAccount  = `INSERT INTO accounts_%[1]d (json, revision, position, erased, sub) VALUES (?, ?, ?, ?, ?)`
+	takeIdentifier = `INSERT INTO identifiers_%[1]d (kind, key, account) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`
 )
 
 func (a *Accounts) writer(ctx context.Context, generation int64) (writer, error) {
 	w := &accountWriter{recent: map[string]account{}, touched: map[string]*touched{}}
 	closing, err := a.views.prepare(ctx, generation, map[**sql.Stmt]string{
-		&w.load:          `SELECT id, json FROM accounts_%[1]d WHERE sub = ?`,
-		&w.update:        `UPDATE accounts_%[1]d SET json = ?, revision = ?, position = ?, erased = ? WHERE id = ?`,
-		&w.release:       `DELETE FROM identifiers_%[1]d WHERE kind = ? AND key = ? AND account = ?`,
-		&w.count:         countMembers,
-		&w.uncount:       uncountMembers,
-		&w.insert.one:    insertAccount,
-		&w.insert.many:   manyRows(insertAccount),
-		&w.take.one:      takeIdentifier,
-		&w.take.many:     manyRows(takeIdentifier),
-		&w.takeFree.one:  takeFreeIdentifier,
-		&w.takeFree.many: manyRows(takeFreeIdentifier),
+		&w.load:        `SELECT id, json FROM accounts_%[1]d WHERE sub = ?`,
+		&w.update:      `UPDATE accounts_%[1]d SET json = ?, revision = ?, position = ?, erased = ? WHERE id = ?`,
+		&w.release:     `DELETE FROM identifiers_%[1]d WHERE kind = ? AND key = ? AND account = ?`,
+		&w.count:       countMembers,
+		&w.uncount:     uncountMembers,
+		&w.insert.one:  insertAccount,
+		&w.insert.many: manyRows(insertAccount),
+		&w.take.one:    takeIdentifier,
+		&w.take.many:   manyRows(takeIdentifier),
 	})
 	return writer{apply: w.apply, flush: w.flush, finish: w.finish, close: closing}, err
 }
@@ -153,7 +150,7 @@ func (w *accountWriter) flush(ctx context.Context, b *batch) error {
 	if err := w.writeRows(ctx, tx, b); err != nil {
 		return err
 	}
-	if err := w.writeIdentifiers(ctx, tx, b); err != nil {
+	if err := w.writeIdentifiers(ctx, tx); err != nil {
 		return err
 	}
 	return w.writeMembers(ctx, tx)
@@ -189,15 +186,12 @@ func (w *accountWriter) writeRows(ctx context.Context, tx *sql.Tx, b *batch) err
 	return err
 }
 
-// writeIdentifiers removes all identifiers that the batch releases before it
-// adds any, so that an identifier can move between accounts in either order.
-//
-// The row of a parked account is older than the others, and its identifiers may
-// belong to other accounts by now: it gets only those that are free.
-func (w *accountWriter) writeIdentifiers(ctx context.Context, tx *sql.Tx, b *batch) error {
-	var release, take, takeFree []identifier
+// writeIdentifiers writes the accounts' identifiers that the batch changed. Each
+// account has rows for its own, whoever else has the same ones.
+func (w *accountWriter) writeIdentifiers(ctx context.Context, tx *sql.Tx) error {
+	var release, take []identifier
 	for _, t := range w.order {
-		if !t.written || !b.replay && slices.Equal(t.userIDs, t.UserIDs) {
+		if !t.written || slices.Equal(t.userIDs, t.UserIDs) {
 			continue
 		}
 		before, after := identifiers(t.userIDs, t.id), identifiers(t.UserIDs, t.id)
@@ -207,11 +201,7 @@ func (w *accountWriter) writeIdentifiers(ctx context.Context, tx *sql.Tx, b *bat
 			}
 		}
 		for i := range after {
-			switch {
-			case before[i] && !b.replay: // in a replay its row may be gone: another account may have taken and released it
-			case b.hasParked(t.first.Stream):
-				takeFree = append(takeFree, i)
-			default:
+			if !before[i] {
 				take = append(take, i)
 			}
 		}
@@ -221,10 +211,7 @@ func (w *accountWriter) writeIdentifiers(ctx context.Context, tx *sql.Tx, b *bat
 			return err
 		}
 	}
-	if _, err := w.take.exec(ctx, tx, ordered(take)); err != nil {
-		return err
-	}
-	_, err := w.takeFree.exec(ctx, tx, ordered(takeFree))
+	_, err := w.take.exec(ctx, tx, ordered(take))
 	return err
 }
 
@@ -232,7 +219,7 @@ func (w *accountWriter) writeIdentifiers(ctx context.Context, tx *sql.Tx, b *bat
 // pages.
 func ordered(all []identifier) [][]any {
 	slices.SortFunc(all, func(a, b identifier) int {
-		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.key, b.key))
+		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.key, b.key), cmp.Compare(a.account, b.account))
 	})
 	rows := make([][]any, len(all))
 	for i, id := range all {

@@ -256,7 +256,7 @@ func dump(t testing.TB, path string) string {
 	t.Helper()
 	return dumpView(t, path, AccountsView,
 		`SELECT concat_ws('|', sub, revision, position, coalesce(erased, '-'), json) FROM accounts_%[1]d ORDER BY sub`,
-		`SELECT concat_ws('|', kind, key, sub) FROM identifiers_%[1]d LEFT JOIN accounts_%[1]d ON id = account ORDER BY kind, key`,
+		`SELECT concat_ws('|', kind, key, sub) FROM identifiers_%[1]d LEFT JOIN accounts_%[1]d ON id = account ORDER BY kind, key, sub`,
 		`SELECT concat_ws('|', group_id, role, count) FROM members_%[1]d ORDER BY group_id, role`)
 }
 

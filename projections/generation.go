@@ -42,11 +42,10 @@ func (v *Views) onLive(ctx context.Context, view string, query func(tx *sql.Tx, 
 // batch is the changes of one transaction: rows, parked streams and the
 // checkpoint.
 type batch struct {
-	g      *generation
-	tx     *sql.Tx           // nil until begin
-	fresh  map[string]Parked // streams parked in this batch, by stream
-	replay bool              // the batch replays a parked stream
-	bulk   bool              // the batch belongs to a bulk build, which sees each stream once
+	g     *generation
+	tx    *sql.Tx           // nil until begin
+	fresh map[string]Parked // streams parked in this batch, by stream
+	bulk  bool              // the batch belongs to a bulk build, which sees each stream once
 }
 
 func (g *generation) newBatch() *batch { return &batch{g: g} }
@@ -239,7 +238,6 @@ var errStillParked = errors.New("still parked")
 // still cannot be applied, the whole stream stays parked.
 func (g *generation) replay(ctx context.Context, p Parked) error {
 	b := g.newBatch()
-	b.replay = true
 	defer b.rollback()
 	applied := 0
 	for rec, err := range g.view.views.log.ReadStream(ctx, p.Stream, p.Revision) {

@@ -198,23 +198,21 @@ func (x *finder) rows(ctx context.Context, subs []string) ([]AccountRow, error) 
 // identifierIDs returns the ids in the index of the accounts that have one of
 // the query's identifiers.
 func (x *finder) identifierIDs(ctx context.Context) ([]int64, error) {
-	ids := []int64{}
+	var accounts []domain.Account
 	for _, c := range x.q.Identifier {
-		row, err := scanAccount(x.tx.QueryRowContext(ctx, fmt.Sprintf(lookupAccount, x.accounts), string(c.Kind), c.Key))
-		if errors.Is(err, ErrNotFound) {
-			continue
-		}
+		found, err := x.identified(ctx, c)
 		if err != nil {
 			return nil, err
 		}
-		a, err := row.Account()
-		if err != nil {
-			return nil, err
+		for _, a := range found {
+			leads := func(u domain.UserID) bool { return u.Type == c.Kind && u.Key() == c.Key }
+			if slices.ContainsFunc(a.Without(x.q.Hidden).UserIDs, leads) {
+				accounts = append(accounts, a)
+			}
 		}
-		leads := func(u domain.UserID) bool { return u.Type == c.Kind && u.Key() == c.Key }
-		if !slices.ContainsFunc(a.Without(x.q.Hidden).UserIDs, leads) {
-			continue
-		}
+	}
+	ids := []int64{}
+	for _, a := range accounts {
 		for id := searchID(a.Sub, a.CreatedTime); ; id++ {
 			var sub string
 			err := x.tx.QueryRowContext(ctx, fmt.Sprintf(`SELECT sub FROM search_%d WHERE id = ?`, x.generation), id).Scan(&sub)
@@ -231,4 +229,25 @@ func (x *finder) identifierIDs(ctx context.Context) ([]int64, error) {
 		}
 	}
 	return ids, nil
+}
+
+// identified returns the accounts that have an identifier.
+func (x *finder) identified(ctx context.Context, c domain.Candidate) (found []domain.Account, err error) {
+	rows, err := x.tx.QueryContext(ctx, fmt.Sprintf(identified, x.accounts), string(c.Kind), c.Key)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		row, err := scanAccount(rows)
+		if err != nil {
+			return nil, err
+		}
+		a, err := row.Account()
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, a)
+	}
+	return found, rows.Err()
 }
