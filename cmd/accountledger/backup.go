@@ -21,9 +21,8 @@ func backupCommand() *cobra.Command {
 		Use:   "backup",
 		Short: "Copy a ledger and verify the copy",
 		Long: `Copy the ledger to an empty or new directory and verify the copy. The server may
-run meanwhile. The copy is a complete data directory: to restore it, put it in
-the place of the lost one, put the master key back, and start the server. Events
-after the backup are lost, and webhooks deliver again what they delivered since.
+run meanwhile. The copy is a complete data directory; 'restore' puts it in the
+place of the lost one. Events after the backup are then lost.
 
 The command does not copy the master key, so the copy alone reveals no
 personal data; keep the key elsewhere. It copies the key that signs the log

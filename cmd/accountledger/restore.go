@@ -397,6 +397,8 @@ func lostBy(ctx context.Context, c cli.Config, backup *reader, present directory
 		if err := refuseOther(backup.dir, present); err != nil {
 			return lost, err
 		}
+	}
+	if present != "" && !present.before(backup) {
 		pc := c
 		pc.Data = string(present)
 		live, err := openReadOnly(ctx, pc, backup.logger)
@@ -435,6 +437,49 @@ func lostBy(ctx context.Context, c cli.Config, backup *reader, present directory
 		seen("last-signed", eventstore.Position(kept.Size))
 	}
 	return lost, nil
+}
+
+// before reports whether the directory is that of an earlier incarnation than the
+// reader's: somebody has decided to go on without its last events.
+func (d directory) before(r *reader) bool {
+	mine, theirs := incarnationOf(d), incarnationOf(r.dir)
+	return mine >= 0 && mine < theirs
+}
+
+// incarnationOf returns the number of the directory's incarnation, -1 if it is not
+// known.
+func incarnationOf(d directory) int {
+	text, err := cli.ReadTrimmed(d.path(logVKeyFile))
+	if err != nil {
+		return -1
+	}
+	known, err := parseVerifiers(text)
+	if err != nil {
+		return -1
+	}
+	return incarnation(known[0].Name())
+}
+
+// erasuresIn returns the keys that the log in a directory says are destroyed.
+func erasuresIn(ctx context.Context, c cli.Config, d directory, like *reader) (map[eventstore.KeyID]bool, error) {
+	c.Data = string(d)
+	r, err := openReadOnly(ctx, c, like.logger)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	all := map[eventstore.KeyID]bool{}
+	for page, err := range r.selected(ctx, eventsOptions{}) {
+		if err != nil {
+			return nil, err
+		}
+		for _, rec := range page {
+			if key, ok := domain.ErasedKey(rec.Type, rec.Clear); ok {
+				all[key] = true
+			}
+		}
+	}
+	return all, nil
 }
 
 // lastNote returns the note in the file of the setting last-signed, if any.
@@ -539,13 +584,22 @@ func (r *reader) keepErased(ctx context.Context, present, fresh directory) (int,
 	for slot := range gone {
 		want[slot] = !had[slot]
 	}
+	// After a roll-back, slots are used again for other keys. Between incarnations
+	// only erasures in the log, which name the key itself, are certain.
+	var named map[eventstore.KeyID]bool
+	if incarnationOf(present) != incarnationOf(r.dir) {
+		if named, err = erasuresIn(ctx, r.config, present, r); err != nil {
+			r.logger.Warn("the log of the replaced directory cannot be read; accounts that were erased after the backup may exist again", "err", err)
+			return 0, nil
+		}
+	}
 	var keys []eventstore.KeyID
 	for page, err := range r.selected(ctx, eventsOptions{}) {
 		if err != nil {
 			return 0, err
 		}
 		for _, rec := range page {
-			if rec.KeyID != (eventstore.KeyID{}) && want[rec.KeyID.Slot()] {
+			if rec.KeyID != (eventstore.KeyID{}) && want[rec.KeyID.Slot()] && (named == nil || named[rec.KeyID]) {
 				want[rec.KeyID.Slot()] = false
 				keys = append(keys, rec.KeyID)
 			}

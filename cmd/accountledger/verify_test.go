@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
 
 	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
@@ -131,5 +134,60 @@ func alter(t *testing.T, path, statements string) {
 	}
 	if _, err := db.ExecContext(t.Context(), "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestVerifyUncovered removes checkpoints from a log: verify then ends with 9,
+// which no other command does, unless it is told to allow it.
+func TestVerifyUncovered(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "data")
+	p := startServer(t, data)
+	for i := range 3 {
+		p.create(t, fmt.Sprintf("ada%d@example.com", i))
+	}
+	// Beside the server, events without a checkpoint are newer.
+	deadline := time.Now().Add(timeout)
+	for {
+		code, stdout, stderr := accountledger(t, "verify", "--data", data, "--json")
+		var v verified
+		if err := json.Unmarshal([]byte(stdout), &v); err != nil {
+			t.Fatalf("%v\n%s%s", err, stdout, stderr)
+		}
+		if v.Covered > 0 { // the server has signed its first checkpoint
+			if code != cli.ExitOK || v.Newer != v.Events-v.Covered || v.SealedHead != headChecked {
+				t.Errorf("beside a server: exit code %d, %+v", code, v)
+			}
+			break
+		}
+		if code != cli.ExitUncovered || time.Now().After(deadline) {
+			t.Fatalf("without a checkpoint: exit code %d, want %d\n%s", code, cli.ExitUncovered, stdout)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := p.stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out := mustRun(t, "verify", "--data", data); !strings.Contains(out, "sealed head: checked\n") {
+		t.Errorf("with the master key: %s", out)
+	}
+	alter(t, filepath.Join(data, logFile), "DELETE FROM checkpoints")
+	code, stdout, stderr := accountledger(t, "verify", "--data", data)
+	if code != cli.ExitUncovered || !strings.Contains(stderr, "covers the last events: 3\n") || !strings.Contains(stdout, "0 of them covered by 0") {
+		t.Errorf("without checkpoints: exit code %d, want %d\n%s%s", code, cli.ExitUncovered, stdout, stderr)
+	}
+	for line := range strings.Lines(stderr) {
+		if len(line) > helpWidth+1 {
+			t.Errorf("a line is too long: %s", line)
+		}
+	}
+	mustRun(t, "verify", "--data", data, "--allow-uncovered")
+	mustRun(t, "check", "--data", data)
+	mustRun(t, "backup", "--data", data, "--to", filepath.Join(t.TempDir(), "copy"))
+	if err := remove(directory(data), masterKeyFile); err != nil {
+		t.Fatal(err)
+	}
+	if out := mustRun(t, "verify", "--data", data, "--allow-uncovered"); !strings.Contains(out, "sealed head: not checked (no master key)\n") {
+		t.Errorf("without the master key: %s", out)
 	}
 }
