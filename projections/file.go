@@ -109,6 +109,16 @@ func openWriter(ctx context.Context, c Config) (db *sql.DB, made bool, err error
 	return db, f.missing, nil
 }
 
+// Marks returns what a views file says it has followed, for each view. It does not
+// change the file.
+func Marks(ctx context.Context, path string) ([]Mark, error) {
+	f, err := inspect(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("projections: read %s: %w", path, err)
+	}
+	return f.marks, nil
+}
+
 // upgrade changes a file from layout 1 to layout 2.
 const upgrade = `CREATE TABLE ledger (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL) STRICT; PRAGMA user_version = 2`
 

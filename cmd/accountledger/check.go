@@ -10,7 +10,9 @@ import (
 	"accountledger/cmd/accountledger/cli"
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/eventstore/seal"
 	"accountledger/projections"
+	"accountledger/projections/webhooks"
 )
 
 func checkCommand() *cobra.Command {
@@ -117,6 +119,9 @@ func check(ctx context.Context, c cli.Config, out cli.Console, compareViews bool
 			return ch, err
 		}
 	}
+	if err := ch.sealed(ctx, r, keys); err != nil {
+		return ch, err
+	}
 	if err := ch.followers(ctx, r); err != nil {
 		return ch, err
 	}
@@ -134,11 +139,43 @@ func check(ctx context.Context, c cli.Config, out cli.Console, compareViews bool
 	return ch, nil
 }
 
-// followers checks that no view and no webhook is ahead of the log.
+// sealed checks that the log is what its sealed head says, and that keys.db is that
+// of the ledger and not behind the log.
+func (ch *checked) sealed(ctx context.Context, r *reader, keys *seal.Keys) error {
+	known, err := r.verifiers("")
+	if err != nil {
+		return err
+	}
+	owner, err := keys.Ledger(ctx)
+	if err != nil {
+		return err
+	}
+	if owner != "" && owner != ledgerID(known[0].Name()) {
+		ch.add(keysFile, "the file belongs to another ledger")
+		return nil
+	}
+	_, err = r.log.checkHead(ctx, keys, true)
+	if err == nil || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	file := logFile
+	if _, behind := errors.AsType[*refusal](explain(r.config, err)); behind && !errors.Is(err, eventstore.ErrTampered) {
+		file = keysFile
+	}
+	ch.add(file, "%v", err)
+	return nil
+}
+
+// followers checks that no view and no webhook is ahead of the log, or has
+// followed another one.
 func (ch *checked) followers(ctx context.Context, r *reader) error {
-	delivered, err := deliveryPosition(ctx, r.dir.path(deliveryFile))
+	delivered, err := webhooks.Marks(ctx, r.dir.path(deliveryFile))
 	if err != nil {
 		ch.add(deliveryFile, "%v", err)
+	}
+	viewed, err := projections.Marks(ctx, r.dir.path(viewsFile))
+	if err != nil {
+		ch.add(viewsFile, "%v", err)
 	}
 	states, err := r.viewStates(ctx)
 	if err != nil {
@@ -148,13 +185,23 @@ func (ch *checked) followers(ctx context.Context, r *reader) error {
 	if ch.Head, err = r.log.Head(ctx); err != nil {
 		return err
 	}
-	if delivered > ch.Head {
-		ch.add(deliveryFile, "a webhook is at position %d, but the log ends at %d", delivered, ch.Head)
+	known, err := r.verifiers("")
+	if err != nil {
+		return err
+	}
+	log := prefix{r.log, ch.Head}
+	for file, marks := range map[string][]projections.Mark{deliveryFile: delivered, viewsFile: viewed} {
+		for _, m := range marks {
+			err := m.Check(ctx, r.dir.path(file), ledgerID(known[0].Name()), log)
+			if e, ok := errors.AsType[*projections.AheadError](err); ok {
+				what, _, _, _ := e.Explain()
+				ch.add(file, "%s", what)
+			} else if err != nil {
+				ch.add(file, "%v", err)
+			}
+		}
 	}
 	for _, v := range states {
-		if v.Position > ch.Head {
-			ch.add(viewsFile, "the view %s is at position %d, but the log ends at %d", v.Name, v.Position, ch.Head)
-		}
 		for _, p := range v.Parked {
 			ch.add(viewsFile, "the view %s has parked %s at position %d: %s", v.Name, p.Stream, p.Position, p.Error)
 		}

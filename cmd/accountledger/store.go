@@ -140,7 +140,8 @@ type storeReader interface {
 	Backup(ctx context.Context, dest string, progress func(done, total int64)) error
 	// checkHead compares the sealed head with the log, and reports whether it could:
 	// the log of an older version has none. It fails with ErrTampered.
-	checkHead(ctx context.Context, keys *seal.Keys) (bool, error)
+	// With compareKeys, it also compares what keys.db says about itself.
+	checkHead(ctx context.Context, keys *seal.Keys, compareKeys bool) (bool, error)
 	// verify verifies the events against the checkpoints in the log and t.
 	verify(ctx context.Context, t trust, progress func(done, total int64)) (verified, error)
 	Close() error
@@ -175,11 +176,15 @@ func openStoreReader(ctx context.Context, c cli.Config) (storeReader, error) {
 
 type sqliteReader struct{ *sqlite.Reader }
 
-func (r sqliteReader) checkHead(ctx context.Context, keys *seal.Keys) (bool, error) {
+func (r sqliteReader) checkHead(ctx context.Context, keys *seal.Keys, compareKeys bool) (bool, error) {
 	if !keys.CanVouch() {
 		return false, nil
 	}
-	err := r.CheckSealed(ctx, keys.Vouch)
+	var state func() (eventstore.KeyState, error)
+	if compareKeys {
+		state = func() (eventstore.KeyState, error) { return keys.Reload(ctx) }
+	}
+	err := r.CheckSealed(ctx, keys.Vouch, state)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return false, nil
 	}

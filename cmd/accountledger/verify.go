@@ -69,6 +69,7 @@ const (
 	headNotChecked  = "not checked"
 	headNoMasterKey = "not checked (no master key)"
 	headNoKeys      = "not checked (no keys.db)"
+	headOtherKeys   = "not checked (keys.db belongs to another ledger)"
 )
 
 // verified is the outcome of a verification.
@@ -160,7 +161,15 @@ func (r *reader) sealedHead(ctx context.Context, v *verified) error {
 		return err
 	}
 	defer keys.Close()
-	switch checked, err := r.log.checkHead(ctx, keys); {
+	owner, err := keys.Ledger(ctx)
+	if err != nil {
+		return err
+	}
+	if owner != "" && owner != ledgerID(v.Origin) {
+		v.SealedHead = headOtherKeys
+		return nil
+	}
+	switch checked, err := r.log.checkHead(ctx, keys, false); {
 	case errors.Is(err, eventstore.ErrTampered):
 		v.OK, v.SealedHead = false, headChecked
 		v.Faults = append(v.Faults, foundFault{"head", "head", eventstore.Position(v.Events), "the log is not what its sealed head says: events or claims were changed, added or removed"})

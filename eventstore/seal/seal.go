@@ -290,6 +290,17 @@ func (k *Keys) Ledger(ctx context.Context) (id string, err error) {
 	return id, nil
 }
 
+// Reload returns the same as State, from the file: a reader does not notice what a
+// server changes.
+func (k *Keys) Reload(ctx context.Context) (s eventstore.KeyState, err error) {
+	err = k.read.QueryRowContext(ctx, `SELECT changes, destroyed, (SELECT coalesce(max(slot), 0) FROM keys) FROM meta`).
+		Scan(&s.Changes, &s.Destroyed, &s.Slot)
+	if err != nil {
+		return s, fmt.Errorf("seal: state: %w", err)
+	}
+	return s, nil
+}
+
 // State returns what the log's sealed head says about the key file.
 func (k *Keys) State() eventstore.KeyState {
 	return eventstore.KeyState{Slot: uint64(k.slots.Load()), Changes: k.changes.Load(), Destroyed: k.destroyed.Load()}

@@ -180,9 +180,10 @@ func parseCheckpoint(note []byte) (tlog.Checkpoint, error) {
 
 // CheckSealed compares the file with its sealed head, at one moment: the number of
 // events, the root, and the claims. It fails with ErrTampered if they differ. It
-// does not read the events; Verify and Prove do. A log of version 1 has no sealed
-// head: CheckSealed then fails with errors.ErrUnsupported.
-func (r *Reader) CheckSealed(ctx context.Context, v func(message []byte) [32]byte) error {
+// does not read the events; Verify and Prove do. If keys is not nil, CheckSealed
+// also fails with *KeysBehind if the key file is behind the log. A log of version 1
+// has no sealed head: CheckSealed then fails with errors.ErrUnsupported.
+func (r *Reader) CheckSealed(ctx context.Context, v func(message []byte) [32]byte, keys func() (eventstore.KeyState, error)) error {
 	if version, err := identify(r.path); err != nil || version == 1 {
 		return errors.Join(err, errors.ErrUnsupported)
 	}
@@ -210,6 +211,13 @@ func (r *Reader) CheckSealed(ctx context.Context, v func(message []byte) [32]byt
 		if err == nil && sum != w.state.claims {
 			err = ErrClaims
 		}
+		if err != nil || keys == nil {
+			return err
+		}
+		now, err := keys() // after the head, which it must not be behind
+		if err == nil {
+			err = w.fits(Config{Keys: func() eventstore.KeyState { return now }})
+		}
 		return err
 	})
 	if err != nil {
@@ -224,5 +232,5 @@ var ErrClaims = tampered("the claims on identifiers are not those that its seale
 // CheckClaims compares the claims with the sealed head, and forbids further
 // appends if they differ.
 func (s *Store) CheckClaims(ctx context.Context) error {
-	return s.writer.suspect(s.files.CheckSealed(ctx, s.writer.vouch))
+	return s.writer.suspect(s.files.CheckSealed(ctx, s.writer.vouch, nil))
 }

@@ -81,20 +81,31 @@ func openStore(ctx context.Context, c Config) (*store, error) {
 // compare returns an *projections.AheadError if the file contradicts the log. It
 // changes nothing. It says nothing about a file that prepare refuses or creates.
 func compare(ctx context.Context, c Config) error {
-	if info, err := os.Stat(c.Path); errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 {
-		return nil
+	marks, err := Marks(ctx, c.Path)
+	for i := 0; i < len(marks) && err == nil; i++ {
+		err = marks[i].Check(ctx, c.Path, c.LedgerID, c.Log)
 	}
-	db, err := connect(c.Path, "mode=ro")
+	return err
+}
+
+// Marks returns what a delivery file says it has followed: the log, and for a
+// webhook. It does not change the file, and returns nothing for a missing or new
+// one.
+func Marks(ctx context.Context, path string) ([]projections.Mark, error) {
+	if info, err := os.Stat(path); errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 {
+		return nil, nil
+	}
+	db, err := connect(path, "mode=ro")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer db.Close()
 	var app, version, tables int
 	if err := db.QueryRowContext(ctx, identity).Scan(&app, &version, &tables); err != nil {
-		return err
+		return nil, err
 	}
 	if known, err := recognise(app, version, tables); err != nil || !known {
-		return err
+		return nil, err
 	}
 	var followed, settled projections.Mark
 	columns := `position, event, ledger`
@@ -104,14 +115,8 @@ func compare(ctx context.Context, c Config) error {
 	var event []byte
 	err = db.QueryRowContext(ctx, `SELECT `+columns+`, (SELECT coalesce(max(low), 0) FROM cursor) FROM follow`).
 		Scan(&followed.Position, &event, &followed.Ledger, &settled.Position)
-	if err != nil {
-		return err
-	}
 	copy(followed.Event[:], event)
-	if err := followed.Check(ctx, c.Path, c.LedgerID, c.Log); err != nil {
-		return err
-	}
-	return settled.Check(ctx, c.Path, c.LedgerID, c.Log)
+	return []projections.Mark{followed, settled}, err
 }
 
 // identity reads what identifies a file.
