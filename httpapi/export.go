@@ -15,7 +15,7 @@ import (
 
 func (s *server) exportRoutes() {
 	handle(s, route{
-		method: "GET", path: "/v1/exports", name: "exportAccounts", scope: scopeAccountsRead, status: 200, text: "Streams all accounts as they are at one log position, which Ledger-Position returns. A client that follows the feed or a webhook from that position receives every later change, and none that the export already contains. " +
+		method: "GET", path: "/v1/exports", name: "exportAccounts", scope: scopeAccountsRead, status: 200, text: "Streams all accounts as they are at one log position, which Ledger-Position returns, and Ledger-Cursor as a cursor of the feed. A client that follows the feed or a webhook from that position receives every later change, and none that the export already contains. " +
 			"The server stores nothing. A response that ends with a broken connection is incomplete. Erased accounts have an erasedTime and no personal data. Internal fields are included only for callers with the scope accounts:admin. At most two exports run at the same time.",
 		summary: "Export accounts",
 		codes:   codes(onQuery, []domain.Code{codeTooManyJobs, domain.CodeInvalidCursor}),
@@ -113,10 +113,15 @@ func (s *server) exportAccounts(ctx context.Context, c *call) error {
 	defer context.AfterFunc(s.Closing, cancel)()
 	begun := false
 	o.Begun = func(at eventstore.Position, _ int64) error {
+		cursor, err := s.cursor(ctx, place{position: at})
+		if err != nil {
+			return err
+		}
 		begun = true
 		header := c.w.Header()
 		header.Set("Content-Type", exportTypes[o.Format])
 		header.Set("Ledger-Position", strconv.FormatInt(int64(at), 10))
+		header.Set("Ledger-Cursor", cursor)
 		header.Set("Ledger-Lag", strconv.FormatInt(s.Views.Accounts().Lag(), 10))
 		c.w.WriteHeader(http.StatusOK)
 		return nil

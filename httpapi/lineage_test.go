@@ -22,13 +22,19 @@ func (f files) copyLog(t *testing.T) []byte {
 	return log
 }
 
-// rolledBack opens the ledger with an older copy of its log, as a new incarnation.
-func (f files) rolledBack(t *testing.T, log []byte, number int) (*ledger, eventstore.Position) {
+// restore puts back a copy of the log, without the files that follow it.
+func (f files) restore(t *testing.T, log []byte) {
 	t.Helper()
 	check(t, os.WriteFile(filepath.Join(f.dir, "log.db"), log, 0o600))
 	for _, name := range []string{"views.db", "delivery.db"} {
 		check(t, os.Remove(filepath.Join(f.dir, name)))
 	}
+}
+
+// rolledBack opens the ledger with an older copy of its log, as a new incarnation.
+func (f files) rolledBack(t *testing.T, log []byte, number int) (*ledger, eventstore.Position) {
+	t.Helper()
+	f.restore(t, log)
 	l := f.open(t)
 	size, err := l.Log.Head(t.Context())
 	check(t, err)
@@ -178,6 +184,9 @@ func TestRolledBack(t *testing.T) {
 		}
 		l.want(t, 200, "GET", resource+"?after=1", "")
 	}
+	if r := l.want(t, 200, "GET", "/v1/exports", ""); l.want(t, 200, "GET", "/v1/events?after="+r.header.Get("Ledger-Cursor"), "").text(t, "next") != again[len(again)-1].cursor {
+		t.Errorf("the cursor of an export is %s", r.header.Get("Ledger-Cursor"))
+	}
 	newHistory := l.want(t, 200, "GET", path+"/events?limit=3", "").text(t, "next")
 	if r := l.want(t, 200, "GET", path+"/events?after="+newHistory, ""); newHistory == oldHistory || r.member(t, "events.0.revision") != 3.0 {
 		t.Errorf("after %s the history has %s", newHistory, r.body)
@@ -194,7 +203,7 @@ func TestRolledBack(t *testing.T) {
 	}
 	l.close()
 	// Somebody restores the copy without a new incarnation.
-	check(t, os.WriteFile(filepath.Join(f.dir, "log.db"), backup, 0o600))
+	f.restore(t, backup)
 	l = f.open(t)
 	l.refused(t, domain.CodeInvalidCursor, "GET", "/v1/events?after="+again[len(again)-1].cursor, "")
 }

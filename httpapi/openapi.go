@@ -147,6 +147,9 @@ func answerHeaders(rt route) map[string]*huma.Param {
 		return headers
 	}
 	add("Ledger-Position", "integer", "The log position of the write; for a read, the log position that the response reflects.")
+	if rt.name == "exportAccounts" {
+		add("Ledger-Cursor", "string", "The log position as a cursor of the feed.")
+	}
 	add("Ledger-Lag", "integer", "Number of events in the log that the read model has not applied yet.")
 	if _, account := rt.answer.(domain.Account); account || rt.command() {
 		add("ETag", "string", "The object's revision, for If-Match.")

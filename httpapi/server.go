@@ -313,7 +313,7 @@ func corsFor(origins []string) middleware.CORSConfig {
 		AllowOrigins: origins,
 		AllowMethods: []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"},
 		AllowHeaders: []string{"Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID", "X-Request-Id"},
-		ExposeHeaders: []string{"ETag", "Ledger-Lag", "Ledger-Position", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After",
+		ExposeHeaders: []string{"ETag", "Ledger-Cursor", "Ledger-Lag", "Ledger-Position", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After",
 			"WWW-Authenticate", "X-Request-Id"},
 		MaxAge: 600,
 	}

@@ -6,12 +6,13 @@
 // A webhook is what a client registers; its endpoint is the address that it
 // receives events at. Per webhook and account, first deliveries are in the order
 // of the log and never overlap. Duplicates can occur; receivers recognize them by
-// the webhook-id. Each event has a sequence: a receiver ignores events that are
-// not above the last one it applied. There is no order across accounts.
+// the webhook-id. Each event has a stream and a sequence: a receiver ignores events
+// that are below the last one it applied from the stream. There is no order across
+// accounts.
 //
 // A delivery is a POST of
 //
-//	{"type":"USER_CREATED","timestamp":"...","id":"...","sub":"...","sequence":0,"data":{...}}
+//	{"type":"USER_CREATED","timestamp":"...","id":"...","sub":"...","stream":"...","sequence":0,"data":{...}}
 //
 // where id is also the webhook-id, and previous_sequence, missing in the first
 // delivery, is that of the account's event which the webhook received before. The
