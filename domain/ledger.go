@@ -333,11 +333,21 @@ func (l *Ledger) History(ctx context.Context, sub string, from eventstore.Revisi
 	return l.entries(ctx, AccountStream(sub), from)
 }
 
-// entries yields the events of a stream. The streams that decide who may do what,
-// by which rules, and who is notified, are read with proof: a forged event there
-// would act.
+// DecidingStreams are the streams that decide who may do what, by which rules, and
+// who is notified; a name that ends in a hyphen stands for all streams whose names
+// begin with it. They are read with proof, because a forged event there would act.
+// A store seals their last events, because a hidden one would too.
+var DecidingStreams = []string{APIKeyStream, ConfigStream, LineageStream, webhookPrefix}
+
+func decides(stream string) bool {
+	return slices.ContainsFunc(DecidingStreams, func(name string) bool {
+		return stream == name || strings.HasSuffix(name, "-") && strings.HasPrefix(stream, name)
+	})
+}
+
+// entries yields the events of a stream.
 func (l *Ledger) entries(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[Entry, error] {
-	if stream == APIKeyStream || stream == ConfigStream || strings.HasPrefix(stream, webhookPrefix) {
+	if decides(stream) {
 		return l.decoded(stream, l.log.ReadProven(ctx, stream, from))
 	}
 	return l.decoded(stream, l.log.ReadStream(ctx, stream, from))

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/url"
@@ -141,15 +142,13 @@ func publicURL(c cli.Config) (string, error) {
 	return strings.TrimRight(u.String(), "/"), nil
 }
 
-// run keeps the views up to date, delivers webhooks, executes schedules,
-// completes erasures and writes scheduled exports until ctx is done. It then
-// returns nil.
+// run keeps the views up to date, delivers webhooks, writes scheduled exports and,
+// once it has proven the log, executes schedules and completes erasures, until ctx
+// is done. It then returns nil.
 func (l *ledger) run(ctx context.Context) error {
 	loops, ctx := errgroup.WithContext(ctx)
 	loops.Go(func() error { return l.views.Run(ctx) })
 	loops.Go(func() error { return l.hooks.Run(ctx) })
-	loops.Go(func() error { return l.schedules.Run(ctx) })
-	loops.Go(func() error { return l.erasures.Run(ctx) })
 	if l.exports != nil {
 		loops.Go(func() error { return l.exports.run(ctx) })
 	}
@@ -161,7 +160,16 @@ func (l *ledger) run(ctx context.Context) error {
 			return nil
 		}
 	})
-	loops.Go(func() error { return l.prove(ctx) })
+	loops.Go(func() error {
+		// What destroys data waits until the log is proven: an event that somebody
+		// removed from an account, such as the end of a plan, has no proof.
+		if err := l.prove(ctx); err != nil {
+			return err
+		}
+		loops.Go(func() error { return l.schedules.Run(ctx) })
+		loops.Go(func() error { return l.erasures.Run(ctx) })
+		return nil
+	})
 	loops.Go(func() error {
 		for {
 			select {
@@ -179,20 +187,13 @@ func (l *ledger) run(ctx context.Context) error {
 }
 
 // prove reads the whole log once, beside the server, and compares the events and
-// the claims with the sealed head. It takes at most half of one processor.
+// the claims with the sealed head.
 func (l *ledger) prove(ctx context.Context) error {
 	err := l.log.CheckClaims(ctx)
 	if err == nil {
 		head, failed := l.log.Head(ctx)
-		last := time.Now()
 		if err = failed; err == nil {
-			err = l.log.Prove(ctx, head, func(_, _ int64) {
-				select {
-				case <-time.After(time.Since(last)):
-				case <-ctx.Done():
-				}
-				last = time.Now()
-			})
+			err = l.log.Prove(ctx, head, reporter(l.logger, "proving the log"))
 		}
 	}
 	switch {
@@ -201,8 +202,7 @@ func (l *ledger) prove(ctx context.Context) error {
 	case errors.Is(err, eventstore.ErrTampered):
 		return err
 	}
-	l.logger.ErrorContext(ctx, "the log could not be compared with its sealed head", "err", err)
-	return nil
+	return fmt.Errorf("compare the log with its sealed head: %w", err)
 }
 
 // reporter returns a function that logs the progress of long work every few

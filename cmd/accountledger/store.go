@@ -97,7 +97,7 @@ func openStore(ctx context.Context, c cli.Config, id identity, keys *seal.Keys, 
 	codec := domain.Codec{Keys: keys}
 	config := sqlite.Config{
 		Dir: c.Data, Ledger: ledgerID(id.signer.Name()), Signer: id.signer, NewOrigin: newOrigin,
-		Vouch: keys.Vouch, Keys: keys.State, Existing: existing, ClaimsVersion: domain.ClaimsVersion,
+		Watch: domain.DecidingStreams, Vouch: keys.Vouch, Keys: keys.State, Existing: existing, ClaimsVersion: domain.ClaimsVersion,
 		LastSigned: kept, Failed: hooks.failed, AcceptMissingWAL: c.Accept.MissingWAL,
 		Adopt: sqlite.Adoption{
 			Trust: trusted(trust{verifiers: id.known}),

@@ -84,6 +84,9 @@ func adopt(ctx context.Context, path string, c Config) error {
 	if h.claims, err = sumClaims(db, c.Vouch, "claims"); err != nil {
 		return err
 	}
+	if h.watched, err = sumWatched(db, c.Vouch, c.Watch); err != nil {
+		return err
+	}
 	if h.slot, err = highestSlot(db); err != nil {
 		return err
 	}

@@ -278,6 +278,7 @@ func (w *writer) apply(r *request) error {
 				return err
 			}
 		}
+		before := h
 		for j := range write.Events {
 			h.revision++
 			rec := eventstore.Recorded{
@@ -290,6 +291,12 @@ func (w *writer) apply(r *request) error {
 		}
 		hashes = hashes[len(write.Events):]
 		w.heads.put(write.Stream, h)
+		if watches(w.watch, write.Stream) {
+			if before.revision != eventstore.NoStream {
+				w.next.watched = w.next.watched.minus(w.vouch.streamEnd(write.Stream, before))
+			}
+			w.next.watched = w.next.watched.plus(w.vouch.streamEnd(write.Stream, h))
+		}
 	}
 	r.receipt.Last = w.next.head()
 	return w.moveClaims(c)

@@ -21,12 +21,13 @@ import (
 
 // sealedHead is the row of table head.
 type sealedHead struct {
-	size   int64
-	root   tlog.Hash
-	claims digest
-	slot   uint64 // highest slot in a key ID
-	keys   eventstore.KeyState
-	mac    [sha256.Size]byte
+	size    int64
+	root    tlog.Hash
+	claims  digest
+	watched digest
+	slot    uint64 // highest slot in a key ID
+	keys    eventstore.KeyState
+	mac     [sha256.Size]byte
 }
 
 // vouch computes MACs under a key that the store never sees.
@@ -40,8 +41,10 @@ func (v vouch) seal(ledger string, h sealedHead) [32]byte {
 	m = append(m, ledger...)
 	m = binary.BigEndian.AppendUint64(m, uint64(h.size))
 	m = append(m, h.root[:]...)
-	claims := h.claims.bytes()
-	m = append(m, claims[:]...)
+	for _, d := range []digest{h.claims, h.watched} {
+		sum := d.bytes()
+		m = append(m, sum[:]...)
+	}
 	for _, n := range []uint64{h.slot, uint64(h.keys.Changes), uint64(h.keys.Destroyed)} {
 		m = binary.BigEndian.AppendUint64(m, n)
 	}
@@ -56,6 +59,17 @@ func (v vouch) claim(kind string, key []byte, owner string) digest {
 		m = binary.BigEndian.AppendUint16(m, uint16(len(part)))
 		m = append(m, part...)
 	}
+	return digestOf(v(m))
+}
+
+// streamEnd returns the summand of a watched stream in the digest of all of them.
+func (v vouch) streamEnd(name string, h head) digest {
+	m := make([]byte, 0, 256)
+	m = append(m, "AL1/stream\x00"...)
+	m = binary.BigEndian.AppendUint16(m, uint16(len(name)))
+	m = append(m, name...)
+	m = binary.BigEndian.AppendUint64(m, uint64(h.revision))
+	m = append(m, h.leaf[:]...)
 	return digestOf(v(m))
 }
 
@@ -93,7 +107,7 @@ func (d digest) minus(e digest) digest {
 	return d
 }
 
-const selectHead = `SELECT size, root, claims, slot, changes, destroyed, mac FROM head`
+const selectHead = `SELECT size, root, claims, watched, slot, changes, destroyed, mac FROM head`
 
 // readHead reads the sealed head. It returns an error if there is none or if
 // its MAC is not that of this ledger.
@@ -103,7 +117,7 @@ func readHead(c *conn, ledger string, v vouch) (h sealedHead, err error) {
 		return h, err
 	}
 	defer s.close()
-	row := make([]driver.Value, 7)
+	row := make([]driver.Value, 8)
 	found, err := s.row(row)
 	if err != nil {
 		return h, err
@@ -111,7 +125,7 @@ func readHead(c *conn, ledger string, v vouch) (h sealedHead, err error) {
 	f := fields{row: row}
 	if found {
 		h.size, h.root = f.int(), f.hash()
-		h.claims, h.slot = digestOf(f.hash()), uint64(f.int())
+		h.claims, h.watched, h.slot = digestOf(f.hash()), digestOf(f.hash()), uint64(f.int())
 		h.keys = eventstore.KeyState{Slot: h.slot, Changes: f.int(), Destroyed: f.int()}
 		h.mac = f.hash()
 	}
@@ -160,6 +174,47 @@ func sumClaims(c *conn, v vouch, tables ...string) (sum digest, err error) {
 		}
 	}
 	return sum, nil
+}
+
+// sumWatched returns the digest of the last events of the watched streams in the
+// file: those with one of the names, or whose names begin with one that ends in
+// a hyphen.
+func sumWatched(c *conn, v vouch, names []string) (sum digest, err error) {
+	s, err := c.prepare(`SELECT s.name, e.revision, e.leaf_hash FROM streams s JOIN events e ON e.stream = s.num
+		WHERE s.name >= ?1 AND s.name < ?2 AND e.revision = (SELECT max(revision) FROM events WHERE stream = s.num)`)
+	if err != nil {
+		return sum, err
+	}
+	defer s.close()
+	for _, name := range names {
+		end := name + "\x00"
+		if prefix, ok := strings.CutSuffix(name, "-"); ok {
+			end = prefix + "." // the character after the hyphen
+		}
+		err := s.each(3, func(f *fields) error {
+			stream := f.text()
+			h := head{revision: eventstore.Revision(f.int()), leaf: f.hash()}
+			if f.bad {
+				return corrupt("the last event of a stream cannot be read")
+			}
+			sum = sum.plus(v.streamEnd(stream, h))
+			return nil
+		}, name, end)
+		if err != nil {
+			return sum, err
+		}
+	}
+	return sum, nil
+}
+
+// watches reports whether a stream is one of those that names stand for.
+func watches(names []string, stream string) bool {
+	for _, name := range names {
+		if stream == name || strings.HasSuffix(name, "-") && strings.HasPrefix(stream, name) {
+			return true
+		}
+	}
+	return false
 }
 
 // parseCheckpoint reads the size and root of a signed checkpoint. The caller has

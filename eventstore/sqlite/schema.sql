@@ -17,6 +17,7 @@ CREATE TABLE head (
 	size      INTEGER NOT NULL, -- number of events
 	root      BLOB    NOT NULL, -- of the tree over them
 	claims    BLOB    NOT NULL, -- digest of the tables claims and waiting
+	watched   BLOB    NOT NULL, -- digest of the last events of the streams that decide who may do what
 	slot      INTEGER NOT NULL, -- highest slot in a kid
 	changes   INTEGER NOT NULL, -- of secrets in keys.db
 	destroyed INTEGER NOT NULL, -- keys in keys.db

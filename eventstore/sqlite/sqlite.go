@@ -51,6 +51,11 @@ type Config struct {
 	// Keys returns the state of the key file, which the sealed head records.
 	// Open refuses a key file that is behind it. Nil: there is none.
 	Keys func() eventstore.KeyState
+	// Watch names the streams whose last events the sealed head vouches for, so
+	// that Open notices if one was removed or hidden: by their names, or, with a
+	// final hyphen, by how their names begin. Use it for streams that decide what
+	// the ledger does. A log must always be opened with the same names.
+	Watch []string
 	// Existing makes Open refuse a missing or empty log, instead of creating one.
 	Existing bool
 	// ClaimsVersion is the version of the claims in a new log.
@@ -196,7 +201,7 @@ func examine(ctx context.Context, path string, c Config) (fresh bool, err error)
 		return false, err
 	}
 	files := newReader(path)
-	w := &writer{db: db, files: files, ledger: c.Ledger, vouch: c.Vouch}
+	w := &writer{db: db, files: files, ledger: c.Ledger, vouch: c.Vouch, watch: c.Watch}
 	err = belongs(db, c)
 	if err == nil {
 		err = w.load()
@@ -206,6 +211,9 @@ func examine(ctx context.Context, path string, c Config) (fresh bool, err error)
 	}
 	if err == nil {
 		err = w.prepareAudits()
+	}
+	if err == nil {
+		err = w.checkWatched()
 	}
 	return false, errors.Join(err, files.Close(), db.close())
 }
@@ -362,13 +370,13 @@ func createHead(db *conn, c Config, origin string, claims int, h sealedHead) err
 	if err := meta.exec(c.Ledger, origin, int64(claims)); err != nil {
 		return err
 	}
-	head, err := db.prepare(`INSERT INTO head (id, size, root, claims, slot, changes, destroyed, server, mac) VALUES (1, ?, ?, ?, ?, ?, ?, x'', ?)`)
+	head, err := db.prepare(`INSERT INTO head (id, size, root, claims, watched, slot, changes, destroyed, server, mac) VALUES (1, ?, ?, ?, ?, ?, ?, ?, x'', ?)`)
 	if err != nil {
 		return err
 	}
 	defer head.close()
-	sum, mac := h.claims.bytes(), vouch(c.Vouch).seal(c.Ledger, h)
-	return head.exec(h.size, h.root[:], sum[:], int64(h.slot), h.keys.Changes, h.keys.Destroyed, mac[:])
+	sum, watched, mac := h.claims.bytes(), h.watched.bytes(), vouch(c.Vouch).seal(c.Ledger, h)
+	return head.exec(h.size, h.root[:], sum[:], watched[:], int64(h.slot), h.keys.Changes, h.keys.Destroyed, mac[:])
 }
 
 // Append implements eventstore.Store. Appends that arrive while a transaction

@@ -157,7 +157,7 @@ func (v *verification) open(c *conn) error {
 		// log may have grown since the head was read.
 		&v.surplus: `SELECT level || '/' || n FROM tiles, (SELECT max(?, ifnull(max(position), 0)) AS size FROM events)
 			WHERE level < 0 OR level > 5 OR n < 0 OR (n << (8 * (level + 1))) + (1 << (8 * (level + (level = 0)))) > size LIMIT 100`,
-		&v.origin:      `SELECT origin FROM meta`,
+		&v.origin:      `SELECT origin, (SELECT count(*) FROM meta) FROM meta`,
 		&v.next:        `SELECT position FROM events WHERE position > ? ORDER BY position LIMIT 1`,
 		&v.predecessor: `SELECT position, leaf_hash FROM events WHERE stream = ? AND revision = ?`,
 		&v.erasures:    `SELECT position, clear FROM events WHERE type = ? AND position <= ? ORDER BY position`,
@@ -254,11 +254,14 @@ func (v *verification) surplusTiles() error {
 
 // identity reports a log that does not say it is that of the given keys.
 func (v *verification) identity() error {
-	found, err := v.origin.row(v.row[:1])
+	found, err := v.origin.row(v.row[:2])
 	if err != nil {
 		return v.unreadable(0, err)
 	}
 	origin, _ := v.row[0].(string)
+	if n, _ := v.row[1].(int64); n > 1 {
+		v.report.fault(OriginAltered, 0, "the log has %d rows that name its ledger, not one", n)
+	}
 	if !found || origin != v.trust.Verifiers[0].Name() {
 		v.report.fault(OriginAltered, 0, "the log says that its origin is %q, but the key is that of %s", origin, v.trust.Verifiers[0].Name())
 	}

@@ -32,6 +32,7 @@ type writer struct {
 	signer   note.Signer
 	vouch    vouch
 	keys     func() eventstore.KeyState
+	watch    []string
 	files    *Reader                 // reads what was written, before it is signed
 	publish  func(note []byte) error // may be nil
 	failed   func(error)             // may be nil
@@ -83,6 +84,7 @@ type state struct {
 	streams int64 // number of the last created stream
 	signed  int64 // size of the last checkpoint
 	claims  digest
+	watched digest
 	slot    uint64 // highest slot in a key ID
 	waiting int64  // number of waiting claims
 }
@@ -94,7 +96,7 @@ func (s *state) head() eventstore.Position { return eventstore.Position(s.tree.S
 func (s *state) set(t *state) {
 	s.tree.Set(&t.tree)
 	s.time, s.streams, s.signed = t.time, t.streams, t.signed
-	s.claims, s.slot, s.waiting = t.claims, t.slot, t.waiting
+	s.claims, s.watched, s.slot, s.waiting = t.claims, t.watched, t.slot, t.waiting
 }
 
 // head describes the end of a stream.
@@ -132,7 +134,7 @@ func (h *heads) put(stream string, at head) {
 func newWriter(db *conn, files *Reader, c Config) (*writer, error) {
 	w := &writer{
 		queue: make(chan *request, queueLength), work: make(chan func()), closing: make(chan struct{}), ended: make(chan struct{}),
-		ledger: c.Ledger, signer: c.Signer, vouch: c.Vouch, keys: c.Keys, files: files, publish: c.Publish, failed: c.Failed,
+		ledger: c.Ledger, signer: c.Signer, vouch: c.Vouch, keys: c.Keys, watch: c.Watch, files: files, publish: c.Publish, failed: c.Failed,
 		interval: c.CheckpointInterval, now: c.Now, observe: c.Observe, trace: c.Trace, db: db, audits: make(chan audit, 1),
 	}
 	err := db.keep(map[**stmt]string{
@@ -150,7 +152,7 @@ func newWriter(db *conn, files *Reader, c Config) (*writer, error) {
 		&w.insertClaim:       `INSERT INTO claims (kind, key, stream) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO NOTHING`,
 		&w.selectWaiting:     `SELECT stream FROM waiting WHERE kind = ? AND key = ? ORDER BY place LIMIT 1`,
 		&w.deleteWaiting:     `DELETE FROM waiting WHERE kind = ? AND key = ? AND stream = ?`,
-		&w.updateHead:        `UPDATE head SET size = ?, root = ?, claims = ?, slot = ?, changes = ?, destroyed = ?, mac = ?`,
+		&w.updateHead:        `UPDATE head SET size = ?, root = ?, claims = ?, watched = ?, slot = ?, changes = ?, destroyed = ?, mac = ?`,
 		&w.deleteClaim:       `DELETE FROM claims WHERE kind = ? AND key = ? AND stream = ?`,
 		&w.insertCheckpoint:  `INSERT INTO checkpoints (size, time, note) VALUES (?, ?, ?)`,
 		&w.selectCheckpoint:  `SELECT note FROM checkpoints WHERE size = ?`,
@@ -205,7 +207,7 @@ func (w *writer) load() error {
 	if err := h.compare(size, tree); err != nil {
 		return err
 	}
-	s.tree, s.claims, s.slot = *tree, h.claims, h.slot
+	s.tree, s.claims, s.watched, s.slot = *tree, h.claims, h.watched, h.slot
 	w.state, w.sealed = s, h.keys
 	return nil
 }
@@ -236,14 +238,24 @@ func (w *writer) prepareAudits() error {
 	return nil
 }
 
+// checkWatched compares the last events of the watched streams with the sealed
+// head.
+func (w *writer) checkWatched() error {
+	sum, err := sumWatched(w.db, w.vouch, w.watch)
+	if err == nil && sum != w.state.watched {
+		err = tampered("events of API keys, of the configuration or of webhooks were removed or hidden")
+	}
+	return err
+}
+
 // sealHead writes the sealed head of next.
 func (w *writer) sealHead() error {
-	h := sealedHead{size: w.next.tree.Size(), root: w.next.tree.Root(), claims: w.next.claims, slot: w.next.slot}
+	h := sealedHead{size: w.next.tree.Size(), root: w.next.tree.Root(), claims: w.next.claims, watched: w.next.watched, slot: w.next.slot}
 	if w.keys != nil {
 		h.keys = w.keys()
 	}
-	claims, mac := h.claims.bytes(), w.vouch.seal(w.ledger, h)
-	return w.updateHead.exec(h.size, h.root[:], claims[:], int64(h.slot), h.keys.Changes, h.keys.Destroyed, mac[:])
+	claims, watched, mac := h.claims.bytes(), h.watched.bytes(), w.vouch.seal(w.ledger, h)
+	return w.updateHead.exec(h.size, h.root[:], claims[:], watched[:], int64(h.slot), h.keys.Changes, h.keys.Destroyed, mac[:])
 }
 
 // fail forbids all further writes because of err, and reports it once.
