@@ -47,7 +47,7 @@ func TestCheckClaims(t *testing.T) {
 		}
 		defer keys.Close()
 		var ch checked
-		if err := ch.claims(context.Background(), r, domain.Codec{Keys: keys}, cli.Console{Out: io.Discard}); err != nil {
+		if err := ch.claims(context.Background(), r, domain.Codec{Keys: keys}, cli.Console{Out: io.Discard, Err: io.Discard}); err != nil {
 			t.Fatal(err)
 		}
 		var all []string
