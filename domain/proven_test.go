@@ -19,7 +19,9 @@ func (l *tamperedLog) ReadProven(ctx context.Context, stream string, from events
 	if stream != l.stream {
 		return l.Store.ReadProven(ctx, stream, from)
 	}
-	return func(yield func(eventstore.Recorded, error) bool) { yield(eventstore.Recorded{}, eventstore.ErrTampered) }
+	return func(yield func(eventstore.Recorded, error) bool) {
+		yield(eventstore.Recorded{}, eventstore.ErrTampered)
+	}
 }
 
 // TestProven checks that commands that destroy or execute something are decided

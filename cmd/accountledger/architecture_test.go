@@ -29,7 +29,7 @@ var mayImport = map[string][]string{
 	"domain/importer":                {"domain", "eventstore"},
 	"projections":                    {"domain", "eventstore", "eventstore/seal"},
 	"projections/projectionstest":    {"domain", "eventstore", "eventstore/seal"},
-	"projections/webhooks":           {"domain", "eventstore", "eventstore/seal", "projections/webhooks/transport", "projections/webhooks/wire"},
+	"projections/webhooks":           {"domain", "eventstore", "eventstore/seal", "projections", "projections/webhooks/transport", "projections/webhooks/wire"},
 	"projections/webhooks/transport": {"domain"},
 	"projections/webhooks/wire":      {"domain", "eventstore"},
 	"projections/scheduler":          {"domain", "eventstore", "projections"},

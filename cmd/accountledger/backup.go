@@ -85,11 +85,41 @@ func backup(ctx context.Context, c cli.Config, out cli.Console, to string, withM
 	return nil
 }
 
-// copyLedger copies a snapshot of each file: first the files that follow the log,
-// so that none is ahead of it, then the log, and then the keys its events need.
-// The log's keys are last, because a directory without them is not a ledger.
-// Creating them also makes the names of the other copies durable.
+// copyLedger copies the files of the ledger and then its keys. The log's keys are
+// last, because a directory without them is not a ledger. Creating them also makes
+// the names of the other copies durable.
 func copyLedger(ctx context.Context, c cli.Config, out cli.Console, dest directory, withMaster bool) error {
+	if err := copyFiles(ctx, c, out, dest); err != nil {
+		return err
+	}
+	dir := directory(c.Data)
+	if withMaster {
+		master, err := dir.masterKey(c, false, out.Logger())
+		if err != nil {
+			return err
+		}
+		if err := cli.CreateFile(dest.path(masterKeyFile), master.Reveal()+"\n", 0o600); err != nil {
+			return err
+		}
+	}
+	for _, key := range []struct {
+		name string
+		mode fs.FileMode
+	}{{logKeyFile, 0o600}, {logVKeyFile, 0o644}} {
+		text, err := os.ReadFile(dir.path(key.name))
+		if err != nil {
+			return err
+		}
+		if err := cli.CreateFile(dest.path(key.name), string(text), key.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyFiles copies a snapshot of each file: first the files that follow the log, so
+// that none is ahead of it, then the log, and then the keys its events need.
+func copyFiles(ctx context.Context, c cli.Config, out cli.Console, dest directory) error {
 	r, err := openReadOnly(ctx, c, out.Logger())
 	if err != nil {
 		return err
@@ -127,27 +157,6 @@ func copyLedger(ctx context.Context, c cli.Config, out cli.Console, dest directo
 			return err
 		}
 		if err := ownOnly(dest.path(file.name)); err != nil {
-			return err
-		}
-	}
-	if withMaster {
-		master, err := r.dir.masterKey(c, false, r.logger)
-		if err != nil {
-			return err
-		}
-		if err := cli.CreateFile(dest.path(masterKeyFile), master.Reveal()+"\n", 0o600); err != nil {
-			return err
-		}
-	}
-	for _, key := range []struct {
-		name string
-		mode fs.FileMode
-	}{{logKeyFile, 0o600}, {logVKeyFile, 0o644}} {
-		text, err := os.ReadFile(r.dir.path(key.name))
-		if err != nil {
-			return err
-		}
-		if err := cli.CreateFile(dest.path(key.name), string(text), key.mode); err != nil {
 			return err
 		}
 	}

@@ -80,12 +80,26 @@ func TestDeployedUnit(t *testing.T) {
 	for _, m := range option.FindAllStringSubmatch(deployed(t, "systemd/accountledger.service"), -1) {
 		options[m[1]] = m[2]
 	}
-	var config struct{ Data string }
+	var config struct {
+		Data       string
+		LastSigned string `yaml:"last-signed"`
+	}
 	if err := yaml.Unmarshal([]byte(deployed(t, "systemd/config.yaml")), &config); err != nil {
 		t.Fatal(err)
 	}
-	if want := "/var/lib/" + options["StateDirectory"]; config.Data != want {
+	data, signed, _ := strings.Cut(options["StateDirectory"], " ")
+	if want := "/var/lib/" + data; config.Data != want {
 		t.Errorf("data is %q, but the service may write only to %q", config.Data, want)
+	}
+	// Not below the data directory, so that a restored copy does not replace it.
+	if want := "/var/lib/" + signed; signed == "" || path.Dir(config.LastSigned) != want || strings.HasPrefix(config.LastSigned, config.Data+"/") {
+		t.Errorf("last-signed is %q, but the service may write only to %q and %q", config.LastSigned, config.Data, want)
+	}
+	if !strings.Contains(lineWith(deployed(t, "debian/postinst"), "install"), " -m "+strings.TrimPrefix(options["StateDirectoryMode"], "0")+" -o "+options["User"]+" -g "+options["Group"]+" "+path.Dir(config.LastSigned)) {
+		t.Errorf("the package does not create %s for the service's user", path.Dir(config.LastSigned))
+	}
+	if !slices.Contains(strings.Fields(options["RestartPreventExitStatus"]), fmt.Sprint(cli.ExitFaults)) {
+		t.Errorf("systemd restarts a server that refuses its files, after which the message is lost")
 	}
 	credential, key, _ := strings.Cut(options["LoadCredential"], ":")
 	if options["Environment"] != "ACCOUNTLEDGER_MASTER_KEY_FILE=%d/"+credential || options["AssertPathExists"] != key {
@@ -149,6 +163,10 @@ func TestDeployedContainers(t *testing.T) {
 	if !strings.Contains(image, "VOLUME "+data+"\n") || !strings.Contains(image, "/out/data "+data+"\n") {
 		t.Errorf("the image has no volume %s", data)
 	}
+	signed := path.Dir(regexp.MustCompile(`ACCOUNTLEDGER_LAST_SIGNED=(\S+)`).FindStringSubmatch(image)[1])
+	if !strings.Contains(image, "VOLUME "+signed+"\n") || !strings.Contains(image, "/out/signed "+signed+"\n") || strings.HasPrefix(signed, data+"/") {
+		t.Errorf("the image has no volume %s beside %s", signed, data)
+	}
 	for _, call := range regexp.MustCompile(`CMD \[(.*)\]`).FindAllStringSubmatch(image, -1) {
 		words := strings.Split(strings.ReplaceAll(call[1], `"`, ""), ", ")
 		if cmd, _, err := newRoot().Find(words[len(words)-1:]); err != nil || cmd.Name() != words[len(words)-1] {
@@ -179,6 +197,9 @@ func TestDeployedContainers(t *testing.T) {
 	}
 	if !slices.Contains(ledger.Volumes, "ledger:"+data) {
 		t.Errorf("no volume contains the data in %s", data)
+	}
+	if !slices.Contains(ledger.Volumes, "signed:"+signed) {
+		t.Errorf("no volume of its own contains the last signed checkpoint in %s", signed)
 	}
 	for _, volume := range slices.Concat(prometheus.Volumes, grafana.Volumes) {
 		if from, _, _ := strings.Cut(volume, ":"); strings.HasPrefix(from, ".") {

@@ -116,7 +116,7 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 		return nil, err
 	}
 	l.hooks, err = webhooks.Open(ctx, webhooks.Config{
-		Path: l.dir.path(deliveryFile), Log: l.log, Codec: l.codec, Ledger: l.ledger, Keys: l.keys,
+		Path: l.dir.path(deliveryFile), LedgerID: ledger, Log: l.log, Codec: l.codec, Ledger: l.ledger, Keys: l.keys,
 		Allow: c.WebhookAllow, PublicURL: public, UserAgent: "accountledger/" + version(), Logger: logger, Observe: l.metrics.attempted,
 		Trace: hook(t, t.delivering),
 	})

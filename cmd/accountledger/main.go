@@ -73,7 +73,7 @@ func newRoot() *cobra.Command {
 		commands []*cobra.Command
 	}{
 		{"Run a ledger and manage its data directory:", []*cobra.Command{serveCommand(), importCommand(), exportCommand(), reconcileCommand(),
-			eventsCommand(), viewsCommand(), verifyCommand(), checkCommand(), backupCommand(), adminKeyCommand(), masterKeyCommand()}},
+			eventsCommand(), viewsCommand(), verifyCommand(), checkCommand(), backupCommand(), restoreCommand(), newIncarnationCommand(), adminKeyCommand(), masterKeyCommand()}},
 		{"Use a running server:", remote.Commands()},
 		{"Other commands:", []*cobra.Command{listenCommand(), demoCommand(), settingsCommand(), manCommand(), versionCommand()}},
 	} {

@@ -35,6 +35,14 @@ var operationTables = map[string]func() string{
 		}
 		return b.String()
 	},
+	"refusals": func() string {
+		var b strings.Builder
+		b.WriteString("| message | probable cause | what to do | override, and what it loses |\n|---|---|---|---|\n")
+		for _, r := range refusals {
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", shown(r.what), shown(r.cause), shown(r.do), shown(r.override))
+		}
+		return b.String()
+	},
 	"spans": func() string {
 		var b strings.Builder
 		b.WriteString("| span | meaning | attributes |\n|---|---|---|\n")
@@ -55,6 +63,11 @@ var operationTables = map[string]func() string{
 		}
 		return b.String()
 	},
+}
+
+// shown is a text of a refusal in a table.
+func shown(text string) string {
+	return strings.NewReplacer("<why>", "", "<", "&lt;").Replace(strings.ReplaceAll(text, ": <why>", ""))
 }
 
 // code formats texts as code and omits empty ones.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 // its files do not fit together. It says what an operator needs to know to
 // decide; the exit code is ExitFaults.
 type refusal struct {
+	title    string // "": the ledger was not opened
 	what     string // what does not fit
 	cause    string // what probably happened
 	do       string // what to do
@@ -25,7 +27,7 @@ type refusal struct {
 // Error returns the refusal on several lines, none of them wider than help.
 func (r *refusal) Error() string {
 	var b strings.Builder
-	b.WriteString("the ledger was not opened")
+	b.WriteString(cmp.Or(r.title, "the ledger was not opened"))
 	for _, part := range []struct{ name, text string }{
 		{"problem", r.what}, {"cause", r.cause}, {"do", r.do}, {"override", r.override},
 	} {
@@ -175,7 +177,13 @@ func refuse(name string, err error, pairs ...string) *refusal {
 	}
 	replace := strings.NewReplacer(pairs...).Replace
 	r := refusals[i]
-	return &refusal{replace(r.what), replace(r.cause), replace(r.do), replace(r.override), err}
+	return &refusal{what: replace(r.what), cause: replace(r.cause), do: replace(r.do), override: replace(r.override), err: err}
+}
+
+// explained is an error about a file that does not fit the log.
+type explained interface {
+	error
+	Explain() (what, cause, do, override string)
 }
 
 // explain turns an error from opening the ledger in c.Data into a refusal, if it
@@ -189,6 +197,11 @@ func explain(c cli.Config, err error) error {
 	}
 	if r, ok := storeRefusal(c, err); ok {
 		return r
+	}
+	// The files that follow the log explain themselves.
+	if e, ok := errors.AsType[explained](err); ok {
+		what, cause, do, override := e.Explain()
+		return &refusal{what: what, cause: cause, do: do, override: override, err: err}
 	}
 	for _, known := range []struct {
 		is   error

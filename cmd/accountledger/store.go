@@ -199,7 +199,7 @@ func (r sqliteReader) verify(ctx context.Context, t trust, progress func(done, t
 	}
 	return verified{
 		OK: report.OK(), Origin: t.verifiers[0].Name(), Events: report.Events, Covered: report.Covered, Checkpoints: report.Checkpoints,
-		Faults: found(report.Faults), Unlisted: report.Unlisted, Warnings: found(report.Warnings), SealedHead: headNotChecked,
+		Faults: found(report.Faults), Unlisted: report.Unlisted, Warnings: found(report.Warnings), SealedHead: headNotChecked, root: report.Root,
 	}, nil
 }
 

@@ -83,6 +83,8 @@ type verified struct {
 	Faults      []foundFault `json:"faults"`
 	Unlisted    int64        `json:"unlisted,omitzero"` // number of further faults
 	Warnings    []foundFault `json:"warnings"`
+
+	root [32]byte // of the tree over the events
 }
 
 type foundFault struct {

@@ -26,20 +26,22 @@ systemctl() {
 	case $1 in
 	start)
 		rm -f "$ROOT/says"; mkfifo "$ROOT/says"
-		ACCOUNTLEDGER_MASTER_KEY_FILE=$ROOT/etc/accountledger/master.key accountledger serve --data "$ROOT/var/lib/accountledger" >"$ROOT/says" 2>>"$ROOT/log" &
+		ACCOUNTLEDGER_MASTER_KEY_FILE=$ROOT/etc/accountledger/master.key accountledger serve --config "$ROOT/etc/accountledger/config.yaml" >"$ROOT/says" 2>>"$ROOT/log" &
 		served=$!
 		read -r _ <"$ROOT/says" ;;
 	stop) kill -TERM $served; wait $served ;;
 	esac
 }
 trap 'kill -9 ${served:-} 2>/dev/null || true' EXIT
-mkdir -p "$ROOT/etc/accountledger" "$ROOT/var/lib" "$ROOT/var/backups"
+mkdir -p "$ROOT/etc/accountledger" "$ROOT/var/lib/accountledger-signed" "$ROOT/var/backups"
+printf 'data: %s\nlast-signed: %s\n' "$ROOT/var/lib/accountledger" "$ROOT/var/lib/accountledger-signed/checkpoint" >"$ROOT/etc/accountledger/config.yaml"
 accountledger master-key "$ROOT/etc/accountledger/master.key"
-accountledger import --data "$ROOT/var/lib/accountledger" --master-key-file "$ROOT/etc/accountledger/master.key" --mapping people-208.yaml people-208.json
+accountledger import --config "$ROOT/etc/accountledger/config.yaml" --master-key-file "$ROOT/etc/accountledger/master.key" --mapping people-208.yaml people-208.json
 systemctl start accountledger
 `
 
-// TestWalk runs the steps for backup and restore in docs/operation.md.
+// TestWalk runs the steps for backup, restore, roll-back and moving in
+// docs/operation.md.
 func TestWalk(t *testing.T) {
 	t.Parallel()
 	bash, err := exec.LookPath("bash")
@@ -59,15 +61,22 @@ func TestWalk(t *testing.T) {
 	script, names := stage, ""
 	for _, m := range walked.FindAllStringSubmatch(string(page), -1) {
 		names += m[1] + " "
+		if m[1] == "restore" { // lose something
+			script += `
+echo '{"origin":"created","identities":[{"provider":"self","email":"late@example.com"}]}' |
+	accountledger accounts create - --server "http://$ACCOUNTLEDGER_LISTEN" --key-file "$ROOT/var/lib/accountledger/admin.key"
+`
+		}
 		script += regexp.MustCompile(`/(etc/accountledger|var/(lib|backups)/)`).ReplaceAllString(m[2], "$$ROOT/$1")
 	}
-	if names != "backup rehearse restore " {
+	if names != "backup rehearse restore rollback move " {
 		t.Errorf("the page has the steps %s", names)
 	}
 	script += `
 accountledger verify --data "$ROOT/var/lib/accountledger"
 systemctl stop accountledger
-accountledger check --data "$ROOT/var/lib/accountledger.lost" --master-key-file "$ROOT/etc/accountledger/master.key"
+accountledger check --data "$ROOT/var/lib/accountledger.old" --master-key-file "$ROOT/etc/accountledger/master.key"
+accountledger check --data "$ROOT"/var/lib/accountledger.replaced-* --master-key-file "$ROOT/etc/accountledger/master.key"
 ! [ -e "$ROOT/var/backups/accountledger/monday/master.key" ]
 `
 	free, err := net.Listen("tcp", "127.0.0.1:0")
@@ -83,7 +92,7 @@ accountledger check --data "$ROOT/var/lib/accountledger.lost" --master-key-file 
 		log, _ := os.ReadFile(filepath.Join(root, "log"))
 		t.Fatalf("%v\n%s\n%s", err, out, log)
 	}
-	for _, text := range []string{"backed up", "equal a rebuild", "checked: all files are undamaged", "admin.key", `"status":"ready"`, "verified: "} {
+	for _, text := range []string{"backed up", "equal a rebuild", "checked: all files are undamaged", "1 event after", "goes on after event", "admin.key", `"status":"ready"`, "verified: "} {
 		if !strings.Contains(string(out), text) {
 			t.Errorf("the output lacks %q:\n%s", text, out)
 		}

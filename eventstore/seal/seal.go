@@ -96,8 +96,8 @@ type Keys struct {
 	path    string
 	version int // of the file's format
 	wrap    wrapper
-	claim []byte // HMAC key for claims
-	head  *heads // computes Vouch; nil in a reader of a version 1 file
+	claim   []byte // HMAC key for claims
+	head    *heads // computes Vouch; nil in a reader of a version 1 file
 
 	changes, destroyed atomic.Int64 // as in meta
 	slots              atomic.Int64 // the highest slot

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"accountledger/eventstore"
+	"accountledger/eventstore/tlog"
 )
 
 // Kind classifies a finding of Verify.
@@ -43,12 +44,13 @@ const maxFaults = 1000
 
 // Report is the result of Verify.
 type Report struct {
-	Events      int64   // number of positions checked, which is the log's size
-	Checkpoints int     // number of checkpoints and anchors that match the log
-	Covered     int64   // size of the largest of them
-	Faults      []Fault // proof of damage or tampering; the first maxFaults found
-	Unlisted    int64   // number of further faults
-	Warnings    []Fault // findings that prove nothing by themselves
+	Events      int64     // number of positions checked, which is the log's size
+	Checkpoints int       // number of checkpoints and anchors that match the log
+	Covered     int64     // size of the largest of them
+	Faults      []Fault   // proof of damage or tampering; the first maxFaults found
+	Unlisted    int64     // number of further faults
+	Warnings    []Fault   // findings that prove nothing by themselves
+	Root        tlog.Hash // of the tree over the events; zero if one of its hashes is missing
 }
 
 // OK reports whether Verify found no faults.

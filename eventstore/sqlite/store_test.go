@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -173,15 +174,17 @@ func TestGroupCommit(t *testing.T) {
 func TestGroupCommitSharesTransactions(t *testing.T) {
 	t.Parallel()
 	l := newLog(t)
-	var mu sync.Mutex
-	transactions, gate, reached := 0, make(chan struct{}), make(chan struct{})
+	l.Close()
+	var transactions atomic.Int32
+	l.config.Observe = func(sqlite.Transaction) { transactions.Add(1) }
+	l.Store = open(t, l.config)
+	gate, reached := make(chan struct{}), make(chan struct{})
+	var once sync.Once
 	l.OnCommit(func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		if transactions++; transactions == 1 {
+		once.Do(func() {
 			close(reached)
 			<-gate
-		}
+		})
 		return false
 	})
 	var group sync.WaitGroup
@@ -198,10 +201,10 @@ func TestGroupCommitSharesTransactions(t *testing.T) {
 	l.awaitQueued(64)
 	close(gate)
 	group.Wait()
-	if mu.Lock(); transactions != 2 {
-		t.Errorf("%d transactions for 65 appends, want 2", transactions)
+	l.Close()
+	if n := transactions.Load(); n != 2 {
+		t.Errorf("%d transactions for 65 appends, want 2", n)
 	}
-	mu.Unlock()
 }
 
 func TestAppendCanceled(t *testing.T) {

@@ -511,6 +511,9 @@ func (v *verification) nextCheckpoint() error {
 
 // end performs the checks that need the whole log.
 func (v *verification) end() error {
+	if !v.incomplete {
+		v.report.Root = v.tree.Root()
+	}
 	for _, tile := range v.tree.Edge() {
 		if tile.Level > 0 {
 			if err := v.compareTile(tile); err != nil {

@@ -133,7 +133,7 @@ func newWriter(db *conn, files *Reader, c Config) (*writer, error) {
 	w := &writer{
 		queue: make(chan *request, queueLength), work: make(chan func()), closing: make(chan struct{}), ended: make(chan struct{}),
 		ledger: c.Ledger, signer: c.Signer, vouch: c.Vouch, keys: c.Keys, files: files, publish: c.Publish, failed: c.Failed,
-		interval: c.CheckpointInterval, now: c.Now, observe: c.Observe, trace: c.Trace, db: db, audits: make(chan audit, 1), lastSign: time.Now(),
+		interval: c.CheckpointInterval, now: c.Now, observe: c.Observe, trace: c.Trace, db: db, audits: make(chan audit, 1),
 	}
 	err := db.keep(map[**stmt]string{
 		&w.begin:        `BEGIN IMMEDIATE`,

@@ -36,7 +36,8 @@ type Config struct {
 // goroutine only; all other methods are safe for concurrent use.
 type Eraser struct {
 	Config
-	done func(step string) error // called after each step; a test's error ends the erasure there
+	done    func(step string) error // called after each step; a test's error ends the erasure there
+	refused map[projections.Erasure]bool
 }
 
 // New returns an Eraser. Call Run to complete erasures.
@@ -47,7 +48,7 @@ func New(c Config) *Eraser {
 	if c.After == nil {
 		c.After = time.After
 	}
-	return &Eraser{Config: c, done: func(string) error { return nil }}
+	return &Eraser{Config: c, done: func(string) error { return nil }, refused: map[projections.Erasure]bool{}}
 }
 
 const (
@@ -61,7 +62,7 @@ var actor = domain.Actor{Kind: "system", ID: "erasure"}
 
 // Run completes all open erasures, and new ones as they begin, until ctx is done;
 // then it returns nil. It logs and retries an erasure that fails, and continues
-// with the others.
+// with the others. If the log is tampered with, it returns the error.
 func (e *Eraser) Run(ctx context.Context) error {
 	backoff := minBackoff
 	caughtUp := false
@@ -81,6 +82,8 @@ func (e *Eraser) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed) || errors.Is(err, projections.ErrClosed):
 			return nil
+		case errors.Is(err, eventstore.ErrTampered):
+			return fmt.Errorf("erasure: %w", err)
 		case err != nil:
 			e.Logger.ErrorContext(ctx, "erasure not completed", "retry", backoff, "err", err)
 			retry, backoff = e.After(backoff), min(2*backoff, maxBackoff)
@@ -116,8 +119,16 @@ func (e *Eraser) sweep(ctx context.Context) error {
 		for _, x := range open {
 			after = x.Position
 			err := e.complete(ctx, x)
-			if ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed) {
+			if ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed) || errors.Is(err, eventstore.ErrTampered) {
 				return err
+			}
+			if errors.Is(err, errNotInLog) {
+				if !e.refused[x] { // only Run calls sweep
+					e.refused[x] = true
+					e.Logger.ErrorContext(ctx, "views.db was changed: it has an erasure that log.db does not have. Nothing is erased; move views.db away to have it rebuilt",
+						"sub", x.Sub, "position", x.Position, "err", err)
+				}
+				continue
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("erasure of %s: %w", x.Sub, err))
@@ -138,9 +149,33 @@ const (
 	stepDone     = "done"     // record the completion in the log
 )
 
+// errNotInLog says that the log does not have the event of an erasure.
+var errNotInLog = errors.New("the log does not have the event of the erasure")
+
+// proven returns the key that an erasure destroys, according to the log: the view
+// alone, a file that anybody may have changed, erases nothing. The error is
+// errNotInLog if the log has no such erasure, and eventstore.ErrTampered if it
+// cannot prove it.
+func (e *Eraser) proven(ctx context.Context, x projections.Erasure) (key eventstore.KeyID, err error) {
+	for rec, err := range e.Log.ReadProven(ctx, domain.AccountStream(x.Sub), 0) {
+		if err != nil {
+			return key, err
+		}
+		if rec.Position != x.Position {
+			continue
+		}
+		key, ok := domain.ErasedKey(rec.Type, rec.Clear)
+		if !ok || hex.EncodeToString(key[:]) != x.KeyID {
+			return key, errNotInLog
+		}
+		return key, nil
+	}
+	return key, errNotInLog
+}
+
 // complete performs all steps of an erasure.
 func (e *Eraser) complete(ctx context.Context, x projections.Erasure) error {
-	key, err := keyID(x.KeyID)
+	key, err := e.proven(ctx, x)
 	if err != nil {
 		return err
 	}
@@ -205,25 +240,23 @@ func (e *Eraser) destroy(ctx context.Context, key eventstore.KeyID) error {
 func (e *Eraser) mergedInto(ctx context.Context, sub string) ([]string, error) {
 	subs := []string{sub}
 	for i := 0; i < len(subs); i++ {
-		for x, err := range e.Ledger.History(ctx, subs[i], 0) {
+		for rec, err := range e.Log.ReadProven(ctx, domain.AccountStream(subs[i]), 0) {
 			if err != nil {
 				return nil, err
 			}
-			if c, ok := x.Event.(domain.AccountCombined); ok && !slices.Contains(subs, c.Into) {
+			if !domain.Is[domain.AccountCombined](&rec) {
+				continue
+			}
+			event, _, err := domain.DecodeEvent(rec.Type, rec.Clear, nil)
+			if err != nil {
+				return nil, err
+			}
+			if c, ok := event.(domain.AccountCombined); ok && !slices.Contains(subs, c.Into) {
 				subs = append(subs, c.Into)
 			}
 		}
 	}
 	return subs, nil
-}
-
-// keyID decodes a key id from hexadecimal.
-func keyID(text string) (key eventstore.KeyID, err error) {
-	id, err := hex.DecodeString(text)
-	if err != nil || copy(key[:], id) != len(key) || len(id) != len(key) {
-		return key, errors.New("the erasure event has an invalid key id")
-	}
-	return key, nil
 }
 
 // Await waits until the erasure of the account is completed and the log records

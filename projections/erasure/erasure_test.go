@@ -5,8 +5,10 @@ import (
 	"context"
 	"database/sql"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -37,6 +39,16 @@ type world struct {
 	verifier note.Verifier
 	logger   *slog.Logger                         // Config.Logger of the eraser
 	after    func(time.Duration) <-chan time.Time // Config.After of the eraser
+	tampered bool                                 // the eraser's log cannot prove its events, and Run returns that
+}
+
+// tamperedLog is a log that cannot prove its events.
+type tamperedLog struct{ eventstore.Store }
+
+func (tamperedLog) ReadProven(context.Context, string, eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return func(yield func(eventstore.Recorded, error) bool) {
+		yield(eventstore.Recorded{}, eventstore.ErrTampered)
+	}
 }
 
 func newWorld(t *testing.T) *world {
@@ -81,7 +93,11 @@ func (w *world) open(t *testing.T, done func(step string) error) running {
 	hooks, err := webhooks.Open(ctx, webhooks.Config{Path: filepath.Join(w.dir, "delivery.db"), Log: log, Codec: codec, Ledger: ledger, Keys: keys,
 		Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 	check(t, err)
-	e := New(Config{Ledger: ledger, Log: log, Keys: keys, Views: views, Webhooks: hooks, Logger: w.logger, After: w.after})
+	erased := eventstore.Store(log)
+	if w.tampered {
+		erased = tamperedLog{log}
+	}
+	e := New(Config{Ledger: ledger, Log: erased, Keys: keys, Views: views, Webhooks: hooks, Logger: w.logger, After: w.after})
 	erasing, kill := context.WithCancel(ctx)
 	if done != nil {
 		e.done = func(step string) error {
@@ -98,7 +114,7 @@ func (w *world) open(t *testing.T, done func(step string) error) running {
 	loops.Go(func() { hooks.Run(ctx) })
 	loops.Go(func() {
 		defer close(ended)
-		if err := e.Run(erasing); err != nil {
+		if err := e.Run(erasing); errors.Is(err, eventstore.ErrTampered) != w.tampered || err != nil && !w.tampered {
 			t.Errorf("Run = %v", err)
 		}
 	})
@@ -401,6 +417,92 @@ func TestBusy(t *testing.T) {
 			w.gone(t, "a", secrets)
 			w.verify(t, r)
 		})
+	}
+}
+
+// alter executes statements on views.db.
+func (w *world) alter(t *testing.T, statement string, args ...any) {
+	t.Helper()
+	db, err := sql.Open("sqlite3", filepath.Join(w.dir, "views.db"))
+	check(t, err)
+	_, err = db.Exec(statement, args...)
+	check(t, errors.Join(err, db.Close()))
+}
+
+// keyOf returns the id of the account's key, in hexadecimal.
+func (r running) keyOf(t *testing.T, sub string) string {
+	t.Helper()
+	for rec, err := range r.log.ReadStream(t.Context(), domain.AccountStream(sub), 0) {
+		check(t, err)
+		return hex.EncodeToString(rec.KeyID[:])
+	}
+	t.Fatalf("%s has no events", sub)
+	return ""
+}
+
+// TestForged checks that a row in views.db destroys nothing unless the log has
+// that erasure: of that account, at that position, of that key.
+func TestForged(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ name, alter string }{
+		{"an account that was not erased", `INSERT INTO erasures_1 VALUES (1, 'ada', ?1)`},
+		{"a position without an event", `INSERT INTO erasures_1 VALUES (900, 'ada', ?1)`},
+		{"the position of another account's erasure", `UPDATE erasures_1 SET sub = 'ada', kid = ?1`},
+		{"another account's key", `UPDATE erasures_1 SET kid = ?1`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			killed := errors.New("killed")
+			r := w.open(t, func(string) error { return killed })
+			r.create(t, "ada")
+			r.create(t, "bob")
+			key := r.keyOf(t, "ada")
+			r.do(t, "bob", domain.EraseAccount{})
+			<-r.ended
+			r.close()
+			w.alter(t, tt.alter, key)
+			failed := make(failures, 100)
+			w.logger = slog.New(failed)
+			r = w.open(t, nil)
+			select {
+			case err := <-failed:
+				if !errors.Is(err, errNotInLog) {
+					t.Errorf("the eraser reports %v, want %v", err, errNotInLog)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("the eraser reports nothing")
+			}
+			r.create(t, "cy")
+			r.do(t, "cy", domain.EraseAccount{})
+			r.await(t, "cy")
+			if len(failed) > 0 {
+				t.Errorf("the eraser reports again: %v", <-failed)
+			}
+			r.Forget("ada")
+			if a, err := r.Account(t.Context(), "ada"); err != nil || len(a.UserIDs) != 1 || a.UserIDs[0].Value != mail("ada") {
+				t.Errorf("account ada = %v, %v, want its address", a.UserIDs, err)
+			}
+			w.verify(t, r)
+		})
+	}
+}
+
+// TestTampered checks that nothing is destroyed if the log cannot prove the event
+// of an erasure, and that Run returns that.
+func TestTampered(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.open(t, func(string) error { return errors.New("killed") })
+	r.create(t, "ada")
+	r.close()
+	w.tampered = true
+	r = w.open(t, nil)
+	secrets := w.secrets(t, r, "ada")
+	r.do(t, "ada", domain.EraseAccount{})
+	<-r.ended
+	if files := w.containing(t, secrets["wrapped key"]); len(files) == 0 {
+		t.Error("the key was destroyed")
 	}
 }
 

@@ -7,6 +7,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -83,7 +84,8 @@ const (
 var actor = domain.Actor{Kind: "system", ID: "scheduler"}
 
 // Run executes schedules when they are due until ctx is done, then returns nil.
-// It executes those that are overdue when it starts at once.
+// It executes those that are overdue when it starts at once. If the log is
+// tampered with, it returns the error.
 func (s *Scheduler) Run(ctx context.Context) error {
 	backoff := pollInterval
 	for ctx.Err() == nil {
@@ -93,6 +95,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed):
 			return nil
+		case errors.Is(err, eventstore.ErrTampered):
+			return fmt.Errorf("scheduler: %w", err)
 		case err != nil || noEffect:
 			// A row that remains although its schedule needs no execution is
 			// that of a lagging view or a parked stream: back off, too.

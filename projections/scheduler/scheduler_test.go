@@ -2,7 +2,9 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"iter"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"accountledger/domain"
+	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
 	"accountledger/eventstore/sqlite"
 	"accountledger/eventstore/tlog"
@@ -236,5 +239,47 @@ func TestPostponed(t *testing.T) {
 	r.settle(t, w.clock)
 	if got := r.executions(t, "a"); len(got) != 2 || got[1].ScheduleID != "postponed" {
 		t.Errorf("executed %v, want postponed as the second", got)
+	}
+}
+
+// tamperedLog is a log that cannot prove its events.
+type tamperedLog struct{ eventstore.Store }
+
+func (tamperedLog) ReadProven(context.Context, string, eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	return func(yield func(eventstore.Recorded, error) bool) {
+		yield(eventstore.Recorded{}, eventstore.ErrTampered)
+	}
+}
+
+// TestTampered checks that Run executes nothing and ends if the log cannot prove
+// the events of an account.
+func TestTampered(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.open(t, 0)
+	r.do(t, "ada", domain.CreateAccount{Origin: domain.OriginCreated, Identities: []domain.NewIdentity{
+		{IdentityID: "i", Provider: domain.ProviderSelf, Profile: domain.Profile{Email: "ada@example.org"}}}})
+	r.do(t, "ada", domain.PlanSchedule{ScheduleID: "s", Kind: domain.ScheduleReminder, ReminderNo: 1, DueTime: w.clock.Now().Add(time.Hour)})
+	w.clock.move(2 * time.Hour)
+	a, err := r.Account(t.Context(), "ada")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.views.Await(t.Context(), projections.SchedulesView, a.Position); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := seal.OpenReader(t.Context(), seal.Config{Path: filepath.Join(w.dir, "keys.db"), Master: w.master})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keys.Close()
+	ledger := domain.NewLedger(domain.LedgerConfig{Log: tamperedLog{r.log}, Codec: domain.Codec{Keys: keys}, Now: w.clock.Now})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := New(Config{Ledger: ledger, Views: r.views, Now: w.clock.Now, After: w.clock.After}).Run(ctx); !errors.Is(err, eventstore.ErrTampered) {
+		t.Errorf("Run = %v, want ErrTampered", err)
+	}
+	if all := r.executions(t, "ada"); len(all) > 0 {
+		t.Errorf("executed: %+v", all)
 	}
 }

@@ -13,11 +13,12 @@ import (
 
 // Config configures deliveries.
 type Config struct {
-	Path   string           // of delivery.db, which Open creates if it does not exist
-	Log    eventstore.Store // the events to deliver
-	Codec  domain.Codec     // decrypts them
-	Ledger *domain.Ledger   // decides on the configuration of webhooks
-	Keys   *seal.Keys       // stores the webhooks' secrets
+	Path     string           // of delivery.db, which Open creates if it does not exist
+	LedgerID string           // the ledger whose log it is; a file that names none is bound to it. "": not compared
+	Log      eventstore.Store // the events to deliver
+	Codec    domain.Codec     // decrypts them
+	Ledger   *domain.Ledger   // decides on the configuration of webhooks
+	Keys     *seal.Keys       // stores the webhooks' secrets
 
 	Allow        []netip.Prefix   // private addresses that may be connected to, on any port and over http; metadata services stay blocked
 	PublicURL    string           // where clients reach the ledger's API, without a final slash; "": deliveries do not refer to it

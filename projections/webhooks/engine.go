@@ -21,9 +21,11 @@ type engine struct {
 	ledger  ledger
 	secrets secretStore
 	senders senders
+	confs   settings
+	fresh   bool                // delivery.db is new, and earlier deliveries are unknown
 	current atomic.Pointer[run] // while Run runs
 
-	changing sync.Mutex // held while a configuration is read or changed and then copied, so that copies stay in order
+	changing sync.Mutex // held while a configuration is read or changed and then applied, so that changes stay in order
 }
 
 // run is one call of Run: it follows the log and has a worker for each webhook
@@ -31,6 +33,7 @@ type engine struct {
 type run struct {
 	*engine
 	ctx      context.Context
+	fail     context.CancelCauseFunc // ends the run, with an error
 	cache    *cache
 	saves    chan *checkpoint
 	reporter *reporter
@@ -120,15 +123,16 @@ func (e *engine) refresh(ctx context.Context, id string) error {
 	return e.copy(ctx, conf)
 }
 
-// copy applies conf to delivery.db and to the workers.
+// copy applies conf to memory, to delivery.db and to the workers.
 func (e *engine) copy(ctx context.Context, conf domain.Webhook) error {
 	r := e.current.Load()
 	if r != nil && !conf.Exists() {
 		r.apply(conf) // stop the worker before its rows are deleted
 	}
 	if err := e.store.put(ctx, conf); err != nil {
-		return fmt.Errorf("webhooks: copy configuration: %w", err)
+		return fmt.Errorf("webhooks: apply configuration: %w", err)
 	}
+	e.confs.put(conf)
 	if !conf.Exists() {
 		if err := e.secrets.drop(ctx, conf.WebhookID); err != nil {
 			return fmt.Errorf("webhooks: delete secrets: %w", err)
@@ -200,6 +204,9 @@ func (r *run) deliver(ctx context.Context, t *task) {
 		switch {
 		case err == nil || ctx.Err() != nil:
 			return
+		case errors.Is(err, eventstore.ErrTampered):
+			r.fail(err)
+			return
 		case errors.Is(err, errFenced):
 			r.config.Logger.WarnContext(ctx, "webhook is delivered to by another owner now", "webhook", t.conf.WebhookID)
 			return
@@ -267,7 +274,7 @@ func requestLimit(conf domain.Webhook, inFlight int) int {
 
 // disable has the ledger disable a webhook.
 func (r *run) disable(id, code string) {
-	retry(r.ctx, r.config.Logger, "disable", func() error {
+	r.retry("disable", func() error {
 		_, err := r.change(r.ctx, bySystem, id, disabling(code))
 		if domain.CodeOf(err) == domain.CodeWebhookNotFound {
 			return nil

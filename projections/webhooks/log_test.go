@@ -22,6 +22,8 @@ type memoryLog struct {
 	streams map[string][]int
 	more    chan struct{}
 	fail    error // returned by every read while set
+
+	tampered map[string]bool // streams that cannot be proven
 }
 
 func newMemoryLog() *memoryLog {
@@ -82,7 +84,33 @@ func (l *memoryLog) ReadStream(ctx context.Context, stream string, from eventsto
 }
 
 func (l *memoryLog) ReadProven(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error] {
+	l.mu.Lock()
+	tampered := l.tampered[stream]
+	l.mu.Unlock()
+	if tampered {
+		return func(yield func(eventstore.Recorded, error) bool) {
+			yield(eventstore.Recorded{}, eventstore.ErrTampered)
+		}
+	}
 	return l.ReadStream(ctx, stream, from)
+}
+
+// tamper makes a stream one that cannot be proven.
+func (l *memoryLog) tamper(stream string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tampered = map[string]bool{stream: true}
+}
+
+// rollBack removes the events after a position.
+func (l *memoryLog) rollBack(to eventstore.Position) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.records = slices.Clone(l.records[:to])
+	l.streams = map[string][]int{}
+	for i, rec := range l.records {
+		l.streams[rec.Stream] = append(l.streams[rec.Stream], i)
+	}
 }
 
 func (l *memoryLog) Streams(_ context.Context, prefix string) iter.Seq2[string, error] {

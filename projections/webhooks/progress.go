@@ -102,7 +102,12 @@ func (s *store) save(ctx context.Context, all []*checkpoint) {
 				return err
 			}
 		}
-		return nil
+		at := s.mark.Load()
+		if at == nil {
+			return nil
+		}
+		_, err := tx.ExecContext(ctx, follow, at.position, at.event[:])
+		return err
 	})
 	if err != nil {
 		err = fmt.Errorf("webhooks: write progress: %w", err)

@@ -240,6 +240,11 @@ func (p *replays) replay(ctx context.Context, job Replay) {
 			pause = time.Second
 		case domain.CodeOf(err) == domain.CodeWebhookNotFound:
 			return
+		case errors.Is(err, eventstore.ErrTampered):
+			if r := p.current.Load(); r != nil {
+				r.fail(err)
+			}
+			return
 		case ctx.Err() == nil:
 			p.config.Logger.ErrorContext(ctx, "webhook replay failed inside the ledger, retrying", "webhook", job.WebhookID, "replay", job.ReplayID, "err", err)
 			sleep(ctx, pause)
@@ -445,7 +450,7 @@ func (f ReplayFilter) same(g ReplayFilter) bool {
 // replays reads the replays that match a condition on the tables replay r and
 // endpoint e.
 func (s *store) replays(ctx context.Context, condition string, args ...any) ([]Replay, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT r.id, e.id, filter, position, sent, failed, state, created, ended
+	rows, err := s.read.QueryContext(ctx, `SELECT r.id, e.id, filter, position, sent, failed, r.state, created, ended
 		FROM replay r JOIN endpoint e ON e.no = r.endpoint WHERE `+condition, args...)
 	if err != nil {
 		return nil, fmt.Errorf("webhooks: replays: %w", err)

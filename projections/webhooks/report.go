@@ -14,7 +14,8 @@ import (
 // a goroutine of its own: workers do not wait for it. It retries until the run
 // ends.
 type reporter struct {
-	ctx     context.Context // of the run
+	ctx     context.Context         // of the run
+	fail    context.CancelCauseFunc // ends the run
 	ledger  ledger
 	store   *store
 	logger  *slog.Logger
@@ -24,8 +25,8 @@ type reporter struct {
 	last map[string]bool // by webhook: whether the last report of this run says that deliveries fail
 }
 
-func newReporter(ctx context.Context, l ledger, s *store, logger *slog.Logger) *reporter {
-	return &reporter{ctx: ctx, ledger: l, store: s, logger: logger, reports: make(chan func(), 1024), last: map[string]bool{}}
+func newReporter(ctx context.Context, fail context.CancelCauseFunc, l ledger, s *store, logger *slog.Logger) *reporter {
+	return &reporter{ctx: ctx, fail: fail, ledger: l, store: s, logger: logger, reports: make(chan func(), 1024), last: map[string]bool{}}
 }
 
 // run makes the reports until close.
@@ -37,6 +38,12 @@ func (r *reporter) run() {
 
 func (r *reporter) close() { close(r.reports) }
 
+func (r *reporter) retry(report func() error) {
+	if err := retry(r.ctx, r.logger, "report", report); err != nil {
+		r.fail(err)
+	}
+}
+
 // report has the ledger record that deliveries to a webhook began to fail, or
 // that they succeed again.
 func (r *reporter) report(id string, cmd domain.WebhookCommand) {
@@ -45,7 +52,7 @@ func (r *reporter) report(id string, cmd domain.WebhookCommand) {
 	r.last[id] = failing
 	r.mu.Unlock()
 	r.reports <- func() {
-		retry(r.ctx, r.logger, "report", func() error { return r.ledger.report(r.ctx, id, cmd) })
+		r.retry(func() error { return r.ledger.report(r.ctx, id, cmd) })
 	}
 }
 
@@ -65,7 +72,7 @@ func (r *reporter) failing(conf domain.Webhook) bool {
 // twice.
 func (r *reporter) reportDead(id string) {
 	r.reports <- func() {
-		retry(r.ctx, r.logger, "report", func() error {
+		r.retry(func() error {
 			ctx := context.WithoutCancel(r.ctx)
 			all, err := r.store.unreported(ctx, id)
 			if err != nil {

@@ -2,16 +2,23 @@ package webhooks
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
+
+	"accountledger/eventstore"
 )
 
-// retry calls f until it succeeds or ctx is done, at least once.
-func retry(ctx context.Context, logger *slog.Logger, what string, f func() error) {
+// retry calls f until it succeeds or ctx is done, at least once. It gives up, and
+// returns the error, only if the log is tampered with.
+func retry(ctx context.Context, logger *slog.Logger, what string, f func() error) error {
 	for {
 		err := f()
-		if err == nil || ctx.Err() != nil {
-			return
+		switch {
+		case errors.Is(err, eventstore.ErrTampered):
+			return err
+		case err == nil || ctx.Err() != nil:
+			return nil
 		}
 		logger.ErrorContext(ctx, "webhooks could not process a change, retrying", "change", what, "err", err)
 		sleep(ctx, time.Second)

@@ -14,15 +14,17 @@ import (
 // serve delivers until ctx is done. It calls verify for each endpoint that has
 // to permit deliveries first, and started once, when workers run.
 func (e *engine) serve(ctx context.Context, verify func(ctx context.Context, id string), started func(*run) error) error {
-	b, err := e.begin(ctx)
+	b, err := e.beginning(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil // nothing has begun
 		}
 		return fmt.Errorf("webhooks: %w", err)
 	}
-	r := &run{engine: e, ctx: ctx, cache: newCache(e.config.Log, b.after), saves: make(chan *checkpoint, 1024), verify: verify,
-		reporter: newReporter(ctx, e.ledger, e.store, e.config.Logger), tasks: map[string]*task{}, asked: map[string]eventstore.Revision{}}
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	r := &run{engine: e, ctx: ctx, fail: fail, cache: newCache(e.config.Log, b.after), saves: make(chan *checkpoint, 1024), verify: verify,
+		reporter: newReporter(ctx, fail, e.ledger, e.store, e.config.Logger), tasks: map[string]*task{}, asked: map[string]eventstore.Revision{}}
 	if !e.current.CompareAndSwap(nil, r) {
 		return errors.New("webhooks: already running")
 	}
@@ -39,6 +41,9 @@ func (e *engine) serve(ctx context.Context, verify func(ctx context.Context, id 
 	r.reporter.close()
 	writer.Wait()
 	reporter.Wait()
+	if err := context.Cause(ctx); errors.Is(err, eventstore.ErrTampered) {
+		return fmt.Errorf("webhooks: %w", err)
+	}
 	return nil
 }
 
@@ -46,39 +51,34 @@ func (e *engine) serve(ctx context.Context, verify func(ctx context.Context, id 
 type beginning struct {
 	after eventstore.Position // the log was followed up to here
 	head  eventstore.Position // of the log
-	fresh bool                // delivery.db is new, and earlier deliveries are unknown
 }
 
-// begin reads the beginning, and deletes attempts that are too old.
-func (e *engine) begin(ctx context.Context) (b beginning, err error) {
+// beginning reads the beginning, and deletes attempts that are too old.
+func (e *engine) beginning(ctx context.Context) (b beginning, err error) {
 	if b.head, err = e.config.Log.Head(ctx); err != nil {
 		return b, err
 	}
 	if b.after, err = e.store.followed(ctx); err != nil {
 		return b, err
 	}
-	if err := e.store.expire(ctx, e.config.Now().Add(-attemptAge)); err != nil {
-		return b, err
-	}
-	known, err := e.store.webhooks(ctx)
-	b.fresh = b.after == 0 && len(known) == 0
-	return b, err
+	return b, e.store.expire(ctx, e.config.Now().Add(-attemptAge))
 }
 
-// clamp moves cursors that are ahead of the log back to its head. It must run
-// before anything is appended to the log, which may be an older copy.
-func (e *engine) clamp(ctx context.Context) error {
-	head, err := e.config.Log.Head(ctx)
+// begin loads the settings of all webhooks.
+func (e *engine) begin(ctx context.Context) error {
+	after, err := e.store.followed(ctx)
 	if err != nil {
-		return fmt.Errorf("webhooks: open: %w", err)
+		return err
 	}
-	n, err := e.store.clamp(ctx, head)
+	stored, err := e.store.ids(ctx)
 	if err != nil {
-		return fmt.Errorf("webhooks: open: %w", err)
+		return err
 	}
-	if n > 0 {
-		e.config.Logger.WarnContext(ctx, "the log is older than the progress of webhooks; they continue at its end", "position", head, "webhooks", n)
+	e.fresh = after == 0 && len(stored) == 0
+	if err := e.loadSettings(ctx, stored); err != nil {
+		return err
 	}
+	e.fresh = e.fresh && len(e.confs.all()) > 0
 	return nil
 }
 
@@ -88,30 +88,42 @@ func (e *engine) clamp(ctx context.Context) error {
 func (r *run) follow(b beginning, started func(*run) error) {
 	after, stored := b.after, b.after
 	if after >= b.head {
-		r.start(b.fresh, started)
+		r.start(started)
 	}
 	for r.ctx.Err() == nil {
 		for page, err := range r.config.Log.Subscribe(r.ctx, after) {
 			if err != nil {
+				if errors.Is(err, eventstore.ErrTampered) {
+					r.fail(err)
+				}
 				if r.ctx.Err() == nil {
 					r.config.Logger.ErrorContext(r.ctx, "webhooks cannot follow the log, retrying", "err", err)
 					sleep(r.ctx, time.Second)
 				}
 				break
 			}
+			last := page[len(page)-1]
+			at := mark{last.Position, last.ID}
 			r.cache.push(page)
-			after = page[len(page)-1].Position
-			if r.learn(page) || after >= stored+windowSize {
-				r.retry("follow", func() error { return r.store.follow(r.ctx, after) })
+			learned := r.learn(page)
+			if r.ctx.Err() != nil {
+				break // what the page says may not have been applied: the next run reads it again
+			}
+			after = at.position
+			r.store.mark.Store(&at)
+			if learned || after >= stored+windowSize {
+				r.retry("follow", func() error { return r.store.follow(r.ctx, at) })
 				stored = after
 			}
 			if after >= b.head {
-				r.start(b.fresh, started)
+				r.start(started)
 			}
 		}
 	}
-	if err := r.store.follow(context.WithoutCancel(r.ctx), after); err != nil {
-		r.config.Logger.ErrorContext(r.ctx, "webhooks could not store their position in the log", "err", err)
+	if at := r.store.mark.Load(); at != nil {
+		if err := r.store.follow(context.WithoutCancel(r.ctx), *at); err != nil {
+			r.config.Logger.ErrorContext(r.ctx, "webhooks could not store their position in the log", "err", err)
+		}
 	}
 }
 
@@ -139,10 +151,16 @@ func (e *engine) forget(ctx context.Context, sub string) error {
 	return e.store.forget(ctx, sub, e.config.Now().Add(reopenAfter))
 }
 
-func (r *run) retry(what string, f func() error) { retry(r.ctx, r.config.Logger, what, f) }
+// retry calls f until it succeeds or the run ends. It ends the run if the log is
+// tampered with.
+func (r *run) retry(what string, f func() error) {
+	if err := retry(r.ctx, r.config.Logger, what, f); err != nil {
+		r.fail(err)
+	}
+}
 
 // start starts the workers, once.
-func (r *run) start(fresh bool, started func(*run) error) {
+func (r *run) start(started func(*run) error) {
 	r.mu.Lock()
 	begun := r.started
 	r.started = true
@@ -151,11 +169,9 @@ func (r *run) start(fresh bool, started func(*run) error) {
 		return
 	}
 	r.retry("start", func() error {
-		all, err := r.store.webhooks(r.ctx)
-		if err != nil {
-			return err
-		}
-		if fresh && len(all) > 0 {
+		all := r.confs.all()
+		if r.fresh {
+			r.fresh = false
 			r.config.Logger.WarnContext(r.ctx, "the delivery file is new: webhooks start at their configured positions and send earlier events again", "webhooks", len(all))
 		}
 		for _, conf := range all {

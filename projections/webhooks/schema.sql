@@ -1,19 +1,22 @@
--- delivery.db, version 4: the progress of deliveries. It is derived from the log:
+-- delivery.db, version 5: the progress of deliveries. It is derived from the log:
 -- without the file no event is lost, but some are sent again. The table endpoint
 -- and the columns of that name are about webhooks.
 
--- The position up to which the log was followed for changes of webhooks.
+-- The position up to which the log was followed for changes of webhooks, and the
+-- id of the event there; the ledger whose log it is.
 CREATE TABLE follow (
 	id       INTEGER PRIMARY KEY CHECK (id = 1),
-	position INTEGER NOT NULL
+	position INTEGER NOT NULL,
+	event    BLOB    NOT NULL DEFAULT x'',
+	ledger   TEXT    NOT NULL DEFAULT ''
 ) STRICT;
 
--- A copy of each webhook's configuration. Numbers are not reused, so a late write
--- for a deleted webhook cannot affect a new one.
+-- The numbers of webhooks. They are not reused, so a late write for a deleted
+-- webhook cannot affect a new one. The settings of webhooks are in the log only.
 CREATE TABLE endpoint (
-	no     INTEGER PRIMARY KEY AUTOINCREMENT,
-	id     TEXT    NOT NULL UNIQUE,
-	config TEXT    NOT NULL -- JSON
+	no    INTEGER PRIMARY KEY AUTOINCREMENT,
+	id    TEXT    NOT NULL UNIQUE,
+	state TEXT    NOT NULL DEFAULT '' -- the last known one: enabling a webhook closes its breaker
 ) STRICT;
 
 -- Deleted webhooks, which disclosures list as well.

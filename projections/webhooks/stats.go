@@ -30,10 +30,7 @@ func (s status) Stats(ctx context.Context) ([]Stats, error) {
 	if err != nil {
 		return nil, fmt.Errorf("webhooks: stats: %w", err)
 	}
-	confs, err := s.store.webhooks(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("webhooks: stats: %w", err)
-	}
+	confs := s.confs.all()
 	dead, err := s.store.deadLetters(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("webhooks: stats: %w", err)

@@ -47,10 +47,7 @@ func (s status) Get(ctx context.Context, id string) (Endpoint, error) {
 
 // List returns all webhooks, oldest first.
 func (s status) List(ctx context.Context) ([]Endpoint, error) {
-	confs, err := s.store.webhooks(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("webhooks: list: %w", err)
-	}
+	confs := s.confs.all()
 	all := make([]Endpoint, 0, len(confs))
 	for _, conf := range confs {
 		e, err := s.of(ctx, conf)

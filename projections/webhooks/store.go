@@ -9,19 +9,20 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
 
 	"accountledger/domain"
 	"accountledger/eventstore"
+	"accountledger/projections"
 )
 
 // What identifies our file: PRAGMA application_id and user_version.
 const (
 	applicationID = 0x414c6477 // "ALdw"
-	schemaVersion = 4
+	schemaVersion = 5
 )
 
 //go:embed schema.sql
@@ -34,27 +35,100 @@ type store struct {
 	write *sql.DB // one connection: SQLite has one writer, so queue here, not in busy_timeout
 	read  *sql.DB
 	ring  int64 // attempts stored per webhook
+	mark  atomic.Pointer[mark]
 }
 
-func openStore(ctx context.Context, path string, ring int64) (*store, error) {
+// mark is an event up to which the log was followed.
+type mark struct {
+	position eventstore.Position
+	event    [16]byte
+}
+
+// writing are the parameters of the connection that writes.
+const writing = "_journal_mode=WAL&_synchronous=NORMAL&_secure_delete=on&_txlock=immediate"
+
+// openStore opens delivery.db, or creates it. It refuses a file that contradicts
+// the log, with a *projections.AheadError and before it changes the file.
+func openStore(ctx context.Context, c Config) (*store, error) {
+	path := c.Path
+	if err := compare(ctx, c); err != nil {
+		return nil, fmt.Errorf("webhooks: open %s: %w", path, err)
+	}
 	// SQLite would create the file, its -wal and its -shm readable by everyone.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("webhooks: %w", err)
 	}
 	f.Close()
-	s := &store{path: path, ring: ring}
-	if s.write, err = connect(path, "_journal_mode=WAL&_synchronous=NORMAL&_secure_delete=on&_txlock=immediate"); err != nil {
+	s := &store{path: path, ring: int64(c.KeepAttempts)}
+	if s.write, err = connect(path, writing); err != nil {
 		return nil, err
 	}
 	s.write.SetMaxOpenConns(1)
 	if s.read, err = connect(path, "mode=ro"); err != nil {
 		return nil, errors.Join(err, s.write.Close())
 	}
-	if err := s.prepare(ctx); err != nil {
+	err = s.prepare(ctx, c.LedgerID)
+	if err == nil {
+		err = s.bind(ctx, c.Log)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("webhooks: open %s: %w", path, err), s.close())
 	}
 	return s, nil
+}
+
+// compare returns an *projections.AheadError if the file contradicts the log. It
+// changes nothing. It says nothing about a file that prepare refuses or creates.
+func compare(ctx context.Context, c Config) error {
+	if info, err := os.Stat(c.Path); errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 {
+		return nil
+	}
+	db, err := connect(c.Path, "mode=ro")
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var app, version, tables int
+	if err := db.QueryRowContext(ctx, identity).Scan(&app, &version, &tables); err != nil {
+		return err
+	}
+	if known, err := recognise(app, version, tables); err != nil || !known {
+		return err
+	}
+	var followed, settled projections.Mark
+	columns := `position, event, ledger`
+	if version < 5 {
+		columns = `position, x'', ''`
+	}
+	var event []byte
+	err = db.QueryRowContext(ctx, `SELECT `+columns+`, (SELECT coalesce(max(low), 0) FROM cursor) FROM follow`).
+		Scan(&followed.Position, &event, &followed.Ledger, &settled.Position)
+	if err != nil {
+		return err
+	}
+	copy(followed.Event[:], event)
+	if err := followed.Check(ctx, c.Path, c.LedgerID, c.Log); err != nil {
+		return err
+	}
+	return settled.Check(ctx, c.Path, c.LedgerID, c.Log)
+}
+
+// identity reads what identifies a file.
+const identity = `SELECT (SELECT * FROM pragma_application_id), (SELECT * FROM pragma_user_version), (SELECT count(*) FROM sqlite_schema)`
+
+// recognise returns an error unless the file is new, or one that this program can
+// read; then known is true.
+func recognise(app, version, tables int) (known bool, err error) {
+	switch {
+	case app == 0 && tables == 0:
+		return false, nil
+	case app != applicationID:
+		return false, errors.New("not a delivery file of this program")
+	case version > schemaVersion || version < 1:
+		return false, fmt.Errorf("its format is version %d, this program reads version %d", version, schemaVersion)
+	}
+	return true, nil
 }
 
 func connect(path, params string) (*sql.DB, error) {
@@ -67,31 +141,51 @@ func connect(path, params string) (*sql.DB, error) {
 }
 
 // prepare creates the tables in a new file, upgrades an older one, and refuses
-// any other.
-func (s *store) prepare(ctx context.Context) error {
+// any other. A file without a ledger becomes that of the one with this id, unless
+// the id is "".
+func (s *store) prepare(ctx context.Context, ledgerID string) error {
 	return s.update(ctx, func(tx *sql.Tx) error {
 		var app, version, tables int
-		const look = `SELECT (SELECT * FROM pragma_application_id), (SELECT * FROM pragma_user_version), (SELECT count(*) FROM sqlite_schema)`
-		if err := tx.QueryRowContext(ctx, look).Scan(&app, &version, &tables); err != nil {
+		if err := tx.QueryRowContext(ctx, identity).Scan(&app, &version, &tables); err != nil {
 			return err
 		}
-		switch {
-		case app == 0 && tables == 0:
-			_, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d; %s
-				INSERT INTO follow (id, position) VALUES (1, 0);`, applicationID, schemaVersion, schema))
+		known, err := recognise(app, version, tables)
+		if err != nil {
 			return err
-		case app != applicationID:
-			return errors.New("not a delivery file of this program")
-		case version > schemaVersion || version < 1:
-			return fmt.Errorf("its format is version %d, this program reads version %d", version, schemaVersion)
 		}
-		for _, step := range upgrades[version-1:] {
+		steps := []string{fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d; %s
+			INSERT INTO follow (id, position) VALUES (1, 0);`, applicationID, schemaVersion, schema)}
+		if known {
+			steps = upgrades[version-1:]
+		}
+		for _, step := range steps {
 			if _, err := tx.ExecContext(ctx, step); err != nil {
 				return err
 			}
 		}
-		return nil
+		_, err = tx.ExecContext(ctx, `UPDATE follow SET ledger = ?1 WHERE ledger = '' AND ?1 != ''`, ledgerID)
+		return err
 	})
+}
+
+// bind adds the id of the event at the position that a file of an earlier version
+// has followed the log to.
+func (s *store) bind(ctx context.Context, log eventstore.Store) error {
+	var at eventstore.Position
+	err := s.read.QueryRowContext(ctx, `SELECT position FROM follow WHERE position > 0 AND event = x''`).Scan(&at)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for page, err := range log.Subscribe(ctx, at-1) {
+		if err == nil {
+			_, err = s.write.ExecContext(ctx, `UPDATE follow SET event = ? WHERE position = ?`, page[0].ID[:], at)
+		}
+		return err
+	}
+	return ctx.Err()
 }
 
 // upgrades bring a file from each version to the next.
@@ -112,6 +206,12 @@ var upgrades = [schemaVersion - 1]string{
 	PRAGMA user_version = 3`,
 	`CREATE TABLE former (no INTEGER PRIMARY KEY, id TEXT NOT NULL) STRICT;
 	PRAGMA user_version = 4`,
+	`ALTER TABLE follow ADD COLUMN event BLOB NOT NULL DEFAULT x'';
+	ALTER TABLE follow ADD COLUMN ledger TEXT NOT NULL DEFAULT '';
+	ALTER TABLE endpoint ADD COLUMN state TEXT NOT NULL DEFAULT '';
+	UPDATE endpoint SET state = coalesce(json_extract(config, '$.state'), '') WHERE json_valid(config);
+	ALTER TABLE endpoint DROP COLUMN config;
+	PRAGMA user_version = 5`,
 }
 
 func (s *store) update(ctx context.Context, f func(*sql.Tx) error) error {
@@ -138,24 +238,22 @@ func (s *store) followed(ctx context.Context) (p eventstore.Position, err error)
 	return p, err
 }
 
-func (s *store) follow(ctx context.Context, p eventstore.Position) error {
-	_, err := s.write.ExecContext(ctx, `UPDATE follow SET position = max(position, ?)`, p)
+func (s *store) follow(ctx context.Context, m mark) error {
+	_, err := s.write.ExecContext(ctx, follow, m.position, m.event[:])
 	return err
 }
 
-// put stores a copy of a webhook's configuration. A new webhook gets a cursor
-// where its configuration says. A webhook that is enabled again gets a closed
+const follow = `UPDATE follow SET position = ?1, event = ?2 WHERE position < ?1`
+
+// put makes the file agree with a webhook's configuration. A new webhook gets a
+// cursor where its configuration says. A webhook that is enabled again gets a closed
 // breaker, so that its next attempt is immediate. Of a deleted webhook only its
 // id remains.
 func (s *store) put(ctx context.Context, w domain.Webhook) error {
-	config, err := json.Marshal(w)
-	if err != nil {
-		return err
-	}
 	return s.update(ctx, func(tx *sql.Tx) error {
 		var no int64
-		var old string
-		err := tx.QueryRowContext(ctx, `SELECT no, config FROM endpoint WHERE id = ?`, w.WebhookID).Scan(&no, &old)
+		var before domain.WebhookState
+		err := tx.QueryRowContext(ctx, `SELECT no, state FROM endpoint WHERE id = ?`, w.WebhookID).Scan(&no, &before)
 		known := err == nil
 		switch {
 		case err != nil && !errors.Is(err, sql.ErrNoRows):
@@ -165,22 +263,19 @@ func (s *store) put(ctx context.Context, w domain.Webhook) error {
 		case !w.Exists():
 			return nil
 		case !known:
-			if err := tx.QueryRowContext(ctx, `INSERT INTO endpoint (id, config) VALUES (?, ?) RETURNING no`, w.WebhookID, string(config)).Scan(&no); err != nil {
+			if err := tx.QueryRowContext(ctx, `INSERT INTO endpoint (id, state) VALUES (?, ?) RETURNING no`, w.WebhookID, w.State).Scan(&no); err != nil {
 				return err
 			}
 			_, err = tx.ExecContext(ctx, `INSERT INTO cursor (endpoint, low) VALUES (?, ?)`, no, w.After)
 			return err
-		}
-		var before domain.Webhook
-		if err := json.Unmarshal([]byte(old), &before); err != nil {
-			return err
-		}
-		if before.State != domain.WebhookEnabled && w.State == domain.WebhookEnabled {
+		case before == w.State:
+			return nil
+		case w.State == domain.WebhookEnabled:
 			if _, err := tx.ExecContext(ctx, `UPDATE cursor SET breaker_step = 0, breaker_until = 0, breaker_reason = '', first_failure = 0 WHERE endpoint = ?`, no); err != nil {
 				return err
 			}
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE endpoint SET config = ? WHERE no = ?`, string(config), no)
+		_, err = tx.ExecContext(ctx, `UPDATE endpoint SET state = ? WHERE no = ?`, w.State, no)
 		return err
 	})
 }
@@ -196,46 +291,6 @@ func drop(ctx context.Context, tx *sql.Tx, no int64) error {
 		}
 	}
 	return nil
-}
-
-// webhooks returns the copies of all configurations, oldest webhook first.
-func (s *store) webhooks(ctx context.Context) ([]domain.Webhook, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT config FROM endpoint ORDER BY no`)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var all []domain.Webhook
-	for rows.Next() {
-		var config []byte
-		var w domain.Webhook
-		if err := rows.Scan(&config); err != nil {
-			return nil, err
-		}
-		if err := json.Unmarshal(config, &w); err != nil {
-			return nil, err
-		}
-		all = append(all, w)
-	}
-	return all, rows.Err()
-}
-
-// clamp moves cursors that are ahead of the log back to its head. The log then is
-// an older copy, restored from a backup. clamp returns how many there were.
-func (s *store) clamp(ctx context.Context, head eventstore.Position) (n int64, err error) {
-	err = s.update(ctx, func(tx *sql.Tx) error {
-		result, err := tx.ExecContext(ctx, `UPDATE cursor SET low = min(low, ?1), done = x'' WHERE endpoint IN (
-			SELECT no FROM endpoint WHERE (SELECT position FROM follow) > ?1)`, head)
-		if err != nil {
-			return err
-		}
-		if n, err = result.RowsAffected(); err != nil {
-			return err
-		}
-		_, err = tx.ExecContext(ctx, `UPDATE follow SET position = min(position, ?)`, head)
-		return err
-	})
-	return n, err
 }
 
 // expire deletes attempts from before a time, and the notes of erasures that only

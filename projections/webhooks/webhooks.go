@@ -64,11 +64,14 @@ type Webhooks struct {
 	*replays
 }
 
-// Open opens delivery.db, or creates it. It refuses a file of another program or
-// of a later version. Open it before anything is appended to the log.
+// Open opens delivery.db, or creates it, and reads the settings of all webhooks
+// from the log. It refuses a file of another program or of a later version, and,
+// with a *projections.AheadError and before it changes anything, a file that is
+// ahead of the log or has followed another one. The error is
+// eventstore.ErrTampered if the log cannot prove a webhook's settings.
 func Open(ctx context.Context, c Config) (*Webhooks, error) {
 	c = c.withDefaults()
-	s, err := openStore(ctx, c.Path, int64(c.KeepAttempts))
+	s, err := openStore(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +79,8 @@ func Open(ctx context.Context, c Config) (*Webhooks, error) {
 	secrets := secretStore{c.Keys, c.Now}
 	e := &engine{config: c, store: s, ledger: l, secrets: secrets,
 		senders: senders{config: c, opener: opener{c.Codec, l}, secrets: secrets}}
-	if err := e.clamp(ctx); err != nil {
-		return nil, errors.Join(err, s.close())
+	if err := e.begin(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("webhooks: open: %w", err), s.close())
 	}
 	st := status{e}
 	return &Webhooks{engine: e, status: st, registry: registry{st}, deliveries: deliveries{e}, disclosures: disclosures{e}, probes: probes{st},
@@ -86,7 +89,8 @@ func Open(ctx context.Context, c Config) (*Webhooks, error) {
 
 // Run delivers until ctx is done. Then it sends nothing new, waits for the
 // requests in flight, at most for the timeout of one, stores the progress of each
-// webhook, and returns nil: the next Run sends nothing twice.
+// webhook, and returns nil: the next Run sends nothing twice. It returns an error
+// only if it cannot begin, or if the log is tampered with.
 func (w *Webhooks) Run(ctx context.Context) error {
 	return w.serve(ctx, w.verifyBySystem, w.resume)
 }
