@@ -22,9 +22,9 @@ func checkCommand() *cobra.Command {
 can be decrypted with its account's key or was erased, the claims that keep
 identifiers unique are those of the accounts, no view and no webhook is ahead of
 the log, and no stream is parked. Identifiers that several accounts have since
-before they were refused are noted, and are no fault. With --views, rebuild the account
-view in a temporary file and compare it. The server may run meanwhile. The
-command needs the master key. The exit code is 3 if it finds a fault.
+before they were refused are noted, and are no fault. With --views, rebuild the
+account view in a temporary file and compare it. The server may run meanwhile.
+The command needs the master key. The exit code is 3 if it finds a fault.
 
 This command does not detect deliberate changes of the log; 'verify' does.`,
 		Args: cobra.NoArgs,
