@@ -21,10 +21,12 @@ func checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Check that the files are undamaged and consistent",
 		Long: `Check the files of the data directory for damage and consistency: every event
-can be decrypted with its account's key or was erased, no view and no webhook is
-ahead of the log, and no stream is parked. With --views, rebuild the account
-view in a temporary file and compare it. The server may run meanwhile. The
-command needs the master key. The exit code is 3 if it finds a fault.
+can be decrypted with its account's key or was erased, the claims that keep
+identifiers unique are those of the accounts, no view and no webhook is ahead of
+the log, and no stream is parked. Identifiers that several accounts have since
+before they were refused are noted, and are no fault. With --views, rebuild the
+account view in a temporary file and compare it. The server may run meanwhile.
+The command needs the master key. The exit code is 3 if it finds a fault.
 
 This command does not detect deliberate changes of the log; 'verify' does.`,
 		Args: cobra.NoArgs,
@@ -55,6 +57,7 @@ type checked struct {
 	Compared int64               `json:"compared,omitzero"` // accounts, with --views
 	Findings []finding           `json:"findings"`
 	Unlisted int64               `json:"unlisted,omitzero"`
+	Notes    []finding           `json:"notes,omitzero"` // what should be looked at but is no fault
 
 	readable bool // every event of the log could be read
 }
@@ -75,6 +78,13 @@ func (ch *checked) add(file, format string, args ...any) {
 		return
 	}
 	ch.Findings = append(ch.Findings, finding{file, fmt.Sprintf(format, args...)})
+}
+
+// note adds what an operator should know and what is no fault.
+func (ch *checked) note(file, detail string) {
+	if len(ch.Notes) < maxFindings {
+		ch.Notes = append(ch.Notes, finding{file, detail})
+	}
 }
 
 // check checks the ledger in c.Data. It returns an error only if it could not
@@ -128,6 +138,11 @@ func check(ctx context.Context, c cli.Config, out cli.Console, compareViews bool
 	codec := domain.Codec{Keys: keys}
 	if err := ch.events(ctx, r, codec, out); err != nil {
 		return ch, err
+	}
+	if ch.readable {
+		if err := ch.claims(ctx, r, codec, out); err != nil {
+			return ch, err
+		}
 	}
 	// A rebuild would wait forever for events that cannot be read.
 	if compareViews && ch.readable {
@@ -259,6 +274,9 @@ func (ch checked) print(out cli.Console) error {
 	}
 	if ch.Unlisted > 0 {
 		out.Printf("and %d more\n", ch.Unlisted)
+	}
+	for _, n := range ch.Notes {
+		out.Printf("note: %s: %s\n", n.File, n.Detail)
 	}
 	if ch.OK {
 		out.Printf("checked: all files are undamaged and consistent, %d events", ch.Head)

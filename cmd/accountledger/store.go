@@ -132,6 +132,7 @@ type storeReader interface {
 	ReadStream(ctx context.Context, stream string, from eventstore.Revision) iter.Seq2[eventstore.Recorded, error]
 	Streams(ctx context.Context, prefix string) iter.Seq2[string, error]
 	Claims(ctx context.Context) iter.Seq2[eventstore.Claim, error]
+	ClaimsVersion(ctx context.Context) (int, error)
 	Subscribe(ctx context.Context, after eventstore.Position) iter.Seq2[[]eventstore.Recorded, error]
 	Head(ctx context.Context) (eventstore.Position, error)
 	// Check returns what is wrong with the structure of the store's file.

@@ -76,9 +76,20 @@ func (w *writer) reclaim(ctx context.Context, version int, claims iter.Seq2[even
 }
 
 // ClaimsVersion implements eventstore.Store.
-func (s *Store) ClaimsVersion(ctx context.Context) (int, error) {
+func (s *Store) ClaimsVersion(ctx context.Context) (int, error) { return s.files.ClaimsVersion(ctx) }
+
+// ClaimsVersion returns the version of the claims. A log of version 1 does not
+// name it: it is 1.
+func (r *Reader) ClaimsVersion(ctx context.Context) (int, error) {
+	file, err := identify(r.path)
+	if err == nil && file == 1 {
+		return 1, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("sqlite: claims version: %w", err)
+	}
 	var version int64
-	err := s.files.use(ctx, func(c *readConn) error {
+	err = r.use(ctx, func(c *readConn) error {
 		v, err := c.scalar(`SELECT claims_version FROM meta`)
 		version, _ = v.(int64)
 		return err
