@@ -132,7 +132,7 @@ func (w *writer) run(publish func([]eventstore.Recorded)) {
 			f()
 		case <-due:
 			due = nil
-			if w.broken == nil {
+			if w.broken == nil && time.Since(w.lastSign) >= w.interval {
 				w.audit()
 			}
 		case a := <-w.audits:

@@ -27,6 +27,7 @@ type sealedHead struct {
 	watched digest
 	slot    uint64 // highest slot in a key ID
 	keys    eventstore.KeyState
+	server  []byte // position on the server that the log replicates
 	mac     [sha256.Size]byte
 }
 
@@ -48,7 +49,7 @@ func (v vouch) seal(ledger string, h sealedHead) [32]byte {
 	for _, n := range []uint64{h.slot, uint64(h.keys.Changes), uint64(h.keys.Destroyed)} {
 		m = binary.BigEndian.AppendUint64(m, n)
 	}
-	return v(m)
+	return v(append(m, h.server...))
 }
 
 // claim returns the summand of a claim in the digest of all claims.
@@ -107,7 +108,7 @@ func (d digest) minus(e digest) digest {
 	return d
 }
 
-const selectHead = `SELECT size, root, claims, watched, slot, changes, destroyed, mac FROM head`
+const selectHead = `SELECT size, root, claims, watched, slot, changes, destroyed, server, mac FROM head`
 
 // readHead reads the sealed head. It returns an error if there is none or if
 // its MAC is not that of this ledger.
@@ -117,7 +118,7 @@ func readHead(c *conn, ledger string, v vouch) (h sealedHead, err error) {
 		return h, err
 	}
 	defer s.close()
-	row := make([]driver.Value, 8)
+	row := make([]driver.Value, 9)
 	found, err := s.row(row)
 	if err != nil {
 		return h, err
@@ -127,7 +128,7 @@ func readHead(c *conn, ledger string, v vouch) (h sealedHead, err error) {
 		h.size, h.root = f.int(), f.hash()
 		h.claims, h.watched, h.slot = digestOf(f.hash()), digestOf(f.hash()), uint64(f.int())
 		h.keys = eventstore.KeyState{Slot: h.slot, Changes: f.int(), Destroyed: f.int()}
-		h.mac = f.hash()
+		h.server, h.mac = f.blob(), f.hash()
 	}
 	if !found || f.bad || h.mac != v.seal(ledger, h) {
 		return h, tampered("its sealed head is not one that this ledger wrote")

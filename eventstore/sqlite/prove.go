@@ -113,8 +113,8 @@ func (s *Store) ReadProven(ctx context.Context, stream string, from eventstore.R
 		}
 		p := &prover{tree: tree, read: s.files.fullTile(ctx)}
 		var buf []byte
-		more := true
-		for next := max(from, 0); more; {
+		next := max(from, 0)
+		for more := true; more; {
 			var page []eventRow
 			var sound []bool
 			if err := ctx.Err(); err != nil {
@@ -149,7 +149,27 @@ func (s *Store) ReadProven(ctx context.Context, stream string, from eventstore.R
 			}
 			more = len(page) > 0
 		}
+		// A damaged index may hide the rest.
+		if err := s.files.ends(ctx, stream, next, tree.Size()); err != nil {
+			fail(err)
+		}
 	}
+}
+
+// ends fails with ErrTampered if the stream has an event at a revision or later,
+// and among the first size events of the log.
+func (r *Reader) ends(ctx context.Context, stream string, revision eventstore.Revision, size int64) error {
+	return r.use(ctx, func(c *readConn) error {
+		found, err := c.streamEnd.row(c.row[:2], stream)
+		if !found || err != nil {
+			return err
+		}
+		f := fields{row: c.row[:2]}
+		if last, at := eventstore.Revision(f.int()), f.int(); f.bad || last >= revision && at <= size {
+			return tampered("revision %d is missing", revision)
+		}
+		return nil
+	})
 }
 
 // eventRows runs s, and returns the events up to the limits of a page, and which

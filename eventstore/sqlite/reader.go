@@ -48,6 +48,7 @@ type readConn struct {
 	head, page, stream  *stmt
 	streams, names      *stmt
 	block, provenStream *stmt
+	streamEnd           *stmt
 	tile                *stmt
 	row                 [recordedColumns]driver.Value
 }
@@ -165,6 +166,7 @@ func (r *Reader) dial() (*readConn, error) {
 		&c.stream:       selectRecorded + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
 		&c.block:        selectEvents + ` WHERE e.position BETWEEN ? AND ? ORDER BY e.position`,
 		&c.provenStream: selectEvents + ` WHERE e.stream = (SELECT num FROM streams WHERE name = ?) AND e.revision >= ? ORDER BY e.revision LIMIT ` + fmt.Sprint(pageEvents),
+		&c.streamEnd:    `SELECT revision, position FROM events WHERE stream = (SELECT num FROM streams WHERE name = ?) ORDER BY revision DESC LIMIT 1`,
 		&c.tile:         `SELECT data FROM tiles WHERE level = ? AND n = ?`,
 		&c.names:        `SELECT name FROM streams WHERE name >= ?1 AND (name > ?1 OR ?2) ORDER BY name LIMIT ` + fmt.Sprint(pageEvents),
 		&c.streams:      selectRecorded + ` WHERE (e.stream, e.revision) > (ifnull((SELECT num FROM streams WHERE name = ?), 0), ?) AND e.position <= ? ORDER BY e.stream, e.revision LIMIT ` + fmt.Sprint(pageEvents),

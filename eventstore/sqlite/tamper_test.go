@@ -98,6 +98,8 @@ type victim struct {
 	marks map[string]bool  // alterations whose effect content does not show
 	seen  map[int64]string // the signed text of each size
 
+	lost bool // the -wal of a killed log was deleted
+
 	steps, faults, outcomes []string
 }
 
@@ -124,7 +126,7 @@ type olderVictim struct {
 // the only place that depends on how a store gets its keys.
 func (v *victim) config() sqlite.Config {
 	return sqlite.Config{
-		Dir: v.dir, Ledger: v.signer.Name(), Signer: v.signer, CheckpointInterval: time.Hour, LastSigned: v.last,
+		Dir: v.dir, Ledger: v.signer.Name(), Watch: []string{"account-"}, Signer: v.signer, CheckpointInterval: time.Hour, LastSigned: v.last,
 		Existing: len(v.truth) > 0, Vouch: func(message []byte) [32]byte {
 			mac := hmac.New(sha256.New, v.sealKey)
 			mac.Write(message)
@@ -646,7 +648,8 @@ func short(values []any) string {
 func (v *victim) mutate(value any) any {
 	switch value := value.(type) {
 	case int64:
-		return []int64{value + 1, value - 1, 0, -value, v.random.Int64(), math.MaxInt64}[v.random.IntN(6)]
+		others := slices.DeleteFunc([]int64{value + 1, value - 1, 0, -value, v.random.Int64(), math.MaxInt64}, func(n int64) bool { return n == value })
+		return others[v.random.IntN(len(others))]
 	case string:
 		return string(v.mutate([]byte(value)).([]byte))
 	case []byte:
@@ -971,6 +974,7 @@ func (v *victim) loseWAL() string {
 	}
 	delete(files, "log.db-wal")
 	v.write(files)
+	v.lost = v.dirty
 	return "lost"
 }
 
@@ -980,6 +984,11 @@ func (v *victim) loseWAL() string {
 func (v *victim) examine() (altered, refused bool) {
 	ctx := v.t.Context()
 	before := v.content()
+	if _, err := os.Stat(filepath.Join(v.dir, "log.db-wal")); v.lost && err == nil && before.err == nil && before.head >= v.lastSize() && before.head < int64(len(v.truth)) {
+		// After the -wal was lost, a later alteration made another. Nothing in the
+		// log or in the checkpoint tells that it was longer.
+		v.truth = v.truth[:before.head]
+	}
 	positions := v.altered(before)
 	altered = before.err != nil || len(positions) > 0 || before.tiles != v.truth.tiles() || before.origin != v.signer.Name() ||
 		v.marks[markHead] || v.marks[markOlder]
@@ -1013,6 +1022,8 @@ func (v *victim) examine() (altered, refused bool) {
 			v.fault("%d events were appended, and then one at %d", len(v.truth), receipt.First)
 		} else if e, ok := after.events[int64(receipt.First)]; ok {
 			v.truth = append(v.truth, e)
+		} else {
+			return true, true // the files cannot be read as they are, so nobody can tell what comes next
 		}
 	}
 	v.dirty = false
@@ -1116,7 +1127,7 @@ func (v *victim) verify(c *content, positions map[int64]bool, altered, vague boo
 		return
 	}
 	// A log with events that no checkpoint covers is never reported as whole.
-	if altered && !v.marks[markHead] && report.OK() && report.Covered == report.Events {
+	if altered && !vague && !v.marks[markHead] && report.OK() && report.Covered == report.Events {
 		v.fault("Verify finds nothing, but events %v, or tiles or the origin are altered (%v)", slices.Sorted(maps.Keys(positions)), v.marks)
 	}
 	if !altered && !vague && !report.OK() {
@@ -1132,15 +1143,18 @@ func (v *victim) verify(c *content, positions map[int64]bool, altered, vague boo
 		p := int64(f.Position)
 		right := positions[p] || beyond && p > size
 		switch f.Kind {
-		case sqlite.Altered, sqlite.Missing, sqlite.SealedAltered, sqlite.UnexplainedErasure:
+		case sqlite.Altered, sqlite.Missing, sqlite.UnexplainedErasure:
+		case sqlite.SealedAltered: // also of an event appended where there was a surplus part
+			right = right || p >= size
 		case sqlite.Chain: // also names an event whose predecessor is altered
 			right = right || p >= 1 && p <= size && positions[v.predecessor(p)]
 		case sqlite.TileAltered:
-			right = right || tiles
+			covers := func(at int64) bool { return at >= p } // a tile above level 0 covers all that the log has
+			right = right || tiles || slices.ContainsFunc(slices.Collect(maps.Keys(positions)), covers) || beyond && covers(size+1)
 		case sqlite.Root, sqlite.CheckpointAltered:
 			right = right || tiles || slices.ContainsFunc(slices.Collect(maps.Keys(positions)), func(at int64) bool { return at <= p })
 		case sqlite.Truncated:
-			right = right || p == c.head && c.head < size
+			right = right || positions[p+1] || p == c.head && c.head < size
 		default: // about the log as a whole
 			right = right || p == 0 || p == size || p == size+1 || p == c.head
 		}

@@ -156,7 +156,7 @@ func (v *verification) open(c *conn) error {
 		// A level has a tile for every 256 hashes, and level 0 only full ones. The
 		// log may have grown since the head was read.
 		&v.surplus: `SELECT level || '/' || n FROM tiles, (SELECT max(?, ifnull(max(position), 0)) AS size FROM events)
-			WHERE level < 0 OR level > 5 OR n < 0 OR (n << (8 * (level + 1))) + (1 << (8 * (level + (level = 0)))) > size LIMIT 100`,
+			WHERE level < 0 OR level > 5 OR n < 0 OR n > size OR (n << (8 * (level + 1))) + (1 << (8 * (level + (level = 0)))) > size LIMIT 100`,
 		&v.origin:      `SELECT origin, (SELECT count(*) FROM meta) FROM meta`,
 		&v.next:        `SELECT position FROM events WHERE position > ? ORDER BY position LIMIT 1`,
 		&v.predecessor: `SELECT position, leaf_hash FROM events WHERE stream = ? AND revision = ?`,

@@ -197,7 +197,7 @@ func TestVerifySound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(sqlite.Report{Events: 700, Checkpoints: 7 + 3, Covered: 700}, report); diff != "" {
+	if diff := cmp.Diff(sqlite.Report{Events: 700, Checkpoints: 7 + 3, Covered: 700, Root: report.Root}, report); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]int64{0, 256, 512, 700}, steps); diff != "" {

@@ -45,6 +45,7 @@ type writer struct {
 
 	db       *conn
 	sealed   eventstore.KeyState // in the sealed head that load has read
+	server   []byte              // in the same
 	state    state               // content of the file
 	next     state               // content of the file once the running transaction is durable
 	heads    heads               // includes the running transaction; cleared if that fails
@@ -208,7 +209,7 @@ func (w *writer) load() error {
 		return err
 	}
 	s.tree, s.claims, s.watched, s.slot = *tree, h.claims, h.watched, h.slot
-	w.state, w.sealed = s, h.keys
+	w.state, w.sealed, w.server = s, h.keys, h.server
 	return nil
 }
 
@@ -250,7 +251,7 @@ func (w *writer) checkWatched() error {
 
 // sealHead writes the sealed head of next.
 func (w *writer) sealHead() error {
-	h := sealedHead{size: w.next.tree.Size(), root: w.next.tree.Root(), claims: w.next.claims, watched: w.next.watched, slot: w.next.slot}
+	h := sealedHead{size: w.next.tree.Size(), root: w.next.tree.Root(), claims: w.next.claims, watched: w.next.watched, slot: w.next.slot, server: w.server}
 	if w.keys != nil {
 		h.keys = w.keys()
 	}
@@ -469,21 +470,25 @@ func (w *writer) beforeSign(size int64, root tlog.Hash) error {
 
 // finish signs the log's last state and marks the file as cleanly closed.
 func (w *writer) finish() error {
+	err := w.signRest()
+	// The last connection merges the -wal file into this one and deletes it, even
+	// if the log accepts no appends.
+	if e := w.db.exec(context.Background(), `UPDATE meta SET open = 0`); err == nil && w.broken == nil {
+		err = e
+	}
+	return err
+}
+
+// signRest signs what no checkpoint covers.
+func (w *writer) signRest() error {
 	if w.sound == nil && w.broken == nil {
 		if err := w.conclude(<-w.audits); err != nil {
 			return err
 		}
 	}
-	if w.broken == nil && w.state.signed < w.state.tree.Size() {
-		w.audit()
-		if err := w.conclude(<-w.audits); err != nil {
-			return err
-		}
+	if w.broken != nil || w.state.signed == w.state.tree.Size() {
+		return nil // each append has returned what broke the log
 	}
-	// The last connection merges the -wal file into this one and deletes it.
-	err := w.db.exec(context.Background(), `UPDATE meta SET open = 0`)
-	if w.broken != nil {
-		return nil // every append has returned it
-	}
-	return err
+	w.audit()
+	return w.conclude(<-w.audits)
 }
