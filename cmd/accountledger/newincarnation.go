@@ -41,8 +41,8 @@ Then it begins a new incarnation of the ledger: it renames the key that signs
 the log, so that no one mistakes new checkpoints for those before; it appends
 the event ledger.forked, which tells subscribers from where the history differs;
 it rewinds webhooks to the fork; and it moves views.db aside, which the server
-then rebuilds. Cursors of clients above the fork become invalid. If the command is
-interrupted, run it again; until it is complete, the ledger does not open.`,
+then rebuilds. Cursors of clients above the fork become invalid. If the command
+is interrupted, run it again; until it is complete, the ledger does not open.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)
