@@ -16,12 +16,20 @@ import (
 // Anyone with write access to the key store can replace it, see NewAdminKey.
 const adminKeyID = "admin"
 
-// Bootstrap creates the admin key if the ledger has none yet and writes it to
-// path, readable by its owner only. If the key exists, Bootstrap does nothing,
-// even if the file is missing: NewAdminKey replaces a lost key deliberately.
+// ErrNoAdminKey reports that the key store has lost the admin key.
+var ErrNoAdminKey = errors.New("httpapi: keys.db has no admin key, although the ledger has had one; 'accountledger admin-key' creates one")
+
+// Bootstrap creates the admin key of a new ledger and writes it to path, readable
+// by its owner only. If the key exists, Bootstrap does nothing, even if the file
+// is missing: NewAdminKey replaces a lost key deliberately. It does not replace a
+// key that the key store has lost, because somebody may have deleted it to get
+// another one: it fails with ErrNoAdminKey.
 func Bootstrap(ctx context.Context, keys *seal.Keys, path string) error {
 	_, err := keys.Secret(ctx, credentialName(adminKeyID))
 	if errors.Is(err, seal.ErrNoSecret) {
+		if keys.State().Changes > 0 {
+			return ErrNoAdminKey
+		}
 		return NewAdminKey(ctx, keys, path)
 	}
 	if err != nil {

@@ -153,11 +153,11 @@ func (s *lastSigned) publish(msg []byte) error {
 		newer, older := incarnation(c.Origin), incarnation(kept.Origin)
 		switch {
 		case newer < older || newer == older && c.Size < kept.Size:
-			return nil
+			return fmt.Errorf("%w: %w", eventstore.ErrTampered, refuse(refuseSignedAhead, nil, "file", s.path, "size", strconv.FormatInt(kept.Size, 10)))
 		case newer == older && c.Size == kept.Size && c.Root == kept.Root:
 			return nil
 		case newer == older && c.Size == kept.Size:
-			return refuse(refuseSignedAhead, nil, "file", s.path, "size", strconv.FormatInt(kept.Size, 10))
+			return fmt.Errorf("%w: %w", eventstore.ErrTampered, refuse(refuseSignedAhead, nil, "file", s.path, "size", strconv.FormatInt(kept.Size, 10)))
 		}
 	}
 	err = cli.WriteFile(s.path, 0o644, os.Rename, func(f *os.File) error {

@@ -84,8 +84,13 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 	}
 	// A key file whose secrets have changed has had a log.
 	existing := id.complete || l.keys.State().Changes > 0
-	l.log, err = openStore(ctx, c, id, l.keys, last, existing, false, logger, storeHooks{l.metrics.committed, hook(t, t.appended), func(err error) { l.failed <- err }})
+	l.log, err = openStore(ctx, c, id, l.keys, last, existing, false, logger, storeHooks{l.metrics.committed, hook(t, t.appended), func(err error) { l.failed <- err }, func(err error) {
+		logger.Error("no checkpoint was signed; the next attempt follows", "err", err)
+	}})
 	if err != nil {
+		return nil, err
+	}
+	if err := l.keys.MarkLogSealed(ctx); err != nil && !errors.Is(err, seal.ErrBusy) {
 		return nil, err
 	}
 	if err := l.dir.complete(id.vkey); err != nil {

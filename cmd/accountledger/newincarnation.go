@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -117,6 +118,7 @@ type forkPlan struct {
 	SignedSize     eventstore.Position `json:"signedSize"` // that the ledger has signed
 	Lost           int64               `json:"lost"`       // events, at least
 	Reason         string              `json:"reason"`
+	MAC            string              `json:"mac,omitzero"` // under the head key: nobody else can plan a roll-back
 }
 
 // forked is the outcome.
@@ -191,6 +193,13 @@ func (f *forking) decide() error {
 	if err == nil {
 		if err := json.Unmarshal(text, &f.plan); err != nil {
 			return fmt.Errorf("%s is damaged: %w", f.dir.path(forkPlanFile), err)
+		}
+		mac, err := f.planMAC()
+		if err != nil {
+			return err
+		}
+		if mac != f.plan.MAC {
+			return refuse(refusePlan, nil, "file", f.dir.path(forkPlanFile))
 		}
 		f.done.Continued = true
 		f.out.Note("continuing the interrupted roll-back to event %d, incarnation %d", f.plan.Size, f.plan.Incarnation)
@@ -358,12 +367,41 @@ func lostText(lost int64, fork eventstore.Position) string {
 	}
 }
 
+// planMAC returns the MAC of the plan under the ledger's head key.
+func (f *forking) planMAC() (string, error) {
+	master, err := f.dir.masterKey(f.config, false, f.out.Logger())
+	if err != nil {
+		return "", err
+	}
+	keys, err := seal.OpenReader(f.ctx, seal.Config{Path: f.dir.path(keysFile), Master: master})
+	if err != nil {
+		return "", err
+	}
+	defer keys.Close()
+	if !keys.CanVouch() {
+		return "", nil // the key file of an earlier version
+	}
+	plan := f.plan
+	plan.MAC = ""
+	text, err := json.Marshal(plan)
+	if err != nil {
+		return "", err
+	}
+	mac := keys.Vouch(append([]byte("AL1/plan\x00"), text...))
+	return hex.EncodeToString(mac[:]), nil
+}
+
 // keepPlan makes the plan durable. From here on the ledger does not open until
 // the roll-back is complete.
 func (f *forking) keepPlan() error {
 	if f.done.Continued {
 		return nil
 	}
+	mac, err := f.planMAC()
+	if err != nil {
+		return err
+	}
+	f.plan.MAC = mac
 	text, err := json.Marshal(f.plan)
 	if err != nil {
 		return err

@@ -82,6 +82,7 @@ const (
 	refuseViewsAhead     = "views-ahead"
 	refuseDeliveryAhead  = "delivery-ahead"
 	refuseInterrupted    = "incarnation-interrupted"
+	refusePlan           = "incarnation-foreign"
 	refuseEmpty          = "directory-empty"
 	refuseSignedElse     = "last-signed-foreign"
 	refuseSignedDamaged  = "last-signed-damaged"
@@ -150,6 +151,9 @@ var refusals = []struct{ name, what, cause, do, override string }{
 	{refuseInterrupted, "A roll-back of the ledger in <data> is not complete.",
 		"'accountledger new-incarnation' was interrupted.",
 		"Run 'accountledger new-incarnation' again; it continues.", ""},
+	{refusePlan, "<file> is not a plan that this ledger made.",
+		"Somebody put the file there, or it was copied from another directory.",
+		"Move it away. If a roll-back was interrupted, run 'accountledger new-incarnation' with its reason again.", ""},
 	{refuseEmpty, "<data> has no ledger, but <file> has a signed checkpoint of one, with <size> events.",
 		"The disk of the data directory is not mounted, or the directory was moved.",
 		"Mount or restore the directory. For a new ledger, name another file with --last-signed.", ""},

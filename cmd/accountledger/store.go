@@ -44,6 +44,9 @@ func storeRefusal(c cli.Config, err error) (*refusal, bool) {
 		}
 		return refuse(name, err, "data", c.Data, "position", count(int64(e.Position)), "why", e.Reason), true
 	}
+	if errors.Is(err, sqlite.ErrUnsealed) {
+		return refuse(refuseTampered, err, "data", c.Data, "why", " In detail: log.db has the format of an earlier version, but this ledger has sealed its log."), true
+	}
 	if errors.Is(err, sqlite.ErrEmpty) {
 		return refuse(refuseNoEvents, err, "data", c.Data), true
 	}
@@ -70,7 +73,8 @@ type appended sqlite.Appended
 type storeHooks struct {
 	committed func(transaction)               // after each transaction
 	appended  func(context.Context, appended) // after each append, with its caller's context
-	failed    func(error)                     // once, if others change the log while it is open
+	failed    func(error)                     // once, if the log accepts no more appends
+	trouble   func(error)                     // for each failure to sign a checkpoint
 }
 
 // ledgerLog is the log opened for writing.
@@ -110,6 +114,10 @@ func openStore(ctx context.Context, c cli.Config, id identity, keys *seal.Keys, 
 			Progress:        reporter(logger, "sealing the log of an earlier version"),
 		},
 	}
+	if keys.LogSealed() {
+		config.Adopt.Trust.Verifiers = nil
+	}
+	config.Trouble = hooks.trouble
 	if last != nil {
 		config.Publish = last.publish
 	}

@@ -99,6 +99,7 @@ type Keys struct {
 	claim   []byte // HMAC key for claims
 	head    *heads // computes Vouch; nil in a reader of a version 1 file
 	fresh   []byte // the head key that Bind adds to a version 1 file
+	sealed  bool   // see LogSealed
 
 	changes, destroyed atomic.Int64 // as in meta
 	slots              atomic.Int64 // the highest slot
@@ -235,7 +236,7 @@ func (k *Keys) create(ctx context.Context, tx *sql.Tx, ledger string) error {
 	if err := k.putSecret(ctx, tx, claimSecret, randomKey()); err != nil {
 		return err
 	}
-	return k.putSecret(ctx, tx, headSecret, randomKey())
+	return k.putSecret(ctx, tx, headSecret, append(randomKey(), logSealed))
 }
 
 // upgrade brings the file of version 1 to the present one, with the head key that
@@ -252,7 +253,50 @@ func (k *Keys) upgrade(ctx context.Context, tx *sql.Tx) error {
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf(upgrade, strings.Join(added, ""))); err != nil {
 		return err
 	}
-	return k.putSecret(ctx, tx, headSecret, k.fresh)
+	return k.putSecret(ctx, tx, headSecret, append(k.fresh[:headKey:headKey], logUnsealed))
+}
+
+// The head secret is the head key and a byte that says whether the log beside the
+// file has a sealed head. It is part of the secret, because whoever may write to
+// the file could remove a row of its own.
+const (
+	headKey     = 32
+	logUnsealed = 0
+	logSealed   = 1
+)
+
+// LogSealed reports whether the log beside the file has had a sealed head. A log
+// without one is then not this ledger's.
+func (k *Keys) LogSealed() bool { return k.sealed }
+
+// MarkLogSealed records that the log beside the file has a sealed head.
+func (k *Keys) MarkLogSealed(ctx context.Context) error {
+	if k.sealed {
+		return nil
+	}
+	if k.write == nil {
+		return ErrReadOnly
+	}
+	key, err := k.secret(ctx, headSecret)
+	if err != nil {
+		return err
+	}
+	tx, err := k.write.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("seal: mark: %w", err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(ctx, `DELETE FROM secrets WHERE name = ?`, headSecret); err != nil {
+		return fmt.Errorf("seal: mark: %w", err)
+	}
+	if err := k.putSecret(ctx, tx, headSecret, append(key[:headKey:headKey], logSealed)); err != nil {
+		return fmt.Errorf("seal: mark: %w", err)
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("seal: mark: %w", err)
+	}
+	k.sealed = true
+	return k.truncateWAL(ctx)
 }
 
 // Bind makes the file, which an older version of this program wrote, that of a
@@ -365,7 +409,10 @@ func (k *Keys) load(ctx context.Context, ledger string) error {
 	if err != nil {
 		return err
 	}
-	k.head = newHeads(key)
+	if len(key) != headKey+1 {
+		return ErrOpen
+	}
+	k.head, k.sealed = newHeads(key[:headKey]), key[headKey] == logSealed
 	var owner string
 	var changes, destroyed, slots int64
 	err = k.read.QueryRowContext(ctx, `SELECT ledger, changes, destroyed, (SELECT coalesce(max(slot), 0) FROM keys) FROM meta`).

@@ -3,7 +3,6 @@ package sqlite
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -50,7 +49,7 @@ func (e *Unsealed) Error() string {
 // adopt gives a log of version 1 its sealed head.
 func adopt(ctx context.Context, path string, c Config) error {
 	if len(c.Adopt.Trust.Verifiers) == 0 {
-		return errors.New("the log was written by an earlier version; start the server once to seal it")
+		return ErrUnsealed
 	}
 	r := newReader(path)
 	defer r.Close()
@@ -75,7 +74,7 @@ func adopt(ctx context.Context, path string, c Config) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	h := sealedHead{size: report.Events, root: tree.Root(), keys: c.keyState()}
+	h := sealedHead{size: report.Events, root: tree.Root(), rules: 1, keys: c.keyState()}
 	if h.claims, err = sumClaims(db, c.Vouch, "claims"); err != nil {
 		return err
 	}
@@ -83,6 +82,13 @@ func adopt(ctx context.Context, path string, c Config) error {
 		return err
 	}
 	if h.slot, err = highestSlot(db); err != nil {
+		return err
+	}
+	w.state = state{tree: *tree, slot: h.slot}
+	if err := w.fits(c); err != nil {
+		return err
+	}
+	if err := indexed(db, report.Events); err != nil {
 		return err
 	}
 	origin, err := db.scalar(`SELECT origin FROM meta`)
@@ -102,7 +108,7 @@ func adopt(ctx context.Context, path string, c Config) error {
 	if err := db.exec(ctx, create); err != nil {
 		return err
 	}
-	if err := createHead(db, c, c.Signer.Name(), 1, h); err != nil {
+	if err := createHead(db, c, h); err != nil {
 		return err
 	}
 	return db.exec(ctx, "COMMIT")

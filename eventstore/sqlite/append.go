@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -115,7 +116,7 @@ func (w *writer) run(publish func([]eventstore.Recorded)) {
 	defer close(w.ended)
 	var due <-chan time.Time // fires when a checkpoint is due
 	for {
-		if due == nil && w.sound != nil && w.broken == nil && w.state.signed < w.state.tree.Size() {
+		if due == nil && !w.auditing && w.broken == nil && w.state.signed < w.state.tree.Size() {
 			due = time.After(w.interval - time.Since(w.lastSign))
 		}
 		select {
@@ -138,7 +139,7 @@ func (w *writer) run(publish func([]eventstore.Recorded)) {
 		case a := <-w.audits:
 			// A failure that does not break the log is retried after the
 			// interval, and Close returns the same error.
-			_ = w.conclude(a)
+			w.report(w.conclude(a))
 		}
 	}
 }
@@ -421,8 +422,11 @@ func (w *writer) moveClaims(c eventstore.Commit) error {
 		if err != nil {
 			return err
 		}
-		if taken == 0 {
-			continue // the owner holds it
+		if taken == 0 { // the owner holds it, as check has found
+			if owner, err := w.claimOwner(k); err != nil || owner != k.Owner {
+				return cmp.Or(err, tampered("a claim of kind %s is not stored", k.Kind))
+			}
+			continue
 		}
 		w.next.claims = w.next.claims.plus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
 		if err := w.endWait(k, h.num); err != nil {
@@ -445,13 +449,13 @@ func (w *writer) endWait(k eventstore.Claim, num int64) error {
 	ended, err := w.deleteWaiting.changes(k.Kind, []byte(k.Key), num)
 	if ended > 0 {
 		w.next.waiting -= ended
-		w.next.claims = w.next.claims.minus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+		w.next.claims = w.next.claims.minus(w.vouch.wait(k.Kind, []byte(k.Key), k.Owner))
 	}
 	return err
 }
 
 // promote gives a released key, if nobody has taken it, to the first owner that
-// waits for it. The digest has a claim whether it is held or waits.
+// waits for it.
 func (w *writer) promote(k eventstore.Claim) error {
 	if w.next.waiting == 0 {
 		return nil
@@ -459,12 +463,16 @@ func (w *writer) promote(k eventstore.Claim) error {
 	if owner, err := w.claimOwner(k); owner != "" || err != nil {
 		return err
 	}
-	found, err := w.selectWaiting.row(w.row[:1], k.Kind, []byte(k.Key))
+	found, err := w.selectWaiting.row(w.row[:2], k.Kind, []byte(k.Key))
 	if !found || err != nil {
 		return err
 	}
-	f := fields{row: w.row[:1]}
-	first := f.int()
+	f := fields{row: w.row[:2]}
+	first, owner := f.int(), f.text()
+	if f.bad {
+		return corrupt("a waiting claim cannot be read")
+	}
+	w.next.claims = w.next.claims.minus(w.vouch.wait(k.Kind, []byte(k.Key), owner)).plus(w.vouch.claim(k.Kind, []byte(k.Key), owner))
 	if err := w.insertClaim.exec(k.Kind, []byte(k.Key), first); err != nil {
 		return err
 	}

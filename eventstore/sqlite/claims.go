@@ -34,7 +34,7 @@ func (w *writer) reclaim(ctx context.Context, version int, claims iter.Seq2[even
 		return err
 	}
 	defer wait.close()
-	w.next.claims, w.next.waiting = digest{}, 0
+	w.next.claims, w.next.waiting, w.next.rules = digest{}, 0, int64(version)
 	for k, err := range claims {
 		if err == nil {
 			err = ctx.Err()
@@ -56,12 +56,13 @@ func (w *writer) reclaim(ctx context.Context, version int, claims iter.Seq2[even
 		if err != nil {
 			return err
 		}
-		added := int64(0)
+		added, summand := int64(0), w.vouch.claim
 		switch owner {
 		case k.Owner:
 		case "":
 			added, err = w.insertClaim.changes(k.Kind, []byte(k.Key), h.num)
 		default:
+			summand = w.vouch.wait
 			added, err = wait.changes(k.Kind, []byte(k.Key), h.num)
 			w.next.waiting += added
 		}
@@ -69,7 +70,7 @@ func (w *writer) reclaim(ctx context.Context, version int, claims iter.Seq2[even
 			return err
 		}
 		if added > 0 {
-			w.next.claims = w.next.claims.plus(w.vouch.claim(k.Kind, []byte(k.Key), k.Owner))
+			w.next.claims = w.next.claims.plus(summand(k.Kind, []byte(k.Key), k.Owner))
 		}
 	}
 	return nil

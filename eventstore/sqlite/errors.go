@@ -17,6 +17,7 @@ var (
 	ErrNewer    = errors.New("sqlite: the log was written by a newer version") // whose rows this version might misinterpret
 	ErrCorrupt  = errors.New("sqlite: the log is damaged")
 	ErrEmpty    = errors.New("sqlite: the log is missing or empty")
+	ErrUnsealed = errors.New("sqlite: the log has no sealed head, and may not be given one")
 	ErrNoWAL    = errors.New("sqlite: the log was not closed, and its -wal file is missing")
 	ErrDiskFull = errors.New("sqlite: the disk is full")
 	ErrReadOnly = errors.New("sqlite: the log cannot be written")
@@ -48,6 +49,15 @@ func (e *RolledBack) Error() string {
 		return fmt.Sprintf("sqlite: the log's first %d events are not those that were signed last", e.Signed)
 	}
 	return fmt.Sprintf("sqlite: the log has %d events, but %d were signed", e.Size, e.Signed)
+}
+
+// noTree returns the error of restoring the tree, as ErrTampered unless the file
+// could not be read.
+func noTree(err error) error {
+	if _, unread := errors.AsType[sqlite3.Error](err); unread {
+		return err
+	}
+	return tampered("%v", err)
 }
 
 // classify wraps an SQLite error in the error above that describes its cause.

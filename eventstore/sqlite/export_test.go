@@ -11,7 +11,7 @@ import (
 func (s *Store) OnCommit(f func() (fail bool)) {
 	for idle := false; !idle; time.Sleep(time.Millisecond) {
 		_ = s.writer.do(context.Background(), func() {
-			if idle = s.writer.sound != nil; !idle {
+			if idle = !s.writer.auditing; !idle {
 				return // an audit is running
 			}
 			s.writer.lastSign = time.Now().Add(time.Hour)

@@ -26,6 +26,7 @@ type sealedHead struct {
 	claims  digest
 	watched digest
 	slot    uint64 // highest slot in a key ID
+	rules   int64  // version of the claims, in table meta
 	keys    eventstore.KeyState
 	server  []byte // position on the server that the log replicates
 	mac     [sha256.Size]byte
@@ -46,16 +47,25 @@ func (v vouch) seal(ledger string, h sealedHead) [32]byte {
 		sum := d.bytes()
 		m = append(m, sum[:]...)
 	}
-	for _, n := range []uint64{h.slot, uint64(h.keys.Changes), uint64(h.keys.Destroyed)} {
+	for _, n := range []uint64{h.slot, uint64(h.rules), uint64(h.keys.Changes), uint64(h.keys.Destroyed)} {
 		m = binary.BigEndian.AppendUint64(m, n)
 	}
 	return v(append(m, h.server...))
 }
 
-// claim returns the summand of a claim in the digest of all claims.
+// claim returns the summand of a claim that is held in the digest of all claims,
+// and wait that of a claim that waits.
 func (v vouch) claim(kind string, key []byte, owner string) digest {
+	return v.claimed("AL1/claim\x00", kind, key, owner)
+}
+
+func (v vouch) wait(kind string, key []byte, owner string) digest {
+	return v.claimed("AL1/waiting\x00", kind, key, owner)
+}
+
+func (v vouch) claimed(label, kind string, key []byte, owner string) digest {
 	m := make([]byte, 0, 256)
-	m = append(m, "AL1/claim\x00"...)
+	m = append(m, label...)
 	for _, part := range []string{kind, string(key), owner} {
 		m = binary.BigEndian.AppendUint16(m, uint16(len(part)))
 		m = append(m, part...)
@@ -108,7 +118,7 @@ func (d digest) minus(e digest) digest {
 	return d
 }
 
-const selectHead = `SELECT size, root, claims, watched, slot, changes, destroyed, server, mac FROM head`
+const selectHead = `SELECT size, root, claims, watched, (SELECT claims_version FROM meta), slot, changes, destroyed, server, mac FROM head`
 
 // readHead reads the sealed head. It returns an error if there is none or if
 // its MAC is not that of this ledger.
@@ -118,7 +128,7 @@ func readHead(c *conn, ledger string, v vouch) (h sealedHead, err error) {
 		return h, err
 	}
 	defer s.close()
-	row := make([]driver.Value, 9)
+	row := make([]driver.Value, 10)
 	found, err := s.row(row)
 	if err != nil {
 		return h, err
@@ -126,7 +136,8 @@ func readHead(c *conn, ledger string, v vouch) (h sealedHead, err error) {
 	f := fields{row: row}
 	if found {
 		h.size, h.root = f.int(), f.hash()
-		h.claims, h.watched, h.slot = digestOf(f.hash()), digestOf(f.hash()), uint64(f.int())
+		h.claims, h.watched = digestOf(f.hash()), digestOf(f.hash())
+		h.rules, h.slot = f.int(), uint64(f.int())
 		h.keys = eventstore.KeyState{Slot: h.slot, Changes: f.int(), Destroyed: f.int()}
 		h.server, h.mac = f.blob(), f.hash()
 	}
@@ -166,7 +177,11 @@ func sumClaims(c *conn, v vouch, tables ...string) (sum digest, err error) {
 			if f.bad {
 				return corrupt("a claim cannot be read")
 			}
-			sum = sum.plus(v.claim(kind, key, owner))
+			if table == "waiting" {
+				sum = sum.plus(v.wait(kind, key, owner))
+			} else {
+				sum = sum.plus(v.claim(kind, key, owner))
+			}
 			return nil
 		})
 		s.close()

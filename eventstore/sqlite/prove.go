@@ -201,8 +201,30 @@ func (s *Store) Prove(ctx context.Context, to eventstore.Position, progress func
 	if err == nil {
 		_, err = s.files.prove(ctx, &tlog.Tree{}, tree, min(max(int64(to), 0), tree.Size()), progress)
 	}
+	if err == nil {
+		err = s.files.use(ctx, func(c *readConn) error { return indexed(c.conn, tree.Size()) })
+	}
 	if err != nil {
 		return fmt.Errorf("sqlite: prove: %w", s.writer.suspect(err))
+	}
+	return nil
+}
+
+// indexed fails with ErrTampered unless the index by which streams are read has
+// every one of the first size events, and no other before them. An index that
+// somebody has made again for some of the rows would hide events.
+func indexed(c *conn, size int64) error {
+	s, err := c.prepare(`SELECT count(*) FROM events INDEXED BY events_stream WHERE +position <= ?`)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	row := make([]driver.Value, 1)
+	if _, err := s.row(row, size); err != nil {
+		return err
+	}
+	if row[0] != size {
+		return tampered("the index of the streams has %v of %d events", row[0], size)
 	}
 	return nil
 }

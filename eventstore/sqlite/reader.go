@@ -200,8 +200,11 @@ func recorded(row []driver.Value) (eventstore.Recorded, error) {
 	if f.maybe() {
 		rec.Sealed = f.blob()
 	}
-	if f.bad {
+	switch {
+	case f.bad:
 		return rec, corrupt("event %d cannot be read", rec.Position)
+	case rec.Position < 1:
+		return rec, tampered("there is an event at position %d", rec.Position)
 	}
 	return rec, nil
 }

@@ -15,6 +15,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -67,9 +68,12 @@ type Config struct {
 	// Publish, if not nil, makes a signed checkpoint durable elsewhere, before
 	// the log stores it.
 	Publish func(note []byte) error
-	// Failed, if not nil, is called once if the log was changed by others while
-	// it was open. It then accepts no more appends.
+	// Failed, if not nil, is called once if the log accepts no more appends,
+	// because others changed it or because the content of its file is unknown.
 	Failed func(error)
+	// Trouble, if not nil, is called with each failure to sign a checkpoint. It
+	// is retried.
+	Trouble func(error)
 
 	// Adopt decides about a log without a sealed head, which version 1 wrote.
 	Adopt Adoption
@@ -202,7 +206,10 @@ func examine(ctx context.Context, path string, c Config) (fresh bool, err error)
 	}
 	files := newReader(path)
 	w := &writer{db: db, files: files, ledger: c.Ledger, vouch: c.Vouch, watch: c.Watch}
-	err = belongs(db, c)
+	err = checkSchema(db)
+	if err == nil {
+		err = belongs(db, c)
+	}
 	if err == nil {
 		err = w.load()
 	}
@@ -222,7 +229,61 @@ func missing(c Config) (fresh bool, err error) {
 	if c.Existing {
 		return false, ErrEmpty
 	}
+	if c.LastSigned != nil {
+		last, err := parseCheckpoint(c.LastSigned)
+		if err == nil && last.Size > 0 {
+			err = &RolledBack{Signed: last.Size}
+		}
+		return true, err
+	}
 	return true, nil
+}
+
+// checkSchema fails with ErrTampered if the file has other tables, indexes or
+// triggers than this version creates: a foreign trigger would run in the writer's
+// transactions. A trigger may be missing; those of this version only guard against
+// mistakes.
+func checkSchema(db *conn) error {
+	const query = `SELECT type || ' ' || name || ': ' || ifnull(sql, ''), type FROM sqlite_schema WHERE name NOT LIKE 'sqlite_stat%'`
+	fresh, err := dial(":memory:", "mode=memory")
+	if err != nil {
+		return err
+	}
+	defer fresh.close()
+	if err := fresh.exec(context.Background(), schema); err != nil {
+		return err
+	}
+	unseen := map[string]string{}
+	list := func(c *conn, f func(object, kind string) error) error {
+		s, err := c.prepare(query)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		return s.each(2, func(f2 *fields) error { return f(f2.text(), f2.text()) })
+	}
+	err = list(fresh, func(object, kind string) error {
+		unseen[object] = kind
+		return nil
+	})
+	if err == nil {
+		err = list(db, func(object, _ string) error {
+			if _, ours := unseen[object]; !ours {
+				return tampered("log.db has a table, an index or a trigger that this program did not create")
+			}
+			delete(unseen, object)
+			return nil
+		})
+	}
+	if err != nil {
+		return err
+	}
+	for object, kind := range unseen {
+		if kind != "trigger" {
+			return tampered("log.db lacks the %s", strings.SplitN(object, ":", 2)[0])
+		}
+	}
+	return nil
 }
 
 // belongs checks that the log is that of the ledger, and signed by its key.
@@ -264,7 +325,7 @@ func (w *writer) fits(c Config) error {
 	}
 	tree, err := tlog.Restore(last.Size, w.readTile)
 	if err != nil {
-		return tampered("%v", err)
+		return noTree(err)
 	}
 	if tree.Root() != last.Root {
 		return &RolledBack{Signed: last.Size, Size: w.state.tree.Size(), Beside: true}
@@ -337,8 +398,8 @@ func prepareFile(ctx context.Context, db *conn, fresh bool, c Config) error {
 		if err := db.exec(ctx, create); err != nil {
 			return err
 		}
-		first := sealedHead{root: new(tlog.Tree).Root(), keys: c.keyState()}
-		if err := createHead(db, c, c.Signer.Name(), c.ClaimsVersion, first); err != nil {
+		first := sealedHead{root: new(tlog.Tree).Root(), rules: int64(c.ClaimsVersion), keys: c.keyState()}
+		if err := createHead(db, c, first); err != nil {
 			return err
 		}
 		if err := db.exec(ctx, "COMMIT"); err != nil {
@@ -361,13 +422,13 @@ func (c Config) keyState() eventstore.KeyState {
 func (s *Store) Sealed() eventstore.KeyState { return s.sealed }
 
 // createHead fills the tables meta and head.
-func createHead(db *conn, c Config, origin string, claims int, h sealedHead) error {
-	meta, err := db.prepare(`INSERT INTO meta (ledger, origin, claims_version, open) VALUES (?, ?, ?, 1)`)
+func createHead(db *conn, c Config, h sealedHead) error {
+	meta, err := db.prepare(`INSERT INTO meta (ledger, origin, claims_version, open) VALUES (?, ?, ?, 0)`)
 	if err != nil {
 		return err
 	}
 	defer meta.close()
-	if err := meta.exec(c.Ledger, origin, int64(claims)); err != nil {
+	if err := meta.exec(c.Ledger, c.Signer.Name(), h.rules); err != nil {
 		return err
 	}
 	head, err := db.prepare(`INSERT INTO head (id, size, root, claims, watched, slot, changes, destroyed, server, mac) VALUES (1, ?, ?, ?, ?, ?, ?, ?, x'', ?)`)

@@ -283,6 +283,9 @@ func TestAppendFails(t *testing.T) {
 	}
 	l.append(t, commit("a", 249, 1))
 	l.wantSound(t, 262)
+	if err := l.Exec(`DROP TRIGGER fault`); err != nil { // Open refuses a foreign trigger
+		t.Fatal(err)
+	}
 	l.reopen(t)
 	l.wantSound(t, 262)
 }

@@ -36,6 +36,7 @@ type writer struct {
 	files    *Reader                 // reads what was written, before it is signed
 	publish  func(note []byte) error // may be nil
 	failed   func(error)             // may be nil
+	trouble  func(error)             // may be nil
 	interval time.Duration
 	now      func() time.Time
 	observe  func(Transaction)
@@ -52,7 +53,8 @@ type writer struct {
 	broken   error               // not nil if the content of the file is unknown; forbids all writes
 	closeErr error               // of the last checkpoint, signed when the log closes
 
-	sound      *tlog.Tree // over the events whose bytes an audit has read; nil during one
+	sound      *tlog.Tree // over the events whose bytes audits have read; nil if they begin again
+	auditing   bool       // an audit is running
 	audits     chan audit // outcomes of audits
 	lastSign   time.Time  // when the last audit began
 	batch      []*request
@@ -88,6 +90,7 @@ type state struct {
 	watched digest
 	slot    uint64 // highest slot in a key ID
 	waiting int64  // number of waiting claims
+	rules   int64  // version of the claims
 }
 
 func (s *state) head() eventstore.Position { return eventstore.Position(s.tree.Size()) }
@@ -97,7 +100,7 @@ func (s *state) head() eventstore.Position { return eventstore.Position(s.tree.S
 func (s *state) set(t *state) {
 	s.tree.Set(&t.tree)
 	s.time, s.streams, s.signed = t.time, t.streams, t.signed
-	s.claims, s.watched, s.slot, s.waiting = t.claims, t.watched, t.slot, t.waiting
+	s.claims, s.watched, s.slot, s.waiting, s.rules = t.claims, t.watched, t.slot, t.waiting, t.rules
 }
 
 // head describes the end of a stream.
@@ -135,7 +138,7 @@ func (h *heads) put(stream string, at head) {
 func newWriter(db *conn, files *Reader, c Config) (*writer, error) {
 	w := &writer{
 		queue: make(chan *request, queueLength), work: make(chan func()), closing: make(chan struct{}), ended: make(chan struct{}),
-		ledger: c.Ledger, signer: c.Signer, vouch: c.Vouch, keys: c.Keys, watch: c.Watch, files: files, publish: c.Publish, failed: c.Failed,
+		ledger: c.Ledger, signer: c.Signer, vouch: c.Vouch, keys: c.Keys, watch: c.Watch, files: files, publish: c.Publish, failed: c.Failed, trouble: c.Trouble,
 		interval: c.CheckpointInterval, now: c.Now, observe: c.Observe, trace: c.Trace, db: db, audits: make(chan audit, 1),
 	}
 	err := db.keep(map[**stmt]string{
@@ -151,7 +154,7 @@ func newWriter(db *conn, files *Reader, c Config) (*writer, error) {
 		&w.insertSealed:      `INSERT INTO sealed (position, bytes) VALUES (?, ?)`,
 		&w.putTile:           `INSERT INTO tiles (level, n, data) VALUES (?, ?, ?) ON CONFLICT (level, n) DO UPDATE SET data = excluded.data`,
 		&w.insertClaim:       `INSERT INTO claims (kind, key, stream) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO NOTHING`,
-		&w.selectWaiting:     `SELECT stream FROM waiting WHERE kind = ? AND key = ? ORDER BY place LIMIT 1`,
+		&w.selectWaiting:     `SELECT stream, (SELECT name FROM streams WHERE num = stream) FROM waiting WHERE kind = ? AND key = ? ORDER BY place LIMIT 1`,
 		&w.deleteWaiting:     `DELETE FROM waiting WHERE kind = ? AND key = ? AND stream = ?`,
 		&w.updateHead:        `UPDATE head SET size = ?, root = ?, claims = ?, watched = ?, slot = ?, changes = ?, destroyed = ?, mac = ?`,
 		&w.deleteClaim:       `DELETE FROM claims WHERE kind = ? AND key = ? AND stream = ?`,
@@ -175,9 +178,10 @@ func newWriter(db *conn, files *Reader, c Config) (*writer, error) {
 func (w *writer) load() error {
 	w.heads = heads{}
 	var s state
-	var size int64
+	var size, before int64
 	for query, into := range map[string]*int64{
 		`SELECT ifnull(max(position), 0) FROM events`:                                &size,
+		`SELECT ifnull(min(position), 1) - 1 FROM events`:                            &before,
 		`SELECT ifnull((SELECT time FROM events ORDER BY position DESC LIMIT 1), 0)`: &s.time,
 		`SELECT ifnull(max(num), 0) FROM streams`:                                    &s.streams,
 		`SELECT ifnull(max(size), 0) FROM checkpoints`:                               &s.signed,
@@ -189,9 +193,12 @@ func (w *writer) load() error {
 		}
 		n, ok := v.(int64)
 		if !ok || n < 0 {
-			return corrupt("%v instead of a non-negative number", v)
+			return tampered("%v instead of a non-negative number", v)
 		}
 		*into = n
+	}
+	if before != 0 {
+		return tampered("its first event is missing")
 	}
 	h, err := readHead(w.db, w.ledger, w.vouch)
 	if err != nil {
@@ -203,12 +210,12 @@ func (w *writer) load() error {
 	}
 	tree, err := tlog.Restore(min(size, h.size), w.readTile)
 	if err != nil {
-		return tampered("%v", err)
+		return noTree(err)
 	}
 	if err := h.compare(size, tree); err != nil {
 		return err
 	}
-	s.tree, s.claims, s.watched, s.slot = *tree, h.claims, h.watched, h.slot
+	s.tree, s.claims, s.watched, s.slot, s.rules = *tree, h.claims, h.watched, h.slot, h.rules
 	w.state, w.sealed, w.server = s, h.keys, h.server
 	return nil
 }
@@ -219,7 +226,7 @@ func (w *writer) load() error {
 func (w *writer) prepareAudits() error {
 	tree, err := tlog.Restore(w.state.signed, w.readTile)
 	if err != nil {
-		return tampered("%v", err)
+		return noTree(err)
 	}
 	w.sound = tree
 	if size := w.state.tree.Size(); size > 0 {
@@ -251,7 +258,7 @@ func (w *writer) checkWatched() error {
 
 // sealHead writes the sealed head of next.
 func (w *writer) sealHead() error {
-	h := sealedHead{size: w.next.tree.Size(), root: w.next.tree.Root(), claims: w.next.claims, watched: w.next.watched, slot: w.next.slot, server: w.server}
+	h := sealedHead{size: w.next.tree.Size(), root: w.next.tree.Root(), claims: w.next.claims, watched: w.next.watched, slot: w.next.slot, rules: w.next.rules, server: w.server}
 	if w.keys != nil {
 		h.keys = w.keys()
 	}
@@ -263,7 +270,7 @@ func (w *writer) sealHead() error {
 func (w *writer) fail(err error) error {
 	if w.broken == nil {
 		w.broken = fmt.Errorf("the log accepts no appends until it is reopened: %w", err)
-		if w.failed != nil && errors.Is(err, eventstore.ErrTampered) {
+		if w.failed != nil {
 			go w.failed(w.broken)
 		}
 	}
@@ -341,8 +348,8 @@ func (w *writer) streamHead(stream string) (head, error) {
 	last := fields{row: w.row[:3]}
 	if found { // otherwise the stream has claims but no events
 		h.revision, h.leaf = eventstore.Revision(last.int()), last.hash()
-		if at := last.int(); at > w.next.tree.Size() {
-			return h, tampered("event %d was added after %d", at, w.next.tree.Size())
+		if at := last.int(); at < 1 || at > w.next.tree.Size() {
+			return h, tampered("event %d is not one of the %d that were appended", at, w.next.tree.Size())
 		}
 	}
 	if num.bad || last.bad {
@@ -386,10 +393,17 @@ type audit struct {
 // with the tree, and signs a checkpoint, which it sends to w.audits. It runs
 // beside the writer. So nothing is signed that is not in the file.
 func (w *writer) audit() {
+	if w.sound == nil {
+		if err := w.prepareAudits(); err != nil {
+			w.lastSign = time.Now()
+			w.report(err)
+			return
+		}
+	}
 	want, sound := &tlog.Tree{}, w.sound
 	want.Set(&w.state.tree)
 	a := audit{time: w.state.time}
-	w.sound, w.lastSign = nil, time.Now()
+	w.sound, w.auditing, w.lastSign = nil, true, time.Now()
 	go func() {
 		if a.sound, a.err = w.files.prove(context.Background(), sound, want, want.Size(), nil); a.err == nil {
 			a.note, a.err = tlog.Checkpoint{Origin: w.signer.Name(), Size: want.Size(), Root: want.Root()}.Sign(w.signer)
@@ -404,14 +418,12 @@ func (w *writer) audit() {
 
 // conclude stores the checkpoint of an audit in a separate transaction.
 func (w *writer) conclude(a audit) error {
-	w.sound = a.sound
+	w.sound, w.auditing = a.sound, false
 	switch {
 	case errors.Is(a.err, eventstore.ErrTampered):
 		return w.fail(a.err)
 	case w.broken != nil:
 		return w.broken
-	case w.sound == nil: // reading failed; begin again
-		return errors.Join(a.err, w.prepareAudits())
 	case a.err != nil:
 		return fmt.Errorf("sqlite: sign checkpoint: %w", a.err)
 	}
@@ -442,7 +454,7 @@ func (w *writer) sign(a audit) error {
 func (w *writer) beforeSign(size int64, root tlog.Hash) error {
 	tree, err := tlog.Restore(size, w.readTile)
 	if err != nil {
-		return tampered("%v", err)
+		return noTree(err)
 	}
 	if tree.Root() != root {
 		return tampered("its tree of %d events does not have the root to be signed", size)
@@ -451,7 +463,7 @@ func (w *writer) beforeSign(size int64, root tlog.Hash) error {
 		return nil
 	}
 	if tree, err = tlog.Restore(w.next.signed, w.readTile); err != nil {
-		return tampered("%v", err)
+		return noTree(err)
 	}
 	found, err := w.selectCheckpoint.row(w.row[:1], w.next.signed)
 	if err != nil {
@@ -481,7 +493,7 @@ func (w *writer) finish() error {
 
 // signRest signs what no checkpoint covers.
 func (w *writer) signRest() error {
-	if w.sound == nil && w.broken == nil {
+	if w.auditing {
 		if err := w.conclude(<-w.audits); err != nil {
 			return err
 		}
@@ -489,6 +501,15 @@ func (w *writer) signRest() error {
 	if w.broken != nil || w.state.signed == w.state.tree.Size() {
 		return nil // each append has returned what broke the log
 	}
-	w.audit()
+	if w.audit(); !w.auditing {
+		return errors.New("sqlite: sign checkpoint: the events cannot be read again")
+	}
 	return w.conclude(<-w.audits)
+}
+
+// report passes on an error that ends nothing, and of which no caller learns.
+func (w *writer) report(err error) {
+	if err != nil && w.broken == nil && w.trouble != nil {
+		w.trouble(err)
+	}
 }
