@@ -172,8 +172,8 @@ type Store interface {
 // ReadStream for each stream.
 type StreamReader interface {
 	// ByStream yields the events up to a position in pages, as Subscribe does:
-	// each stream completely, from its first event, and the streams in an
-	// order that is the same on every call. The sequence ends after the last
+	// each stream completely, from its first event, and the streams in the
+	// order of their creation, by an event or a claim. The sequence ends after the last
 	// event or with an error. A position after Head means Head.
 	ByStream(ctx context.Context, to Position) iter.Seq2[[]Recorded, error]
 }

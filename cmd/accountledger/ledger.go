@@ -127,6 +127,17 @@ func openTraced(ctx context.Context, c cli.Config, logger *slog.Logger, t *traci
 	l.erasures = erasure.New(erasure.Config{
 		Ledger: l.ledger, Log: l.log, Keys: l.keys, Views: l.views, Webhooks: l.hooks, Logger: logger,
 	})
+	if sealed := l.log.Sealed(); l.keys.State().Destroyed < sealed.Destroyed {
+		logger.Warn("keys.db is older than the last erasures; destroying the keys of erased accounts again")
+		n, err := l.erasures.Repeat(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if now := l.keys.State().Destroyed; now < sealed.Destroyed {
+			return nil, refuse(refuseKeysBehind, nil, "data", c.Data, "why", fmt.Sprintf("it has %d destroyed keys, the log has seen %d", now, sealed.Destroyed))
+		}
+		logger.Info("destroyed keys again", "keys", n)
+	}
 	return l, l.metrics.watch(ctx, l)
 }
 

@@ -37,12 +37,12 @@ shown before, because a backup was restored and the newer events are lost. The
 server must not be running. The command verifies the log, shows what was lost,
 and asks for confirmation.
 
-Then it begins a new incarnation of the ledger: it renames the key that signs the
-log, so that no one mistakes new checkpoints for those before; it appends the
-event ledger.forked, which tells subscribers from where the history differs; it
-rewinds webhooks to the fork; and it moves views.db aside, which the server then
-rebuilds. Cursors of clients above the fork become invalid. If the command is
-interrupted, run it again; until it is complete, the ledger does not open.`,
+Then it begins a new incarnation of the ledger: it renames the key that signs
+the log, so that no one mistakes new checkpoints for those before; it appends
+the event ledger.forked, which tells subscribers from where the history differs;
+it rewinds webhooks to the fork; and it moves views.db aside, which the server
+then rebuilds. Cursors of clients above the fork become invalid. If the command
+is interrupted, run it again; until it is complete, the ledger does not open.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := cli.Load(cmd)

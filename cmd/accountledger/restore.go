@@ -28,8 +28,8 @@ func restoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore --from BACKUP",
 		Short: "Replace a data directory by a verified backup",
-		Long: `Verify a backup and put a copy of it in the place of the data directory, which is
-renamed to <data>.replaced-<time> and never deleted. The server must not be
+		Long: `Verify a backup and put a copy of it in the place of the data directory, which
+is renamed to <data>.replaced-<time> and never deleted. The server must not be
 running. Before it changes anything, the command verifies every event, opens the
 keys with the master key, and looks for the key that signs the log. It takes the
 keys that the backup lacks from the data directory.

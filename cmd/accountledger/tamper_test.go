@@ -673,6 +673,7 @@ type attack struct {
 	verify []int                           // exit codes that verify may have; empty: 3
 	at     []int64                         // positions that verify may name; empty: verify must name none
 	check  []int                           // exit codes that check may have; empty: 3
+	marked bool                            // the mark of an open log may change
 }
 
 // refused checks that no command executes or signs anything in the directory, and
@@ -690,7 +691,7 @@ func refused(t *testing.T, a attack) (data, refusal string) {
 		t.Helper()
 		after := databases(t, data)
 		for _, name := range slices.Sorted(maps.Keys(before)) {
-			if before[name] != after[name] {
+			if before[name] != after[name] && !(a.marked && name == logFile+" meta") {
 				t.Errorf("%s changed %s from %s to %s", by, name, before[name], cmp.Or(after[name], "nothing"))
 			}
 		}
@@ -930,8 +931,10 @@ func (s *snapshots) lostLog(t *testing.T) {
 			says: []string{logFile, "-wal", "--accept-missing-wal"},
 		},
 		// The views are ahead of what is left, which the flag does not accept.
+		// The log was opened and closed, so its mark changes.
 		"without its -wal, accepted": {
-			from: s.killed, alter: func(t *testing.T, data string) { removeFiles(t, data, logFile+"-wal", logFile+"-shm") },
+			marked: true,
+			from:   s.killed, alter: func(t *testing.T, data string) { removeFiles(t, data, logFile+"-wal", logFile+"-shm") },
 			args: []string{"--accept-missing-wal"}, says: []string{logFile, viewsFile},
 		},
 	} {
@@ -1259,21 +1262,25 @@ func (s *snapshots) unaskedErasure(t *testing.T) {
 	}
 }
 
-// T18: the URL of a webhook is changed in delivery.db.
+// T18: what delivery.db says about webhooks is changed. It does not even have their
+// URLs, which earlier versions took from it.
 func (s *snapshots) changedDelivery(t *testing.T) {
 	t.Parallel()
 	data := copied(t, s.base)
-	evil := newHits(t)
-	execute(t, data, deliveryFile, fmt.Sprintf(`UPDATE endpoint SET config = replace(config, '%s', '%s')`, s.receiver.URL, evil.URL))
+	if text := rows(t, filepath.Join(data, deliveryFile)); strings.Contains(text, s.receiver.URL) {
+		t.Error("delivery.db has the URL of a webhook")
+	}
+	execute(t, data, deliveryFile, `UPDATE endpoint SET state = 'deleted'`,
+		`INSERT INTO endpoint (id, state) VALUES ('01a22bb7-dc0b-78d7-b6aa-0c091a62d209', 'enabled')`)
 	p := startServer(t, data, "--webhook-allow", loopback)
 	sub := s.trigger(t, p)
 	for deadline := time.Now().Add(15 * time.Second); !s.receiver.got(sub); time.Sleep(10 * time.Millisecond) {
-		if evil.got(sub) || time.Now().After(deadline) {
-			t.Fatalf("the registered URL gets no delivery; the other one got %d\n%s", len(evil.bodies), p.log)
+		if time.Now().After(deadline) {
+			t.Fatalf("the registered URL gets no delivery\n%s", p.log)
 		}
 	}
-	if evil.got("") {
-		t.Error("a delivery went to a URL that nobody registered")
+	if list := mustDo(t, p, "GET", "/v1/webhooks", ""); strings.Contains(list, "01a22bb7-dc0b-78d7-b6aa-0c091a62d209") {
+		t.Errorf("there is a webhook that nobody registered: %s", list)
 	}
 }
 

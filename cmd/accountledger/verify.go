@@ -20,15 +20,15 @@ func verifyCommand() *cobra.Command {
 		Use:   "verify",
 		Short: "Verify that the log was not altered",
 		Long: `Verify every event of the log against its hash, the Merkle tree, its predecessor
-and the signed checkpoints. The command prints each fault with its position, like
-altered@123; the exit code is then 3. It needs only the public key, log.vkey.
-With the master key it also checks the sealed head, which covers events that are
-not under a checkpoint yet.
+and the signed checkpoints. The command prints each fault with its position,
+like altered@123; the exit code is then 3. It needs only the public key,
+log.vkey. With the master key it also checks the sealed head, which covers
+events that are not under a checkpoint yet.
 
-The exit code is 9 if there is no fault, but no signed checkpoint covers the last
-events: somebody may have added them, or removed the checkpoints. A server that
-stops signs all events. If a server uses the log, the command compares it with
-the newest checkpoint, and counts later events as newer.
+The exit code is 9 if there is no fault, but no signed checkpoint covers the
+last events: somebody may have added them, or removed the checkpoints. A server
+that stops signs all events. If a server uses the log, the command compares it
+with the newest checkpoint, and counts later events as newer.
 
 An attacker with the log's signing key could sign an altered log. An auditor
 thus uses a public key and checkpoints that were kept elsewhere, with --vkey and

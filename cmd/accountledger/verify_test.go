@@ -97,10 +97,10 @@ func TestCheckFindsDamage(t *testing.T) {
 	}{
 		{"a key is missing", keysFile, "DROP TRIGGER keys_fence; UPDATE keys SET wrapped = x''", keysFile, "no erasure explains it"},
 		{"a key is wrong", keysFile, "UPDATE keys SET wrapped = (SELECT wrapped FROM keys ORDER BY slot LIMIT 1)", keysFile, "keys do not open"},
-		{"the log is shorter", logFile, "DROP TRIGGER events_delete; DELETE FROM sealed WHERE position > 10; DELETE FROM events WHERE position > 10", viewsFile, "but log.db ends at event 10"},
+		{"the log is shorter", logFile, "DROP TRIGGER events_delete; DELETE FROM sealed WHERE position > 10; DELETE FROM events WHERE position > 10", viewsFile, "log.db ends at event 10"},
 		{"an account differs", viewsFile, "UPDATE accounts_1 SET json = CAST(replace(CAST(json AS TEXT), 'Ada', 'Eva') AS BLOB) WHERE position = 7", viewsFile, "differs between the view, at revision 0, and a rebuild, at revision 0"},
 		{"an account is missing", viewsFile, "DELETE FROM accounts_1 WHERE position = 7", viewsFile, "is in a rebuild but not in the view"},
-		{"webhooks are ahead", deliveryFile, "UPDATE follow SET position = 99", deliveryFile, "has seen event 99"},
+		{"webhooks are ahead", deliveryFile, "UPDATE follow SET position = 99", deliveryFile, "delivery.db has seen event 99"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(data, tt.file)

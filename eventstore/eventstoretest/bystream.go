@@ -1,6 +1,7 @@
 package eventstoretest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,9 @@ func byStream(e *env) {
 		}
 		if len(got) > 0 {
 			e.Errorf("ByStream up to %d yielded unexpected streams: %v", to, slices.Collect(maps.Keys(got)))
+		}
+		if !slices.IsSortedFunc(order, func(a, b string) int { return cmp.Compare(want[a][0].Position, want[b][0].Position) }) {
+			e.Errorf("ByStream up to %d yielded the streams in another order than that of their creation", to)
 		}
 		if _, again := e.byStream(log, to); !slices.Equal(again, order) {
 			e.Errorf("ByStream up to %d yielded the streams in a different order the second time", to)

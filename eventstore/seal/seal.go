@@ -98,6 +98,7 @@ type Keys struct {
 	wrap    wrapper
 	claim   []byte // HMAC key for claims
 	head    *heads // computes Vouch; nil in a reader of a version 1 file
+	fresh   []byte // the head key that Bind adds to a version 1 file
 
 	changes, destroyed atomic.Int64 // as in meta
 	slots              atomic.Int64 // the highest slot
@@ -115,8 +116,8 @@ type Keys struct {
 
 // Open opens keys.db for a server, and creates it unless Config.Existing is set. It
 // fails with ErrMaster if the file was created under another master key, and
-// with ErrLedger if it belongs to another ledger. A file of an older version is
-// upgraded; it belongs to no ledger until Bind.
+// with ErrLedger if it belongs to another ledger. A file of an older version stays
+// as it is, and belongs to no ledger, until Bind.
 func Open(ctx context.Context, cfg Config) (*Keys, error) {
 	if cfg.PoolSize < 0 {
 		return nil, errors.New("seal: the pool size is negative")
@@ -190,7 +191,7 @@ func connect(path, params string) (*sql.DB, error) {
 	return sql.Open("sqlite3", dsn)
 }
 
-// make fills an empty file, if cfg allows that, and upgrades an older one.
+// make fills an empty file, if cfg allows that.
 func (k *Keys) make(ctx context.Context, cfg Config) error {
 	tx, err := k.write.BeginTx(ctx, nil)
 	if err != nil {
@@ -208,17 +209,6 @@ func (k *Keys) make(ctx context.Context, cfg Config) error {
 			return ErrEmpty
 		}
 		err = k.create(ctx, tx, cfg.Ledger)
-	case app == applicationID && version == 1:
-		// The rows of a wrong master key would make the file unreadable.
-		var epoch uint32
-		var check []byte
-		if err := tx.QueryRowContext(ctx, `SELECT epoch, check_value FROM meta`).Scan(&epoch, &check); err != nil {
-			return err
-		}
-		if err := k.checkValue(epoch, check); err != nil {
-			return err
-		}
-		err = k.upgrade(ctx, tx)
 	default:
 		return nil // prepare checks whether it is a key file
 	}
@@ -248,6 +238,8 @@ func (k *Keys) create(ctx context.Context, tx *sql.Tx, ledger string) error {
 	return k.putSecret(ctx, tx, headSecret, randomKey())
 }
 
+// upgrade brings the file of version 1 to the present one, with the head key that
+// Vouch has used since Open.
 func (k *Keys) upgrade(ctx context.Context, tx *sql.Tx) error {
 	var added []string // the tables that version 1 does not have
 	for _, statement := range strings.SplitAfter(schema, ";\n\n") {
@@ -260,7 +252,7 @@ func (k *Keys) upgrade(ctx context.Context, tx *sql.Tx) error {
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf(upgrade, strings.Join(added, ""))); err != nil {
 		return err
 	}
-	return k.putSecret(ctx, tx, headSecret, randomKey())
+	return k.putSecret(ctx, tx, headSecret, k.fresh)
 }
 
 // Bind makes the file, which an older version of this program wrote, that of a
@@ -269,9 +261,23 @@ func (k *Keys) Bind(ctx context.Context, ledger string) error {
 	if k.write == nil {
 		return ErrReadOnly
 	}
-	if _, err := k.write.ExecContext(ctx, `UPDATE meta SET ledger = ? WHERE ledger = ''`, ledger); err != nil {
+	tx, err := k.write.BeginTx(ctx, nil)
+	if err != nil {
 		return fmt.Errorf("seal: bind: %w", err)
 	}
+	defer tx.Rollback()
+	if k.version == 1 {
+		if err := k.upgrade(ctx, tx); err != nil {
+			return fmt.Errorf("seal: bind: %w", err)
+		}
+	}
+	if _, err := tx.ExecContext(ctx, `UPDATE meta SET ledger = ? WHERE ledger = ''`, ledger); err != nil {
+		return fmt.Errorf("seal: bind: %w", err)
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("seal: bind: %w", err)
+	}
+	k.version = schemaVersion
 	owner, err := k.Ledger(ctx)
 	if err == nil && owner != ledger {
 		err = ErrLedger
@@ -281,7 +287,7 @@ func (k *Keys) Bind(ctx context.Context, ledger string) error {
 
 // Ledger returns the id of the ledger that the file belongs to, "" if none.
 func (k *Keys) Ledger(ctx context.Context) (id string, err error) {
-	if k.head == nil {
+	if k.version == 1 {
 		return "", nil
 	}
 	if err := k.read.QueryRowContext(ctx, `SELECT ledger FROM meta`).Scan(&id); err != nil {
@@ -328,10 +334,8 @@ func (k *Keys) prepare(ctx context.Context, ledger string) (err error) {
 	if k.claim, err = k.secret(ctx, claimSecret); err != nil {
 		return err
 	}
-	if version > 1 {
-		if err := k.load(ctx, ledger); err != nil {
-			return err
-		}
+	if err := k.load(ctx, ledger); err != nil {
+		return err
 	}
 	k.cache, err = otter.New(&otter.Options[eventstore.KeyID, cipher.AEAD]{MaximumSize: cachedKeys})
 	if err != nil {
@@ -346,6 +350,17 @@ func (k *Keys) prepare(ctx context.Context, ledger string) (err error) {
 
 // load reads what State and Vouch return.
 func (k *Keys) load(ctx context.Context, ledger string) error {
+	if k.version == 1 {
+		if k.write != nil {
+			k.fresh = randomKey()
+			k.head = newHeads(k.fresh)
+		}
+		var slots, destroyed int64
+		err := k.read.QueryRowContext(ctx, `SELECT coalesce(max(slot), 0), count(*) FILTER (WHERE wrapped = x'') FROM keys`).Scan(&slots, &destroyed)
+		k.slots.Store(slots)
+		k.destroyed.Store(destroyed)
+		return err
+	}
 	key, err := k.secret(ctx, headSecret)
 	if err != nil {
 		return err

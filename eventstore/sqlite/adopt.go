@@ -65,11 +65,6 @@ func adopt(ctx context.Context, path string, c Config) error {
 	if err := r.authenticate(ctx, report, c.Adopt); err != nil {
 		return err
 	}
-	if c.Adopt.Bind != nil {
-		if err := c.Adopt.Bind(); err != nil {
-			return err
-		}
-	}
 	db, err := dial(path, readWrite)
 	if err != nil {
 		return err
@@ -96,6 +91,11 @@ func adopt(ctx context.Context, path string, c Config) error {
 	}
 	if origin != c.Signer.Name() {
 		return fmt.Errorf("%w: its key is named %v, not %s", ErrForeign, origin, c.Signer.Name())
+	}
+	if c.Adopt.Bind != nil {
+		if err := c.Adopt.Bind(); err != nil {
+			return err
+		}
 	}
 	// In one transaction, so that the log is of one version or the other.
 	create := "BEGIN IMMEDIATE; DROP TABLE meta; " + tables("meta", "head", "waiting") + fmt.Sprintf("; PRAGMA user_version = %d;", schemaVersion)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"accountledger/domain"
@@ -233,6 +234,41 @@ func (e *Eraser) destroy(ctx context.Context, key eventstore.KeyID) error {
 		return nil // keys.db is an older copy without this key
 	}
 	return err
+}
+
+// Repeat destroys again the keys of all erasures in the log that still exist, and
+// returns their number. It is for a keys.db that was restored from before those
+// erasures. Run need not run.
+func (e *Eraser) Repeat(ctx context.Context) (n int64, err error) {
+	head, err := e.Log.Head(ctx)
+	if err != nil || head == 0 {
+		return 0, err
+	}
+	before := e.Keys.State().Destroyed
+	for page, err := range e.Log.Subscribe(ctx, 0) {
+		if err != nil {
+			return 0, fmt.Errorf("erasure: repeat: %w", err)
+		}
+		for _, rec := range page {
+			if !domain.Is[domain.AccountErased](&rec) {
+				continue
+			}
+			if key, ok := domain.ErasedKey(rec.Type, rec.Clear); ok {
+				sub := strings.TrimPrefix(rec.Stream, domain.AccountStream(""))
+				proven, err := e.proven(ctx, projections.Erasure{Sub: sub, KeyID: hex.EncodeToString(key[:]), Position: rec.Position})
+				if err == nil {
+					err = e.destroy(ctx, proven)
+				}
+				if err != nil {
+					return 0, fmt.Errorf("erasure: repeat that at position %d: %w", rec.Position, err)
+				}
+			}
+		}
+		if page[len(page)-1].Position >= head {
+			break
+		}
+	}
+	return e.Keys.State().Destroyed - before, nil
 }
 
 // mergedInto returns the accounts whose streams may contain data sealed under

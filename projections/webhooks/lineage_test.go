@@ -72,13 +72,17 @@ func (w *world) rollBack(size eventstore.Position, number int) {
 	w.stop()
 	w.log.mu.Lock()
 	w.log.records = w.log.records[:size:size]
+	last := w.log.records[size-1].ID
 	for stream, places := range w.log.streams {
 		w.log.streams[stream] = slices.DeleteFunc(slices.Clone(places), func(i int) bool { return i >= int(size) })
 	}
 	w.log.mu.Unlock()
 	w.ledger = domain.NewLedger(domain.LedgerConfig{Log: w.log, Codec: w.config.Codec})
 	w.config.Ledger = w.ledger
-	w.open() // moves the cursors back
+	if err := Rewind(w.t.Context(), w.config.Path, size, last); err != nil {
+		w.t.Fatal(err)
+	}
+	w.open()
 	if _, err := w.ledger.Fork(w.t.Context(), asAdmin, domain.ForkLedger{LedgerID: "accountledger/x", Incarnation: number, PreviousOrigin: "accountledger/x",
 		Size: size, Root: "root", Reason: "a test"}); err != nil {
 		w.t.Fatal(err)
