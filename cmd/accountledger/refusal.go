@@ -148,7 +148,7 @@ var refusals = []struct{ name, what, cause, do, override string }{
 		"Keep a copy of the directory. Run 'accountledger verify', then restore a backup.", ""},
 	{refuseUncovered, "log.db in <data> is that of an earlier version, and nothing shows who wrote event <position>: <why>.",
 		"The server was killed before the last upgrade, in the second before it would have signed the event.",
-		"Look at the event with 'accountledger events'. Or restore a copy from before this start, and start and stop the earlier version there: it signs the event.",
+		"Start and stop the earlier version, which signs the event, or look at it with 'accountledger events'.",
 		"--accept-uncovered accepts it, and later events like it, as the ledger's."},
 	{refuseNoKeys, "keys.db in <data> is missing or empty.",
 		"The file was truncated or deleted, or a copy of it failed.",
