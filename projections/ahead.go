@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	"accountledger/eventstore"
 )
@@ -33,32 +32,15 @@ type AheadError struct {
 }
 
 func (e *AheadError) Error() string {
-	what, cause, do, override := e.Explain()
-	return strings.ReplaceAll(strings.Join([]string{what, cause, do, override}, " "), "\n", " ")
-}
-
-// Explain says in lines of at most 78 bytes what does not fit, what probably
-// happened, what to do, and what an override would lose.
-func (e *AheadError) Explain() (what, cause, do, override string) {
 	name := filepath.Base(e.File)
-	cause = "log.db was restored from an older copy, or was copied without its -wal."
-	do = "Restore the newest log.db together with its -wal. If the roll-back is\nwanted, run 'accountledger new-incarnation'."
 	switch e.Why {
 	case OtherLedger:
-		what = fmt.Sprintf("%s and log.db belong to different ledgers.", name)
-		cause = "A file was copied here from another data directory."
-		do = "Bring the files of one ledger together."
+		return name + " belongs to another ledger than log.db"
 	case AheadOfLog:
-		what = fmt.Sprintf("%s has seen event %d, but log.db ends at event %d.", name, e.Seen, e.Head)
+		return fmt.Sprintf("%s has seen event %d, but log.db ends at event %d", name, e.Seen, e.Head)
 	default:
-		what = fmt.Sprintf("log.db has another event at position %d than %s saw there.", e.Seen, name)
-		cause = "log.db was restored from an older copy, and has grown since."
+		return fmt.Sprintf("%s has seen another event at position %d than log.db has there", name, e.Seen)
 	}
-	override = fmt.Sprintf("To go on without it, move %s away. It is then rebuilt from log.db;\nchanges that log.db does not have are lost.", name)
-	if strings.HasPrefix(name, "delivery") {
-		override = fmt.Sprintf("To go on without it, move %s away. Webhooks then start at their\nconfigured positions and send events again.", name)
-	}
-	return what, cause, do, override
 }
 
 // Check returns an *AheadError unless the file at path, which has the mark m, has

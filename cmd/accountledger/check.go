@@ -209,8 +209,7 @@ func (ch *checked) followers(ctx context.Context, r *reader) error {
 		for _, m := range marks {
 			err := m.Check(ctx, r.dir.path(file), ledgerID(known[0].Name()), log)
 			if e, ok := errors.AsType[*projections.AheadError](err); ok {
-				what, _, _, _ := e.Explain()
-				ch.add(file, "%s", what)
+				ch.add(file, "%v", e)
 			} else if err != nil {
 				ch.add(file, "%v", err)
 			}

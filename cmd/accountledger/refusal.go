@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore/seal"
+	"accountledger/projections"
 )
 
 // refusal is the error of a command that does not use a data directory because
@@ -80,7 +83,11 @@ const (
 	refuseKeysForeign    = "keys-foreign"
 	refuseKeysBehind     = "keys-behind"
 	refuseViewsAhead     = "views-ahead"
-	refuseDeliveryAhead  = "delivery-ahead"
+	refuseViewsBeside    = "views-beside"
+	refuseViewsForeign   = "views-foreign"
+	refuseSentAhead      = "delivery-ahead"
+	refuseSentBeside     = "delivery-beside"
+	refuseSentForeign    = "delivery-foreign"
 	refuseInterrupted    = "incarnation-interrupted"
 	refusePlan           = "incarnation-foreign"
 	refuseEmpty          = "directory-empty"
@@ -90,7 +97,21 @@ const (
 	refuseSignedAhead    = "last-signed-ahead"
 )
 
-const rollBack = "Put the newer files back. If there are none, and the events are lost for good, run 'accountledger new-incarnation'."
+// Texts that several refusals share.
+const (
+	olderLog   = "log.db was restored from an older copy, or lost its log.db-wal."
+	otherLog   = "log.db was restored from an older copy and has grown since."
+	mixedFiles = "Files of two data directories were mixed when they were copied."
+
+	rollBack = "Put the newer files back. If there are none, and the events are lost for good, run 'accountledger new-incarnation'."
+	together = "Put back the files that belong together."
+
+	// What it loses to move a file that follows the log away.
+	loseViews = "Move views.db away to open the ledger without it: the server rebuilds it. " +
+		"Events that log.db does not have are lost, and neither clients nor auditors learn of it."
+	loseSent = "Move delivery.db away to open the ledger without it: webhooks start again at the position they were registered with, and send events again. " +
+		"Events that log.db does not have are lost, and neither clients nor auditors learn of it."
+)
 
 // refusals has the texts of all refusals, for the messages and the table in
 // docs/operation.md. Words in angle brackets are replaced.
@@ -142,12 +163,14 @@ var refusals = []struct{ name, what, cause, do, override string }{
 	{refuseTampered, "The files in <data> are not what this ledger wrote.<why>",
 		"Somebody changed log.db or keys.db, or files of different times were mixed.",
 		"Keep a copy of the directory. Run 'accountledger verify', then restore a backup.", ""},
-	{refuseViewsAhead, "views.db in <data> is ahead of the log.",
-		"log.db is older than views.db: it was restored from an older copy, or lost its log.db-wal.",
-		rollBack, ""},
-	{refuseDeliveryAhead, "delivery.db in <data> is ahead of the log.",
-		"log.db is older than delivery.db: it was restored from an older copy, or lost its log.db-wal.",
-		rollBack, ""},
+	{refuseViewsAhead, "views.db in <data> has seen event <seen>, but log.db ends at event <head>.", olderLog, rollBack, loseViews},
+	{refuseViewsBeside, "views.db in <data> has seen another event at position <seen> than log.db has there.", otherLog, together, loseViews},
+	{refuseViewsForeign, "views.db in <data> belongs to another ledger than log.db.", mixedFiles, together,
+		"Move views.db away to open the ledger without it: the server rebuilds it, and nothing is lost if log.db is the right one."},
+	{refuseSentAhead, "delivery.db in <data> has seen event <seen>, but log.db ends at event <head>.", olderLog, rollBack, loseSent},
+	{refuseSentBeside, "delivery.db in <data> has seen another event at position <seen> than log.db has there.", otherLog, together, loseSent},
+	{refuseSentForeign, "delivery.db in <data> belongs to another ledger than log.db.", mixedFiles, together,
+		"Move delivery.db away to open the ledger without it: webhooks start again at the position they were registered with, and send events again."},
 	{refuseInterrupted, "A roll-back of the ledger in <data> is not complete.",
 		"'accountledger new-incarnation' was interrupted.",
 		"Run 'accountledger new-incarnation' again; it continues.", ""},
@@ -168,8 +191,7 @@ var refusals = []struct{ name, what, cause, do, override string }{
 		"The directory was restored from a copy that is older than the last roll-back.",
 		"Put the newer files back. If you cannot, copy log.key and log.vkey from them, and then run 'accountledger new-incarnation'.", ""},
 	{refuseSignedAhead, "<file> has a signed checkpoint of <size> events, but the log has another or an older state.",
-		"log.db was restored from an older copy, or lost its log.db-wal.",
-		rollBack, ""},
+		olderLog, rollBack, ""},
 }
 
 // refuse returns the named refusal. pairs are words in its text and their
@@ -184,10 +206,18 @@ func refuse(name string, err error, pairs ...string) *refusal {
 	return &refusal{what: replace(r.what), cause: replace(r.cause), do: replace(r.do), override: replace(r.override), err: err}
 }
 
-// explained is an error about a file that does not fit the log.
-type explained interface {
-	error
-	Explain() (what, cause, do, override string)
+// aheadRefusal returns the refusal of a file that has followed another log than
+// the one in c.Data.
+func aheadRefusal(c cli.Config, e *projections.AheadError, err error) *refusal {
+	name := map[string]string{
+		projections.OtherLedger: refuseViewsForeign, projections.AheadOfLog: refuseViewsAhead, projections.OtherEvent: refuseViewsBeside,
+	}[e.Why]
+	if filepath.Base(e.File) == deliveryFile {
+		name = map[string]string{
+			projections.OtherLedger: refuseSentForeign, projections.AheadOfLog: refuseSentAhead, projections.OtherEvent: refuseSentBeside,
+		}[e.Why]
+	}
+	return refuse(name, err, "data", c.Data, "seen", strconv.FormatInt(int64(e.Seen), 10), "head", strconv.FormatInt(int64(e.Head), 10))
 }
 
 // explain turns an error from opening the ledger in c.Data into a refusal, if it
@@ -202,10 +232,8 @@ func explain(c cli.Config, err error) error {
 	if r, ok := storeRefusal(c, err); ok {
 		return r
 	}
-	// The files that follow the log explain themselves.
-	if e, ok := errors.AsType[explained](err); ok {
-		what, cause, do, override := e.Explain()
-		return &refusal{what: what, cause: cause, do: do, override: override, err: err}
+	if e, ok := errors.AsType[*projections.AheadError](err); ok {
+		return aheadRefusal(c, e, err)
 	}
 	for _, known := range []struct {
 		is   error

@@ -11,6 +11,7 @@ import (
 	"accountledger/cmd/accountledger/cli"
 	"accountledger/eventstore"
 	"accountledger/eventstore/seal"
+	"accountledger/projections"
 )
 
 // refusedAs returns the name of the refusal in err, or "".
@@ -80,12 +81,21 @@ func TestExplain(t *testing.T) {
 		{seal.ErrMaster, refuseMaster},
 		{eventstore.ErrTampered, refuseTampered},
 		{refuse(refuseSignedAhead, nil), refuseSignedAhead},
+		{&projections.AheadError{File: "data/views.db", Seen: 12, Head: 10, Why: projections.AheadOfLog}, refuseViewsAhead},
+		{&projections.AheadError{File: "data/views.db", Seen: 10, Head: 12, Why: projections.OtherEvent}, refuseViewsBeside},
+		{&projections.AheadError{File: "data/views.db", Why: projections.OtherLedger}, refuseViewsForeign},
+		{&projections.AheadError{File: "data/delivery.db", Seen: 12, Head: 10, Why: projections.AheadOfLog}, refuseSentAhead},
+		{&projections.AheadError{File: "data/delivery.db", Seen: 10, Head: 12, Why: projections.OtherEvent}, refuseSentBeside},
+		{&projections.AheadError{File: "data/delivery.db", Why: projections.OtherLedger}, refuseSentForeign},
 		{errLocked, ""},
 		{errors.New("any other"), ""},
 	} {
 		err := explain(c, fmt.Errorf("open: %w", tt.err))
 		if refusedAs(err) != tt.want || !errors.Is(err, tt.err) {
 			t.Errorf("%v is refused as %q, want %q: %v", tt.err, refusedAs(err), tt.want, err)
+		}
+		if regexp.MustCompile(`<[a-z]+>`).MatchString(err.Error()) && tt.want != refuseSignedAhead {
+			t.Errorf("the refusal is not complete:\n%v", err)
 		}
 	}
 	if err := explain(c, nil); err != nil {
