@@ -205,21 +205,31 @@ func (l *ledger) run(ctx context.Context) error {
 // prove reads the whole log once, beside the server, and compares the events and
 // the claims with the sealed head.
 func (l *ledger) prove(ctx context.Context) error {
-	err := l.log.CheckClaims(ctx)
-	if err == nil {
-		head, failed := l.log.Head(ctx)
-		if err = failed; err == nil {
-			err = l.log.Prove(ctx, head, reporter(l.logger, "proving the log"))
+	for {
+		err := l.log.CheckClaims(ctx)
+		if err == nil {
+			head, failed := l.log.Head(ctx)
+			if err = failed; err == nil {
+				err = l.log.Prove(ctx, head, reporter(l.logger, "proving the log"))
+			}
+		}
+		switch {
+		case err == nil || ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed):
+			return nil
+		case errors.Is(err, eventstore.ErrTampered):
+			return err
+		}
+		l.logger.ErrorContext(ctx, "the log was not compared with its sealed head; the next attempt follows", "retry", proofRetry, "err", err)
+		select {
+		case <-time.After(proofRetry):
+		case <-ctx.Done():
+			return nil
 		}
 	}
-	switch {
-	case err == nil || ctx.Err() != nil || errors.Is(err, eventstore.ErrClosed):
-		return nil
-	case errors.Is(err, eventstore.ErrTampered):
-		return err
-	}
-	return fmt.Errorf("compare the log with its sealed head: %w", err)
 }
+
+// proofRetry is the time between attempts to prove the log, if it cannot be read.
+const proofRetry = 10 * time.Second
 
 // reporter returns a function that logs the progress of long work every few
 // seconds.
