@@ -181,7 +181,7 @@ func (w *writer) load() error {
 	var size, before int64
 	for query, into := range map[string]*int64{
 		`SELECT ifnull(max(position), 0) FROM events`:                                &size,
-		`SELECT ifnull(min(position), 1) - 1 FROM events`:                            &before,
+		`SELECT ifnull(min(position), 1) <> 1 FROM events`:                           &before,
 		`SELECT ifnull((SELECT time FROM events ORDER BY position DESC LIMIT 1), 0)`: &s.time,
 		`SELECT ifnull(max(num), 0) FROM streams`:                                    &s.streams,
 		`SELECT ifnull(max(size), 0) FROM checkpoints`:                               &s.signed,
@@ -198,7 +198,7 @@ func (w *writer) load() error {
 		*into = n
 	}
 	if before != 0 {
-		return tampered("its first event is missing")
+		return tampered("its first event is not at position 1")
 	}
 	h, err := readHead(w.db, w.ledger, w.vouch)
 	if err != nil {
