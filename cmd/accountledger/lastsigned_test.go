@@ -137,13 +137,13 @@ func TestLastSigned(t *testing.T) {
 	}{
 		{"the first", s.checkpoint(t, 0, 5, 1), true, false},
 		{"a newer one", s.checkpoint(t, 0, 9, 1), true, false},
-		{"an older one", s.checkpoint(t, 0, 8, 1), false, false},
+		{"an older one", s.checkpoint(t, 0, 8, 1), false, true},
 		{"the same", s.checkpoint(t, 0, 9, 1), false, false},
 		{"beside it", s.checkpoint(t, 0, 9, 2), false, true},
 		{"of another ledger", other.checkpoint(t, 0, 99, 1), false, true},
 		{"no checkpoint", []byte("nonsense"), false, true},
 		{"a newer incarnation, smaller", s.checkpoint(t, 2, 3, 1), true, false},
-		{"an older incarnation, larger", s.checkpoint(t, 1, 99, 1), false, false},
+		{"an older incarnation, larger", s.checkpoint(t, 1, 99, 1), false, true},
 	} {
 		if err := last.publish(tt.msg); (err != nil) != tt.fails {
 			t.Errorf("%s: %v, want failure %t", tt.name, err, tt.fails)
