@@ -210,7 +210,7 @@ func (l *ledger) prove(ctx context.Context) error {
 		if err == nil {
 			head, failed := l.log.Head(ctx)
 			if err = failed; err == nil {
-				err = l.log.Prove(ctx, head, reporter(l.logger, "proving the log"))
+				err = l.log.Prove(ctx, head, logged(l.logger, "proving the log"))
 			}
 		}
 		switch {
@@ -231,9 +231,29 @@ func (l *ledger) prove(ctx context.Context) error {
 // proofRetry is the time between attempts to prove the log, if it cannot be read.
 const proofRetry = 10 * time.Second
 
-// reporter returns a function that logs the progress of long work every few
-// seconds.
+// reporter returns a function that shows the progress of work that a start waits
+// for: as a bar on a terminal, and otherwise in the log.
 func reporter(logger *slog.Logger, what string) func(done, total int64) {
+	begun := time.Now()
+	log := logged(logger, what)
+	var bar *cli.Progress
+	return func(done, total int64) {
+		if bar == nil && time.Since(begun) >= progressInterval {
+			bar = cli.Bar(what)
+		}
+		if bar == nil {
+			log(done, total)
+			return
+		}
+		if bar.Set(done, total); done >= total {
+			bar.End()
+			bar, begun = nil, time.Now()
+		}
+	}
+}
+
+// logged returns a function that logs the progress of long work every few seconds.
+func logged(logger *slog.Logger, what string) func(done, total int64) {
 	begun := time.Now()
 	last := begun
 	return func(done, total int64) {
@@ -242,11 +262,13 @@ func reporter(logger *slog.Logger, what string) func(done, total int64) {
 		}
 		last = time.Now()
 		rate := float64(done) / last.Sub(begun).Seconds()
-		logger.Info(what, "done", done, "of", total, "perSecond", int64(rate), "left", time.Duration(float64(total-done)/rate*float64(time.Second)).Round(time.Second))
+		left := time.Duration(float64(total-done) / rate * float64(time.Second))
+		logger.Info(what, "done", done, "of", total, "perSecond", int64(rate), "left", left.Round(time.Second))
 	}
 }
 
-// progressInterval is how often reporter logs.
+// progressInterval is how often progress is logged, and how long work takes before
+// it is shown.
 const progressInterval = 2 * time.Second
 
 // background makes run start work, with a context that ends with run.

@@ -221,8 +221,8 @@ func (w *writer) load() error {
 }
 
 // prepareAudits sets the tree that the next audit continues, over the events
-// under the last checkpoint. It checks the bytes of the last event, whose time the next events
-// depend on.
+// under the last checkpoint. It checks the bytes of the last event, whose time the
+// next events depend on.
 func (w *writer) prepareAudits() error {
 	tree, err := tlog.Restore(w.state.signed, w.readTile)
 	if err != nil {

@@ -130,6 +130,15 @@ func (c Console) Progress(what string, total int64) *Progress {
 	return p
 }
 
+// Bar starts a bar on standard error, for work that has no console. It returns nil
+// if standard error is not a terminal.
+func Bar(what string) *Progress {
+	if !IsTerminal(os.Stderr) {
+		return nil
+	}
+	return Console{Err: os.Stderr, tty: true}.Progress(what, -1)
+}
+
 // Set sets how many are done, and of how many.
 func (p *Progress) Set(done, total int64) {
 	p.done = done
