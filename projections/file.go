@@ -138,9 +138,10 @@ func inspect(ctx context.Context, path string) (f fileState, err error) {
 		return f, err
 	}
 	defer db.Close()
-	var id, tables int64
-	err = db.QueryRowContext(ctx, `SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
-		FROM pragma_application_id, pragma_user_version`).Scan(&id, &f.layout, &tables)
+	var id, tables, foreign int64
+	err = db.QueryRowContext(ctx, `SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema),
+			(SELECT count(*) FROM sqlite_schema WHERE type IN ('trigger', 'view'))
+		FROM pragma_application_id, pragma_user_version`).Scan(&id, &f.layout, &tables, &foreign)
 	switch {
 	case damaged(err) && headerIsOurs(path):
 		return f, fmt.Errorf("%w: %w", errUnreadable, err)
@@ -148,6 +149,8 @@ func inspect(ctx context.Context, path string) (f fileState, err error) {
 		return f, err
 	case id == 0 && f.layout == 0 && tables == 0:
 		return fileState{missing: true}, nil
+	case foreign > 0:
+		return f, fmt.Errorf("%w: views.db has a trigger or a view that this program did not create", eventstore.ErrTampered)
 	case id != applicationID:
 		return f, errForeign
 	case f.layout > schemaVersion:

@@ -57,6 +57,14 @@ func TestPlanted(t *testing.T) {
 			t.Errorf("the refusal does not say what to do:\n%s", p.log)
 		}
 	})
+	for _, file := range []string{keysFile, viewsFile, deliveryFile, logFile} {
+		t.Run("trigger in "+file, func(t *testing.T) {
+			data := copied(t, data)
+			table := map[string]string{keysFile: "keys", viewsFile: "views", deliveryFile: "endpoint", logFile: "claims"}[file]
+			execute(t, data, file, `CREATE TRIGGER z BEFORE UPDATE ON `+table+` BEGIN SELECT RAISE(IGNORE); END`)
+			wantRefused(t, data, nil, file, "trigger")
+		})
+	}
 	t.Run("log of the first version", func(t *testing.T) {
 		data := copied(t, data)
 		execute(t, data, logFile, `DROP TABLE head`, `DROP TABLE waiting`, `CREATE TABLE m AS SELECT origin FROM meta`, `DROP TABLE meta`,

@@ -234,8 +234,12 @@ func (k *Keys) emptyRow(ctx context.Context, slot int64, id eventstore.KeyID) er
 		return fmt.Errorf("%w: slot %d holds another key", ErrKey, slot)
 	}
 	for _, statement := range []string{`UPDATE keys SET wrapped = x'' WHERE slot = ?`, `UPDATE meta SET destroyed = destroyed + 1 WHERE ? > 0`} {
-		if _, err := tx.ExecContext(ctx, statement, slot); err != nil {
+		result, err := tx.ExecContext(ctx, statement, slot)
+		if err != nil {
 			return fmt.Errorf("seal: destroy key: %w", err)
+		}
+		if n, err := result.RowsAffected(); err != nil || n != 1 {
+			return errors.Join(fmt.Errorf("seal: destroy key: %w: a change of keys.db has no effect", eventstore.ErrTampered), err)
 		}
 	}
 	if err := tx.Commit(); err != nil {

@@ -372,6 +372,9 @@ func (k *Keys) prepare(ctx context.Context, ledger string) (err error) {
 		return fmt.Errorf("it has format version %d, but this program reads version %d", version, schemaVersion)
 	}
 	k.version = version
+	if err := k.checkTriggers(ctx); err != nil {
+		return err
+	}
 	if err := k.checkMaster(ctx); err != nil {
 		return err
 	}
@@ -390,6 +393,21 @@ func (k *Keys) prepare(ctx context.Context, ledger string) (err error) {
 	}
 	k.findRange, err = k.read.PrepareContext(ctx, `SELECT slot, epoch, wrapped FROM keys WHERE slot BETWEEN ? AND ? ORDER BY slot`)
 	return err
+}
+
+// checkTriggers fails unless the file's triggers are those of the schema, and there
+// are no views: others would run when keys and secrets are changed.
+func (k *Keys) checkTriggers(ctx context.Context) error {
+	found, err := column[string](ctx, k.read, `SELECT coalesce(sql, '') FROM sqlite_schema WHERE type NOT IN ('table', 'index')`)
+	if err != nil {
+		return err
+	}
+	for _, trigger := range found {
+		if !strings.Contains(schema, trigger) {
+			return fmt.Errorf("%w: keys.db has a trigger or a view that this program did not create", eventstore.ErrTampered)
+		}
+	}
+	return nil
 }
 
 // load reads what State and Vouch return.

@@ -107,6 +107,13 @@ func Marks(ctx context.Context, path string) ([]projections.Mark, error) {
 	if known, err := recognise(app, version, tables); err != nil || !known {
 		return nil, err
 	}
+	var foreign int
+	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE type IN ('trigger', 'view')`).Scan(&foreign); err != nil {
+		return nil, err
+	}
+	if foreign > 0 {
+		return nil, fmt.Errorf("%w: delivery.db has a trigger or a view that this program did not create", eventstore.ErrTampered)
+	}
 	var followed, settled projections.Mark
 	columns := `position, event, ledger`
 	if version < 5 {
