@@ -42,20 +42,21 @@ func TestPlanted(t *testing.T) {
 		data := copied(t, data)
 		execute(t, data, keysFile, `DELETE FROM secrets WHERE name LIKE 'credential/%'`)
 		removeFiles(t, data, adminKeyFile)
-		p, stdout, err := spawn(data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(p.kill)
-		if err := p.ready(stdout, data); err == nil {
-			t.Errorf("the server creates a new admin key\n%s", p.log)
-		}
+		wantRefused(t, data, nil, "the secrets in keys.db")
 		if _, err := os.Stat(filepath.Join(data, adminKeyFile)); err == nil {
 			t.Error("there is a new admin key")
 		}
-		if !strings.Contains(p.log.String(), "accountledger admin-key") {
-			t.Errorf("the refusal does not say what to do:\n%s", p.log)
+	})
+	t.Run("replaced admin key", func(t *testing.T) {
+		data := copied(t, data)
+		const row = `SELECT hex(wrapped) FROM secrets WHERE name = 'credential/admin'`
+		old := one[string](t, data, keysFile, row)
+		mustRun(t, "admin-key", "--data", data)
+		if one[string](t, data, keysFile, row) == old {
+			t.Fatal("admin-key did not replace the key")
 		}
+		execute(t, data, keysFile, `UPDATE secrets SET wrapped = unhex('`+old+`') WHERE name = 'credential/admin'`)
+		wantRefused(t, data, nil, "the secrets in keys.db")
 	})
 	for _, file := range []string{keysFile, viewsFile, deliveryFile, logFile} {
 		t.Run("trigger in "+file, func(t *testing.T) {

@@ -6,6 +6,7 @@ CREATE TABLE meta (
 	id             INTEGER PRIMARY KEY CHECK (id = 1),
 	ledger         TEXT    NOT NULL,           -- id of the ledger; '' until an older file is bound to one
 	changes        INTEGER NOT NULL DEFAULT 0, -- of secrets
+	secrets        BLOB    NOT NULL DEFAULT x'', -- MAC over changes and the table secrets
 	destroyed      INTEGER NOT NULL DEFAULT 0, -- keys
 	erased_through INTEGER NOT NULL DEFAULT 0, -- position up to which every erasure in the log is carried out
 	erased_mac     BLOB    NOT NULL DEFAULT x''

@@ -236,7 +236,11 @@ func (k *Keys) create(ctx context.Context, tx *sql.Tx, ledger string) error {
 	if err := k.putSecret(ctx, tx, claimSecret, randomKey()); err != nil {
 		return err
 	}
-	return k.putSecret(ctx, tx, headSecret, append(randomKey(), logSealed))
+	key := randomKey()
+	if err := k.putSecret(ctx, tx, headSecret, append(key[:headKey:headKey], logSealed)); err != nil {
+		return err
+	}
+	return sealSecrets(ctx, tx, newHeads(key))
 }
 
 // upgrade brings the file of version 1 to the present one, with the head key that
@@ -253,7 +257,10 @@ func (k *Keys) upgrade(ctx context.Context, tx *sql.Tx) error {
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf(upgrade, strings.Join(added, ""))); err != nil {
 		return err
 	}
-	return k.putSecret(ctx, tx, headSecret, append(k.fresh[:headKey:headKey], logUnsealed))
+	if err := k.putSecret(ctx, tx, headSecret, append(k.fresh[:headKey:headKey], logUnsealed)); err != nil {
+		return err
+	}
+	return sealSecrets(ctx, tx, k.head)
 }
 
 // The head secret is the head key and a byte that says whether the log beside the
@@ -289,7 +296,11 @@ func (k *Keys) MarkLogSealed(ctx context.Context) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM secrets WHERE name = ?`, headSecret); err != nil {
 		return fmt.Errorf("seal: mark: %w", err)
 	}
-	if err := k.putSecret(ctx, tx, headSecret, append(key[:headKey:headKey], logSealed)); err != nil {
+	err = k.putSecret(ctx, tx, headSecret, append(key[:headKey:headKey], logSealed))
+	if err == nil {
+		err = sealSecrets(ctx, tx, k.head)
+	}
+	if err != nil {
 		return fmt.Errorf("seal: mark: %w", err)
 	}
 	if err := tx.Commit(); err != nil {
@@ -444,7 +455,7 @@ func (k *Keys) load(ctx context.Context, ledger string) error {
 	k.changes.Store(changes)
 	k.destroyed.Store(destroyed)
 	k.slots.Store(slots)
-	return nil
+	return k.checkSecrets(ctx)
 }
 
 func (k *Keys) checkMaster(ctx context.Context) error {

@@ -1,10 +1,12 @@
 package seal
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash"
@@ -37,13 +39,15 @@ func newHeads(key []byte) *heads {
 // pass off another state as the ledger's. The store begins messages of different
 // meaning with different labels. Vouch panics in a reader of a file that has no
 // head key yet; see CanVouch.
-func (k *Keys) Vouch(message []byte) (mac [32]byte) {
-	h := k.head.pool.Get().(hash.Hash)
-	h.Reset()
-	h.Write(message)
-	h.Sum(mac[:0])
-	k.head.pool.Put(h)
-	return mac
+func (k *Keys) Vouch(message []byte) [32]byte { return k.head.vouch(message) }
+
+func (h *heads) vouch(message []byte) (sum [32]byte) {
+	mac := h.pool.Get().(hash.Hash)
+	mac.Reset()
+	mac.Write(message)
+	mac.Sum(sum[:0])
+	h.pool.Put(mac)
+	return sum
 }
 
 // CanVouch reports whether the file has a head key: an older version of this
@@ -107,11 +111,72 @@ func (k *Keys) change(ctx context.Context, name string, put func(*sql.Tx) error)
 	if _, err := tx.ExecContext(ctx, `UPDATE meta SET changes = changes + 1`); err != nil {
 		return false, err
 	}
+	if err := sealSecrets(ctx, tx, k.head); err != nil {
+		return false, err
+	}
 	if err := tx.Commit(); err != nil {
 		return false, err
 	}
 	k.changes.Add(1) // last, so that no sealed head names a change that is not durable
 	return n > 0, nil
+}
+
+// querier is a connection or a transaction.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// secretsMAC returns the MAC over the number of changes and all secrets, so that a
+// row of an older copy cannot be put back.
+func secretsMAC(ctx context.Context, q querier, h *heads) ([]byte, error) {
+	rows, err := q.QueryContext(ctx, `SELECT name, epoch, wrapped, (SELECT changes FROM meta) FROM secrets ORDER BY name`)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	m := []byte("AL1/secrets\x00")
+	for rows.Next() {
+		var name string
+		var epoch, changes uint64
+		var wrapped []byte
+		if err := rows.Scan(&name, &epoch, &wrapped, &changes); err != nil {
+			return nil, err
+		}
+		m = binary.BigEndian.AppendUint64(m, changes)
+		m = append(binary.BigEndian.AppendUint32(m, uint32(len(name))), name...)
+		m = binary.BigEndian.AppendUint64(m, epoch)
+		m = append(binary.BigEndian.AppendUint32(m, uint32(len(wrapped))), wrapped...)
+	}
+	mac := h.vouch(m)
+	return mac[:], rows.Err()
+}
+
+// sealSecrets writes the MAC of the secrets as the transaction leaves them.
+func sealSecrets(ctx context.Context, tx *sql.Tx, h *heads) error {
+	mac, err := secretsMAC(ctx, tx, h)
+	if err == nil {
+		_, err = tx.ExecContext(ctx, `UPDATE meta SET secrets = ?`, mac)
+	}
+	return err
+}
+
+// checkSecrets fails with eventstore.ErrTampered unless the secrets are those that
+// this ledger stored last.
+func (k *Keys) checkSecrets(ctx context.Context) error {
+	tx, err := k.read.BeginTx(ctx, nil) // a server may change them meanwhile
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	var stored []byte
+	if err := tx.QueryRowContext(ctx, `SELECT secrets FROM meta`).Scan(&stored); err != nil {
+		return err
+	}
+	mac, err := secretsMAC(ctx, tx, k.head)
+	if err == nil && !bytes.Equal(mac, stored) {
+		err = fmt.Errorf("%w: the secrets in keys.db are not those that were stored last", eventstore.ErrTampered)
+	}
+	return err
 }
 
 func (k *Keys) putSecret(ctx context.Context, tx *sql.Tx, name string, value []byte) error {
