@@ -40,7 +40,10 @@ func sequences() int {
 // event as proven, and Verify must not pass or name a place that is not altered.
 func TestTamperSequences(t *testing.T) {
 	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
+	seed := uint64(1) // the small run is the same each time, except for ids and times
+	if os.Getenv("ACCOUNTLEDGER_TEST_TAMPER") != "" {
+		seed = uint64(time.Now().UnixNano())
+	}
 	if text := os.Getenv("ACCOUNTLEDGER_TEST_TAMPER_SEED"); text != "" { // repeats a run
 		var err error
 		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
