@@ -71,7 +71,7 @@ func (l *Lineage) Forks(p eventstore.Position) (all []Fork) {
 }
 
 // Shared returns up to which position this log has the same events as the one in
-// which somebody has seen these forks and none after them. forked is false if
+// which a client has seen these forks and none after them. forked is false if
 // everything after the forks is the same as well. known is false if the forks are
 // not all in this log, and no fork in it explains that.
 func (l *Lineage) Shared(forks []Fork) (shared eventstore.Position, forked, known bool) {

@@ -178,8 +178,8 @@ type StreamReader interface {
 	ByStream(ctx context.Context, to Position) iter.Seq2[[]Recorded, error]
 }
 
-// ErrTampered reports that an event is not what the store appended: somebody
-// changed the log's files. The store accepts no more appends.
+// ErrTampered reports that an event is not what the store appended: the log's
+// files were changed by another program. The store accepts no more appends.
 var ErrTampered = errors.New("eventstore: the log is not what this ledger wrote")
 
 // ErrClosed is returned by all methods of a closed store except Close.

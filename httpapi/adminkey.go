@@ -22,7 +22,7 @@ var ErrNoAdminKey = errors.New("httpapi: keys.db has no admin key, although the 
 // Bootstrap creates the admin key of a new ledger and writes it to path, readable
 // by its owner only. If the key exists, Bootstrap does nothing, even if the file
 // is missing: NewAdminKey replaces a lost key deliberately. It does not replace a
-// key that the key store has lost, because somebody may have deleted it to get
+// key that the key store has lost, because an attacker may have deleted it to get
 // another one: it fails with ErrNoAdminKey.
 func Bootstrap(ctx context.Context, keys *seal.Keys, path string) error {
 	_, err := keys.Secret(ctx, credentialName(adminKeyID))

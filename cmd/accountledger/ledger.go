@@ -177,8 +177,8 @@ func (l *ledger) run(ctx context.Context) error {
 		}
 	})
 	loops.Go(func() error {
-		// What destroys data waits until the log is proven: an event that somebody
-		// removed from an account, such as the end of a plan, has no proof.
+		// Schedules and erasures destroy data, so they start only after the proof.
+		// Without it, an attacker could hide an event that cancels a deletion.
 		if err := l.prove(ctx); err != nil {
 			return err
 		}

@@ -118,7 +118,7 @@ type forkPlan struct {
 	SignedSize     eventstore.Position `json:"signedSize"` // that the ledger has signed
 	Lost           int64               `json:"lost"`       // events, at least
 	Reason         string              `json:"reason"`
-	MAC            string              `json:"mac,omitzero"` // under the head key: nobody else can plan a roll-back
+	MAC            string              `json:"mac,omitzero"` // under the head key, so that a planted plan is recognized
 }
 
 // forked is the outcome.

@@ -440,7 +440,7 @@ func lostBy(ctx context.Context, c cli.Config, backup *reader, present directory
 }
 
 // before reports whether the directory is that of an earlier incarnation than the
-// reader's: somebody has decided to go on without its last events.
+// reader's: an operator has decided to continue without its last events.
 func (d directory) before(r *reader) bool {
 	mine, theirs := incarnationOf(d), incarnationOf(r.dir)
 	return mine >= 0 && mine < theirs

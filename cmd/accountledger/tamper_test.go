@@ -1230,7 +1230,7 @@ func (s *snapshots) smallParts(t *testing.T) {
 	})
 }
 
-// T17: the view of erasures says that a live account is to be erased.
+// T17: an attacker adds a live account to the view of erasures.
 func (s *snapshots) unaskedErasure(t *testing.T) {
 	t.Parallel()
 	data := copied(t, s.base)
@@ -1246,7 +1246,7 @@ func (s *snapshots) unaskedErasure(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the server does not report the erasure that nobody requested\n%s", p.log)
+			t.Fatalf("the server does not report the forged erasure\n%s", p.log)
 		}
 	}
 	if p.hasEnded() {
@@ -1280,7 +1280,7 @@ func (s *snapshots) changedDelivery(t *testing.T) {
 		}
 	}
 	if list := mustDo(t, p, "GET", "/v1/webhooks", ""); strings.Contains(list, "01a22bb7-dc0b-78d7-b6aa-0c091a62d209") {
-		t.Errorf("there is a webhook that nobody registered: %s", list)
+		t.Errorf("the API lists the forged webhook: %s", list)
 	}
 }
 

@@ -211,8 +211,8 @@ func (s *Store) Prove(ctx context.Context, to eventstore.Position, progress func
 }
 
 // indexed fails with ErrTampered unless the index by which streams are read has
-// every one of the first size events, and no other before them. An index that
-// somebody has made again for some of the rows would hide events.
+// every one of the first size events, and no other before them. An attacker could
+// hide events by creating the index again without their rows.
 func indexed(c *conn, size int64) error {
 	s, err := c.prepare(`SELECT count(*) FROM events INDEXED BY events_stream WHERE +position <= ?`)
 	if err != nil {
